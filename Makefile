@@ -1,0 +1,67 @@
+# `make` lists what can be made. Everything runs in .venv, which `make setup` builds from the pinned requirements.
+
+PYTHON ?= $(shell for python in python3.11 python3 python3.13 python3.12; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp-setup
+
+.DEFAULT_GOAL := help
+.PHONY: help setup redis storm up test check format bench wheel pin clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## build .venv: pinned requirements, then this package, editable
+
+$(STAMP): pyproject.toml requirements/dev.txt
+	@test -n "$(PYTHON)" || { echo "No Python of 3.11 or newer was found. On Debian: apt-get install python3 python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make virtual environments. On Debian: apt-get install python3-venv" >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+redis: ## have redis-server for the comparisons: installed from Debian if it may be, else said
+	@.ci/redis
+
+storm: setup redis ## start the default cluster, wake 10,000 agents of 100,000, show it beside Redis
+	@$(BIN)/dawnchorus perf storm --agents 100000 --wake 10000
+
+up: setup ## start and supervise the nodes of topology.toml, in the foreground
+	@$(BIN)/dawnchorus up
+
+test: setup redis check ## everything: format, lint, types, tests
+	$(BIN)/python -m pytest
+
+check: setup ## format, lint, spelling and types; changes nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/codespell
+	$(BIN)/mypy
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+format: setup ## format the code and repair what ruff can repair
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: setup ## microbenchmarks of what is hot
+	$(BIN)/python -m pytest perf/benchmarks -o python_files='bench_*.py test_*.py' --benchmark-only
+
+wheel: setup ## build sdist and wheel into dist/
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+
+# For every Python and platform at once, with markers: Debian's 3.11.2 needs packages that 3.11.7 does not. From the public
+# index only: no address of this machine's own configuration may reach the file.
+pin: setup ## resolve requirements/dev.txt anew from pyproject.toml, with hashes
+	$(PYTHON) -m venv --clear build/pin
+	build/pin/bin/python -m pip install --quiet --disable-pip-version-check uv
+	env -u UV_INDEX -u UV_INDEX_URL -u UV_DEFAULT_INDEX -u UV_EXTRA_INDEX_URL -u UV_FIND_LINKS build/pin/bin/uv pip compile \
+		--quiet --no-config --native-tls --universal --python-version 3.11 --upgrade --all-extras --generate-hashes \
+		--custom-compile-command "make pin" --output-file requirements/dev.txt pyproject.toml
+
+clean: ## remove .venv and everything built; data under var/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,52 @@
+"""What a write makes of an image: pure, the same for every engine."""
+
+from __future__ import annotations
+
+from ..wire.image import Fragment, decode_image, encode_image
+from ..wire.limits import AGENT_ID_BYTES_MAX, FRAGMENT_BYTES_MAX, IMAGE_BYTES_MAX
+from ..wire.messages import Drop, Put, Refusal, Write
+
+__all__ = ["merge"]
+
+
+def merge(
+    image: memoryview | bytes | None, write: Write, version: int, now_ms: int
+) -> bytes | memoryview | Refusal | None:
+    """Return the agent's image after the write, None where nothing is left of it, or why it cannot be applied.
+
+    `image` is the one before, None where there is none. A write that changes nothing (it deletes what is not there)
+    gives back `image` itself.
+
+    Raises:
+        ProtocolError: the image before cannot be decoded.
+    """
+    if not 0 < len(write.agent) <= AGENT_ID_BYTES_MAX:
+        return Refusal(f"an agent id has 1 to {AGENT_ID_BYTES_MAX} bytes, not {len(write.agent)}")
+    try:
+        write.agent.decode()
+    except UnicodeDecodeError:
+        return Refusal(f"an agent id is UTF-8: {write.agent!r} is not")
+    fragments = decode_image(image) if image is not None else {}
+    changed = False
+    for operation in write.operations:
+        if isinstance(operation, Put):
+            if len(operation.value) > FRAGMENT_BYTES_MAX:
+                size = f"{len(operation.value):,} bytes; the limit is {FRAGMENT_BYTES_MAX:,}"
+                return Refusal(f"fragment {operation.kind!r} has {size}")
+            fragments[operation.kind] = Fragment(
+                version, operation.schema, operation.encoding, now_ms, 0, operation.value
+            )
+            changed = True
+        elif isinstance(operation, Drop):
+            changed |= fragments.pop(operation.kind, None) is not None
+        else:
+            changed |= bool(fragments)
+            fragments.clear()
+    if not changed:
+        return image
+    if not fragments:
+        return None
+    merged = encode_image(version, fragments)
+    if len(merged) > IMAGE_BYTES_MAX:
+        return Refusal(f"the agent's image would have {len(merged):,} bytes; the limit is {IMAGE_BYTES_MAX:,}")
+    return merged

@@ -1,0 +1,42 @@
+"""What a node counts. Totals since its start; names are those of StatusReply's `counters`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+__all__ = ["Counters"]
+
+
+@dataclass(slots=True)
+class Counters:
+    """One node's totals."""
+
+    fetches: int = 0
+    """Fetch requests served whole."""
+    images: int = 0
+    """Agents looked up, found or not."""
+    image_bytes: int = 0
+    """Bytes of Images frames."""
+    commits: int = 0
+    """Commit requests answered."""
+    writes: int = 0
+    """Writes applied and durable."""
+    refused_writes: int = 0
+    scans: int = 0
+    hellos: int = 0
+    faults: int = 0
+    """Requests answered with a Fault."""
+    garbage: int = 0
+    """Frames that are no request: dropped, or answered with Fault BAD_REQUEST where their number could be read."""
+    late: int = 0
+    """Requests dropped unread because their budget was spent."""
+    shed: int = 0
+    """Requests refused because their peer, or the writer, had too much waiting."""
+    dropped_replies: int = 0
+    """Replies that could not be handed to their peer: gone, or not reading."""
+    internal_errors: int = 0
+    """Mistakes of this program; each is in the log with its trace."""
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the totals by name."""
+        return asdict(self)

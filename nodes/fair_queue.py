@@ -1,0 +1,108 @@
+"""Work that waits at a node, fair between peers: pure.
+
+One queue per peer, served in turn, one piece of work each, so that one peer's storm does not hold up another's single
+wake. Each peer's queue is bounded in pieces and bytes; a peer that does not take its replies is blocked, and waits
+without anybody else waiting for it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final, Generic, NamedTuple, TypeVar
+
+__all__ = ["PEER_QUEUE_BYTES_MAX", "PEER_QUEUE_LENGTH_MAX", "FairQueue"]
+
+PEER_QUEUE_LENGTH_MAX: Final = 1_024
+"""Requests of one peer that may wait. A router's window keeps it at a few dozen; more is a client out of control."""
+
+PEER_QUEUE_BYTES_MAX: Final = 16 << 20
+"""Bytes of one peer's waiting requests: sixteen batches of writes."""
+
+T = TypeVar("T")
+
+
+class _Piece(NamedTuple, Generic[T]):
+    work: T
+    size: int
+
+
+class _PeerQueue(Generic[T]):
+    __slots__ = ("blocked", "bytes", "pieces")
+
+    def __init__(self) -> None:
+        self.pieces: deque[_Piece[T]] = deque()
+        self.bytes = 0
+        self.blocked = False
+
+
+class FairQueue(Generic[T]):
+    """Queues of work by peer; `take` goes round the peers that have work and are not blocked."""
+
+    def __init__(self) -> None:
+        self._queues: dict[bytes, _PeerQueue[T]] = {}
+        self._turns: deque[bytes] = deque()
+
+    def add_peer(self, peer: bytes) -> None:
+        """Begin to keep work for a peer; one that is known keeps its queue."""
+        if peer not in self._queues:
+            self._queues[peer] = _PeerQueue()
+
+    def remove_peer(self, peer: bytes) -> int:
+        """Forget a peer; return how many pieces of work went with it."""
+        queue = self._queues.pop(peer, None)
+        return len(queue.pieces) if queue is not None else 0
+
+    def __contains__(self, peer: bytes) -> bool:
+        return peer in self._queues
+
+    def __len__(self) -> int:
+        return len(self._queues)
+
+    def put(self, peer: bytes, work: T, size: int) -> bool:
+        """Queue a known peer's work of `size` bytes; return False where its queue is full, and nothing is queued."""
+        queue = self._queues[peer]
+        if len(queue.pieces) >= PEER_QUEUE_LENGTH_MAX or queue.bytes + size > PEER_QUEUE_BYTES_MAX:
+            return False
+        queue.pieces.append(_Piece(work, size))
+        queue.bytes += size
+        if len(queue.pieces) == 1 and not queue.blocked:
+            self._turns.append(peer)
+        return True
+
+    def put_back(self, peer: bytes, work: T, size: int) -> None:
+        """Queue work that was taken and is not done, before everything else of its peer, for the peer's next turn."""
+        queue = self._queues.get(peer)
+        if queue is None:
+            return
+        queue.pieces.appendleft(_Piece(work, size))
+        queue.bytes += size
+        if len(queue.pieces) == 1 and not queue.blocked:
+            self._turns.append(peer)
+
+    def take(self) -> tuple[bytes, T, int] | None:
+        """Return (peer, work, size) of the peer whose turn it is, None where nothing can be done now."""
+        while self._turns:
+            peer = self._turns.popleft()
+            queue = self._queues.get(peer)
+            if queue is None or queue.blocked or not queue.pieces:
+                continue
+            work, size = queue.pieces.popleft()
+            queue.bytes -= size
+            if queue.pieces:
+                self._turns.append(peer)
+            return peer, work, size
+        return None
+
+    def block(self, peer: bytes) -> None:
+        """Let a peer's work wait until `unblock`."""
+        queue = self._queues.get(peer)
+        if queue is not None:
+            queue.blocked = True
+
+    def unblock(self, peer: bytes) -> None:
+        """Serve a peer again."""
+        queue = self._queues.get(peer)
+        if queue is not None and queue.blocked:
+            queue.blocked = False
+            if queue.pieces:
+                self._turns.append(peer)

@@ -1,0 +1,235 @@
+"""The launcher: one process per node of topology.toml, watched, and started again when one dies.
+
+    starting -> serving -> (dies) -> restarting -> starting -> ...
+    starting -> refused            it ended before it ever served: the whole start fails, with its own last words
+    any      -> stopped            as asked
+
+A node's standard input is a pipe that the launcher holds open: should the launcher die, however it dies, the pipe ends
+and so does the node. Standard output brings one line, that it serves; standard error its log, which is passed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+import msgspec
+import orjson
+
+from ..wire.errors import LaunchError
+from ..wire.topology import NodeSpec, Topology, require_local_endpoints
+from ..wire.topology_file import load_topology
+from .shards import locked_folder
+
+__all__ = ["Launcher", "NodeEvent"]
+
+_START_SECONDS: Final = 30.0
+"""How long a node may take until it serves; opening 48 shards takes 15 ms, a cold disk seconds."""
+
+_STOP_SECONDS: Final = 4.0
+"""How long a node may take to end before it is killed; `up` promises an end within five."""
+
+_RESTART_FIRST_SECONDS: Final = 0.05
+_RESTART_LONGEST_SECONDS: Final = 10.0
+"""A node that died is started again at once, then after twice the pause each time; one that served for a while counts
+as well, and begins with the first pause."""
+
+_WELL_SECONDS: Final = 10.0
+
+_LINE_BYTES_MAX: Final = 1 << 20
+
+
+class NodeEvent(msgspec.Struct, frozen=True):
+    """What happened to a node. `state`: starting, serving, restarting, refused, stopped; or log, with a line of its."""
+
+    node: str
+    state: str
+    endpoint: str
+    pid: int = 0
+    restarts: int = 0
+    shards: int = 0
+    detail: str = ""
+    log: dict[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class _NodeProcess:
+    spec: NodeSpec
+    state: str = "starting"
+    process: asyncio.subprocess.Process | None = None
+    restarts: int = 0
+    shards: int = 0
+    last_words: str = ""
+    served: asyncio.Event = field(default_factory=asyncio.Event)
+    watch: asyncio.Task[None] | None = None
+
+
+class Launcher:
+    """All nodes of a topology file, as processes of this one.
+
+    `async with Launcher(path):` starts them, waits until all serve, and stops them at the end.
+    """
+
+    def __init__(
+        self, topology_path: str | os.PathLike[str], *, on_event: Callable[[NodeEvent], None] | None = None
+    ) -> None:
+        """Read the topology; nothing is started.
+
+        Raises:
+            TopologyError: the file is wrong.
+        """
+        self._path = Path(topology_path).resolve()
+        self.topology: Topology = load_topology(self._path)
+        self._on_event = on_event
+        self._nodes = {name: _NodeProcess(spec) for name, spec in self.topology.nodes.items()}
+        self._stopping = asyncio.Event()
+        self._resources = contextlib.ExitStack()
+
+    async def start(self) -> None:
+        """Start every node and wait until all serve.
+
+        Raises:
+            DataFolderError: another launcher runs on this data.
+            LaunchError: a node refused or did not come up; the others are stopped again.
+        """
+        require_local_endpoints(self.topology)
+        self._resources.enter_context(locked_folder(Path(self.topology.data_dir)))
+        try:
+            for node in self._nodes.values():
+                node.watch = asyncio.create_task(self._watch(node))
+            await asyncio.gather(*(self._require_serving(node) for node in self._nodes.values()))
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """End every node: asked first, killed after four seconds."""
+        self._stopping.set()
+        watches = [node.watch for node in self._nodes.values() if node.watch is not None]
+        for node in self._nodes.values():
+            _ask_to_end(node.process)
+        if watches:
+            _, late = await asyncio.wait(watches, timeout=_STOP_SECONDS)
+            for node in self._nodes.values():
+                if late and node.process is not None and node.process.returncode is None:
+                    node.process.kill()
+            await asyncio.gather(*watches, return_exceptions=True)
+        self._resources.close()
+
+    async def wait(self) -> None:
+        """Wait until every node has ended: after `stop`, in another task, or never."""
+        await asyncio.gather(*(node.watch for node in self._nodes.values() if node.watch is not None))
+
+    def pids(self) -> dict[str, int]:
+        """Return the process id of each node that runs."""
+        return {
+            name: node.process.pid
+            for name, node in self._nodes.items()
+            if node.process is not None and node.process.returncode is None
+        }
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def _require_serving(self, node: _NodeProcess) -> None:
+        assert node.watch is not None
+        serving = asyncio.create_task(node.served.wait())
+        await asyncio.wait({serving, node.watch}, timeout=_START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            return
+        serving.cancel()
+        why = node.last_words or f"it did not serve within {_START_SECONDS:.0f} s"
+        raise LaunchError(f"node {node.spec.name!r}: {why}")
+
+    async def _watch(self, node: _NodeProcess) -> None:
+        """Run one node again and again until the launcher stops or the node refuses its first start."""
+        pause = _RESTART_FIRST_SECONDS
+        loop = asyncio.get_running_loop()
+        while not self._stopping.is_set():
+            began = loop.time()
+            code = await self._run_once(node)
+            if self._stopping.is_set():
+                break
+            if not node.served.is_set():
+                # Whether it refused or crashed: what ends a node before it ever served will do so again.
+                self._tell(node, "refused", node.last_words)
+                return
+            if loop.time() - began > _WELL_SECONDS:
+                pause = _RESTART_FIRST_SECONDS
+            node.restarts += 1
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            self._tell(node, "restarting", f"ended with {how}; starts again in {pause:.2f} s")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause)
+            pause = min(pause * 2, _RESTART_LONGEST_SECONDS)
+        self._tell(node, "stopped")
+
+    async def _run_once(self, node: _NodeProcess) -> int:
+        command = [sys.executable, "-m", "dawnchorus.tools.main", "node", node.spec.name, "--until-stdin-closes"]
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            "--topology",
+            str(self._path),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=_LINE_BYTES_MAX,
+            # A Ctrl-C at the terminal reaches the launcher alone, which then ends the nodes in order.
+            start_new_session=True,
+        )
+        node.process = process
+        self._tell(node, "starting")
+        if self._stopping.is_set():  # asked to while the process was being made
+            _ask_to_end(process)
+        assert process.stdout is not None and process.stderr is not None
+        await asyncio.gather(self._read_announcements(node, process.stdout), self._read_log(node, process.stderr))
+        return await process.wait()
+
+    async def _read_announcements(self, node: _NodeProcess, stdout: asyncio.StreamReader) -> None:
+        async for line in stdout:
+            with contextlib.suppress(orjson.JSONDecodeError, KeyError, TypeError):
+                node.shards = int(orjson.loads(line)["shards"])
+            node.served.set()
+            self._tell(node, "serving")
+
+    async def _read_log(self, node: _NodeProcess, stderr: asyncio.StreamReader) -> None:
+        while True:
+            try:
+                line = await stderr.readline()
+            except ValueError:
+                continue  # longer than _LINE_BYTES_MAX: the reader has dropped it
+            if not line:
+                return
+            text = line.decode(errors="replace").rstrip()
+            try:
+                log = orjson.loads(text)
+                node.last_words = str(log.get("detail") or log["event"])
+            except (orjson.JSONDecodeError, KeyError, AttributeError):
+                log, node.last_words = {"level": "error", "event": text}, text
+            self._tell(node, "log", node.last_words, log)
+
+    def _tell(self, node: _NodeProcess, state: str, detail: str = "", log: dict[str, Any] | None = None) -> None:
+        if state != "log":
+            node.state = state
+        pid = node.process.pid if node.process is not None else 0
+        if self._on_event is None:
+            return
+        self._on_event(
+            NodeEvent(node.spec.name, state, node.spec.endpoint, pid, node.restarts, node.shards, detail, log)
+        )
+
+
+def _ask_to_end(process: asyncio.subprocess.Process | None) -> None:
+    if process is not None and process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()

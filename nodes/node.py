@@ -1,0 +1,348 @@
+"""The fragment node: owns shards and serves them on one ROUTER socket.
+
+How a request passes through:
+
+    socket -> Channel: drained and stamped with the time, before any is served
+           -> FairQueue: one queue per welcomed peer, served in turn
+           -> Read (in the loop, a frame a turn)  or  Writer (a thread: group commit, sync, back to the loop)
+           -> Peers: the reply, or its wait for a peer that does not read
+
+Everything but the writer runs in the event loop's thread. Nothing that a peer sends ends the node: what cannot be
+decoded is counted, and answered where its request number can be read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from typing import Final, NamedTuple
+
+import psutil
+
+from ..wire.channel import Channel, Sent
+from ..wire.errors import InvalidRequestError, ProtocolError, StoreError
+from ..wire.limits import FRAME_BYTES_MAX, SECTIONS_MAX
+from ..wire.messages import (
+    PROTOCOL,
+    Commit,
+    Fault,
+    FaultCode,
+    Fetch,
+    Hello,
+    Reply,
+    Scan,
+    Scanned,
+    SectionStatus,
+    Status,
+    StatusReply,
+    Welcome,
+    decode_request,
+    encode,
+    read_request_number,
+)
+from ..wire.placement import Placement, encode_placement
+from ..wire.sockets import SocketOwner, bind, unbind_quietly
+from ..wire.topology import Topology, encode_topology
+from .counters import Counters
+from .fair_queue import FairQueue
+from .peers import Peers
+from .reads import Read, require_served
+from .shards import OwnedShard
+from .writer import CommitJob, Writer
+
+__all__ = ["FragmentNode"]
+
+_TURN_SECONDS: Final = 0.002
+"""How long the node serves before it looks at its socket and timers again."""
+
+_RETRY_SECONDS: Final = 0.001
+"""Pause before a blocked peer is tried again: ROUTER does not tell when one peer's queue has room. At 1 GB/s a reader
+takes one frame in it."""
+
+_SCAN_AGENTS_MAX: Final = 4_096
+"""Ids in one Scanned: about 1 ms of the loop."""
+
+_STOP_SECONDS: Final = 3.0
+"""How long a stopping node waits for its writer; `up` promises an end within five."""
+
+_FAULT_READ_BYTES_MAX: Final = 1 << 16
+"""A refused frame's request number is looked for up to this size only: saying no must stay cheap."""
+
+_log = logging.getLogger(__name__)
+
+
+class _Received(NamedTuple):
+    """A frame, and when it was drained, in seconds of the monotonic clock."""
+
+    frame: bytes
+    drained: float
+
+
+class _Reading(NamedTuple):
+    """A fetch with frames still to come."""
+
+    frame: bytes
+    read: Read
+    deadline: float
+
+
+class FragmentNode:
+    """One node, from `start` to `stop`. Made and used in the thread of one event loop."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        placement: Placement,
+        name: str,
+        shards: dict[tuple[str, int], OwnedShard],
+        *,
+        ipc: str = "",
+    ) -> None:
+        """Make the node `name`; `shards` are open, and stay the caller's to close. `ipc` is an endpoint or ""."""
+        self._topology = topology
+        self._placement = placement
+        self.name = name
+        self._shards = shards
+        self._ipc = ipc
+        self.counters = Counters()
+        self._loop = asyncio.get_running_loop()
+        self._started = time.monotonic()
+        self._queue: FairQueue[_Received | _Reading] = FairQueue()
+        self._turn_scheduled = False
+        self._retry: asyncio.TimerHandle | None = None
+        self._writer = Writer(self._loop, shards, self._deliver)
+        self._sockets = SocketOwner()
+        self._replies = self._sockets.router()
+
+    def start(self) -> None:
+        """Bind and serve.
+
+        Raises:
+            DataFolderError: an endpoint is in use or not to be had; nothing is left bound.
+        """
+        try:
+            bind(self._replies, self._topology.nodes[self.name].endpoint)
+            if self._ipc:
+                bind(self._replies, self._ipc)
+        except BaseException:
+            self._sockets.close()
+            raise
+        self._channel = Channel(self._loop, self._replies, self._handle_messages)
+        self._peers = Peers(self._channel, self.counters)
+        self._writer.start()
+
+    async def stop(self) -> None:
+        """Take no more requests, commit what is queued, answer it, and close the socket."""
+        for endpoint in filter(None, (self._topology.nodes[self.name].endpoint, self._ipc)):
+            unbind_quietly(self._replies, endpoint)
+        await self._loop.run_in_executor(None, self._writer.stop, _STOP_SECONDS)
+        await asyncio.sleep(0)  # the writer's last answers
+        if self._retry is not None:
+            self._retry.cancel()
+        self._channel.close()
+        self._sockets.close()
+
+    # --- from the socket into the queue ---
+
+    def _handle_messages(self, messages: list[list[bytes]]) -> None:
+        now = time.monotonic()
+        for message in messages:
+            if len(message) != 2:
+                self.counters.garbage += 1
+                continue
+            peer, frame = message
+            if peer not in self._queue:
+                self._greet(peer, frame)
+            elif not self._queue.put(peer, _Received(frame, now), len(frame)):
+                self.counters.shed += 1
+                self._refuse(peer, frame, FaultCode.OVERLOADED, "too many of your requests wait here")
+        if not self._turn_scheduled:
+            self._turn()
+
+    def _greet(self, peer: bytes, frame: bytes) -> None:
+        try:
+            hello = decode_request(frame)
+        except ProtocolError:
+            self.counters.garbage += 1
+            self._refuse(peer, frame, FaultCode.NO_HELLO, "a connection begins with Hello")
+            return
+        if isinstance(hello, Hello):
+            self._welcome(peer, hello)
+        else:
+            self._fault(peer, hello.request, FaultCode.NO_HELLO, "a connection begins with Hello")
+
+    def _welcome(self, peer: bytes, hello: Hello) -> None:
+        self.counters.hellos += 1
+        if hello.protocol != PROTOCOL:
+            detail = f"this node speaks protocol {PROTOCOL}, not {hello.protocol}"
+            self._fault(peer, 0, FaultCode.UNSUPPORTED, detail)
+            return
+        if hello.cluster not in ("", self._topology.name, self._placement.cluster_uuid):
+            detail = f"this is cluster {self._topology.name!r} ({self._placement.cluster_uuid}), not {hello.cluster!r}"
+            self._fault(peer, 0, FaultCode.WRONG_CLUSTER, detail)
+            return
+        evicted = self._peers.add(peer)
+        if evicted is not None:
+            self._forget(evicted)
+        self._queue.add_peer(peer)
+        self._reply(
+            peer,
+            Welcome(
+                self.name,
+                self._placement.cluster_uuid,
+                encode_placement(self._placement),
+                encode_topology(self._topology),
+                self._ipc,
+                FRAME_BYTES_MAX,
+            ),
+        )
+
+    # --- from the queue to the reply ---
+
+    def _turn(self) -> None:
+        self._turn_scheduled = False
+        end = time.monotonic() + _TURN_SECONDS
+        while (taken := self._queue.take()) is not None:
+            peer, work, size = taken
+            try:
+                if isinstance(work, _Reading):
+                    self._serve_read(peer, work, size)
+                else:
+                    self._serve(peer, work, size)
+            except Exception:
+                self.counters.internal_errors += 1
+                _log.exception("request fails")
+                self._refuse(peer, work.frame, FaultCode.INTERNAL, "see the node's log")
+            if time.monotonic() >= end:
+                self._turn_scheduled = True
+                self._loop.call_soon(self._turn)
+                return
+
+    def _serve(self, peer: bytes, received: _Received, size: int) -> None:
+        try:
+            request = decode_request(received.frame)
+        except ProtocolError as error:
+            self.counters.garbage += 1
+            self._refuse(peer, received.frame, FaultCode.BAD_REQUEST, str(error))
+            return
+        if isinstance(request, Hello):
+            self._welcome(peer, request)
+            return
+        deadline = received.drained + request.budget_us / 1e6
+        if isinstance(request, Fetch):
+            try:
+                read = Read(request, self._shards)
+            except InvalidRequestError as error:
+                self._fault(peer, request.request, FaultCode.BAD_REQUEST, str(error))
+                return
+            self._serve_read(peer, _Reading(received.frame, read, deadline), size)
+        elif isinstance(request, Commit):
+            self._serve_commit(peer, request, deadline, size)
+        elif time.monotonic() > deadline:
+            self.counters.late += 1
+        elif isinstance(request, Scan):
+            self._reply(peer, self._scan(request))
+        else:
+            self._reply(peer, self._status(request))
+
+    def _serve_read(self, peer: bytes, reading: _Reading, size: int) -> None:
+        if time.monotonic() > reading.deadline:
+            self.counters.late += 1
+            return
+        try:
+            images, last = reading.read.next_frame(time.time_ns() // 1_000_000)
+        except InvalidRequestError as error:
+            self._refuse(peer, reading.frame, FaultCode.BAD_REQUEST, str(error))
+            return
+        self.counters.image_bytes += len(images)
+        if last:
+            self.counters.fetches += 1
+            self.counters.images += reading.read.agents_read
+        else:
+            self._queue.put_back(peer, reading, size)
+        self._send(peer, images)
+
+    def _serve_commit(self, peer: bytes, commit: Commit, deadline: float, size: int) -> None:
+        if len(commit.sections) > SECTIONS_MAX:
+            self._fault(peer, commit.request, FaultCode.BAD_REQUEST, f"a commit has at most {SECTIONS_MAX} sections")
+        elif not self._writer.submit(CommitJob(peer, commit, deadline, size)):
+            self.counters.shed += 1
+            self._fault(peer, commit.request, FaultCode.OVERLOADED, "too many writes wait for the disk")
+
+    def _deliver(self, jobs: list[CommitJob]) -> None:
+        for job in jobs:
+            answer = job.answer()
+            self.counters.commits += 1
+            for section in answer.sections:
+                applied = sum([isinstance(result, int) for result in section.results])
+                self.counters.writes += applied
+                self.counters.refused_writes += len(section.results) - applied
+            self._reply(job.peer, answer)
+
+    def _scan(self, scan: Scan) -> Scanned:
+        shard = self._shards.get((scan.store, scan.shard))
+        status = require_served(shard, scan.epoch)
+        if shard is None or shard.fragments is None or status != SectionStatus.OK:
+            return Scanned(scan.request, status, [], True)
+        agents_max = max(1, min(scan.agents_max, _SCAN_AGENTS_MAX))
+        self.counters.scans += 1
+        try:
+            with shard.fragments.snapshot() as snapshot:
+                agents = snapshot.agents_after(scan.position, agents_max)
+        except StoreError as error:
+            return Scanned(scan.request, shard.note(error), [], True)
+        return Scanned(scan.request, status, agents, len(agents) < agents_max)
+
+    def _status(self, status: Status) -> StatusReply:
+        return StatusReply(
+            status.request,
+            self.name,
+            os.getpid(),
+            int((time.monotonic() - self._started) * 1_000),
+            psutil.Process().memory_info().rss,
+            [shard.status() for shard in self._shards.values()],
+            self.counters.as_dict(),
+        )
+
+    # --- replies ---
+
+    def _reply(self, peer: bytes, reply: Reply) -> None:
+        self._send(peer, encode(reply))
+
+    def _send(self, peer: bytes, frame: bytes) -> None:
+        sent = self._peers.reply(peer, frame)
+        if sent is Sent.GONE:
+            self._forget(peer)
+        elif sent is Sent.FULL:
+            self._queue.block(peer)
+            self._schedule_retry()
+
+    def _forget(self, peer: bytes) -> None:
+        self.counters.dropped_replies += self._queue.remove_peer(peer)
+
+    def _schedule_retry(self) -> None:
+        if self._retry is None and self._peers.blocked:
+            self._retry = self._loop.call_later(_RETRY_SECONDS, self._retry_blocked)
+
+    def _retry_blocked(self) -> None:
+        self._retry = None
+        freed, gone = self._peers.retry()
+        for peer in gone:
+            self._forget(peer)
+        for peer in freed:
+            self._queue.unblock(peer)
+        self._schedule_retry()
+        if freed and not self._turn_scheduled:
+            self._turn()
+
+    def _fault(self, peer: bytes, request: int, code: FaultCode, detail: str) -> None:
+        self.counters.faults += 1
+        self._reply(peer, Fault(request, code, detail))
+
+    def _refuse(self, peer: bytes, frame: bytes, code: FaultCode, detail: str) -> None:
+        """Answer a frame that is not served with a Fault, if its request number can be read."""
+        number = read_request_number(frame) if len(frame) <= _FAULT_READ_BYTES_MAX else None
+        if number is not None:
+            self._fault(peer, number, code, detail)

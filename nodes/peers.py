@@ -1,0 +1,105 @@
+"""The routers that a node has welcomed, and the replies that wait for them.
+
+A peer is known by the identity that its connection has on the ROUTER socket. A reply that its queue in the socket has
+no room for waits here, and the peer's work with it; nobody else's does. What one peer can make a node hold is bounded:
+PEER_BYTES_MAX says by how much.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import Final
+
+from ..wire.channel import Channel, Sent
+from ..wire.limits import FRAME_BYTES_TARGET, IMAGE_BYTES_MAX
+from ..wire.sockets import NODE_SEND_FRAMES_MAX
+from .counters import Counters
+from .fair_queue import PEER_QUEUE_BYTES_MAX
+
+__all__ = ["PEERS_MAX", "PEER_BYTES_MAX", "Peers"]
+
+PEERS_MAX: Final = 4_096
+"""Routers that a node knows at once; beyond it the one that said Hello longest ago has to say it again."""
+
+_WAITING_FRAMES_MAX: Final = 32
+"""Replies that wait for a peer beside its socket: one of reads, and small ones of the writer; more are dropped."""
+
+PEER_BYTES_MAX: Final = (
+    (NODE_SEND_FRAMES_MAX + 1) * max(FRAME_BYTES_TARGET, IMAGE_BYTES_MAX)
+    + _WAITING_FRAMES_MAX * FRAME_BYTES_TARGET
+    + PEER_QUEUE_BYTES_MAX
+)
+"""The most that a peer which asks and never reads can make a node hold, in bytes: 82 MiB, where every frame is one
+largest image and every reply of the writer is as large as a frame; 17 MiB with agents of ordinary size."""
+
+
+class Peers:
+    """Welcomed peers by identity, oldest Hello first, and their waiting replies."""
+
+    def __init__(self, channel: Channel, counters: Counters) -> None:
+        self._channel = channel
+        self._counters = counters
+        self._waiting: OrderedDict[bytes, deque[bytes]] = OrderedDict()
+        self.blocked: set[bytes] = set()
+
+    def __contains__(self, peer: bytes) -> bool:
+        return peer in self._waiting
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, peer: bytes) -> bytes | None:
+        """Welcome a peer; return the identity of another that had to go for it, if any."""
+        if peer in self._waiting:
+            self._waiting.move_to_end(peer)
+            return None
+        self._waiting[peer] = deque()
+        if len(self._waiting) <= PEERS_MAX:
+            return None
+        oldest = next(iter(self._waiting))
+        self.remove(oldest)
+        return oldest
+
+    def remove(self, peer: bytes) -> None:
+        """Forget a peer and the replies that wait for it."""
+        waiting = self._waiting.pop(peer, None)
+        self.blocked.discard(peer)
+        if waiting:
+            self._counters.dropped_replies += len(waiting)
+
+    def reply(self, peer: bytes, frame: bytes) -> Sent:
+        """Send a reply; FULL means that it waits here, GONE that the peer is no longer known."""
+        waiting = self._waiting.get(peer)
+        if waiting is None:
+            # A Fault to somebody who was never welcomed: sent if it can be, never kept.
+            sent = self._channel.send_to(peer, frame)
+            self._counters.dropped_replies += sent is not Sent.OK
+            return sent
+        sent = Sent.FULL if waiting else self._channel.send_to(peer, frame)
+        if sent is Sent.GONE:
+            self._counters.dropped_replies += 1
+            self.remove(peer)
+        elif sent is Sent.FULL:
+            self.blocked.add(peer)
+            if len(waiting) < _WAITING_FRAMES_MAX:
+                waiting.append(frame)
+            else:
+                self._counters.dropped_replies += 1
+        return sent
+
+    def retry(self) -> tuple[list[bytes], list[bytes]]:
+        """Send what waits, as far as it goes; return the peers that are no longer blocked, and those that are gone."""
+        freed: list[bytes] = []
+        gone: list[bytes] = []
+        for peer in list(self.blocked):
+            waiting = self._waiting[peer]
+            sent = Sent.OK
+            while waiting and (sent := self._channel.send_to(peer, waiting[0])) is Sent.OK:
+                waiting.popleft()
+            if sent is Sent.GONE:
+                self.remove(peer)
+                gone.append(peer)
+            elif not waiting:
+                self.blocked.discard(peer)
+                freed.append(peer)
+        return freed, gone

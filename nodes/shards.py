@@ -1,0 +1,141 @@
+"""Which shards this node owns, opened: their data checked against the placement, and the folder locked.
+
+A node holds a lock on its data folder for life, taken before it binds anything: a second process on the same data is
+refused before it can disturb the first. Data that is another cluster's, another node's or another shard's is refused
+too, at the start; a shard that is damaged or missing is named and not served, and the others are.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ..fragment_stores.lmdb_store import LMDBStore, read_identity
+from ..fragment_stores.protocol import FORMAT, FragmentStore, ShardIdentity
+from ..wire.errors import DataFolderError, StoreDamaged, StoreError, StoreFull
+from ..wire.messages import SectionStatus, ShardStatus
+from ..wire.placement import Placement
+from ..wire.topology import Topology
+
+__all__ = ["OwnedShard", "any_shard_on_disk", "close_shards", "locked_folder", "open_shards", "shard_folder"]
+
+SERVING: Final = "serving"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class OwnedShard:
+    """One shard of this node; `fragments` is None, and `damage` says why, where it cannot be trusted."""
+
+    store: str
+    shard: int
+    epoch: int
+    kinds: frozenset[str]
+    fragments: FragmentStore | None
+    damage: str = ""
+
+    def note(self, error: StoreError) -> SectionStatus:
+        """Return the status of a section that met this error, having logged it."""
+        _log.error("shard fails", extra={"store": self.store, "shard": self.shard, "detail": str(error)})
+        if isinstance(error, StoreDamaged):
+            self.damage = str(error)
+            return SectionStatus.DAMAGED
+        return SectionStatus.DISK_FULL if isinstance(error, StoreFull) else SectionStatus.INTERNAL
+
+    def status(self) -> ShardStatus:
+        """Return what StatusReply says of it."""
+        if self.fragments is None:
+            return ShardStatus(self.store, self.shard, self.epoch, 0, 0, 0, self.damage)
+        sizes = self.fragments.statistics()
+        state = self.damage or SERVING
+        version = self.fragments.version
+        return ShardStatus(self.store, self.shard, self.epoch, version, sizes.agents, sizes.disk_bytes, state)
+
+
+def shard_folder(topology: Topology, node: str, store: str, shard: int) -> Path:
+    """Return where a shard's data lies: data_dir/node/store/shard."""
+    return Path(topology.data_dir) / node / store / f"{shard:04d}"
+
+
+def any_shard_on_disk(topology: Topology) -> str | None:
+    """Return the folder of some shard that was written by any node of this data_dir, None where there is none."""
+    for data in sorted(Path(topology.data_dir).glob("*/*/*/data.mdb")):
+        try:
+            if read_identity(data.parent) is not None:
+                return str(data.parent)
+        except StoreError:
+            return str(data.parent)
+    return None
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Generator[None]:
+    """Hold the lock on a folder, which is made if need be; freed when the process ends, however it ends.
+
+    Raises:
+        DataFolderError: another process holds it, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise DataFolderError(
+            f"{folder}: cannot be written: {error.strerror}; make it writable, or give the cluster another data_dir"
+        ) from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise DataFolderError(
+                f"{folder}: in use by process {holder}; end it first, or give this cluster another data_dir"
+            ) from error
+        os.truncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(lock)
+
+
+def open_shards(topology: Topology, placement: Placement, node: str) -> dict[tuple[str, int], OwnedShard]:
+    """Open every shard that the placement gives to this node, by (store, shard).
+
+    A shard of epoch 0 was never opened: it is made. Any other has to be there.
+
+    Raises:
+        DataFolderError: data of another cluster, store, shard, count or epoch lies in a shard's place.
+        StoreFull, StoreError: a shard cannot be opened, for a reason that concerns the machine.
+    """
+    opened: dict[tuple[str, int], OwnedShard] = {}
+    try:
+        for store, shard, epoch in placement.shards_of(node):
+            identity = ShardIdentity(
+                FORMAT, placement.cluster_uuid, store, shard, len(placement.shards[store]), max(epoch, 1)
+            )
+            owned = OwnedShard(store, shard, identity.epoch, frozenset(topology.kinds_of(store)), None)
+            opened[store, shard] = owned
+            folder = shard_folder(topology, node, store, shard)
+            try:
+                owned.fragments = LMDBStore(folder, identity, create=epoch == 0)
+                owned.fragments.warm_up()
+            except StoreDamaged as error:
+                owned.note(error)
+    except BaseException:
+        close_shards(opened)
+        raise
+    return opened
+
+
+def close_shards(shards: Mapping[tuple[str, int], OwnedShard]) -> None:
+    """Close every shard that is open."""
+    for owned in shards.values():
+        if owned.fragments is not None:
+            owned.fragments.close()
+            owned.fragments = None

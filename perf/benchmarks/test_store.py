@@ -1,0 +1,59 @@
+"""Reading and writing one shard in LMDB, warm."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from dawnchorus.fragment_stores.lmdb_store import LMDBStore
+from dawnchorus.fragment_stores.protocol import FORMAT, ShardIdentity
+from dawnchorus.perf.workload import SyntheticAgents
+from dawnchorus.wire.messages import Put, Write
+
+READ_AGENTS = 640
+"""A shard's part of a storm of 10,000 over 16."""
+
+
+@pytest.fixture
+def store(tmp_path: Path, workload: SyntheticAgents, agents: list[bytes]) -> Iterator[LMDBStore]:
+    """A shard with 6,250 agents, its part of 100,000."""
+    store = LMDBStore(tmp_path, ShardIdentity(FORMAT, "0" * 32, "state", 0, 16, 1), create=True)
+    store.begin_generation(1)
+    store.commit([write_of(workload, agents, number) for number in range(6250)], 1_750_000_000_000)
+    yield store
+    store.close()
+
+
+def write_of(workload: SyntheticAgents, agents: list[bytes], number: int) -> Write:
+    """A save of all fragments of an agent."""
+    operations = [Put(kind, 0, 0, value) for kind, value in workload.encoded(number).items()]
+    return Write(agents[number], number.to_bytes(16, "big"), 0, list(operations))
+
+
+def test_read_640_images(benchmark: BenchmarkFixture, store: LMDBStore, agents: list[bytes]) -> None:
+    asked = agents[:6250:9][:READ_AGENTS]
+
+    def read() -> int:
+        with store.snapshot() as snapshot:
+            return sum(len(image) for image in snapshot.images(asked) if image is not None)
+
+    assert benchmark(read) > READ_AGENTS * 5 * 512
+
+
+def test_read_one_image(benchmark: BenchmarkFixture, store: LMDBStore, agents: list[bytes]) -> None:
+    def read() -> int:
+        with store.snapshot() as snapshot:
+            (image,) = snapshot.images(agents[:1])
+            return len(image or b"")
+
+    assert benchmark(read) > 5 * 512
+
+
+def test_commit_100_saves(
+    benchmark: BenchmarkFixture, store: LMDBStore, workload: SyntheticAgents, agents: list[bytes]
+) -> None:
+    """One group commit, synced: mostly the disk's time."""
+    writes = [write_of(workload, agents, number) for number in range(100)]
+    results = benchmark(store.commit, writes, 1_750_000_000_001)
+    assert all(isinstance(result, int) for result in results)

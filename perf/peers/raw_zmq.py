@@ -1,0 +1,179 @@
+"""The limits: what ZeroMQ alone takes for the same bytes, with nothing looked up, decoded or copied together.
+
+A storm asks as many processes as the cluster has nodes, with requests of a Fetch's size and replies of an Images
+frame's size, until the same total has come; all is held until the last has come, as the agents of a storm are. The
+sockets are made like the cluster's own. `run` sends and receives as pyzmq does it by itself, with a copy on both
+sides; `run_uncopied` spares the one where the frame is sent, as `wire.channel` does. (Measured for 27 MB from two
+processes: 10 and 6 ms; twice that in a process that touches its memory for the first time.)
+
+The echo is one small request and one agent's bytes back, with a uvloop loop on both sides. All clients live in the
+caller's own event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Awaitable
+from pathlib import Path
+
+import zmq
+
+from ...wire.limits import FRAME_BYTES_TARGET
+from ...wire.sockets import SocketOwner
+from ..processes import ChildFailed, check_running, child_process, python_module
+from .raw_server import UNCOPIED, descriptor, has_input
+
+__all__ = ["RawEcho", "RawStorm", "raw_echo", "raw_storm"]
+
+ECHO_REQUEST_BYTES = 60
+"""About the size of a Fetch of one agent."""
+
+START_SECONDS = 20.0
+"""How long a child may take until it first answers: an interpreter's start on a busy machine."""
+
+EXCHANGE_SECONDS = 60.0
+"""How long any one measurement may take before it is given up."""
+
+_SERVER_MODULE = f"{__package__}.raw_server"
+
+
+class RawStorm:
+    """The client's side of a raw storm; every `run` moves `frames` frames of `frame_bytes`."""
+
+    def __init__(self, servers: list[zmq.Socket[bytes]], frames: int, frame_bytes: int, request_bytes: int) -> None:
+        self.frames = frames
+        self.frame_bytes = frame_bytes
+        self._servers = servers
+        self._request = b"c" * max(1, request_bytes)
+        self._request_uncopied = UNCOPIED * max(1, request_bytes)
+        self._received: list[bytes] = []
+        self._wanted = 0
+        self._done: asyncio.Future[None] | None = None
+
+    async def run(self) -> list[bytes]:
+        """Ask for all frames at once, round robin over the servers; returns them when all have come."""
+        return await self._exchange(self.frames, self._request)
+
+    async def run_uncopied(self) -> list[bytes]:
+        """The same, but the servers give their frames to ZeroMQ without copying them."""
+        return await self._exchange(self.frames, self._request_uncopied)
+
+    async def first_answers(self) -> None:
+        """One frame from each server: the connections stand."""
+        await self._exchange(len(self._servers), self._request)
+
+    async def _exchange(self, frames: int, request: bytes) -> list[bytes]:
+        loop = asyncio.get_running_loop()
+        self._received = []
+        self._wanted = frames
+        self._done = loop.create_future()
+        for number in range(frames):
+            self._servers[number % len(self._servers)].send(request, zmq.NOBLOCK)
+        for server in self._servers:
+            loop.add_reader(descriptor(server), self._drain, server)
+            # Sending may have swallowed the edge of a reply that was there already.
+            loop.call_soon(self._drain, server)
+        try:
+            await asyncio.wait_for(self._done, EXCHANGE_SECONDS)
+        finally:
+            for server in self._servers:
+                loop.remove_reader(descriptor(server))
+            received, self._received = self._received, []
+        return received
+
+    def _drain(self, server: zmq.Socket[bytes]) -> None:
+        while has_input(server):
+            self._received.append(server.recv(zmq.NOBLOCK))
+        if len(self._received) >= self._wanted and self._done is not None and not self._done.done():
+            self._done.set_result(None)
+
+
+@contextlib.asynccontextmanager
+async def raw_storm(
+    folder: Path, servers: int, total_bytes: int, total_requests_bytes: int
+) -> AsyncGenerator[RawStorm]:
+    """Start the servers and connect to them; both sizes are those of one storm, all messages together."""
+    frames = max(servers, -(-total_bytes // FRAME_BYTES_TARGET))
+    frame_bytes = -(-total_bytes // frames)
+    async with contextlib.AsyncExitStack() as stack:
+        owner = stack.enter_context(SocketOwner())
+        sizes = str(frame_bytes), str(-(-frames // servers))
+        children = [_Child(stack, folder, f"raw-{number}", "storm", *sizes) for number in range(servers)]
+        sockets = [owner.dealer(child.endpoint) for child in children]
+        storm = RawStorm(sockets, frames, frame_bytes, -(-total_requests_bytes // frames))
+        await _first(storm.first_answers(), children)
+        yield storm
+
+
+class RawEcho:
+    """The client's side of the echo."""
+
+    def __init__(self, requests: zmq.Socket[bytes]) -> None:
+        self._requests = requests
+        self._request = bytes(ECHO_REQUEST_BYTES)
+        self._times_ns: list[int] = []
+        self._wanted = 0
+        self._sent_ns = 0
+        self._done: asyncio.Future[None] | None = None
+
+    async def run(self, exchanges: int) -> list[int]:
+        """Make so many exchanges, one after the other; returns the nanoseconds of each."""
+        loop = asyncio.get_running_loop()
+        self._times_ns, self._wanted = [], exchanges
+        self._done = loop.create_future()
+        loop.add_reader(descriptor(self._requests), self._drain)
+        try:
+            self._send()
+            await asyncio.wait_for(self._done, EXCHANGE_SECONDS)
+        finally:
+            loop.remove_reader(descriptor(self._requests))
+        return self._times_ns
+
+    def _send(self) -> None:
+        self._sent_ns = time.perf_counter_ns()
+        self._requests.send(self._request, zmq.NOBLOCK)
+        # The look that an edge-triggered descriptor asks for after every send; the reply is hardly ever there yet.
+        asyncio.get_running_loop().call_soon(self._drain)
+
+    def _drain(self) -> None:
+        while has_input(self._requests):
+            self._requests.recv(zmq.NOBLOCK)
+            self._times_ns.append(time.perf_counter_ns() - self._sent_ns)
+            if len(self._times_ns) < self._wanted:
+                self._send()
+            elif self._done is not None and not self._done.done():
+                self._done.set_result(None)
+
+
+@contextlib.asynccontextmanager
+async def raw_echo(folder: Path, reply_bytes: int) -> AsyncGenerator[RawEcho]:
+    """Start the echo's server, with replies of this size, and connect to it."""
+    async with contextlib.AsyncExitStack() as stack:
+        owner = stack.enter_context(SocketOwner())
+        child = _Child(stack, folder, "raw-echo", "echo", str(reply_bytes))
+        echo = RawEcho(owner.dealer(child.endpoint))
+        await _first(echo.run(1), [child])
+        yield echo
+
+
+class _Child:
+    """One server process and where it listens."""
+
+    def __init__(self, stack: contextlib.AsyncExitStack, folder: Path, name: str, role: str, *sizes: str) -> None:
+        self.name = name
+        self.log = folder / f"{name}.log"
+        self.endpoint = f"ipc://{folder / name}"
+        command = python_module(_SERVER_MODULE, role, self.endpoint, *sizes)
+        self.process = stack.enter_context(child_process(command, log=self.log))
+
+
+async def _first(answers: Awaitable[object], children: list[_Child]) -> None:
+    """Wait for the first answers; says what is the matter with a child that gives none."""
+    try:
+        await asyncio.wait_for(answers, START_SECONDS)
+    except TimeoutError:
+        for child in children:
+            check_running(child.process, child.name, child.log)
+        raise ChildFailed(f"{children[0].name} did not answer within {START_SECONDS:.0f} s") from None

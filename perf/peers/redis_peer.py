@@ -1,0 +1,222 @@
+"""Redis as the peer: a real redis-server of the harness's own on a unix socket, with the same agents asleep in it.
+
+It is asked in three ways. `mget`: one key per fragment, one MGET per kind and batch of agents. `packed`: one blob per
+agent, packed beforehand, and nothing counted for unpacking it. Both are best cases: redis-py with hiredis, keys written
+out before the clock starts, and the best batch size of those tried, pipelined or not. `natural` is the program one
+writes first: `asyncio.gather` over one task per agent, each with one MGET for its fragments, on redis.asyncio with a
+pool of 64 connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import itertools
+import shutil
+import socket
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ...wire.errors import DawnchorusError
+from ..processes import ChildFailed, check_running, child_process
+from ..progress import Progress
+from ..workload import Workload
+
+__all__ = ["BATCHES", "Batch", "RedisPeer", "RedisUnavailable", "redis_peer"]
+
+BATCHES = (100, 250, 500, 1000, 2500, 5000, 10_000)
+"""Agents per MGET that are tried. Beyond 1,000 the client waits for the server and then the server for the client."""
+
+POOL_CONNECTIONS = 64
+"""Connections of the natural program; its tasks queue for them."""
+
+FILL_AGENTS = 200
+"""Agents per MSET when filling: 1,000 keys and about 1 MB with 512-byte values."""
+
+START_SECONDS = 10.0
+
+_FRAGMENTS_DB = 0
+_PACKED_DB = 1
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class RedisUnavailable(DawnchorusError):
+    """Redis cannot be measured here; the message says what is missing. The rest of the storm can."""
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """How many agents go into one MGET, and whether all are sent before the first reply is read."""
+
+    agents: int
+    pipelined: bool
+
+
+class RedisPeer:
+    """A filled Redis; methods take agent numbers or keys prepared by the method of similar name."""
+
+    def __init__(self, socket_path: Path, workload: Workload) -> None:
+        # Imported here: the harness works without these packages, and says that Redis was not measured.
+        import redis
+        import redis.asyncio
+
+        self._workload = workload
+        path = str(socket_path)
+        # Any: redis-py declares its commands as answering now or later, in one type for both kinds of client.
+        self._fragments_client: Any = redis.Redis(unix_socket_path=path, db=_FRAGMENTS_DB)
+        self._packed_client: Any = redis.Redis(unix_socket_path=path, db=_PACKED_DB)
+        # Waits for a free connection without a timer: one timer per task would slow Redis's side down.
+        pool = redis.asyncio.BlockingConnectionPool(
+            max_connections=POOL_CONNECTIONS,
+            timeout=None,
+            connection_class=redis.asyncio.UnixDomainSocketConnection,
+            path=path,
+            db=_FRAGMENTS_DB,
+        )
+        self._natural_client: Any = redis.asyncio.Redis(connection_pool=pool)
+        self.mget_choice = Batch(1000, pipelined=False)
+        self.packed_choice = Batch(1000, pipelined=False)
+
+    async def fill(self, progress: Progress) -> None:
+        """Put every agent to sleep in it, once by fragment and once packed."""
+        workload = self._workload
+        total = len(workload.ids)
+        for start in range(0, total, FILL_AGENTS):
+            fragments: dict[str, bytes] = {}
+            packed: dict[str, bytes] = {}
+            for agent in range(start, min(start + FILL_AGENTS, total)):
+                agent_id, values = workload.ids[agent], workload.encoded(agent)
+                packed[agent_id] = _encode(values)
+                for kind, value in values.items():
+                    fragments[f"{agent_id}:{kind}"] = value
+            if fragments:
+                self._fragments_client.mset(fragments)
+            self._packed_client.mset(packed)
+            progress("fill Redis", min(start + FILL_AGENTS, total), total)
+            await asyncio.sleep(0)
+
+    def mget_keys(self, agents: Sequence[int]) -> list[str]:
+        """The keys of all their fragments, kind by kind."""
+        ids = self._workload.ids
+        return [f"{ids[agent]}:{kind}" for kind in self._workload.kinds for agent in agents]
+
+    def mget(self, keys: Sequence[str], agents: int) -> list[bytes | None]:
+        """One value per key, in the keys' order; `agents` says how many they belong to."""
+        return self._mget_as(self.mget_choice, keys, agents)
+
+    def packed_keys(self, agents: Sequence[int]) -> list[str]:
+        ids = self._workload.ids
+        return [ids[agent] for agent in agents]
+
+    def packed(self, keys: Sequence[str]) -> list[bytes | None]:
+        """One packed agent per key, in the keys' order."""
+        return _fetch(self._packed_client, self.packed_choice, [keys])
+
+    async def natural(self, agents: Sequence[int]) -> list[list[bytes | None]]:
+        """The values of each agent, in the order of the agents and of the kinds."""
+        ids, kinds = self._workload.ids, self._workload.kinds
+        client = self._natural_client
+
+        async def wake(agent_id: str) -> list[bytes | None]:
+            values: list[bytes | None] = await client.mget([f"{agent_id}:{kind}" for kind in kinds])
+            return values
+
+        return await asyncio.gather(*(wake(ids[agent]) for agent in agents))
+
+    async def choose_batches(self, agents: Sequence[int], progress: Progress) -> None:
+        """Try all batch sizes, the three fastest three times more, and keep the best for both ways."""
+        fragment_keys, packed_keys = self.mget_keys(agents), self.packed_keys(agents)
+        self.mget_choice = await _fastest(
+            lambda choice: self._mget_as(choice, fragment_keys, len(agents)), len(agents), "tune Redis MGET", progress
+        )
+        self.packed_choice = await _fastest(
+            lambda choice: _fetch(self._packed_client, choice, [packed_keys]),
+            len(agents),
+            "tune Redis packed",
+            progress,
+        )
+
+    async def aclose(self) -> None:
+        self._fragments_client.close()
+        self._packed_client.close()
+        await self._natural_client.aclose(close_connection_pool=True)
+
+    def _mget_as(self, choice: Batch, keys: Sequence[str], agents: int) -> list[bytes | None]:
+        by_kind = [keys[start : start + agents] for start in range(0, len(keys), agents)]
+        return _fetch(self._fragments_client, choice, by_kind)
+
+
+def _fetch(client: Any, choice: Batch, key_lists: Sequence[Sequence[str]]) -> list[bytes | None]:
+    """MGET each list of keys in batches; the values of all, in order."""
+    batches = [
+        keys[start : start + choice.agents] for keys in key_lists for start in range(0, len(keys), choice.agents)
+    ]
+    if choice.pipelined:
+        pipeline = client.pipeline(transaction=False)
+        for batch in batches:
+            pipeline.mget(batch)
+        replies: list[list[bytes | None]] = pipeline.execute()
+    else:
+        replies = [client.mget(batch) for batch in batches]
+    return list(itertools.chain.from_iterable(replies))
+
+
+async def _fastest(fetch: Callable[[Batch], object], agents: int, phase: str, progress: Progress) -> Batch:
+    sizes = sorted({min(size, agents) for size in BATCHES})
+    choices = [Batch(size, pipelined) for size in sizes for pipelined in (False, True)]
+    seconds: dict[Batch, float] = {}
+    # The first pass also faults in what has never been touched; the second one decides.
+    passes = [*choices, *choices]
+    for done, choice in enumerate(passes, 1):
+        started = time.perf_counter()
+        fetch(choice)
+        seconds[choice] = time.perf_counter() - started
+        progress(phase, done, len(passes))
+        await asyncio.sleep(0)
+    for choice in sorted(choices, key=seconds.__getitem__)[:3] * 3:
+        started = time.perf_counter()
+        fetch(choice)
+        seconds[choice] = min(seconds[choice], time.perf_counter() - started)
+    return min(choices, key=seconds.__getitem__)
+
+
+@contextlib.asynccontextmanager
+async def redis_peer(folder: Path, workload: Workload, program: str = "redis-server") -> AsyncGenerator[RedisPeer]:
+    """Start an empty redis-server, reachable by a socket in `folder` alone and writing nothing to disk.
+
+    Raises:
+        RedisUnavailable: the server or its client library is not installed, or does not start.
+    """
+    server = shutil.which(program)
+    if server is None:
+        raise RedisUnavailable(f"{program} is not installed (on Debian: apt install redis-server)")
+    if importlib.util.find_spec("redis") is None or importlib.util.find_spec("hiredis") is None:
+        raise RedisUnavailable(
+            "the Python packages redis and hiredis are not installed (pip install 'dawnchorus[perf]')"
+        )
+    socket_path, log = folder / "redis.sock", folder / "redis.log"
+    command = [server, "--port", "0", "--unixsocket", str(socket_path), "--unixsocketperm", "700", "--dir", str(folder)]
+    command += ["--save", "", "--appendonly", "no", "--databases", "2", "--daemonize", "no"]
+    async with contextlib.AsyncExitStack() as stack:
+        process = stack.enter_context(child_process(command, log=log))
+        give_up = time.monotonic() + START_SECONDS
+        while not _takes_connections(socket_path):
+            try:
+                check_running(process, program, log)
+            except ChildFailed as error:
+                raise RedisUnavailable(str(error)) from error
+            if time.monotonic() > give_up:
+                raise RedisUnavailable(f"{program} did not answer within {START_SECONDS:.0f} s")
+            await asyncio.sleep(0.02)
+        peer = RedisPeer(socket_path, workload)
+        stack.push_async_callback(peer.aclose)
+        yield peer
+
+
+def _takes_connections(socket_path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(socket_path)) == 0

@@ -1,0 +1,155 @@
+"""Requests with one plain answer: the status of nodes, and the agents of a store."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Final, Generic, TypeVar
+
+from ..wire.errors import ClusterUnavailable, DawnchorusError, PeerFault, ProtocolError
+from ..wire.messages import (
+    Committed,
+    FaultCode,
+    Images,
+    Scan,
+    Scanned,
+    SectionStatus,
+    Status,
+    StatusReply,
+    encode,
+)
+from ..wire.placement import Placement
+from .router import Router
+
+__all__ = ["list_agents", "node_status"]
+
+_PAGE_AGENTS: Final = 1_000
+"""Ids of one shard asked for at once; 48 shards hold 48,000 ids, about 3 MB, while they are merged."""
+
+R = TypeVar("R", Scanned, StatusReply)
+
+
+class _Call(Generic[R]):
+    """One request that is answered by one message of type R."""
+
+    __slots__ = ("_answer", "_reply_type", "_request", "deadline", "expected_bytes", "node", "number", "repeatable")
+
+    def __init__(
+        self,
+        node: str,
+        deadline: float,
+        expected_bytes: int,
+        reply_type: type[R],
+        request: Callable[[int, int], Scan | Status],
+    ) -> None:
+        self.number = 0
+        self.node = node
+        self.deadline = deadline
+        self.expected_bytes = expected_bytes
+        self.repeatable = True
+        self._reply_type: type[R] = reply_type
+        self._request = request
+        self._answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+
+    def encode(self, budget_us: int) -> bytes:
+        return encode(self._request(self.number, budget_us))
+
+    def handle_reply(self, reply: Images | Committed | Scanned | StatusReply) -> bool:
+        if not isinstance(reply, self._reply_type):
+            raise ProtocolError(f"{type(reply).__name__} where {self._reply_type.__name__} was asked for")
+        if not self._answer.done():
+            self._answer.set_result(reply)
+        return True
+
+    def handle_failure(self, code: FaultCode | None, reason: str) -> None:
+        if not self._answer.done():
+            self._answer.set_exception(PeerFault(code.name, reason) if code else ClusterUnavailable(reason))
+
+    async def run(self, router: Router) -> R:
+        """Ask, and return the answer.
+
+        Raises:
+            ClusterUnavailable: none came by the deadline. PeerFault: the node refused.
+        """
+        router.submit([self])
+        try:
+            async with asyncio.timeout_at(self.deadline):
+                return await self._answer
+        except TimeoutError:
+            how = "did not answer in time" if router.is_up(self.node) else "is not connected"
+            raise ClusterUnavailable(f"node {self.node!r} {how}") from None
+        finally:
+            router.cancel([self])
+
+
+async def node_status(
+    router: Router, nodes: Sequence[str], deadline_s: float
+) -> dict[str, StatusReply | DawnchorusError]:
+    """Return what each node says of itself, or why it says nothing."""
+    deadline = time.monotonic() + deadline_s
+
+    async def ask(node: str) -> StatusReply | DawnchorusError:
+        try:
+            return await _Call(node, deadline, 1 << 16, StatusReply, Status).run(router)
+        except DawnchorusError as error:
+            return error
+
+    return dict(zip(nodes, await asyncio.gather(*map(ask, nodes)), strict=True))
+
+
+async def list_agents(router: Router, stores: Sequence[str], page_deadline_s: float) -> AsyncGenerator[str, None]:
+    """Yield the ids of all agents with an image in any of the stores, each once, in the byte order of their UTF-8.
+
+    Ids come in order from each shard, page by page, and are merged; what is saved meanwhile may be listed or not.
+
+    Raises:
+        ClusterUnavailable: a shard could not be listed; what was yielded before is not all.
+    """
+    assert router.placement is not None
+    streams = [
+        _list_shard(router, router.placement, store, shard, page_deadline_s)
+        for store in stores
+        for shard in range(len(router.placement.shards[store]))
+    ]
+    heads: list[tuple[bytes, int]] = []
+    for number, first in enumerate(await asyncio.gather(*(anext(stream, None) for stream in streams))):
+        if first is not None:
+            heads.append((first, number))
+    heapq.heapify(heads)
+    before: bytes | None = None
+    while heads:
+        agent, number = heads[0]
+        if agent != before:
+            before = agent
+            yield agent.decode(errors="surrogateescape")
+        following = await anext(streams[number], None)
+        if following is None:
+            heapq.heappop(heads)
+        else:
+            heapq.heapreplace(heads, (following, number))
+
+
+async def _list_shard(
+    router: Router, placement: Placement, store: str, shard: int, deadline_s: float
+) -> AsyncGenerator[bytes, None]:
+    owner = placement.shards[store][shard]
+    position = b""
+    while True:
+
+        def page(number: int, budget_us: int, after: bytes = position) -> Scan:
+            return Scan(number, budget_us, store, shard, max(owner.epoch, 1), after, _PAGE_AGENTS)
+
+        call = _Call(owner.node, time.monotonic() + deadline_s, 1 << 16, Scanned, page)
+        scanned = await call.run(router)
+        if scanned.status != SectionStatus.OK:
+            status = SectionStatus(scanned.status).name
+            raise ClusterUnavailable(
+                f"shard {shard} of store {store!r} at node {owner.node!r} cannot be listed: {status}"
+            )
+        for agent in scanned.agents:
+            yield agent
+        if scanned.last or not scanned.agents:
+            return
+        position = scanned.agents[-1]

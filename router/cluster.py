@@ -1,0 +1,418 @@
+"""A cluster as an agent host sees it: connect, wake, save.
+
+    async with connect("topology.toml") as cluster:
+        state = await cluster.wake("agent-42")
+
+How a wake passes through: `wake` puts it into the batch of this turn of the loop (`wakes`); at the end of the turn each
+batch becomes a fetch (`fetching`), planned into requests (`plan`), which the `router` sends as the nodes' windows allow
+(`flow`) over its links (`link`); replies are gathered (`gather`) until a group of agents is complete, and each wake
+gets its `state`, or ends at its deadline with what has come.
+
+A Cluster belongs to the event loop in which it was opened, and to its thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, Self
+
+from ..wire.errors import ClusterUnavailable, DawnchorusError, InvalidRequestError, NotSupportedError
+from ..wire.limits import AGENT_ID_BYTES_MAX
+from ..wire.messages import Drop, Erase, Operation, StatusReply
+from ..wire.topology import Topology
+from ..wire.topology_file import load_topology
+from .calls import list_agents, node_status
+from .fetching import Fetching, ImageSizes
+from .floors import Floors
+from .kinds import Kinds, Reading, check_agent_id
+from .outcomes import Outcome
+from .plan import Group
+from .router import Router
+from .saving import AgentWrite, Saved, Saving
+from .state import AgentState
+from .wakes import WakeBatch, WakeMany, WakeStream
+
+__all__ = ["Cluster", "connect"]
+
+CONNECT_DEADLINE_S: Final = 5.0
+"""How long `connect` waits for nodes that do not answer, where others do."""
+
+_DEADLINE_S_MAX: Final = 86_400.0
+
+
+def connect(
+    source: str | os.PathLike[str] | Topology,
+    *,
+    types: Mapping[str, Any] | None = None,
+    connect_deadline_s: float = CONNECT_DEADLINE_S,
+) -> Cluster:
+    """Return a cluster to be opened with `async with`.
+
+    `source` is the path of a topology file, or "tcp://host:port" of any one node, which hands out the topology.
+    `types`: kind -> type that its values are decoded into (a `msgspec.Struct`, or whatever msgspec decodes); others
+    come as plain objects.
+
+    Opening it connects to all nodes and returns when each has answered, or by `connect_deadline_s` with those that
+    have; the others join when they come up.
+
+    Raises:
+        TopologyError: the file is wrong.
+        UnknownKindError: a type is given for a kind that the topology does not have (raised when it is opened).
+        ClusterUnavailable: no node answered (raised when it is opened).
+    """
+    if isinstance(source, Topology):
+        return Cluster(source, types, connect_deadline_s)
+    if isinstance(source, str) and "://" in source:
+        return Cluster(source, types, connect_deadline_s)
+    return Cluster(load_topology(source), types, connect_deadline_s)
+
+
+class Cluster:
+    """A connection to a cluster; see `connect`."""
+
+    _router: Router
+    _kinds: Kinds
+    _loop: asyncio.AbstractEventLoop
+    topology: Topology
+    """The cluster's topology, as this client knows it."""
+
+    def __init__(self, source: Topology | str, types: Mapping[str, Any] | None, connect_deadline_s: float) -> None:
+        self._source = source
+        self._types = types
+        self._connect_deadline_s = connect_deadline_s
+        self._floors = Floors()
+        self._sizes = ImageSizes()
+        self._readings: dict[tuple[str, ...] | None, Reading] = {}
+        self._readings_revision = -1
+        self._pending: dict[tuple[str, ...] | None, WakeBatch] = {}
+        self._under_way: dict[tuple[str, ...] | None, dict[str, WakeBatch]] = {}
+        self._write_prefix = secrets.token_bytes(8)
+        self._writes = 0
+        self._open = False
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._router = Router()
+        try:
+            self.topology, _ = await self._router.connect(self._source, self._connect_deadline_s)
+            self._kinds = Kinds(self.topology, self._types)
+        except BaseException:
+            self._router.close()
+            raise
+        self._open = True
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every connection; calls that still wait raise ClusterUnavailable."""
+        if not self._open:
+            return
+        self._open = False
+        error = ClusterUnavailable("the cluster was closed")
+        batches = {id(batch): batch for under_way in self._under_way.values() for batch in under_way.values()}
+        for batch in [*self._pending.values(), *batches.values()]:
+            batch.close(error)
+        self._pending.clear()
+        self._router.close()
+
+    # --- wake ---
+
+    def wake(
+        self, agent_id: str, kinds: Iterable[str] | None = None, deadline_s: float | None = None
+    ) -> asyncio.Future[AgentState]:
+        """Read an agent's fragments from all stores in parallel; return a future of its state, to be awaited.
+
+        `kinds`: only these, None for all. `deadline_s`: seconds from now, None for the topology's wake_deadline_ms. The
+        wake ends by then with what has come. Wakes asked for in the same turn of the loop travel together.
+
+        Raises (the first three at once, the others when awaited):
+            InvalidRequestError: the id or deadline is outside the limits.
+            UnknownKindError: the topology has no such kind.
+            ClusterUnavailable: the cluster is closed.
+            AgentNotFound: no required kind of the agent was ever written.
+            WakeIncomplete: a required kind could not be had in time; its `.state` holds what could.
+        """
+        agent = check_agent_id(agent_id)
+        budget_s = self._wake_budget(deadline_s)
+        key = None if kinds is None else tuple(kinds)
+        under_way = self._under_way.get(key)
+        if under_way and (joined := under_way.get(agent_id)) is not None:
+            now = time.monotonic()
+            future = joined.join(agent_id, now + budget_s, now)
+            if future is not None:
+                return future
+        batch = self._pending.get(key)
+        if batch is None:
+            batch = self._begin_batch(key)
+        return batch.add(agent_id, agent, budget_s)
+
+    async def wake_many(
+        self, ids: Iterable[str], kinds: Iterable[str] | None = None, deadline_s: float | None = None
+    ) -> list[AgentState]:
+        """Wake many agents; return their states in the order of `ids`, by the deadline.
+
+        Never raises for one agent: look at `state.complete` and `state.outcome(kind)`. An id that no agent can have
+        (empty, too long) gives a state whose every kind is a FAULT.
+
+        Raises:
+            InvalidRequestError: the deadline is outside the limits.
+            UnknownKindError: the topology has no such kind.
+            ClusterUnavailable: the cluster is closed.
+        """
+        asked = list(ids)
+        deadline = time.monotonic() + self._wake_budget(deadline_s)
+        reading = self._reading(None if kinds is None else tuple(kinds))
+        sound, agents = _sound_ids(asked)
+        waiting = WakeMany()
+        states = (
+            await waiting.run(self._fetching(reading, sound, agents, deadline, waiting.handle_groups)) if sound else []
+        )
+        if len(sound) == len(asked):
+            return states
+        by_id = dict(zip(sound, states, strict=True))
+        return [by_id.get(agent_id) or _unsound(agent_id, reading) for agent_id in asked]
+
+    async def wake_stream(
+        self, ids: Iterable[str], kinds: Iterable[str] | None = None, deadline_s: float | None = None
+    ) -> AsyncGenerator[AgentState, None]:
+        """Wake many agents; yield each agent's state once, as it becomes usable. Ends by the deadline.
+
+        Raises: as `wake_many`.
+        """
+        asked = list(ids)
+        deadline = time.monotonic() + self._wake_budget(deadline_s)
+        reading = self._reading(None if kinds is None else tuple(kinds))
+        sound, agents = _sound_ids(asked)
+        if len(sound) != len(asked):
+            known = set(sound)
+            for agent_id in dict.fromkeys(asked):
+                if agent_id not in known:
+                    yield _unsound(agent_id, reading)
+        if sound:
+            waiting = WakeStream()
+            async for state in waiting.run(self._fetching(reading, sound, agents, deadline, waiting.handle_groups)):
+                yield state
+
+    # --- save ---
+
+    async def save(
+        self,
+        agent_id: str,
+        fragments: Mapping[str, Any],
+        *,
+        expect: AgentState | Mapping[str, int] | int | None = None,
+        ttl_s: float | None = None,
+        write_id: str | None = None,
+        deadline_s: float | None = None,
+    ) -> Saved:
+        """Write some kinds of an agent; returns when every store has them durably.
+
+        Values: bytes are kept as they are, anything else as msgpack. Kinds of one store are saved together or not at
+        all; KINDS OF SEVERAL STORES ARE NOT: a SaveIncomplete says which store has what.
+
+        Raises:
+            InvalidRequestError, UnknownKindError: nothing was sent.
+            NotSupportedError: `expect`, `ttl_s` and `write_id` are not supported yet; nothing was sent.
+            SaveRefused: nothing was written, anywhere.
+            SaveIncomplete: some stores saved, others did not.
+            DeadlineExceeded: no store answered in time: the outcome is unknown.
+            ClusterUnavailable: the cluster is closed.
+        """
+        for name, value in (("expect", expect), ("ttl_s", ttl_s), ("write_id", write_id)):
+            if value is not None:
+                raise NotSupportedError(f"save(..., {name}=) is not supported yet; nothing was saved")
+        return await self._write_one(self._new_write(agent_id, self._kinds_open().by_store(fragments)), deadline_s)
+
+    async def save_many(
+        self, agents: Mapping[str, Mapping[str, Any]], *, deadline_s: float | None = None
+    ) -> dict[str, Saved | DawnchorusError]:
+        """Write some kinds of many agents; return for each what was saved, or the error that `save` would raise."""
+        kinds = self._kinds_open()
+        results: dict[str, Saved | DawnchorusError] = {}
+        writes: list[AgentWrite] = []
+        for agent_id, fragments in agents.items():
+            try:
+                writes.append(self._new_write(agent_id, kinds.by_store(fragments)))
+            except DawnchorusError as error:
+                results[agent_id] = error
+        await self._write(writes, deadline_s)
+        for write in writes:
+            results[write.agent_id] = write.result(self.topology.kinds_of)
+        return {agent_id: results[agent_id] for agent_id in agents}
+
+    async def delete(
+        self,
+        agent_id: str,
+        kinds: Iterable[str] | None = None,
+        *,
+        expect: AgentState | Mapping[str, int] | int | None = None,
+        deadline_s: float | None = None,
+    ) -> Saved:
+        """Delete some kinds of an agent, or the agent; the versions say in which writes, 0 where there was nothing.
+
+        Raises: as `save`.
+        """
+        if expect is not None:
+            raise NotSupportedError("delete(..., expect=) is not supported yet; nothing was deleted")
+        operations: dict[str, Sequence[Operation]] = {
+            store: [Erase()] if chosen is None else [Drop(kind) for kind in chosen]
+            for store, chosen in self._kinds_open().stores_of(kinds).items()
+        }
+        if not operations:
+            raise InvalidRequestError("a delete needs at least one kind")
+        return await self._write_one(self._new_write(agent_id, operations), deadline_s)
+
+    # --- the cluster ---
+
+    async def agents(self, store: str | None = None) -> AsyncGenerator[str, None]:
+        """Yield the ids of all agents with a fragment in `store` (None: in any), each once, in byte order.
+
+        Raises:
+            InvalidRequestError: there is no such store.
+            ClusterUnavailable: a shard could not be listed: what came before is not all.
+        """
+        self._require_open()
+        if store is not None and store not in self.topology.stores:
+            raise InvalidRequestError(
+                f"there is no store {store!r}; the topology has {', '.join(self.topology.stores)}"
+            )
+        stores = list(self.topology.stores) if store is None else [store]
+        async for agent_id in list_agents(self._router, stores, self.topology.save_deadline_ms / 1_000):
+            yield agent_id
+
+    async def status(self, deadline_s: float = 2.0) -> dict[str, StatusReply | DawnchorusError]:
+        """Return what each node says of itself, or the error that says why it does not."""
+        self._require_open()
+        return await node_status(self._router, list(self.topology.nodes), deadline_s)
+
+    # --- within ---
+
+    def _require_open(self) -> None:
+        if not self._open:
+            raise ClusterUnavailable("the cluster is not open; use it inside `async with connect(...)`")
+
+    def _kinds_open(self) -> Kinds:
+        self._require_open()
+        return self._kinds
+
+    def _wake_budget(self, deadline_s: float | None) -> float:
+        self._require_open()
+        return self.topology.wake_deadline_ms / 1_000 if deadline_s is None else _checked(deadline_s)
+
+    def _reading(self, key: tuple[str, ...] | None) -> Reading:
+        placement = self._router.placement
+        assert placement is not None
+        if placement.revision != self._readings_revision:
+            self._readings.clear()
+            self._readings_revision = placement.revision
+        reading = self._readings.get(key)
+        if reading is None:
+            reading = self._readings[key] = self._kinds.reading(placement, key)
+        return reading
+
+    def _fetching(
+        self,
+        reading: Reading,
+        ids: Sequence[str],
+        agents: Sequence[bytes],
+        deadline: float,
+        handle_groups: Callable[[list[Group]], None],
+    ) -> Fetching:
+        return Fetching(
+            self._router,
+            reading.routes,
+            ids,
+            agents,
+            kinds=reading.kinds,
+            context=reading.context(),
+            deadline=deadline,
+            floors=self._floors,
+            sizes=self._sizes,
+            handle_groups=handle_groups,
+        )
+
+    def _begin_batch(self, key: tuple[str, ...] | None) -> WakeBatch:
+        batch = WakeBatch(self._reading(key), time.monotonic())
+        if not self._pending:
+            self._loop.call_soon(self._send_pending)
+        self._pending[key] = batch
+        return batch
+
+    def _send_pending(self) -> None:
+        pending, self._pending = self._pending, {}
+        for key, batch in pending.items():
+            under_way = self._under_way.setdefault(key, {})
+            ids = list(batch.ids)
+            under_way.update(dict.fromkeys(ids, batch))
+
+            def handle_over(
+                ended: WakeBatch, ids: list[str] = ids, under_way: dict[str, WakeBatch] = under_way
+            ) -> None:
+                for agent_id in ids:
+                    if under_way.get(agent_id) is ended:
+                        del under_way[agent_id]
+
+            batch.start(
+                self._fetching(batch.reading, ids, batch.agents, batch.deadline, batch.handle_groups), handle_over
+            )
+
+    def _new_write(self, agent_id: str, operations: Mapping[str, Sequence[Operation]]) -> AgentWrite:
+        self._writes += 1
+        write_id = self._write_prefix + self._writes.to_bytes(8, "big")
+        return AgentWrite(agent_id, check_agent_id(agent_id), write_id, dict(operations))
+
+    async def _write_one(self, write: AgentWrite, deadline_s: float | None) -> Saved:
+        await self._write([write], deadline_s)
+        result = write.result(self.topology.kinds_of)
+        if isinstance(result, DawnchorusError):
+            raise result
+        return result
+
+    async def _write(self, writes: Sequence[AgentWrite], deadline_s: float | None) -> None:
+        budget_s = self.topology.save_deadline_ms / 1_000 if deadline_s is None else _checked(deadline_s)
+        await Saving(self._router, writes, time.monotonic() + budget_s, self._handle_acknowledged).run()
+
+    def _handle_acknowledged(self, store: str, agent: bytes, version: int) -> None:
+        """A save is durable: no wake that ends from now on may show what was there before."""
+        self._floors.note(store, agent, version, time.monotonic())
+        for under_way in self._under_way.values():
+            if under_way:
+                under_way.pop(agent.decode(), None)
+
+
+def _checked(deadline_s: float) -> float:
+    if not 0 < deadline_s <= _DEADLINE_S_MAX:
+        raise InvalidRequestError(
+            f"a deadline is more than 0 and at most {_DEADLINE_S_MAX:g} seconds, not {deadline_s!r}"
+        )
+    return deadline_s
+
+
+def _sound_ids(ids: list[str]) -> tuple[list[str], list[bytes]]:
+    """Return the ids that an agent can have, each once, in order, and their UTF-8; 0.1 us each where all are sound."""
+    once = list(dict.fromkeys(ids))
+    try:
+        agents = list(map(str.encode, once))
+        if not agents or (min(map(len, agents)) > 0 and max(map(len, agents)) <= AGENT_ID_BYTES_MAX):
+            return once, agents
+    except (TypeError, UnicodeEncodeError):
+        agents = []
+    sound: list[str] = []
+    agents.clear()
+    for agent_id in once:
+        try:
+            agents.append(check_agent_id(agent_id))
+            sound.append(agent_id)
+        except InvalidRequestError:
+            continue
+    return sound, agents
+
+
+def _unsound(agent_id: str, reading: Reading) -> AgentState:
+    return AgentState(agent_id, (Outcome.FAULT,) * len(reading.routes.stores), reading.context())

@@ -1,0 +1,269 @@
+"""One fetch: a plan scattered over the nodes, gathered group by group, and handed to whoever waits.
+
+A fetch knows nothing of who waits: it calls `handle_groups` with groups that became complete, and its owner calls
+`expire` when the last of its deadlines has come. What it promises of each group it hands over: every item is the
+agent's own, and none is older than a save of that agent which this router has seen acknowledged (see `floors`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import repeat
+from typing import Final
+
+from ..wire.errors import ProtocolError
+from ..wire.image import version_of
+from ..wire.limits import FRAME_BYTES_TARGET
+from ..wire.messages import Committed, FaultCode, Fetch, FetchSection, Images, Scanned, StatusReply, encode
+from .floors import Floors
+from .gather import Gather
+from .outcomes import Item, Outcome
+from .plan import GROUP_AGENTS_MAX, MESSAGE_AGENTS_MAX, Group, Part, Routes, plan
+from .router import Router
+from .state import AgentState, WakeContext
+
+__all__ = ["Fetching", "ImageSizes"]
+
+_SIZE_GUESS: Final = 1_024
+"""Bytes of an image before any was seen."""
+
+_MESSAGE_BYTES: Final = 2 * FRAME_BYTES_TARGET
+"""Requests are cut so that a reply has about two frames: fewer leave the node idle, more leave the client so."""
+
+
+class ImageSizes:
+    """The mean size of a store's images, as seen: what a request is expected to bring."""
+
+    __slots__ = ("_means",)
+
+    def __init__(self) -> None:
+        self._means: dict[str, float] = {}
+
+    def mean(self, store: str) -> float:
+        """Return the mean bytes of an image in a store."""
+        return self._means.get(store, _SIZE_GUESS)
+
+    def note(self, store: str, images: int, size: int) -> None:
+        """Take note of images that came: how many, and their bytes."""
+        if images:
+            mean = self._means.get(store)
+            # New sizes count a quarter: a changed workload is learned within some ten messages.
+            self._means[store] = size / images if mean is None else 0.75 * mean + 0.25 * size / images
+
+    def agents_per_message(self, routes: Routes) -> int:
+        """Return how many agents to ask for in one section, so that its reply keeps to the frames meant for it."""
+        largest = max(self.mean(store.name) for store in routes.stores)
+        return max(1, min(MESSAGE_AGENTS_MAX, int(_MESSAGE_BYTES / largest)))
+
+
+class _FetchExchange:
+    """Some parts of a fetch, at one node."""
+
+    __slots__ = ("_fetching", "_parts", "deadline", "expected_bytes", "node", "number")
+
+    repeatable = True
+
+    def __init__(self, fetching: Fetching, parts: list[Part]) -> None:
+        self.number = 0
+        self.node = parts[0].node
+        self.deadline = fetching.deadline
+        self._fetching = fetching
+        self._parts = parts
+        self.expected_bytes = fetching.expect(parts)
+
+    def encode(self, budget_us: int) -> bytes:
+        parts = self._parts
+        if parts[0].received or not all(part.received == 0 for part in parts):
+            # Sent before, on a connection that broke: what came whole is not asked for again, the rest from its start.
+            parts = self._parts = [part for part in parts if not part.whole]
+            for part in parts:
+                part.received = 0
+        return self._fetching.encode(self.number, budget_us, parts)
+
+    def handle_reply(self, reply: Images | Committed | Scanned | StatusReply) -> bool:
+        if not isinstance(reply, Images):
+            raise ProtocolError(f"{type(reply).__name__} does not answer a Fetch")
+        self._fetching.handle_images(self._parts, reply)
+        return reply.last
+
+    def handle_failure(self, code: FaultCode | None, reason: str) -> None:
+        if code is None:
+            outcome = Outcome.UNAVAILABLE
+        else:
+            outcome = Outcome.SHED if code == FaultCode.OVERLOADED else Outcome.FAULT
+        self._fetching.handle_failure(self._parts, outcome)
+
+
+class Fetching:
+    """Agents (each once) fetched from the stores of some routes."""
+
+    def __init__(
+        self,
+        router: Router,
+        routes: Routes,
+        ids: Sequence[str],
+        agents: Sequence[bytes],
+        *,
+        kinds: list[str] | None,
+        context: WakeContext,
+        deadline: float,
+        floors: Floors,
+        sizes: ImageSizes,
+        handle_groups: Callable[[list[Group]], None],
+    ) -> None:
+        """Plan it; `start` sends it. `kinds` is None where all kinds of each store are asked for."""
+        self._router = router
+        self._kinds = kinds
+        self._context = context
+        self._floors = floors
+        self._sizes = sizes
+        self._handle_groups = handle_groups
+        self.deadline = deadline
+        per_message = sizes.agents_per_message(routes)
+        self.plan = plan(agents, routes, min(per_message, GROUP_AGENTS_MAX))
+        self._gather = Gather(self.plan)
+        self._ids = [ids[index] for index in self.plan.order]
+        self._exchanges = [_FetchExchange(self, parts) for parts in self.plan.messages(per_message)]
+        self._refetches: list[Fetching] = []
+        self._ended = False
+
+    def start(self) -> None:
+        """Scatter the requests."""
+        self._floors.begin_fetch(self.deadline)
+        self._router.submit(self._exchanges)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every group is."""
+        return self._gather.complete
+
+    def expire(self) -> None:
+        """The last deadline has come: hand over what there is, and forget the rest."""
+        for refetch in self._refetches:
+            refetch.abandon()
+        groups = self._gather.handle_end(self._router.is_up)
+        self._end()
+        if groups:
+            self._handle_groups(groups)
+
+    def abandon(self) -> None:
+        """Nobody waits any more."""
+        self._end()
+
+    def states(self, start: int, stop: int) -> list[AgentState]:
+        """Return the states at positions `start` to `stop` - 1 of the plan, with what has come; 0.15 us each."""
+        columns = [column[start:stop] for column in self._gather.columns]
+        return list(map(AgentState, self._ids[start:stop], zip(*columns, strict=True), repeat(self._context)))
+
+    def state_now(self, position: int) -> AgentState:
+        """Return the state at a position whose deadline has come before its group was complete."""
+        return AgentState(self._ids[position], self._gather.missing(position, self._router.is_up), self._context)
+
+    def column(self, store: int) -> list[Item]:
+        """Return the items of one store, in the order of the plan."""
+        return self._gather.columns[store]
+
+    # --- for its exchanges ---
+
+    def expect(self, parts: list[Part]) -> int:
+        """Return how many bytes a reply with these parts is expected to have."""
+        stores = self.plan.routes.stores
+        return int(sum((part.stop - part.start) * self._sizes.mean(stores[part.store].name) for part in parts))
+
+    def encode(self, number: int, budget_us: int, parts: list[Part]) -> bytes:
+        """Return the frame that asks for these parts."""
+        stores, agents = self.plan.routes.stores, self.plan.agents
+        sections = [
+            FetchSection(stores[part.store].name, part.shard, part.epoch, agents[part.start : part.stop])
+            for part in parts
+        ]
+        return encode(Fetch(number, budget_us, sections, self._kinds))
+
+    def handle_images(self, parts: list[Part], images: Images) -> None:
+        """Take in a reply, and hand over the groups that it completed."""
+        complete: list[Group] = []
+        stores = self.plan.routes.stores
+        try:
+            for section in images.sections:
+                group = self._gather.handle_section(parts, section)
+                if group is not None:
+                    complete.append(group)
+                store = parts[section.index].store
+                self._context.note_clock(store, images.now_ms)
+                found = [len(item) for item in section.items if isinstance(item, bytes)]
+                self._sizes.note(stores[store].name, len(found), sum(found))
+        finally:
+            self._hand_over(complete)
+
+    def handle_failure(self, parts: list[Part], outcome: Outcome) -> None:
+        """Give up these parts, and hand over the groups that are complete without them."""
+        failed = [self._gather.handle_failure(part, outcome) for part in parts]
+        self._hand_over([group for group in failed if group is not None])
+
+    # --- handing over ---
+
+    def _hand_over(self, groups: list[Group]) -> None:
+        if self._floors:
+            groups = [group for group in groups if not self._refetch_stale(group)]
+        if self._gather.complete:
+            self._end()
+        if groups:
+            self._handle_groups(groups)
+
+    def _refetch_stale(self, group: Group) -> bool:
+        """Read again what is older than a save acknowledged meanwhile; return whether the group has to wait for it."""
+        agents, stores = self.plan.agents, self.plan.routes.stores
+        stale: list[int] = []
+        for position in range(group.start, group.stop):
+            for part in group.parts:
+                floor = self._floors.floor(stores[part.store].name, agents[position])
+                item = self._gather.columns[part.store][position]
+                if (
+                    floor > part.version
+                    and not isinstance(item, Outcome)
+                    and (item is None or version_of(item) < floor)
+                ):
+                    stale.append(position)
+                    break
+        if not stale or self._ended:
+            return False
+        self._gather.reopen(group)
+        now = time.monotonic()
+        refetch: Fetching
+
+        def take_over(groups: list[Group]) -> None:
+            for done in groups:
+                for place in range(done.start, done.stop):
+                    position = stale[refetch.plan.order[place]]
+                    for store, column in enumerate(self._gather.columns):
+                        column[position] = refetch.column(store)[place]
+            if refetch.complete:
+                self._refetches.remove(refetch)
+                if self._gather.settle_again(group):
+                    self._hand_over([group])
+
+        refetch = Fetching(
+            self._router,
+            self.plan.routes,
+            [self._ids[position] for position in stale],
+            [agents[position] for position in stale],
+            kinds=self._kinds,
+            context=self._context,
+            deadline=max(self.deadline, now),
+            floors=self._floors,
+            sizes=self._sizes,
+            handle_groups=take_over,
+        )
+        for position in stale:
+            for column in self._gather.columns:
+                column[position] = Outcome.TIMEOUT
+        self._refetches.append(refetch)
+        refetch.start()
+        return True
+
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._floors.end_fetch()
+            self._router.cancel(self._exchanges)

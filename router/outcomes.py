@@ -1,0 +1,32 @@
+"""How the reading of a fragment ended: pure."""
+
+from __future__ import annotations
+
+import enum
+from typing import Final, TypeAlias
+
+__all__ = ["WHOLE", "Item", "Outcome"]
+
+
+class Outcome(enum.Enum):
+    """How the reading of one fragment ended."""
+
+    OK = "ok"
+    ABSENT = "absent"
+    """Never written, or deleted."""
+    EXPIRED = "expired"
+    TIMEOUT = "timeout"
+    """Its node did not answer by the deadline."""
+    UNAVAILABLE = "unavailable"
+    """Its node is not connected, or does not own the shard."""
+    SHED = "shed"
+    """Its node had too much to do and said so."""
+    FAULT = "fault"
+    """Its data is damaged, or its node failed at it."""
+
+
+WHOLE: Final = frozenset({Outcome.OK, Outcome.ABSENT, Outcome.EXPIRED})
+"""Outcomes that leave nothing open: a state with no other is complete."""
+
+Item: TypeAlias = bytes | Outcome | None
+"""What one store gave of one agent: its image, why there is none, or None: the agent has none there."""

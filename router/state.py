@@ -1,0 +1,191 @@
+"""An agent as a wake left it: its images, and what became of those that could not be had.
+
+A state keeps images as the bytes in which they lie on disk. A fragment is decoded when it is first looked at, into the
+type registered for its kind; until then a woken agent costs little more than its bytes.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self, TypeVar
+
+import msgspec
+
+from ..wire.errors import FragmentAbsent, FragmentUnavailable, FragmentUndecodable, ProtocolError, UnknownKindError
+from ..wire.image import ENCODING_BYTES, ENCODING_MSGPACK, Fragment, decode_image
+from .outcomes import WHOLE, Item, Outcome
+
+__all__ = ["AgentState", "KindView", "WakeContext"]
+
+T = TypeVar("T")
+
+
+class KindView(NamedTuple):
+    """How a state reads one kind: where its image is (-1: not asked for), its decoder and its fallback."""
+
+    store: int
+    decoder: msgspec.msgpack.Decoder[Any]
+    fallback: Any
+
+
+class WakeContext:
+    """What the states of one fetch share: how to read their kinds, and the nodes' clocks."""
+
+    __slots__ = ("_clock_offsets_ms", "kinds")
+
+    def __init__(self, kinds: Mapping[str, KindView], stores: int) -> None:
+        self.kinds = kinds
+        self._clock_offsets_ms = [0] * stores
+
+    def note_clock(self, store: int, now_ms: int) -> None:
+        """Take note of a store's clock (ms, UTC) as a reply that just came in gives it; the furthest one counts."""
+        offset = now_ms - time.monotonic_ns() // 1_000_000
+        if offset > self._clock_offsets_ms[store]:
+            self._clock_offsets_ms[store] = offset
+
+    def now_ms(self, store: int) -> int:
+        """Return a store's time: its clock in the replies, and this host's monotonic clock since."""
+        return self._clock_offsets_ms[store] + time.monotonic_ns() // 1_000_000
+
+
+class AgentState(msgspec.Struct, gc=False, eq=False, repr_omit_defaults=True):
+    """One woken agent. `state[kind]` is a value; what cannot be given is an exception, and `outcome` says why.
+
+    The same object is given each time a kind is asked for; changing it changes nothing that is stored.
+    """
+
+    agent_id: str
+    _images: tuple[Item, ...]
+    _context: WakeContext
+    _decoded: dict[int, dict[str, Fragment] | None] | None = None
+    _values: dict[str, Any] | None = None
+
+    def __getitem__(self, kind: str) -> Any:
+        """Return the value of a kind; of a degraded one its fallback.
+
+        Raises:
+            FragmentAbsent: (a KeyError) it was never written, was deleted or has expired.
+            FragmentUnavailable: (a LookupError) it could not be had, or was not asked for, and has no fallback.
+            FragmentUndecodable: (a ValueError) its bytes do not fit the type registered for the kind.
+            UnknownKindError: (a KeyError) the topology has no such kind.
+        """
+        values = self._values
+        if values is None:
+            values = self._values = {}
+        elif kind in values:
+            return values[kind]
+        value = values[kind] = self._value(kind)
+        return value
+
+    def get(self, kind: str, default: T | None = None) -> Any | T | None:
+        """Return the value of a kind, `default` where it is absent or expired; one that could not be had raises."""
+        if self.outcome(kind) in (Outcome.ABSENT, Outcome.EXPIRED):
+            return default
+        return self[kind]
+
+    def outcome(self, kind: str) -> Outcome:
+        """Return how the reading of a kind ended.
+
+        Raises:
+            FragmentUnavailable: it was not asked for.
+            UnknownKindError: the topology has no such kind.
+        """
+        return self._look(kind)[0]
+
+    def version(self, kind: str) -> int:
+        """Return the version of a kind; 0 if absent or expired.
+
+        Raises:
+            FragmentUnavailable: it could not be had, or was not asked for: its version is unknown.
+            UnknownKindError: the topology has no such kind.
+        """
+        outcome, fragment = self._look(kind)
+        if fragment is not None:
+            return fragment.version
+        if outcome in WHOLE:
+            return 0
+        raise self._unavailable(kind, outcome)
+
+    @property
+    def degraded(self) -> tuple[str, ...]:
+        """The kinds asked for that are not OK, ABSENT or EXPIRED."""
+        return tuple(
+            kind for kind, view in self._context.kinds.items() if view.store >= 0 and self._look(kind)[0] not in WHOLE
+        )
+
+    @property
+    def complete(self) -> bool:
+        """Whether every kind asked for is OK, ABSENT or EXPIRED."""
+        return not self.degraded
+
+    def detach(self) -> Self:
+        """Return this state, owning its bytes: it keeps no reply alive.
+
+        Images are taken out of replies as bytes of their own when they arrive, so there is nothing to copy; hosts that
+        keep states for long call it all the same, and stay right should that change.
+        """
+        return self
+
+    def __contains__(self, kind: str) -> bool:
+        return kind in self._context.kinds and self.outcome(kind) is Outcome.OK
+
+    def __repr__(self) -> str:
+        asked = (kind for kind, view in self._context.kinds.items() if view.store >= 0)
+        return f"AgentState({self.agent_id!r}, {', '.join(f'{kind}={self.outcome(kind).name}' for kind in asked)})"
+
+    def _value(self, kind: str) -> Any:
+        outcome, fragment = self._look(kind)
+        view = self._context.kinds[kind]
+        if fragment is None:
+            if outcome in WHOLE:
+                raise FragmentAbsent(f"agent {self.agent_id!r}: {kind} is {outcome.value}")
+            if view.fallback is msgspec.UNSET:
+                raise self._unavailable(kind, outcome)
+            return copy.deepcopy(view.fallback)
+        if fragment.encoding == ENCODING_BYTES:
+            return fragment.value
+        if fragment.encoding != ENCODING_MSGPACK:
+            raise FragmentUndecodable(f"agent {self.agent_id!r}: {kind} has unknown encoding {fragment.encoding}")
+        try:
+            return view.decoder.decode(fragment.value)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise FragmentUndecodable(f"agent {self.agent_id!r}: {kind} does not fit its type: {error}") from error
+
+    def _look(self, kind: str) -> tuple[Outcome, Fragment | None]:
+        view = self._context.kinds.get(kind)
+        if view is None:
+            known = ", ".join(self._context.kinds)
+            raise UnknownKindError(f"there is no kind {kind!r}; the topology has {known}")
+        if view.store < 0:
+            raise FragmentUnavailable(f"agent {self.agent_id!r}: {kind} was not asked for in this wake")
+        image = self._images[view.store]
+        if image is None:
+            return Outcome.ABSENT, None
+        if isinstance(image, Outcome):
+            return image, None
+        fragments = self._fragments(view.store, image)
+        if fragments is None:
+            return Outcome.FAULT, None
+        fragment = fragments.get(kind)
+        if fragment is None:
+            return Outcome.ABSENT, None
+        if fragment.expires_ms and fragment.expires_ms <= self._context.now_ms(view.store):
+            return Outcome.EXPIRED, None
+        return Outcome.OK, fragment
+
+    def _fragments(self, store: int, image: bytes) -> dict[str, Fragment] | None:
+        if self._decoded is None:
+            self._decoded = {}
+        elif store in self._decoded:
+            return self._decoded[store]
+        try:
+            fragments = decode_image(image)
+        except ProtocolError:
+            fragments = None
+        self._decoded[store] = fragments
+        return fragments
+
+    def _unavailable(self, kind: str, outcome: Outcome) -> FragmentUnavailable:
+        return FragmentUnavailable(f"agent {self.agent_id!r}: {kind} could not be had: {outcome.name}")

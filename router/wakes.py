@@ -1,0 +1,293 @@
+"""Who waits for a fetch: one call for many agents, a stream of them, or many calls for one agent each.
+
+Wakes asked for in the same turn of the event loop travel in one fetch (WakeBatch): ten thousand tasks that each await
+one agent cost a few messages a node. The same agent asked for twice is fetched once, in the turn or while its fetch is
+under way. Each wake ends at its own deadline, with what has come; the fetch lives until the last of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from typing import Final, NamedTuple
+
+from ..wire.errors import AgentNotFound, WakeIncomplete
+from .fetching import Fetching
+from .kinds import IMAGE_FIRST_KIND, Reading
+from .outcomes import WHOLE, Outcome
+from .plan import Group
+from .state import AgentState
+
+__all__ = ["WakeBatch", "WakeMany", "WakeStream", "verdict"]
+
+_TIMER_SLACK_SECONDS: Final = 0.001
+"""The loop's timers have the grain of a millisecond and may fire that early."""
+
+_JOIN_SHARE: Final = 0.5
+"""A wake joins a fetch under way if that one's budget covers at least this share of its own: nodes drop work when the
+budget that it came with is spent."""
+
+
+def verdict(state: AgentState, reading: Reading) -> Exception | None:
+    """Return what `wake` raises for a state, None where it returns the state."""
+    outcomes = [(kind, state.outcome(kind)) for kind in reading.required or reading.views if _asked(reading, kind)]
+    if reading.required:
+        missing = tuple(kind for kind, outcome in outcomes if outcome not in WHOLE)
+        if missing:
+            return WakeIncomplete(state, missing)
+    elif reading.kinds is not None:
+        return None  # some kinds, none of them required: that they are absent says nothing of the agent
+    if all(outcome is Outcome.ABSENT for _, outcome in outcomes):
+        return AgentNotFound(state.agent_id)
+    return None
+
+
+def _asked(reading: Reading, kind: str) -> bool:
+    return reading.views[kind].store >= 0
+
+
+class WakeMany:
+    """One caller that waits for all agents of a fetch; gets its states in the order in which it asked."""
+
+    def __init__(self) -> None:
+        self._done: asyncio.Future[list[AgentState]] = asyncio.get_running_loop().create_future()
+        self._fetching: Fetching | None = None
+
+    def handle_groups(self, groups: list[Group]) -> None:
+        """Some groups are complete."""
+        del groups
+        fetching = self._fetching
+        if fetching is None or not fetching.complete or self._done.done():
+            return
+        in_plan = fetching.states(0, len(fetching.plan.order))
+        states = in_plan.copy()
+        for index, state in zip(fetching.plan.order, in_plan, strict=True):
+            states[index] = state
+        self._done.set_result(states)
+
+    async def run(self, fetching: Fetching) -> list[AgentState]:
+        """Fetch, and return the states by the deadline."""
+        self._fetching = fetching
+        timer = asyncio.get_running_loop().call_at(fetching.deadline, fetching.expire)
+        try:
+            fetching.start()
+            return await self._done
+        finally:
+            timer.cancel()
+            fetching.abandon()
+
+
+class WakeStream:
+    """One caller that takes states as they become usable."""
+
+    def __init__(self) -> None:
+        self._ready: deque[AgentState] = deque()
+        self._wake_up = asyncio.Event()
+        self._fetching: Fetching | None = None
+
+    def handle_groups(self, groups: list[Group]) -> None:
+        """Some groups are complete."""
+        assert self._fetching is not None
+        for group in groups:
+            self._ready.extend(self._fetching.states(group.start, group.stop))
+        self._wake_up.set()
+
+    async def run(self, fetching: Fetching) -> AsyncGenerator[AgentState, None]:
+        """Fetch, and yield states as they come; ends by the deadline."""
+        self._fetching = fetching
+        timer = asyncio.get_running_loop().call_at(fetching.deadline, fetching.expire)
+        try:
+            fetching.start()
+            left = len(fetching.plan.order)
+            while left:
+                while self._ready:
+                    left -= 1
+                    yield self._ready.popleft()
+                if left:
+                    self._wake_up.clear()
+                    await self._wake_up.wait()
+        finally:
+            timer.cancel()
+            fetching.abandon()
+
+
+class _Waiter(NamedTuple):
+    """A wake whose deadline is not the batch's common one."""
+
+    deadline: float
+    sequence: int
+    agent: int
+    future: asyncio.Future[AgentState]
+
+
+class WakeBatch:
+    """Calls for one agent each, asked for in one turn of the loop, and those that join while the fetch is under way."""
+
+    def __init__(self, reading: Reading, now: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.reading = reading
+        self.began = now
+        """When the turn began that its deadlines count from, in seconds of the monotonic clock."""
+        self.ids: dict[str, int] = {}
+        self.agents: list[bytes] = []
+        self._futures: list[asyncio.Future[AgentState] | None] = []  # None: only waiters apart want that agent
+        self._common_deadline = 0.0
+        self._others: list[_Waiter] = []  # a heap, the next deadline first
+        self._others_of: dict[int, list[asyncio.Future[AgentState]]] = {}
+        self._sequence = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._fetching: Fetching | None = None
+        self._positions: list[int] = []
+        self._handle_over: Callable[[WakeBatch], None] = lambda _batch: None
+
+    @property
+    def deadline(self) -> float:
+        """The last of its wakes' deadlines."""
+        return max(self._common_deadline, max((waiter.deadline for waiter in self._others), default=0.0))
+
+    def add(self, agent_id: str, agent: bytes, deadline_s: float) -> asyncio.Future[AgentState]:
+        """Wait for an agent, before the batch is sent."""
+        future: asyncio.Future[AgentState] = self._loop.create_future()
+        deadline = self.began + deadline_s
+        index = self.ids.get(agent_id)
+        if index is None:
+            index = self.ids[agent_id] = len(self.agents)
+            self.agents.append(agent)
+            if not index:
+                self._common_deadline = deadline
+            if deadline == self._common_deadline:
+                self._futures.append(future)
+                return future
+            self._futures.append(None)
+        self._wait_apart(deadline, index, future)
+        return future
+
+    def join(self, agent_id: str, deadline: float, now: float) -> asyncio.Future[AgentState] | None:
+        """Wait for an agent whose fetch is under way; None where it would not do."""
+        index = self.ids.get(agent_id)
+        fetching = self._fetching
+        if index is None or fetching is None or fetching.deadline - now < _JOIN_SHARE * (deadline - now):
+            return None
+        if not fetching.plan.group_at(self._positions[index]).waiting:
+            return None
+        future: asyncio.Future[AgentState] = self._loop.create_future()
+        self._wait_apart(min(deadline, fetching.deadline), index, future)
+        self._schedule()
+        return future
+
+    def forget(self, agent_id: str) -> None:
+        """Let nobody join for this agent any more: it was saved meanwhile."""
+        self.ids.pop(agent_id, None)
+
+    def start(self, fetching: Fetching, handle_over: Callable[[WakeBatch], None]) -> None:
+        """Send it; `handle_over` is called once, when nobody waits for it any more."""
+        self._fetching = fetching
+        self._handle_over = handle_over
+        self._positions = [0] * len(self.agents)
+        for position, index in enumerate(fetching.plan.order):
+            self._positions[index] = position
+        self._schedule()
+        fetching.start()
+
+    def close(self, error: Exception) -> None:
+        """Fail every wake that still waits."""
+        for future in [*self._futures, *(waiter.future for waiter in self._others)]:
+            if future is not None and not future.done():
+                future.set_exception(error)
+        self._end()
+
+    def handle_groups(self, groups: list[Group]) -> None:
+        """Some groups are complete: their wakes end."""
+        fetching = self._fetching
+        assert fetching is not None
+        for group in groups:
+            self._settle_group(fetching, group)
+        if fetching.complete:
+            self._end()
+
+    def _settle_group(self, fetching: Fetching, group: Group) -> None:
+        states = fetching.states(group.start, group.stop)
+        order = fetching.plan.order[group.start : group.stop]
+        futures = self._futures
+        if self._all_found(fetching, group):
+            for index, state in zip(order, states, strict=True):
+                future = futures[index]
+                if future is not None and not future.done():
+                    future.set_result(state)
+        else:
+            for index, state in zip(order, states, strict=True):
+                self._settle(futures[index], state)
+        if self._others_of:
+            for index, state in zip(order, states, strict=True):
+                for future in self._others_of.pop(index, ()):
+                    self._settle(future, state)
+
+    def _all_found(self, fetching: Fetching, group: Group) -> bool:
+        """Return whether every agent of a group surely has every required kind, without decoding an image.
+
+        An image that this router wrote begins with the store's required kind; 0.15 us an agent instead of 1.
+        """
+        if not self.reading.required_stores:
+            return False
+        first = IMAGE_FIRST_KIND
+        for store, beginning in self.reading.required_stores:
+            items = fetching.column(store)[group.start : group.stop]
+            for item in items:
+                if not isinstance(item, bytes) or not item.startswith(beginning, first):
+                    return False
+        return True
+
+    def _settle(self, future: asyncio.Future[AgentState] | None, state: AgentState) -> None:
+        if future is None or future.done():
+            return
+        error = verdict(state, self.reading)
+        if error is None:
+            future.set_result(state)
+        else:
+            future.set_exception(error)
+
+    def _wait_apart(self, deadline: float, index: int, future: asyncio.Future[AgentState]) -> None:
+        self._sequence += 1
+        heapq.heappush(self._others, _Waiter(deadline, self._sequence, index, future))
+        self._others_of.setdefault(index, []).append(future)
+
+    def _schedule(self) -> None:
+        """Set the timer to the next deadline."""
+        if self._timer is not None:
+            self._timer.cancel()
+        due = [waiter.deadline for waiter in self._others[:1]]
+        if self._common_deadline:
+            due.append(self._common_deadline)
+        self._timer = self._loop.call_at(min(due), self._expire) if due else None
+
+    def _expire(self) -> None:
+        """End the wakes whose deadline has come; after the last of them, the fetch."""
+        self._timer = None
+        fetching = self._fetching
+        assert fetching is not None
+        now = time.monotonic() + _TIMER_SLACK_SECONDS
+        if fetching.deadline <= now:
+            fetching.expire()
+            self._end()
+            return
+        if self._common_deadline and self._common_deadline <= now:
+            self._common_deadline = 0.0
+            for index, future in enumerate(self._futures):
+                if future is not None and not future.done():
+                    self._settle(future, fetching.state_now(self._positions[index]))
+        while self._others and self._others[0].deadline <= now:
+            waiter = heapq.heappop(self._others)
+            if not waiter.future.done():
+                self._settle(waiter.future, fetching.state_now(self._positions[waiter.agent]))
+        self._schedule()
+
+    def _end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._fetching is not None:
+            self._fetching.abandon()
+        self._handle_over(self)

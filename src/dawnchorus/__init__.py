@@ -1,0 +1,69 @@
+"""Wakes dormant agents: restores the state of ten thousand and more at once from independent state services.
+
+async with dawnchorus.connect("topology.toml") as cluster:
+    state = await cluster.wake("agent-42")
+    state["profile"]
+"""
+
+from .router.cluster import Cluster, connect
+from .router.outcomes import Outcome
+from .router.saving import Saved
+from .router.state import AgentState
+from .wire.errors import (
+    AgentNotFound,
+    ClusterUnavailable,
+    ConfigurationError,
+    DataFolderError,
+    DawnchorusError,
+    DeadlineExceeded,
+    FragmentAbsent,
+    FragmentUnavailable,
+    FragmentUndecodable,
+    InvalidRequestError,
+    LaunchError,
+    NotSupportedError,
+    PeerFault,
+    PlacementError,
+    ProtocolError,
+    SaveError,
+    SaveIncomplete,
+    SaveRefused,
+    StoreDamaged,
+    StoreError,
+    StoreFull,
+    TopologyError,
+    UnknownKindError,
+    WakeIncomplete,
+)
+
+__all__ = [
+    "AgentNotFound",
+    "AgentState",
+    "Cluster",
+    "ClusterUnavailable",
+    "ConfigurationError",
+    "DataFolderError",
+    "DawnchorusError",
+    "DeadlineExceeded",
+    "FragmentAbsent",
+    "FragmentUnavailable",
+    "FragmentUndecodable",
+    "InvalidRequestError",
+    "LaunchError",
+    "NotSupportedError",
+    "Outcome",
+    "PeerFault",
+    "PlacementError",
+    "ProtocolError",
+    "SaveError",
+    "SaveIncomplete",
+    "SaveRefused",
+    "Saved",
+    "StoreDamaged",
+    "StoreError",
+    "StoreFull",
+    "TopologyError",
+    "UnknownKindError",
+    "WakeIncomplete",
+    "connect",
+]

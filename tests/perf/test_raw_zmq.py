@@ -1,0 +1,42 @@
+"""The limits: real processes, the sizes asked for, and nothing left behind."""
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dawnchorus.perf.peers.raw_zmq import raw_echo, raw_storm
+from dawnchorus.perf.processes import ChildFailed
+
+
+async def test_a_raw_storm_moves_the_bytes_asked_for(tmp_path: Path) -> None:
+    async with raw_storm(tmp_path, servers=2, total_bytes=5 << 20, total_requests_bytes=1000) as storm:
+        for _ in range(3):
+            for run in (storm.run, storm.run_uncopied):
+                frames = await run()
+                assert len(set(frames)) == len(frames) == storm.frames == 5
+                assert sum(len(frame) for frame in frames) == 5 << 20
+    assert not psutil.Process().children(recursive=True)
+
+
+async def test_every_server_of_a_raw_storm_is_asked_even_for_little(tmp_path: Path) -> None:
+    async with raw_storm(tmp_path, servers=5, total_bytes=1000, total_requests_bytes=10) as storm:
+        assert [len(frame) for frame in await storm.run()] == [200] * 5
+
+
+async def test_the_echo_times_each_exchange(tmp_path: Path) -> None:
+    async with raw_echo(tmp_path, reply_bytes=2700) as echo:
+        times = await echo.run(200)
+        assert len(times) == 200
+        assert all(0 < nanoseconds < 10**9 for nanoseconds in times)
+    assert not psutil.Process().children(recursive=True)
+
+
+async def test_a_server_that_cannot_start_is_named_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dawnchorus.perf.peers.raw_zmq.START_SECONDS", 1.0)
+    monkeypatch.setattr("dawnchorus.perf.peers.raw_zmq._SERVER_MODULE", "dawnchorus.no_such_server")
+    with pytest.raises(ChildFailed, match=r"raw-echo ended with code 1: .*no_such_server"):
+        async with raw_echo(tmp_path, reply_bytes=10):
+            pass

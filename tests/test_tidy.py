@@ -1,0 +1,271 @@
+"""What linters cannot see: arrows between folders, sizes, purity, the message table, words that stand nowhere.
+
+After TigerBeetle's src/tidy.zig: every rule is one small test that names each offender.
+"""
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import msgspec
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FACE = "dawnchorus"
+
+# Arrows point down: a folder may import itself and folders of a lower rank. Only tools and perf, on top, may meet.
+RANKS = {"wire": 0, "fragment_stores": 1, "nodes": 2, "router": 2, "tools": 3, "perf": 3}
+FACE_RANK = 4
+
+FILE_LINES_MAX = 400
+FUNCTION_LINES_MAX = 70
+
+# Modules that decide: events and `now` go in, what to do comes out. Neither they nor what they import from the project
+# may import one of IMPURE.
+IMPURE = {"zmq", "asyncio", "threading", "time", "uvloop"}
+PURE = [
+    "nodes/fair_queue.py",
+    "router/flow.py",
+    "router/gather.py",
+    "router/plan.py",
+    "wire/errors.py",
+    "wire/hashing.py",
+    "wire/image.py",
+    "wire/limits.py",
+    "wire/messages.py",
+    "wire/placement.py",
+    "wire/versions.py",
+]
+PURE_IS_FINAL = False  # once True, a listed module that is gone (renamed, split) fails instead of being skipped
+
+
+def is_benchmark(path: Path) -> bool:
+    """Whether the file is a microbenchmark: those use the package from outside, as tests do, and are not shipped."""
+    return path.is_relative_to(ROOT / "perf" / "benchmarks")
+
+
+def code_files() -> list[Path]:
+    """All Python files of the code folders."""
+    return sorted(path for folder in RANKS for path in (ROOT / folder).rglob("*.py"))
+
+
+def package_files() -> list[Path]:
+    """All Python files of the import package."""
+    return [*(path for path in code_files() if not is_benchmark(path)), *(ROOT / "src" / FACE).glob("*.py")]
+
+
+def outside_files() -> list[Path]:
+    """All Python files that use the package from outside."""
+    return [*filter(is_benchmark, code_files()), *sorted((ROOT / "tests").rglob("*.py"))]
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    """The parsed file."""
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def name(path: Path) -> str:
+    """The path as a person knows it."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def rank(path: Path) -> int:
+    """The rank of the folder that the file stands in."""
+    return RANKS.get(path.relative_to(ROOT).parts[0], FACE_RANK)
+
+
+def may_import(importer: Path, target: Path) -> bool:
+    """Whether an arrow between the two files points down or stays in its folder."""
+    same_folder = importer.relative_to(ROOT).parts[0] == target.relative_to(ROOT).parts[0]
+    on_top = rank(importer) == rank(target) == RANKS["tools"]
+    return same_folder or on_top or rank(target) < rank(importer)
+
+
+def module_path(module: tuple[str, ...]) -> Path | None:
+    """The file of a module named from the face down, `("wire", "messages")`; None if there is none."""
+    base = ROOT.joinpath(*module) if module else ROOT / "src" / FACE
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+
+def imported_files(path: Path) -> Iterator[tuple[int, Path | None]]:
+    """Line and target of each relative import, those inside functions too; None where there is no such module."""
+    package = () if path.is_relative_to(ROOT / "src") else path.parent.relative_to(ROOT).parts
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            climbed = len(package) - (node.level - 1)
+            module = (*package[:climbed], *(node.module.split(".") if node.module else ()))
+            for alias in node.names:
+                yield node.lineno, (module_path((*module, alias.name)) or module_path(module)) if climbed >= 0 else None
+
+
+def absolute_imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and full module name of every absolute import of a file."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            yield node.lineno, node.module
+
+
+def project_files() -> list[Path]:
+    """Every file that is or would be committed."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    try:
+        listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout.decode()
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout, or no git: what belongs to the project cannot be listed")
+    paths = (ROOT / line for line in listed.split("\0") if line)
+    return [path for path in paths if path.is_file() and not path.is_symlink()]
+
+
+def test_the_folders_are_found() -> None:
+    """The rules below would all hold in an empty folder."""
+    assert {path.relative_to(ROOT).parts[0] for path in code_files()} == set(RANKS)
+    assert len(package_files()) > len(RANKS)
+
+
+def test_code_inside_the_package_imports_it_relatively() -> None:
+    # Absolute names would be seen twice by type checkers, once through the links below src/.
+    wrong = [
+        f"{name(path)}:{line} imports {module} absolutely"
+        for path in package_files()
+        for line, module in absolute_imports(path)
+        if module.split(".")[0] in {FACE, *RANKS}
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_code_outside_the_package_imports_it_by_its_name() -> None:
+    wrong = [
+        f"{name(path)}:{line} imports {module} instead of {FACE}.{module}"
+        for path in outside_files()
+        for line, module in absolute_imports(path)
+        if module.split(".")[0] in RANKS
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_import_arrows_point_down() -> None:
+    wrong: list[str] = []
+    for path in package_files():
+        for line, target in imported_files(path):
+            if target is None:
+                wrong.append(f"{name(path)}:{line} imports what is no module of the package")
+            elif not may_import(path, target):
+                wrong.append(f"{name(path)}:{line} imports {name(target)}, which does not stand below it")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_import_circles() -> None:
+    edges = {
+        path: {target for _, target in imported_files(path) if target not in (None, path)} for path in package_files()
+    }
+    # Take away, again and again, every module that imports nothing left: the rest lies on a circle or above one.
+    while leaves := {path for path, targets in edges.items() if not targets & edges.keys()}:
+        edges = {path: targets for path, targets in edges.items() if path not in leaves}
+    assert not edges, "on or above an import circle: " + ", ".join(sorted(map(name, edges)))
+
+
+def test_no_import_circle_is_dodged_by_type_checking() -> None:
+    wrong = [
+        f"{name(path)}:{inner.lineno}"
+        for path in package_files()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        for inner in ast.walk(node)
+        if isinstance(inner, ast.ImportFrom) and inner.level
+    ]
+    assert not wrong, "our own modules can be imported at all times, or point the wrong way: " + ", ".join(wrong)
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_modules_that_decide_are_pure(module: str) -> None:
+    if not (ROOT / module).exists() and not PURE_IS_FINAL:
+        pytest.skip("not written yet")
+    todo, seen = [ROOT / module], set[Path]()
+    while todo:
+        path = todo.pop()
+        if path not in seen:
+            seen.add(path)
+            impure = {imported.split(".")[0] for _, imported in absolute_imports(path)} & IMPURE
+            assert not impure, f"{module} must be pure, but {name(path)} imports {sorted(impure)}"
+            todo += [target for _, target in imported_files(path) if target]
+
+
+def test_files_are_short() -> None:
+    lengths = {name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in package_files()}
+    assert not {path: length for path, length in lengths.items() if length > FILE_LINES_MAX}
+
+
+def test_functions_fit_on_a_screen() -> None:
+    lengths = {
+        f"{name(path)}:{node.lineno} {node.name}": (node.end_lineno or node.lineno) - node.lineno + 1
+        for path in package_files()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert not {function: length for function, length in lengths.items() if length > FUNCTION_LINES_MAX}
+
+
+def test_every_module_has_a_docstring() -> None:
+    bare = [name(path) for path in [*package_files(), *outside_files()] if not ast.get_docstring(tree(path))]
+    assert not bare
+
+
+def test_no_error_is_swallowed_whole() -> None:
+    wide = {"Exception", "BaseException", None}
+    wrong: list[str] = []
+    for path in package_files():
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ExceptHandler):
+                caught = node.type.id if isinstance(node.type, ast.Name) else node.type
+                if caught in wide and all(isinstance(statement, ast.Pass) for statement in node.body):
+                    wrong.append(f"{name(path)}:{node.lineno}")
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) in {"suppress", "contextlib.suppress"}:
+                wrong += [f"{name(path)}:{node.lineno}" for argument in node.args if ast.unparse(argument) in wide]
+    assert not wrong, "catches everything and says nothing: " + ", ".join(wrong)
+
+
+def test_every_message_has_its_row_in_the_table() -> None:
+    from dawnchorus.wire import messages
+
+    structs = [
+        value for value in vars(messages).values() if isinstance(value, type) and issubclass(value, msgspec.Struct)
+    ]
+    tags = {struct.__name__: struct.__struct_config__.tag for struct in structs}
+    coded = {struct: tag for struct, tag in tags.items() if isinstance(tag, int)}
+    table = (ROOT / "docs" / "messages.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\|\s*(\d+)\s*\|\s*`?(\w+)`?\s*\|", table, re.MULTILINE)
+    assert coded, "no tagged message was found in wire/messages.py"
+    assert len(set(coded.values())) == len(coded), "two messages share a tag"
+    assert sorted(rows) == sorted((str(tag), struct) for struct, tag in coded.items()), "docs/messages.md differs"
+
+
+# The brackets keep this file from offending against itself.
+NOWHERE = {
+    "unfinished work": re.compile(r"\b(TO[D]O|FIX[M]E|XX[X])\b"),
+    "a path of one machine": re.compile(r"(?<![\w.~)}*-])/(work|root|opt/\w+)\b"),
+    "a package registry's address": re.compile(
+        r"pypi[.]org|pythonhosted[.]org|npmjs[.]|\bregistry[.]\w|devp[i]|ghcr[.]io"
+    ),
+}
+
+
+@pytest.mark.parametrize("what", NOWHERE)
+def test_nowhere_in_the_project_stands(what: str) -> None:
+    wrong: list[str] = []
+    for path in project_files():
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            continue  # not text
+        wrong += [
+            f"{name(path)}:{number} {line.strip()}"
+            for number, line in enumerate(lines, 1)
+            if NOWHERE[what].search(line)
+        ]
+    assert not wrong, f"{what}:\n" + "\n".join(wrong)

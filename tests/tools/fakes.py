@@ -1,0 +1,71 @@
+"""A cluster in memory, as far as `load` and `export` see one, and a progress bar that keeps what it is told."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dawnchorus.router.outcomes import Outcome
+from dawnchorus.wire.errors import DawnchorusError
+
+
+class KeptBar:
+    """Keeps every line that would be printed above a progress bar."""
+
+    def __init__(self) -> None:
+        self.printed: list[str] = []
+
+    def show(self, text: str, done: float, total: float | None) -> None:
+        assert total is None or done <= total
+
+    def print(self, message: str) -> None:
+        self.printed.append(message)
+
+
+class KeptState:
+    """What `KeptCluster` gives of an agent."""
+
+    def __init__(self, agent_id: str, fragments: Mapping[str, Any], degraded: Sequence[str]) -> None:
+        self.agent_id = agent_id
+        self.degraded = tuple(degraded)
+        self._fragments = fragments
+
+    def outcome(self, kind: str) -> Outcome:
+        if kind in self.degraded:
+            return Outcome.TIMEOUT
+        return Outcome.OK if kind in self._fragments else Outcome.ABSENT
+
+    def get(self, kind: str, default: Any = None) -> Any:
+        return self._fragments.get(kind, default)
+
+
+class KeptCluster:
+    """Keeps what is saved. `fail_save` and `degrade` decide what goes wrong, call by call."""
+
+    def __init__(
+        self,
+        *,
+        fail_save: Callable[[str, int], DawnchorusError | None] = lambda _agent_id, _call: None,
+        degrade: Callable[[str, int], Sequence[str]] = lambda _agent_id, _call: (),
+    ) -> None:
+        self.agents: dict[str, dict[str, Any]] = {}
+        self.save_calls: list[list[str]] = []
+        self.wake_calls: list[list[str]] = []
+        self._fail_save = fail_save
+        self._degrade = degrade
+
+    async def save_many(
+        self, agents: Mapping[str, Mapping[str, Any]], *, deadline_s: float | None = None
+    ) -> Mapping[str, object]:
+        call = len(self.save_calls)
+        self.save_calls.append(list(agents))
+        results: dict[str, object] = {}
+        for agent_id, fragments in agents.items():
+            error = self._fail_save(agent_id, call)
+            if error is None:
+                self.agents.setdefault(agent_id, {}).update(fragments)
+            results[agent_id] = error or "saved"
+        return results
+
+    async def wake_many(self, ids: Sequence[str], *, deadline_s: float | None = None) -> Sequence[KeptState]:
+        call = len(self.wake_calls)
+        self.wake_calls.append(list(ids))
+        return [KeptState(one, self.agents.get(one, {}), self._degrade(one, call)) for one in ids]

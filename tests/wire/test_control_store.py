@@ -1,0 +1,470 @@
+"""The control store: one winner per revision, nothing torn by a death, and no placement computed twice."""
+
+import asyncio
+import fcntl
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+import pytest
+
+from dawnchorus.wire import control_store
+from dawnchorus.wire.control_store import ControlStore, FileControlStore, establish_placement, take_generation
+from dawnchorus.wire.errors import ConfigurationError, PlacementError
+from dawnchorus.wire.placement import Placement, decode_placement, initial_placement
+from dawnchorus.wire.topology import KindSpec, NodeSpec, StoreSpec, Topology
+from dawnchorus.wire.versions import GENERATION_MAX
+
+UUID = "0123456789abcdef" * 2
+
+# What the processes of the tests below run. Arguments: the data folder, and what to do.
+WORKER = """
+import asyncio, os, signal, sys
+from dawnchorus.wire.control_store import FileControlStore, establish_placement, take_generation
+from dawnchorus.wire.topology import KindSpec, NodeSpec, StoreSpec, Topology
+
+folder, action = sys.argv[1:]
+control = FileControlStore.in_folder(folder)
+topology = Topology(name="dev", data_dir=folder, stores={"live": StoreSpec(shards=2)},
+                    kinds={"session": KindSpec("live")}, nodes={"a": NodeSpec("a", "tcp://127.0.0.1:1", ("live",))})
+marker = os.path.join(folder, "written")
+
+def die_in(function):
+    def dying(*arguments):
+        if action.startswith("after"):
+            function(*arguments)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return dying
+
+async def main():
+    if action == "establish":
+        placement = await establish_placement(topology, control, lambda: marker if os.path.exists(marker) else None)
+        open(marker, "w").close()
+        print(placement.cluster_uuid, (await take_generation(control, "identity-1")).generation)
+        return
+    if action != "forever":
+        function = action.split()[1]
+        setattr(os, function, die_in(getattr(os, function)))
+    while True:
+        print((await take_generation(control, "identity-1")).generation, flush=True)
+
+print("ready", flush=True)
+sys.stdin.readline()
+asyncio.run(main())
+"""
+
+
+def make_topology(**changes: Any) -> Topology:
+    topology = Topology(
+        name="dev",
+        data_dir="/srv/dev",
+        stores={"live": StoreSpec(shards=2)},
+        kinds={"session": KindSpec("live")},
+        nodes={"a": NodeSpec("a", "tcp://127.0.0.1:1", ("live",))},
+    )
+    return msgspec.structs.replace(topology, **changes)
+
+
+FIRST = initial_placement(make_topology(), UUID)
+
+
+def no_shards() -> None:
+    """Say that no shard on disk was ever written."""
+
+
+StartWorker = Callable[[Path, str], subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start_worker() -> Iterator[StartWorker]:
+    """Start a process that waits, ready, for `go`; whatever becomes of the test, it does not outlive it."""
+    workers: list[subprocess.Popen[str]] = []
+
+    def start(folder: Path, action: str) -> subprocess.Popen[str]:
+        worker = subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(folder), action],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        workers.append(worker)
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
+        return worker
+
+    yield start
+    for worker in workers:
+        with worker:
+            worker.kill()
+
+
+def go(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+@pytest.fixture
+def control(tmp_path: Path) -> FileControlStore:
+    return FileControlStore.in_folder(tmp_path / "var" / "dev")
+
+
+async def test_there_is_no_placement_at_first_and_reading_makes_none(control: FileControlStore) -> None:
+    assert await control.read() is None
+    assert not control.path.parent.exists()
+
+
+async def test_a_swap_is_read_back_with_the_next_revision(control: FileControlStore) -> None:
+    assert control.path.name == "placement.json"
+    assert await control.compare_and_swap(0, FIRST)
+    assert await control.read() == msgspec.structs.replace(FIRST, revision=1)
+    assert await control.compare_and_swap(1, msgspec.structs.replace(FIRST, generation=5, revision=77))
+    assert await control.read() == msgspec.structs.replace(FIRST, revision=2, generation=5)
+
+
+@pytest.mark.parametrize("expected", [0, 2, -1])
+async def test_a_swap_of_another_revision_changes_nothing(control: FileControlStore, expected: int) -> None:
+    assert await control.compare_and_swap(0, FIRST)
+    before = control.path.read_bytes()
+    assert not await control.compare_and_swap(expected, msgspec.structs.replace(FIRST, generation=9))
+    assert control.path.read_bytes() == before
+
+
+async def test_a_swap_of_what_does_not_exist_makes_nothing(control: FileControlStore) -> None:
+    assert not await control.compare_and_swap(1, FIRST)
+    assert await control.read() is None
+
+
+async def test_a_swap_is_synced_before_and_after_the_rename(
+    control: FileControlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def record_fsync(descriptor: int) -> None:
+        done.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        fsync(descriptor)
+
+    def record_replace(source: Path, target: Path) -> None:
+        done.append(f"rename {source.name} {target.name}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    root = control.path.parents[2].name
+    assert await control.compare_and_swap(0, FIRST)
+    # The two new folders' names first, each in its parent; then the file and its name.
+    made = [f"sync {root}", "sync var"]
+    assert done == [*made, "sync placement.tmp", "rename placement.tmp placement.json", "sync dev"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"\x00" * 4_096, b'{"checksum": "0", "placement": {}}'])
+async def test_a_damaged_file_is_named_with_its_remedy_and_left_alone(control: FileControlStore, damage: bytes) -> None:
+    await control.compare_and_swap(0, FIRST)
+    control.path.write_bytes(damage)
+    attempts = (
+        control.read(),
+        control.compare_and_swap(0, FIRST),
+        control.compare_and_swap(1, FIRST),
+        take_generation(control, "identity-1"),
+        establish_placement(make_topology(), control, no_shards),
+        anext(control.watch()),
+    )
+    for attempt in attempts:
+        with pytest.raises(PlacementError) as caught:
+            await attempt
+        assert str(caught.value).startswith(f"{control.path}: the placement is damaged: ")
+        assert "restore it from a backup; the shards were not touched" in str(caught.value)
+    assert control.path.read_bytes() == damage
+
+
+async def test_a_data_folder_that_is_a_file_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    control = FileControlStore.in_folder(tmp_path / "taken" / "dev")
+    with pytest.raises(ConfigurationError) as caught:
+        await control.compare_and_swap(0, FIRST)
+    assert f"{control.path}: cannot be written: " in str(caught.value)
+    assert "cluster.data_dir must be a folder that this user can write" in str(caught.value)
+
+
+@pytest.mark.skipif(not os.access("/proc", os.X_OK), reason="needs /proc, where even root cannot make files")
+async def test_an_unwritable_folder_is_a_clear_error() -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"/proc/placement\.json: cannot be written: .*data_dir must be a folder"
+    ):
+        await FileControlStore.in_folder("/proc").compare_and_swap(0, FIRST)
+
+
+async def test_a_file_that_cannot_be_read_is_a_clear_error(control: FileControlStore) -> None:
+    control.path.mkdir(parents=True)
+    with pytest.raises(ConfigurationError, match=r"placement\.json: cannot be read: Is a directory"):
+        await control.read()
+
+
+async def test_a_full_disk_leaves_the_old_placement(control: FileControlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_descriptor: int) -> NoReturn:
+        raise OSError(28, "No space left on device", "placement.tmp")
+
+    await control.compare_and_swap(0, FIRST)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fail)
+        with pytest.raises(ConfigurationError, match=r"No space left on device \(placement\.tmp\); .* space left"):
+            await control.compare_and_swap(1, FIRST)
+    assert await control.read() == msgspec.structs.replace(FIRST, revision=1)
+    assert await control.compare_and_swap(1, FIRST)
+
+
+def hold(lock_path: Path) -> int:
+    """Take the lock as another process would."""
+    descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
+
+
+async def test_a_lock_held_for_too_long_is_a_clear_error_and_not_a_hang(
+    control: FileControlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await control.compare_and_swap(0, FIRST)
+    monkeypatch.setattr(control_store, "LOCK_WAIT_S", 0.05)
+    lock = hold(control.path.with_name("placement.lock"))
+    try:
+        with pytest.raises(
+            ConfigurationError, match=r"placement\.lock: another process has held this lock for .*fuser"
+        ):
+            await control.compare_and_swap(1, FIRST)
+        assert await control.read() is not None
+    finally:
+        os.close(lock)
+    assert await control.compare_and_swap(1, FIRST)
+
+
+async def test_a_swap_waits_for_the_lock_and_then_for_the_one_that_is_there(
+    control: FileControlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await control.compare_and_swap(0, FIRST)
+    waited = threading.Event()
+
+    def wait(_pause_s: float) -> None:
+        waited.set()
+        released.wait(60)
+
+    released = threading.Event()
+    monkeypatch.setattr(time, "sleep", wait)
+    lock_path = control.path.with_name("placement.lock")
+    lock = hold(lock_path)
+    swap = asyncio.create_task(control.compare_and_swap(1, FIRST))
+    assert await asyncio.to_thread(waited.wait, 60)
+    # Somebody tidies up: whoever locks the deleted file excludes nobody, and has to see it.
+    lock_path.unlink()
+    os.close(lock)
+    released.set()
+    assert await swap
+    assert lock_path.exists()
+
+
+async def test_a_watch_yields_the_current_placement_and_each_change(
+    control: FileControlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_store, "WATCH_INTERVAL_S", 0.001)
+    watch = control.watch()
+    first = asyncio.ensure_future(anext(watch))
+    await asyncio.sleep(0.01)
+    assert not first.done()
+    await control.compare_and_swap(0, FIRST)
+    assert (await first).revision == 1
+    for revision in (1, 2, 3):
+        change = asyncio.ensure_future(anext(watch))
+        await asyncio.sleep(0.01)
+        assert not change.done()
+        await control.compare_and_swap(revision, FIRST)
+        assert (await change).revision == revision + 1
+    control.path.unlink()
+    with pytest.raises(PlacementError, match=r"placement\.json: the placement is gone; restore placement\.json"):
+        await anext(watch)
+
+
+async def test_a_new_cluster_gets_a_placement_with_a_random_uuid(control: FileControlStore, tmp_path: Path) -> None:
+    topology = make_topology()
+    placement = await establish_placement(topology, control, no_shards)
+    assert placement == await control.read()
+    assert placement == msgspec.structs.replace(initial_placement(topology, placement.cluster_uuid), revision=1)
+    other = await establish_placement(topology, FileControlStore.in_folder(tmp_path / "other"), no_shards)
+    assert other.cluster_uuid != placement.cluster_uuid
+
+
+async def test_an_established_placement_is_left_as_it_is(control: FileControlStore) -> None:
+    placement = await establish_placement(make_topology(), control, no_shards)
+
+    def never() -> NoReturn:
+        raise AssertionError("asked for shards on disk, though there is a placement")
+
+    before = control.path.read_bytes()
+    assert await establish_placement(make_topology(), control, never) == placement
+    assert control.path.read_bytes() == before
+
+
+async def test_a_grown_topology_is_added(control: FileControlStore) -> None:
+    placement = await establish_placement(make_topology(), control, no_shards)
+    grown = make_topology(kinds={"session": KindSpec("live"), "context": KindSpec("live")})
+    assert await establish_placement(grown, control, no_shards) == msgspec.structs.replace(
+        placement, revision=2, kinds={"session": "live", "context": "live"}
+    )
+
+
+async def test_a_contradicting_topology_is_refused_with_the_data_folder(control: FileControlStore) -> None:
+    await establish_placement(make_topology(), control, no_shards)
+    before = control.path.read_bytes()
+    with pytest.raises(PlacementError, match=r"^data folder /srv/dev: store 'live' has 2 shards, the topology says 3"):
+        await establish_placement(make_topology(stores={"live": StoreSpec(shards=3)}), control, no_shards)
+    assert control.path.read_bytes() == before
+
+
+async def test_a_lost_placement_is_never_computed_again(control: FileControlStore) -> None:
+    await establish_placement(make_topology(), control, no_shards)
+    control.path.unlink()
+    with pytest.raises(PlacementError) as caught:
+        await establish_placement(make_topology(), control, lambda: "/srv/dev/a/live/0")
+    message = str(caught.value)
+    assert message.startswith("/srv/dev: there is no placement, but a shard has been written: /srv/dev/a/live/0; ")
+    assert "restore placement.json from a backup" in message
+    assert not control.path.exists()
+    with pytest.raises(PlacementError, match=r"there is no placement .*; restore placement\.json from a backup"):
+        await take_generation(control, "identity-1")
+
+
+class ScriptedControlStore:
+    """A control store in memory, where others change the placement right before this caller's next swaps."""
+
+    def __init__(self, current: Placement | None, rivals: list[Placement]) -> None:
+        self.current = current
+        self.rivals = rivals
+
+    async def read(self) -> Placement | None:
+        return self.current
+
+    async def compare_and_swap(self, expected_revision: int, placement: Placement) -> bool:
+        if self.rivals:
+            self.current = self.rivals.pop(0)
+        if (0 if self.current is None else self.current.revision) != expected_revision:
+            return False
+        self.current = msgspec.structs.replace(placement, revision=expected_revision + 1)
+        return True
+
+    async def watch(self) -> AsyncIterator[Placement]:
+        if self.current is not None:
+            yield self.current
+
+
+async def test_whoever_loses_the_first_swap_takes_the_winners_placement() -> None:
+    winner = msgspec.structs.replace(FIRST, revision=1)
+    scripted: ControlStore = ScriptedControlStore(None, [winner])
+    assert await establish_placement(make_topology(), scripted, no_shards) == winner
+
+
+async def test_whoever_loses_a_generation_takes_the_next() -> None:
+    rivals = [msgspec.structs.replace(FIRST, revision=1 + n, generation=n) for n in range(1, 6)]
+    scripted = ScriptedControlStore(msgspec.structs.replace(FIRST, revision=1), rivals)
+    placement = await take_generation(scripted, "identity-1")
+    assert placement == scripted.current
+    assert (placement.generation, placement.revision) == (6, 7)
+
+
+async def test_a_shard_written_by_who_was_faster_is_no_loss() -> None:
+    winner = msgspec.structs.replace(FIRST, revision=1)
+    scripted = ScriptedControlStore(None, [])
+
+    def written_meanwhile() -> str:
+        scripted.current = winner
+        return "/srv/dev/a/live/0"
+
+    assert await establish_placement(make_topology(), scripted, written_meanwhile) == winner
+
+
+async def test_swaps_that_are_never_won_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_store, "SWAP_ATTEMPTS_MAX", 20)
+    rivals = [msgspec.structs.replace(FIRST, revision=n) for n in range(2, 100)]
+    scripted = ScriptedControlStore(msgspec.structs.replace(FIRST, revision=1), rivals)
+    with pytest.raises(PlacementError, match="something changes it all the time"):
+        await take_generation(scripted, "identity-1")
+    grown = make_topology(kinds={"session": KindSpec("live"), "context": KindSpec("live")})
+    with pytest.raises(PlacementError, match="something changes it all the time"):
+        await establish_placement(grown, scripted, no_shards)
+
+
+async def test_used_up_generations_change_nothing(control: FileControlStore) -> None:
+    await control.compare_and_swap(0, msgspec.structs.replace(FIRST, generation=GENERATION_MAX))
+    with pytest.raises(PlacementError, match="are used up"):
+        await take_generation(control, "identity-1")
+    placement = await control.read()
+    assert placement is not None
+    assert placement.revision == 1
+
+
+async def test_tasks_of_one_process_take_distinct_generations(control: FileControlStore) -> None:
+    await control.compare_and_swap(0, FIRST)
+    taken = await asyncio.gather(*(take_generation(control, "identity-1") for _ in range(20)))
+    assert sorted(placement.generation for placement in taken) == list(range(1, 21))
+
+
+def test_processes_that_start_a_cluster_at_once_agree_and_take_distinct_generations(
+    tmp_path: Path, start_worker: StartWorker
+) -> None:
+    folder = tmp_path / "dev"
+    workers = [start_worker(folder, "establish") for _ in range(8)]
+    for worker in workers:
+        go(worker)
+    answers = [worker.communicate(timeout=60)[0].split() for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * 8
+    assert len({uuid for uuid, _ in answers}) == 1
+    assert sorted(int(generation) for _, generation in answers) == list(range(1, 9))
+    placement = decode_placement((folder / "placement.json").read_bytes())
+    assert (placement.generation, placement.revision) == (8, 9)
+
+
+async def test_a_process_killed_at_any_moment_leaves_a_whole_placement_and_no_generation_twice(
+    control: FileControlStore, start_worker: StartWorker
+) -> None:
+    await control.compare_and_swap(0, FIRST)
+    seed = random.randrange(1 << 32)
+    choose = random.Random(seed)
+    taken: list[int] = []
+    for _round in range(5):
+        workers = [start_worker(control.path.parent, "forever") for _ in range(3)]
+        for worker in workers:
+            go(worker)
+        await asyncio.sleep(choose.uniform(0.02, 0.1))
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            # The last line may be cut: that process did not get to use its generation.
+            output = worker.communicate(timeout=60)[0]
+            taken += [int(line) for line in output.splitlines(keepends=True) if line.endswith("\n")]
+        taken.append((await take_generation(control, "identity-1")).generation)
+        assert taken[-1] == max(taken), f"seed {seed}"
+    assert len(set(taken)) == len(taken), f"seed {seed}"
+    assert len(taken) > 5
+
+
+@pytest.mark.parametrize(
+    ("moment", "kept"),
+    [("before fsync", 0), ("after fsync", 0), ("before replace", 0), ("after replace", 1)],
+)
+async def test_a_process_killed_at_each_step_leaves_the_old_or_the_new_placement(
+    control: FileControlStore, start_worker: StartWorker, moment: str, kept: int
+) -> None:
+    await control.compare_and_swap(0, FIRST)
+    worker = start_worker(control.path.parent, moment)
+    go(worker)
+    assert worker.communicate(timeout=60)[0] == ""
+    assert worker.returncode == -signal.SIGKILL
+    assert await control.read() == msgspec.structs.replace(FIRST, revision=1 + kept, generation=kept)
+    assert (await take_generation(control, "identity-1")).generation == kept + 1

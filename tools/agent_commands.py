@@ -1,0 +1,254 @@
+"""The commands `wake`, `save` and `delete`: single agents, seen and changed by hand and by scripts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+import click
+import orjson
+
+from ..router.cluster import connect
+from ..router.state import AgentState
+from ..wire.errors import (
+    AgentNotFound,
+    FragmentAbsent,
+    FragmentUnavailable,
+    FragmentUndecodable,
+    SaveError,
+    SaveIncomplete,
+    WakeIncomplete,
+)
+from .ndjson import LINE_BYTES_MAX, BrokenLine, NotJson, encode_value, parse_value
+from .options import deadline_option, endpoint_or_file_option, json_option
+from .output import print_json
+from .running import run
+
+__all__ = ["delete", "save", "wake"]
+
+
+def _split_kinds(_ctx: click.Context, _option: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    kinds = tuple(kind for part in value for kind in part.split(","))
+    if len(set(kinds)) < len(kinds):
+        raise click.BadParameter("a kind is named twice.")
+    return kinds
+
+
+@click.command()
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@click.option(
+    "--kinds",
+    "--kind",
+    multiple=True,
+    metavar="KIND[,KIND...]",
+    callback=_split_kinds,
+    help="Only these kinds (default: all).",
+)
+@deadline_option
+@endpoint_or_file_option
+@json_option("Print one line of JSON for each agent, also on a terminal.")
+def wake(ids: tuple[str, ...], kinds: tuple[str, ...], deadline_s: float | None, topology: str, as_json: bool) -> int:
+    """Show the state of agents: what each kind's outcome, version and value is.
+
+    Prints one JSON object for each ID, in their order: over several lines on a terminal, on one line otherwise.
+    Versions are strings, as they exceed 2^53; bytes are {"$bytes": "base64"}. What stands in for a kind that could not
+    be had is not among the values but under "fallbacks". The exit code is 1 if an agent was not found, or a kind could
+    not be had.
+
+    \b
+    Example:
+      dawnchorus wake agent-42
+      dawnchorus wake agent-42 agent-43 --kinds profile,session --deadline-s 0.5 --json
+    """
+    return run(_wake(ids, kinds or None, deadline_s, topology, pretty=sys.stdout.isatty() and not as_json))
+
+
+async def _wake(
+    ids: tuple[str, ...], kinds: tuple[str, ...] | None, deadline_s: float | None, topology: str, *, pretty: bool
+) -> int:
+    async with connect(topology) as cluster:
+        wakes = [cluster.wake(agent_id, kinds=kinds, deadline_s=deadline_s) for agent_id in ids]
+        results = await asyncio.gather(*wakes, return_exceptions=True)
+    asked = kinds or tuple(cluster.topology.kinds)
+    all_well = True
+    for agent_id, result in zip(ids, results, strict=True):
+        problems: list[str] = []
+        if isinstance(result, WakeIncomplete):
+            described = _describe(result.state, asked, problems)
+        elif isinstance(result, AgentNotFound):
+            described = {"agent_id": agent_id, "found": False, "complete": False}
+            problems.append(str(result))
+        elif isinstance(result, BaseException):
+            raise result
+        else:
+            described = _describe(result, asked, problems)
+        click.echo(orjson.dumps(described, option=orjson.OPT_INDENT_2 if pretty else 0))
+        for problem in problems:
+            click.echo(problem, err=True)
+        all_well = all_well and not problems
+    return 0 if all_well else 1
+
+
+def _describe(state: AgentState, kinds: tuple[str, ...], problems: list[str]) -> dict[str, object]:
+    """A state as plain JSON types; what is wrong with it is added to the problems."""
+    values: dict[str, object] = {}
+    fallbacks: dict[str, object] = {}
+    versions: dict[str, str] = {}
+    for kind in kinds:
+        degraded = kind in state.degraded
+        if degraded:
+            problems.append(f"agent {state.agent_id!r}: {kind} could not be had: {state.outcome(kind).name}")
+        else:
+            versions[kind] = str(state.version(kind))
+        try:
+            (fallbacks if degraded else values)[kind] = encode_value(state[kind])
+        except (FragmentAbsent, FragmentUnavailable):
+            continue  # Its outcome says so.
+        except (FragmentUndecodable, NotJson) as error:
+            problems.append(f"agent {state.agent_id!r}: {kind} cannot be shown: {error}")
+    return {
+        "agent_id": state.agent_id,
+        "found": True,
+        "complete": state.complete,
+        "outcomes": {kind: state.outcome(kind).name for kind in kinds},
+        "versions": versions,
+        "values": values,
+        "fallbacks": fallbacks,
+    }
+
+
+@click.command()
+@click.argument("agent_id", metavar="ID")
+@click.option("--kind", "kinds", multiple=True, required=True, metavar="KIND", help="The kind to save; repeatable.")
+@click.option(
+    "--value", "values", multiple=True, metavar="JSON", help="Its value as JSON, or @FILE with JSON in it; repeatable."
+)
+@click.option(
+    "--bytes-file", "files", multiple=True, metavar="FILE", help="Its value as bytes: what is in FILE; repeatable."
+)
+@deadline_option
+@endpoint_or_file_option
+@json_option("Print the result as one JSON object.")
+def save(
+    agent_id: str,
+    kinds: tuple[str, ...],
+    values: tuple[str, ...],
+    files: tuple[str, ...],
+    deadline_s: float | None,
+    topology: str,
+    as_json: bool,
+) -> int:
+    """Save fragments of one agent; other kinds of it stay as they are. Prints the new versions.
+
+    The first --kind takes the first --value, the second the second, and so on. `-` as a file is standard input.
+    {"$bytes": "base64"} in JSON stands for bytes. Kinds of one store are saved together or not at all.
+
+    \b
+    Example:
+      dawnchorus save agent-42 --kind context --value '{"topic": "flights"}'
+      dawnchorus save agent-42 --kind context --value @context.json --kind session --value '{"turns": 3}'
+      dawnchorus save agent-42 --kind history --bytes-file history.bin
+    """
+    if values and files:
+        raise click.UsageError(
+            "give --value or --bytes-file, not both; --value '{\"$bytes\": ...}' takes bytes as well"
+        )
+    given = len(values) + len(files)
+    if given != len(kinds):
+        raise click.UsageError(f"{len(kinds)} --kind, but {given} --value or --bytes-file: one of them for each kind")
+    if len(set(kinds)) < len(kinds):
+        raise click.UsageError("a kind is named twice")
+    parsed = [_parse_argument(value) for value in values] if values else [_read_file(file) for file in files]
+    fragments = dict(zip(kinds, parsed, strict=True))
+    return run(_save(agent_id, fragments, deadline_s, topology, as_json))
+
+
+def _parse_argument(argument: str) -> object:
+    try:
+        return parse_value(_read_file(argument[1:]) if argument.startswith("@") else os.fsencode(argument))
+    except BrokenLine as error:
+        shown = argument if len(argument) <= 60 else f"{argument[:60]}..."
+        raise click.UsageError(f"--value {shown}: {error}") from None
+
+
+def _read_file(path: str) -> bytes:
+    # A value over the limit is refused later with a word of its own; a device without an end must not fill the memory.
+    try:
+        with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
+            return file.read(LINE_BYTES_MAX)
+    except OSError as error:
+        raise click.UsageError(f"{path}: {error.strerror}") from None
+
+
+async def _save(
+    agent_id: str, fragments: dict[str, object], deadline_s: float | None, topology: str, as_json: bool
+) -> int:
+    async with connect(topology) as cluster:
+        try:
+            saved = await cluster.save(agent_id, fragments, deadline_s=deadline_s)
+        except SaveError as error:
+            if as_json:
+                print_json(_describe_failure(error, "saved"))
+            raise
+    versions = {kind: str(version) for kind, version in saved.versions.items()}
+    if as_json:
+        print_json({"agent_id": agent_id, "saved": True, "versions": versions, "write_id": saved.write_id})
+    else:
+        for kind, version in versions.items():
+            click.echo(f"{kind} {version}")
+    return 0
+
+
+def _describe_failure(error: SaveError, what: str) -> dict[str, object]:
+    described: dict[str, object] = {
+        "agent_id": error.agent_id,
+        what: False,
+        "write_id": error.write_id,
+        "error": str(error),
+    }
+    if isinstance(error, SaveIncomplete):
+        described["versions"] = {kind: str(version) for kind, version in error.saved.items()}
+        described["refused"] = error.refused
+        described["unknown"] = error.unknown
+    return described
+
+
+@click.command()
+@click.argument("agent_id", metavar="ID")
+@click.option(
+    "--kind",
+    "--kinds",
+    "kinds",
+    multiple=True,
+    metavar="KIND[,KIND...]",
+    callback=_split_kinds,
+    help="Delete only these kinds (default: the whole agent).",
+)
+@deadline_option
+@endpoint_or_file_option
+@json_option("Print the result as one JSON object.")
+def delete(agent_id: str, kinds: tuple[str, ...], deadline_s: float | None, topology: str, as_json: bool) -> int:
+    """Delete one agent, or some of its kinds. Deleting what is not there succeeds.
+
+    \b
+    Example:
+      dawnchorus delete agent-42
+      dawnchorus delete agent-42 --kind session --kind context
+    """
+    return run(_delete(agent_id, kinds or None, deadline_s, topology, as_json))
+
+
+async def _delete(
+    agent_id: str, kinds: tuple[str, ...] | None, deadline_s: float | None, topology: str, as_json: bool
+) -> int:
+    async with connect(topology) as cluster:
+        try:
+            await cluster.delete(agent_id, kinds=kinds, deadline_s=deadline_s)
+        except SaveError as error:
+            if as_json:
+                print_json(_describe_failure(error, "deleted"))
+            raise
+    if as_json:
+        print_json({"agent_id": agent_id, "deleted": True})
+    return 0

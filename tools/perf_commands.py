@@ -1,0 +1,139 @@
+"""The commands `perf storm` and `perf memory`: the harness from the command line."""
+
+from __future__ import annotations
+
+import click
+import msgspec
+from rich.console import Console
+
+from ..perf.progress import Progress
+from ..perf.report import StormReport, render
+from ..perf.storm import StormOptions, storm
+from ..perf.topologies import TOPOLOGY_NAMES, TopologyName
+from ..perf.workload import GivenAgents
+from .ndjson import LINE_BYTES_MAX, BrokenLine, parse_line
+from .options import json_option
+from .output import ProgressBar, progress_bar
+from .running import run
+from .streams import InputLine, LineReader
+
+__all__ = ["perf"]
+
+
+@click.group()
+def perf() -> None:
+    """Measure: wake storms beside Redis and the limits of raw ZeroMQ, and memory.
+
+    Everything is measured on clusters that are started for it in a temporary folder, and gone afterwards.
+    """
+
+
+@perf.command("storm")
+@click.option("--agents", type=click.IntRange(min=1), help="Made-up agents asleep (default: 100,000).")
+@click.option(
+    "--wake", type=click.IntRange(min=1), help="Agents woken at once (default: 10,000, or all if fewer sleep)."
+)
+@click.option("--value-bytes", type=click.IntRange(min=1), help="Bytes of each made-up fragment (default: 512).")
+@click.option(
+    "-t",
+    "--topology",
+    type=click.Choice(TOPOLOGY_NAMES),
+    default="default",
+    show_default=True,
+    help="One store on two nodes, five stores on five nodes, or three stores on three nodes.",
+)
+@click.option(
+    "--runs",
+    type=click.IntRange(min=1),
+    default=StormOptions().runs,
+    show_default=True,
+    help="Alternated runs; nine or more for numbers that others are shown.",
+)
+@click.option(
+    "--file",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    help="Put the agents of this NDJSON file to sleep instead of made-up ones.",
+)
+@click.option("--copies", type=click.IntRange(min=1), metavar="N", help="Each agent of the file N times.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Chooses the agents that are woken.")
+@json_option("Print one JSON object.")
+def storm_command(
+    agents: int | None,
+    wake: int | None,
+    value_bytes: int | None,
+    topology: TopologyName,
+    runs: int,
+    file: str | None,
+    copies: int | None,
+    seed: int,
+    as_json: bool,
+) -> int:
+    """Wake thousands of agents at once, beside Redis and raw ZeroMQ in the same runs.
+
+    Starts a cluster, and a redis-server if there is one, fills both with the same agents and wakes them in alternation:
+    all in one wake_many, one task per agent, one at a time, and by 1,024 workers in a closed loop.
+
+    \b
+    Example:
+      dawnchorus perf storm --topology one-store --runs 9
+      dawnchorus perf storm --file agents.ndjson --copies 50 --json
+    """
+    if file is None and copies is not None:
+        raise click.UsageError("--copies is for --file")
+    if file is not None and (agents is not None or value_bytes is not None):
+        raise click.UsageError("--agents and --value-bytes make agents up; --file brings its own")
+    defaults = StormOptions()
+    workload = None if file is None else GivenAgents(_read_agents(file), copies or 1)
+    asleep = len(workload.ids) if workload is not None else agents or defaults.agents
+    options = StormOptions(
+        agents=agents or defaults.agents,
+        value_bytes=value_bytes or defaults.value_bytes,
+        workload=workload,
+        wake=wake or min(defaults.wake, asleep),
+        topology=topology,
+        runs=runs,
+        seed=seed,
+    )
+    return run(_storm(options, as_json))
+
+
+async def _storm(options: StormOptions, as_json: bool) -> int:
+    with progress_bar("storm") as bar:
+        report = await storm(options, _show_on(bar))
+    _print_report(report, as_json)
+    return 0
+
+
+def _print_report(report: StormReport, as_json: bool) -> None:
+    if as_json:
+        click.echo(msgspec.json.encode(report))
+    else:
+        Console().print(render(report))
+
+
+def _show_on(bar: ProgressBar) -> Progress:
+    def show(phase: str, done: int, total: int) -> None:
+        bar.show(phase, done, total)
+
+    return show
+
+
+def _read_agents(path: str) -> list[tuple[str, dict[str, object]]]:
+    """All agents of a file; unlike `load`, a storm does not go on without those of broken lines."""
+    try:
+        reader = LineReader(path, LINE_BYTES_MAX)
+        agents: list[tuple[str, dict[str, object]]] = []
+        while (lines := reader.read()) is not None:
+            agents += [_read_agent(line) for line in lines if line.text is None or line.text.strip()]
+    except OSError as error:
+        raise click.UsageError(f"{path}: {error.strerror}") from None
+    return agents
+
+
+def _read_agent(line: InputLine) -> tuple[str, dict[str, object]]:
+    try:
+        if line.text is None:
+            raise BrokenLine("too long")
+        return parse_line(line.text)
+    except BrokenLine as error:
+        raise click.UsageError(f"line {line.number}: {error}") from None

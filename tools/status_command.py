@@ -1,0 +1,165 @@
+"""The command `status`: every node is asked how it is; one that does not answer is shown as down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from ..router.cluster import connect
+from ..wire.errors import DawnchorusError
+from ..wire.messages import ShardStatus, StatusReply
+from ..wire.topology import NodeSpec
+from .options import deadline_option, endpoint_or_file_option, json_option
+from .output import format_bytes, print_json, seconds
+from .running import run
+
+__all__ = ["describe", "render", "status"]
+
+DEADLINE_S: Final = 2.0
+"""A node that does not answer so small a question for this long is of no use to anybody who wakes agents."""
+
+SERVING: Final = "serving"
+"""A shard's state where nothing is wrong with it (wire.messages.ShardStatus)."""
+
+Answers = Mapping[str, StatusReply | DawnchorusError]
+
+
+@click.command()
+@deadline_option
+@endpoint_or_file_option
+@json_option("Print one JSON object; versions in it are strings.")
+def status(deadline_s: float | None, topology: str, as_json: bool) -> int:
+    """Show how each node is: its process, agents, shards, bytes, and what it has counted since its start.
+
+    The exit code is 1 if a node does not answer or a shard is not served.
+
+    \b
+    Example:
+      dawnchorus status
+      dawnchorus status --topology tcp://127.0.0.1:7411 --json
+    """
+    return run(_status(deadline_s or DEADLINE_S, topology, as_json))
+
+
+async def _status(deadline_s: float, topology: str, as_json: bool) -> int:
+    async with connect(topology) as cluster:
+        answers = await cluster.status(deadline_s)
+        nodes = cluster.topology.nodes
+        name = cluster.topology.name
+    if as_json:
+        print_json(describe(name, nodes, answers))
+    else:
+        render(name, nodes, answers, Console())
+    return 0 if all(_is_well(answers.get(node)) for node in nodes) else 1
+
+
+def _is_well(answer: StatusReply | DawnchorusError | None) -> bool:
+    return isinstance(answer, StatusReply) and all(shard.state == SERVING for shard in answer.shards)
+
+
+def describe(name: str, nodes: Mapping[str, NodeSpec], answers: Answers) -> dict[str, object]:
+    """The cluster's status as plain JSON types: nodes in the order of the topology."""
+    return {
+        "cluster": name,
+        "well": all(_is_well(answers.get(node)) for node in nodes),
+        "nodes": [_describe_node(spec, answers.get(node)) for node, spec in nodes.items()],
+    }
+
+
+def _describe_node(spec: NodeSpec, answer: StatusReply | DawnchorusError | None) -> dict[str, object]:
+    described: dict[str, object] = {"node": spec.name, "endpoint": spec.endpoint}
+    if not isinstance(answer, StatusReply):
+        return {**described, "up": False, "error": _why_down(answer)}
+    return {
+        **described,
+        "up": True,
+        "pid": answer.pid,
+        "uptime_ms": answer.uptime_ms,
+        "rss_bytes": answer.rss_bytes,
+        "agents": sum(shard.agents for shard in answer.shards),
+        "disk_bytes": sum(shard.disk_bytes for shard in answer.shards),
+        "counters": answer.counters,
+        "shards": [_describe_shard(shard) for shard in answer.shards],
+    }
+
+
+def _describe_shard(shard: ShardStatus) -> dict[str, object]:
+    return {
+        "store": shard.store,
+        "shard": shard.shard,
+        "epoch": shard.epoch,
+        "version": str(shard.version),
+        "agents": shard.agents,
+        "disk_bytes": shard.disk_bytes,
+        "state": shard.state,
+    }
+
+
+def _why_down(answer: DawnchorusError | None) -> str:
+    return "no answer" if answer is None else str(answer)
+
+
+def render(name: str, nodes: Mapping[str, NodeSpec], answers: Answers, console: Console) -> None:
+    """Print the cluster's status as tables: nodes, what they counted, and what is wrong."""
+    up = {node: answer for node in nodes if isinstance(answer := answers.get(node), StatusReply)}
+    table = Table(title=f"cluster {name}", title_justify="left")
+    for column in ("node", "endpoint", "state"):
+        table.add_column(column, no_wrap=True)
+    for column in ("pid", "up for", "agents", "shards", "on disk", "memory"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for node, spec in nodes.items():
+        answer = up.get(node)
+        if answer is None:
+            table.add_row(node, spec.endpoint, "[red]down[/red]", *["-"] * 6)
+            continue
+        table.add_row(node, spec.endpoint, "up", *_cells(answer))
+    console.print(table)
+    counted = [counter for counter in _counter_names(up) if any(answer.counters.get(counter) for answer in up.values())]
+    if counted:
+        counters = Table(title="counted since their start", title_justify="left")
+        counters.add_column("")
+        for node in up:
+            counters.add_column(node, justify="right")
+        for counter in counted:
+            row = (f"{answer.counters.get(counter, 0):,}" for answer in up.values())
+            counters.add_row(counter.replace("_", " "), *row)
+        console.print(counters)
+    for problem in _problems(nodes, answers):
+        console.print(problem, markup=False, highlight=False, soft_wrap=True)
+
+
+def _cells(answer: StatusReply) -> tuple[str, ...]:
+    serving = sum(shard.state == SERVING for shard in answer.shards)
+    owned = len(answer.shards)
+    return (
+        str(answer.pid),
+        seconds(answer.uptime_ms / 1000),
+        f"{sum(shard.agents for shard in answer.shards):,}",
+        str(owned) if serving == owned else f"[red]{serving} of {owned}[/red]",
+        format_bytes(sum(shard.disk_bytes for shard in answer.shards)),
+        format_bytes(answer.rss_bytes),
+    )
+
+
+def _counter_names(up: Mapping[str, StatusReply]) -> list[str]:
+    # Nodes of another version may count other things: every name once, in the order in which they come.
+    return list(dict.fromkeys(counter for answer in up.values() for counter in answer.counters))
+
+
+def _problems(nodes: Mapping[str, NodeSpec], answers: Answers) -> list[str]:
+    found: list[str] = []
+    for node in nodes:
+        answer = answers.get(node)
+        if not isinstance(answer, StatusReply):
+            found.append(f"{node} is down: {_why_down(answer)}")
+            continue
+        found += [
+            f"{node}: shard {shard.shard} of store {shard.store} is not served: {shard.state}"
+            for shard in answer.shards
+            if shard.state != SERVING
+        ]
+    return found

@@ -1,0 +1,151 @@
+"""The commands `load` and `export`: whole clusters in and out as NDJSON."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import aclosing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+import click
+
+from ..router.cluster import Cluster, connect
+from ..wire.errors import DawnchorusError
+from . import exporting, loading
+from .ndjson import LINE_BYTES_MAX
+from .options import endpoint_or_file_option, json_option
+from .output import Problems, format_bytes, print_json, progress_bar
+from .running import in_thread, run
+from .streams import LineReader, OutputFile
+
+__all__ = ["export", "load"]
+
+COUNT_DEADLINE_S: Final = 2.0
+"""For the number of agents beside a progress bar: nobody would wait longer for that."""
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True))
+@click.option(
+    "--copies",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Save every agent N times, under the names ID, ID~1, ID~2, ...",
+)
+@endpoint_or_file_option
+@json_option("Print the summary as one JSON object, with up to 1,000 problems.")
+def load(file: str, copies: int, topology: str, as_json: bool) -> int:
+    """Save the agents of FILE (`-`: standard input), one JSON object a line.
+
+    \b
+    {"agent_id": "agent-42", "fragments": {"profile": {"name": "Mia"}, "session": {"$bytes": "AAEC"}}}
+
+    Only the kinds that a line names are written. Bytes are {"$bytes": "base64"}; to save such an object itself, write
+    "$$bytes". Lines that cannot be saved are named by number on standard error, all others are saved, and the exit code
+    is then 1. Loading a file again is harmless.
+
+    \b
+    Example:
+      dawnchorus load agents.ndjson --copies 50
+    """
+    return run(_load(file, copies, topology, as_json))
+
+
+async def _load(file: str, copies: int, topology: str, as_json: bool) -> int:
+    try:
+        reader = LineReader(file, LINE_BYTES_MAX)
+    except OSError as error:
+        raise click.UsageError(f"{file}: {error.strerror}") from None
+    failure: DawnchorusError | None = None
+    async with connect(topology) as cluster:
+        with progress_bar("load") as bar:
+            problems = Problems(bar)
+            loader = loading.Loader(cluster, tuple(cluster.topology.kinds), copies, problems)
+            try:
+                await loader.load(reader, bar)
+            except loading.LoadStopped as error:
+                failure = error
+            except OSError as error:
+                raise click.ClickException(f"{file}: {error.strerror}") from None
+            problems.finish()
+    totals = loader.totals
+    if as_json:
+        stopped = None if failure is None else str(failure)
+        print_json({**asdict(totals), "problems": problems.count, "stopped": stopped, "listed": problems.listed})
+    else:
+        rate = totals.agents / totals.seconds if totals.seconds else 0.0
+        click.echo(
+            f"loaded {totals.agents:,} agents, {totals.fragments:,} fragments, {format_bytes(totals.bytes)} of JSON"
+            f" in {totals.seconds:.1f} s ({rate:,.0f} agents/s)"
+            + (f"; {problems.count:,} problems" if problems.count else "")
+        )
+    if failure is not None:
+        click.echo(f"Error: {failure}", err=True)
+    return 1 if problems.count or failure is not None else 0
+
+
+@click.command()
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True), default="-")
+@endpoint_or_file_option
+@json_option("Print the summary as one JSON object: to standard output with FILE, else to standard error.")
+def export(file: str, topology: str, as_json: bool) -> int:
+    """Write all agents to FILE (default: standard output), in the order of their ids, in the form that `load` reads.
+
+    An agent is written whole or not at all: those that could not be had whole are named on standard error, and the exit
+    code is then 1. FILE appears, or is replaced, only when everything is in it.
+
+    \b
+    Example:
+      dawnchorus export agents.ndjson
+      dawnchorus export | head -1
+    """
+    if file != "-" and not Path(file).resolve().parent.is_dir():
+        raise click.UsageError(f"{file}: its folder does not exist")
+    return run(_export(file, topology, as_json))
+
+
+async def _export(file: str, topology: str, as_json: bool) -> int:
+    async with connect(topology) as cluster:
+        try:
+            output = OutputFile(file)
+        except OSError as error:
+            raise click.UsageError(f"{file}: {error.strerror}") from None
+        try:
+            with progress_bar("export") as bar:
+                problems = Problems(bar)
+                exporter = exporting.Exporter(cluster, tuple(cluster.topology.kinds), problems)
+                async with aclosing(cluster.agents()) as ids:
+                    await exporter.export(ids, output, bar, await _count_agents(cluster))
+                problems.finish()
+            await in_thread(output.commit)
+        except OSError as error:
+            if isinstance(error, BrokenPipeError | DawnchorusError):
+                raise
+            raise click.ClickException(f"{file}: {error.strerror}") from None
+        finally:
+            output.discard()
+    totals = exporter.totals
+    to_stderr = file == "-"
+    if as_json:
+        print_json({**asdict(totals), "problems": problems.count, "listed": problems.listed}, to_stderr=to_stderr)
+    elif not to_stderr or sys.stderr.isatty():
+        click.echo(
+            f"exported {totals.agents:,} agents, {totals.fragments:,} fragments, {format_bytes(totals.bytes)}"
+            f" in {totals.seconds:.1f} s" + (f"; {problems.count:,} left out" if problems.count else ""),
+            err=to_stderr,
+        )
+    return 1 if problems.count else 0
+
+
+async def _count_agents(cluster: Cluster) -> int | None:
+    """About how many agents the cluster has: those of its largest store; None if not every node answers in time."""
+    agents: dict[str, int] = {}
+    for reply in (await cluster.status(COUNT_DEADLINE_S)).values():
+        if isinstance(reply, DawnchorusError):
+            return None
+        for shard in reply.shards:
+            agents[shard.store] = agents.get(shard.store, 0) + shard.agents
+    return max(agents.values(), default=None)

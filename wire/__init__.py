@@ -1,0 +1,1 @@
+"""What all sides must agree on: messages, image format, topology and placement, hashing, errors, sockets."""

@@ -1,0 +1,287 @@
+"""Where the placement is kept and how it changes: read, compare-and-swap, watch.
+
+`ControlStore` is what nodes, launcher and clients ask of it; `FileControlStore` keeps it in a file beside the data,
+for the nodes of one host.
+
+The file is replaced, never written in place: under a lock on a file beside it, the current revision is compared, the
+new placement is written to a temporary file, synced, renamed over the old one, and the folder synced. So a reader
+needs no lock and sees a whole placement whenever any process dies; a swap that returned true survives the machine's
+death; and of several processes that swap at once exactly one wins per revision. The lock is the kernel's (flock): it
+ends with the process that holds it.
+
+`establish_placement` and `take_generation` are what every node does at its start, however many start at once. A
+placement that is missing while shards on disk hold data is lost, not new: it is refused, as a recomputed one could
+give shards to the wrong nodes and repeat generations, and so versions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Generator
+from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
+
+from .errors import ConfigurationError, PlacementError
+from .placement import (
+    Placement,
+    decode_placement,
+    encode_placement,
+    initial_placement,
+    reconcile,
+    with_new_generation,
+)
+from .topology import Topology
+
+__all__ = ["PLACEMENT_FILE", "ControlStore", "FileControlStore", "establish_placement", "take_generation"]
+
+PLACEMENT_FILE: Final = "placement.json"
+"""Name of the placement's file in a cluster's data folder. No node's folder can have it: names have no dots."""
+
+WATCH_INTERVAL_S: Final = 0.5
+"""A watch looks at the file this often: soon enough for changes that people make."""
+
+LOCK_WAIT_S: Final = 10.0
+"""How long a swap waits for the lock. A holder needs milliseconds; after this long it is stopped or its disk hangs."""
+
+LOCK_RETRY_S: Final = 0.005
+"""Pause between attempts at the lock: flock(2) itself knows no deadline."""
+
+SWAP_ATTEMPTS_MAX: Final = 10_000
+"""Lost swaps before giving up. Each is another process's success, so that only a fault can use them up."""
+
+_LOST_REMEDY: Final = (
+    "restore placement.json from a backup; it is never computed again, and the shards were not touched"
+)
+_ATTEMPTS_USED_UP: Final = (
+    f"the placement could not be changed in {SWAP_ATTEMPTS_MAX} attempts: something changes it all the time"
+)
+
+
+class ControlStore(Protocol):
+    """A place that keeps one cluster's placement. Its methods raise PlacementError for a damaged one."""
+
+    async def read(self) -> Placement | None:
+        """Return the current placement, or None if there is none yet."""
+        ...
+
+    async def compare_and_swap(self, expected_revision: int, placement: Placement) -> bool:
+        """Put `placement` in place of the one with `expected_revision` (0: of none), durably.
+
+        It is kept with revision `expected_revision` + 1, whatever its own. Returns whether it was: if not, another
+        process was first, and nothing was changed.
+        """
+        ...
+
+    def watch(self) -> AsyncIterator[Placement]:
+        """Yield the current placement (once there is one), then each change; of quick changes only the last."""
+        ...
+
+
+class FileControlStore:
+    """The placement in a file (`placement.json` in the cluster's data folder), shared by the processes of one host.
+
+    Folder and file are made by the first swap; reading makes nothing. Methods raise PlacementError for a damaged file
+    and ConfigurationError for one that cannot be read or written; both name it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Keep the placement in the file `path`; the lock and the temporary file are beside it."""
+        self.path: Final = Path(os.path.abspath(path))
+        self._lock_path: Final = self.path.with_suffix(".lock")
+        self._temporary_path: Final = self.path.with_suffix(".tmp")
+
+    @classmethod
+    def in_folder(cls, data_dir: str | os.PathLike[str]) -> FileControlStore:
+        """Return the control store of the cluster with this data folder."""
+        return cls(Path(data_dir) / PLACEMENT_FILE)
+
+    async def read(self) -> Placement | None:
+        """Return the placement in the file, or None if there is no file."""
+        return self._read()
+
+    async def compare_and_swap(self, expected_revision: int, placement: Placement) -> bool:
+        """See `ControlStore`. Runs in a thread, as it waits for the lock (10 s at most) and for the disk.
+
+        Raises:
+            ConfigurationError: the folder cannot be written, or the lock is held for too long.
+            PlacementError: the file there is damaged; it is left as it is.
+        """
+        return await asyncio.to_thread(self._compare_and_swap, expected_revision, placement)
+
+    async def watch(self) -> AsyncIterator[Placement]:
+        """See `ControlStore`. Looks every 0.5 s.
+
+        Raises:
+            PlacementError: the file was damaged, or was there and is not any more. A new watch can be begun.
+        """
+        # Whole files are compared, which stat(2) cannot stand in for: an inode's number is used again, and two
+        # changes can fall into one tick of its clock. A file of 48 shards has 4 KB.
+        seen: bytes | None = None
+        while True:
+            encoded = self._read_bytes()
+            if encoded is None and seen is not None:
+                raise PlacementError(f"{self.path}: the placement is gone; {_LOST_REMEDY}")
+            if encoded is not None and encoded != seen:
+                seen = encoded
+                yield self._decode(encoded)
+            await asyncio.sleep(WATCH_INTERVAL_S)
+
+    def _read(self) -> Placement | None:
+        encoded = self._read_bytes()
+        return None if encoded is None else self._decode(encoded)
+
+    def _read_bytes(self) -> bytes | None:
+        try:
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ConfigurationError(f"{self.path}: cannot be read: {error.strerror}") from error
+
+    def _decode(self, encoded: bytes) -> Placement:
+        try:
+            return decode_placement(encoded)
+        except PlacementError as error:
+            raise PlacementError(f"{self.path}: {error}") from error
+
+    def _compare_and_swap(self, expected_revision: int, placement: Placement) -> bool:
+        try:
+            _make_folder(self.path.parent)
+            with self._locked():
+                current = self._read()
+                if (0 if current is None else current.revision) != expected_revision:
+                    return False
+                self._replace(msgspec.structs.replace(placement, revision=expected_revision + 1))
+                return True
+        except OSError as error:
+            raise ConfigurationError(
+                f"{self.path}: cannot be written: {error.strerror} ({error.filename}); cluster.data_dir must be a "
+                f"folder that this user can write, on a disk with space left"
+            ) from error
+
+    @contextlib.contextmanager
+    def _locked(self) -> Generator[None, None, None]:
+        deadline = time.monotonic() + LOCK_WAIT_S
+        while True:
+            lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                self._lock_before(deadline, lock)
+                # Someone may have deleted the file between open and lock: such a lock excludes nobody.
+                if _is_at(self._lock_path, lock):
+                    yield
+                    return
+            finally:
+                os.close(lock)
+
+    def _lock_before(self, deadline: float, lock: int) -> None:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() >= deadline:
+                    raise ConfigurationError(
+                        f"{self._lock_path}: another process has held this lock for {LOCK_WAIT_S:.0f} s; "
+                        f"find it with `fuser {self._lock_path}`, and continue or end it"
+                    ) from error
+                time.sleep(LOCK_RETRY_S)
+            else:
+                return
+
+    def _replace(self, placement: Placement) -> None:
+        """Put the placement into the file, whole and durably; the caller has the lock."""
+        with open(self._temporary_path, "wb") as temporary:
+            temporary.write(encode_placement(placement))
+            temporary.flush()
+            os.fsync(temporary.fileno())
+        os.replace(self._temporary_path, self.path)
+        _sync_folder(self.path.parent)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and its parents, each durably: what is kept in it is no safer than its name."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+async def establish_placement(
+    topology: Topology, control: ControlStore, shards_on_disk: Callable[[], str | None]
+) -> Placement:
+    """Return the cluster's placement, brought up to date with the topology; made if the cluster is new.
+
+    Any number of processes may do so at once; all get the same one. `shards_on_disk` returns the path of a shard in the
+    data folder that was ever written, or None; it is asked only where there is no placement.
+
+    Raises:
+        PlacementError: the placement is lost or damaged, or the topology contradicts it; what to do is in the message.
+        ConfigurationError: the control store cannot be read or written.
+    """
+    for _attempt in range(SWAP_ATTEMPTS_MAX):
+        current = await control.read()
+        if current is None:
+            shard = shards_on_disk()
+            if shard is not None:
+                # Another process may have made both since the read: the placement always comes first.
+                if await control.read() is not None:
+                    continue
+                raise PlacementError(
+                    f"{topology.data_dir}: there is no placement, but a shard has been written: {shard}; {_LOST_REMEDY}"
+                )
+            expected, wanted = 0, initial_placement(topology, uuid.uuid4().hex)
+        else:
+            expected, wanted = current.revision, _reconcile(topology, current)
+            if wanted is current:
+                return current
+        if await control.compare_and_swap(expected, wanted):
+            return msgspec.structs.replace(wanted, revision=expected + 1)
+    raise PlacementError(_ATTEMPTS_USED_UP)
+
+
+def _reconcile(topology: Topology, placement: Placement) -> Placement:
+    try:
+        return reconcile(topology, placement)
+    except PlacementError as error:
+        raise PlacementError(f"data folder {topology.data_dir}: {error}") from error
+
+
+async def take_generation(control: ControlStore, node: str) -> Placement:
+    """Return the placement with a generation that no other caller ever got; it is durable when this returns.
+
+    `node` has opened its shards before; those that are new get their first epoch.
+
+    Raises:
+        PlacementError: there is no placement (see `establish_placement`), it is damaged, or generations are used up.
+        ConfigurationError: the control store cannot be read or written.
+    """
+    for _attempt in range(SWAP_ATTEMPTS_MAX):
+        current = await control.read()
+        if current is None:
+            raise PlacementError(f"there is no placement to take a generation from; {_LOST_REMEDY}")
+        wanted = with_new_generation(current, node)
+        if await control.compare_and_swap(current.revision, wanted):
+            return msgspec.structs.replace(wanted, revision=current.revision + 1)
+    raise PlacementError(_ATTEMPTS_USED_UP)

@@ -1,0 +1,203 @@
+"""Every exception that dawnchorus raises, and what each asks of its reader.
+
+    DawnchorusError
+    |-- ConfigurationError (ValueError)     a person has to change something; a retry never helps
+    |   |-- TopologyError                   topology.toml: file, key and permitted values are named
+    |   |-- PlacementError                  placement or data contradict the topology, or are damaged
+    |   |-- DataFolderError                 a folder that is in use, unwritable, or another cluster's
+    |   `-- LaunchError                     a node refused to start
+    |-- NotSupportedError (ValueError)      asked for something of a later version
+    |-- InvalidRequestError (ValueError)    an id, kind or value outside the limits; nothing was sent
+    |-- UnknownKindError (KeyError)         a kind that the topology does not name
+    |-- FragmentAbsent (KeyError)           never written, deleted or expired
+    |-- FragmentUnavailable (LookupError)   could not be had in time; a new wake may help
+    |-- FragmentUndecodable (ValueError)    its bytes do not fit the registered type
+    |-- AgentNotFound (LookupError)         no required kind of the agent was ever written
+    |-- WakeIncomplete                      a required kind could not be had; `.state` holds the rest
+    |-- SaveError                           `.agent_id` and `.write_id`
+    |   |-- SaveRefused                     a node refused it for what it is; nothing written there
+    |   |-- SaveIncomplete                  some stores saved, others did not: `.saved`, `.refused`, `.unknown`
+    |   `-- DeadlineExceeded                no store answered in time: the outcome is unknown
+    |-- ClusterUnavailable (ConnectionError) no node answered, or the cluster is closed; a retry may help
+    |-- PeerFault                           a peer answered with a Fault: `.code`, `.detail`
+    |-- ProtocolError                       a frame that is none of ours: the peer's mistake, or damage on the way
+    `-- StoreError                          a state store (LMDB) failed
+        |-- StoreDamaged                    data that cannot be trusted; never served, never overwritten
+        `-- StoreFull                       no space left on the disk or in the map
+
+Third-party exceptions (zmq, lmdb, msgspec) are translated into these once, where that library is called.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "AgentNotFound",
+    "ClusterUnavailable",
+    "ConfigurationError",
+    "DataFolderError",
+    "DawnchorusError",
+    "DeadlineExceeded",
+    "FragmentAbsent",
+    "FragmentUnavailable",
+    "FragmentUndecodable",
+    "InvalidRequestError",
+    "LaunchError",
+    "NotSupportedError",
+    "PeerFault",
+    "PlacementError",
+    "ProtocolError",
+    "SaveError",
+    "SaveIncomplete",
+    "SaveRefused",
+    "StoreDamaged",
+    "StoreError",
+    "StoreFull",
+    "TopologyError",
+    "UnknownKindError",
+    "WakeIncomplete",
+]
+
+
+class DawnchorusError(Exception):
+    """Whatever dawnchorus raises is one of these."""
+
+
+class ConfigurationError(DawnchorusError, ValueError):
+    """A person has to change a file, a folder or an option; a retry does not help."""
+
+
+class TopologyError(ConfigurationError):
+    """topology.toml is wrong; the message names file, key and the permitted values."""
+
+
+class PlacementError(ConfigurationError):
+    """The placement is lost or damaged, or contradicts the topology or the data on disk."""
+
+
+class DataFolderError(ConfigurationError):
+    """A data folder or endpoint cannot be had: in use by another process, unwritable, of another cluster."""
+
+
+class LaunchError(ConfigurationError):
+    """A node refused to start; the message is the node's own."""
+
+
+class NotSupportedError(DawnchorusError, ValueError):
+    """Something that this version does not do yet; nothing was sent."""
+
+
+class InvalidRequestError(DawnchorusError, ValueError):
+    """An agent id, kind, value or option outside the limits; nothing was sent."""
+
+
+class _KeyedError(DawnchorusError, KeyError):
+    # KeyError shows the repr of its argument; ours is a sentence.
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class UnknownKindError(_KeyedError):
+    """A kind that the topology does not name."""
+
+
+class FragmentAbsent(_KeyedError):
+    """The fragment was never written, was deleted, or has expired."""
+
+
+class FragmentUnavailable(DawnchorusError, LookupError):
+    """The fragment could not be had (see `state.outcome(kind)`), or was not asked for; a new wake may bring it."""
+
+
+class FragmentUndecodable(DawnchorusError, ValueError):
+    """The fragment's bytes do not fit the type registered for its kind; no retry helps."""
+
+
+class AgentNotFound(DawnchorusError, LookupError):
+    """No required kind of the agent was ever written."""
+
+    def __init__(self, agent_id: str) -> None:
+        super().__init__(f"agent {agent_id!r}: no required kind of it was ever written")
+        self.agent_id = agent_id
+
+
+class WakeIncomplete(DawnchorusError):
+    """A required kind could not be had in time; `state` holds what could. A retry may help."""
+
+    def __init__(self, state: Any, kinds: tuple[str, ...]) -> None:
+        outcomes = ", ".join(f"{kind} {state.outcome(kind).name}" for kind in kinds)
+        super().__init__(f"agent {state.agent_id!r}: required kinds could not be had: {outcomes}")
+        self.state = state
+
+
+class SaveError(DawnchorusError):
+    """A save that was not acknowledged whole.
+
+    `agent_id` is the agent's, `write_id` (hexadecimal) names the write in the shards' logs.
+    """
+
+    def __init__(self, message: str, *, agent_id: str, write_id: str) -> None:
+        super().__init__(f"agent {agent_id!r}: {message}")
+        self.agent_id = agent_id
+        self.write_id = write_id
+
+
+class SaveRefused(SaveError):
+    """Nothing was written: each store refused it for what it is (`refused`: store -> reason)."""
+
+    def __init__(self, *, agent_id: str, write_id: str, refused: dict[str, str]) -> None:
+        reasons = "; ".join(f"{store}: {reason}" for store, reason in refused.items())
+        super().__init__(f"save refused: {reasons}", agent_id=agent_id, write_id=write_id)
+        self.refused = refused
+
+
+class SaveIncomplete(SaveError):
+    """Some stores saved, others did not or may not have.
+
+    `saved`: kind -> version; `refused`: store -> reason (nothing written there); `unknown`: stores that did not answer.
+    """
+
+    def __init__(
+        self, *, agent_id: str, write_id: str, saved: dict[str, int], refused: dict[str, str], unknown: tuple[str, ...]
+    ) -> None:
+        parts = [f"saved {', '.join(saved)}"] if saved else []
+        parts += [f"refused by {store}: {reason}" for store, reason in refused.items()]
+        parts += [f"unknown at {', '.join(unknown)}"] if unknown else []
+        super().__init__("save incomplete: " + "; ".join(parts), agent_id=agent_id, write_id=write_id)
+        self.saved = saved
+        self.refused = refused
+        self.unknown = unknown
+
+
+class DeadlineExceeded(SaveError, TimeoutError):
+    """No store answered the save in time: it may have been written or not."""
+
+
+class ClusterUnavailable(DawnchorusError, ConnectionError):
+    """No node of the cluster answered, or this cluster is closed; a retry may help."""
+
+
+class PeerFault(DawnchorusError):
+    """A node answered a request as a whole with a Fault (see the codes in `wire.messages`)."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(f"{code}: {detail}" if detail else code)
+        self.code = code
+        self.detail = detail
+
+
+class ProtocolError(DawnchorusError):
+    """A frame that cannot be decoded as the message that it should be."""
+
+
+class StoreError(DawnchorusError):
+    """A state store failed; the message names the file."""
+
+
+class StoreDamaged(StoreError):
+    """Data on disk is damaged or contradicts itself; it is neither served nor overwritten."""
+
+
+class StoreFull(StoreError):
+    """No space is left on the disk or in the memory map; a retry helps once there is."""

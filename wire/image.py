@@ -1,0 +1,90 @@
+"""The image: one agent's record in one store, on disk, on the wire and in the client's memory the same bytes.
+
+    8 bytes   the image's version, big-endian: the version of its newest write
+    rest      msgpack map: {kind: [version, schema, encoding, updated_ms, expires_ms, value]}
+
+`version` of a fragment is that of the write that last set it; `schema` is the user's number for its layout (0 until
+schemas come); `encoding` is one of the constants below; the times are milliseconds since 1970-01-01 UTC of the shard's
+clock, `expires_ms` 0 for never; `value` is bytes. A store serves images without looking inside.
+
+Formats: msgpack specification, https://github.com/msgpack/msgpack/blob/master/spec.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Final
+
+import msgspec
+
+from .errors import ProtocolError
+
+__all__ = [
+    "ENCODING_BYTES",
+    "ENCODING_MSGPACK",
+    "HEADER_BYTES",
+    "Fragment",
+    "decode_image",
+    "encode_image",
+    "select_kinds",
+    "version_of",
+]
+
+HEADER_BYTES: Final = 8
+ENCODING_BYTES: Final = 0
+"""The value is the user's bytes as given."""
+ENCODING_MSGPACK: Final = 1
+"""The value is the msgpack of the user's object."""
+
+
+class Fragment(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One agent's value of one kind, as it stands in an image."""
+
+    version: int
+    schema: int
+    encoding: int
+    updated_ms: int
+    expires_ms: int
+    value: bytes
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(dict[str, Fragment])
+_raw_decoder = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
+
+
+def encode_image(version: int, fragments: dict[str, Fragment]) -> bytes:
+    """Return the image of these fragments. Kinds keep the order of the mapping."""
+    return version.to_bytes(HEADER_BYTES, "big") + _encoder.encode(fragments)
+
+
+def decode_image(image: bytes | memoryview) -> dict[str, Fragment]:
+    """Return an image's fragments by kind; their values are copies.
+
+    Raises:
+        ProtocolError: the bytes are no image.
+    """
+    try:
+        # The view keeps `image` alive only for the time of this call: the decoder copies what it returns.
+        return _decoder.decode(memoryview(image)[HEADER_BYTES:])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ProtocolError(f"not an image: {error}") from error
+
+
+def select_kinds(image: bytes | memoryview, kinds: Container[str]) -> bytes:
+    """Return the image cut down to some kinds; it keeps its version, and the fragments their bytes.
+
+    Raises:
+        ProtocolError: the bytes are no image.
+    """
+    try:
+        fragments = _raw_decoder.decode(memoryview(image)[HEADER_BYTES:])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ProtocolError(f"not an image: {error}") from error
+    chosen = {kind: raw for kind, raw in fragments.items() if kind in kinds}
+    return bytes(image[:HEADER_BYTES]) + _encoder.encode(chosen)
+
+
+def version_of(image: bytes | memoryview) -> int:
+    """Return an image's version: that of its newest write."""
+    return int.from_bytes(image[:HEADER_BYTES], "big")

@@ -1,0 +1,43 @@
+"""Every limit that more than one side must agree on, in one place.
+
+Limits of one side alone (its queues, windows, batches) stand where they are used.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = [
+    "AGENT_ID_BYTES_MAX",
+    "FRAGMENT_BYTES_MAX",
+    "FRAME_BYTES_MAX",
+    "FRAME_BYTES_TARGET",
+    "IMAGE_BYTES_MAX",
+    "IPC_PATH_BYTES_MAX",
+    "SECTIONS_MAX",
+    "SECTION_AGENTS_MAX",
+]
+
+AGENT_ID_BYTES_MAX: Final = 256
+"""UTF-8 bytes of an agent id. LMDB's keys end at 511; an expiry row needs 8 more than the id."""
+
+FRAGMENT_BYTES_MAX: Final = 1 << 20
+"""Bytes of one fragment's encoded value."""
+
+IMAGE_BYTES_MAX: Final = 2 << 20
+"""Bytes of one image, header included."""
+
+FRAME_BYTES_TARGET: Final = 1 << 20
+"""Senders cut batches at about this many bytes; one larger image or write travels alone."""
+
+FRAME_BYTES_MAX: Final = 4 << 20
+"""ZMQ_MAXMSGSIZE of every socket: the target, one largest image beyond it, and room for ids and headers."""
+
+SECTIONS_MAX: Final = 4_096
+"""Sections of one request; a router sends a few dozen."""
+
+SECTION_AGENTS_MAX: Final = 65_536
+"""Agents of one section; a router sends about 1,300 at most. Bounds what one small frame can make a node do."""
+
+IPC_PATH_BYTES_MAX: Final = 107
+"""Longest path of a Unix socket: sun_path has 108 bytes with its closing zero (unix(7))."""

@@ -1,0 +1,346 @@
+"""The messages: one msgpack array a frame, `[tag, ...]`, fields in the order in which they stand here.
+
+`docs/messages.md` is the table for people: who sends a message, its fields, what answers it. Fields are only ever
+appended, each with a default; nothing is reordered or retyped, so that an older peer skips what it does not know and a
+newer one fills in what it does not get (https://jcristharif.com/msgspec/schema-evolution.html).
+
+A request carries `request`, a number chosen by its sender, and `budget_us`, what is left of its deadline in
+microseconds: hosts' clocks differ, so no wall-clock time crosses the wire. The receiver counts it from when it took the
+frame off its socket.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated, Final, TypeAlias
+
+import msgspec
+
+from .errors import ProtocolError
+
+__all__ = [
+    "ABSENT",
+    "PROTOCOL",
+    "UNCHANGED",
+    "Commit",
+    "CommitSection",
+    "Committed",
+    "CommittedSection",
+    "Drop",
+    "Erase",
+    "Fault",
+    "FaultCode",
+    "Fetch",
+    "FetchSection",
+    "Hello",
+    "ImageSection",
+    "Images",
+    "Item",
+    "Message",
+    "Operation",
+    "Put",
+    "Refusal",
+    "Reply",
+    "Request",
+    "Scan",
+    "Scanned",
+    "SectionStatus",
+    "ShardStatus",
+    "Status",
+    "StatusReply",
+    "Welcome",
+    "Write",
+    "decode_reply",
+    "decode_request",
+    "encode",
+    "read_request_number",
+]
+
+PROTOCOL: Final = 1
+"""Grows when a peer of the old number could misunderstand; then Hello is answered with Fault UNSUPPORTED."""
+
+
+class SectionStatus(enum.IntEnum):
+    """How one section of a request ended: one bad shard fails its section, not the message."""
+
+    OK = 0
+    MOVED = 1
+    """The node does not own the shard, or not under this epoch."""
+    SEALED = 2
+    """The shard takes no writes at the moment."""
+    DAMAGED = 3
+    """The shard's data cannot be trusted."""
+    DISK_FULL = 4
+    OVERLOADED = 5
+    TOO_LATE = 6
+    """The budget was spent before the work began; nothing was done."""
+    INTERNAL = 7
+
+
+class FaultCode(enum.IntEnum):
+    """Why a request failed as a whole."""
+
+    BAD_REQUEST = 1
+    NO_HELLO = 2
+    WRONG_CLUSTER = 3
+    UNSUPPORTED = 4
+    OVERLOADED = 5
+    INTERNAL = 6
+
+
+Number = Annotated[int, msgspec.Meta(ge=0)]
+
+ABSENT: Final = None
+"""The item of an agent that has no image."""
+UNCHANGED: Final = True
+"""The item of an agent whose image still has the version that the router said it knows."""
+
+Item: TypeAlias = "bytes | memoryview | bool | None"
+"""An image, ABSENT or UNCHANGED. A memoryview only on the sending side: what is decoded owns its bytes."""
+
+
+class Hello(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):
+    """A router opens a connection. `cluster` is a uuid, a name, or "" where only an endpoint is known."""
+
+    protocol: int
+    cluster: str
+    client: bytes
+    topology_digest: str
+
+
+class Welcome(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2):
+    """A node accepts it. `placement` and `topology` as their modules encode them; `ipc` is an endpoint or ""."""
+
+    node: str
+    cluster_uuid: str
+    placement: bytes
+    topology: bytes
+    ipc: str
+    frame_bytes_max: int
+
+
+class FetchSection(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Agents of one shard; `known`: the image version that the router has of each, 0 for none."""
+
+    store: str
+    shard: int
+    epoch: int
+    agents: list[bytes]
+    known: list[int] | None = None
+
+
+class Fetch(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=3):
+    """Read images. `kinds`: only these, where None is all kinds of each store."""
+
+    request: Number
+    budget_us: Number
+    sections: list[FetchSection]
+    kinds: list[str] | None = None
+
+
+class ImageSection(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Items of the request's section `index`, from its agent number `offset` on.
+
+    `version` is one that the shard had reached in the snapshot that was read; the snapshot may be newer, never older.
+    """
+
+    index: Number
+    offset: Number
+    status: int
+    version: int
+    items: list[bytes | bool | None]
+
+
+class Images(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=4):
+    """Answers Fetch, in as many messages as the frame size asks for. `now_ms`: the node's clock, UTC."""
+
+    request: int
+    now_ms: int
+    sections: list[ImageSection]
+    last: bool = True
+
+
+class Put(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):
+    """Set one kind."""
+
+    kind: str
+    schema: int
+    encoding: int
+    value: bytes
+
+
+class Drop(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2):
+    """Delete one kind."""
+
+    kind: str
+
+
+class Erase(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=3):
+    """Delete all kinds of the agent in this store."""
+
+
+Operation: TypeAlias = Put | Drop | Erase
+
+
+class Write(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Operations on one agent in one store: all are applied, in order, or none.
+
+    `write_id` names the save in the shard's log; `seen` is the shard version that the router had seen when it first
+    sent the write.
+    """
+
+    agent: bytes
+    write_id: bytes
+    seen: int
+    operations: list[Operation]
+
+
+class CommitSection(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Writes to one shard."""
+
+    store: str
+    shard: int
+    epoch: int
+    writes: list[Write]
+
+
+class Commit(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=5):
+    """Write; acknowledged when durable."""
+
+    request: Number
+    budget_us: Number
+    sections: list[CommitSection]
+
+
+class Refusal(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Why a write was not applied; nothing of it was."""
+
+    reason: str
+
+
+class CommittedSection(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Results of the request's section `index`, one for each write in order.
+
+    A result is the write's version (0 where there was nothing to delete) or its refusal. `version` is the shard's.
+    """
+
+    index: Number
+    status: int
+    version: int
+    results: list[int | Refusal]
+    detail: str = ""
+
+
+class Committed(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=6):
+    """Answers Commit, whole."""
+
+    request: int
+    sections: list[CommittedSection]
+
+
+class Scan(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=7):
+    """List agent ids of one shard in byte order, after `position` (b"" to begin), at most `agents_max`."""
+
+    request: Number
+    budget_us: Number
+    store: str
+    shard: int
+    epoch: int
+    position: bytes
+    agents_max: Number
+
+
+class Scanned(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=8):
+    """Answers Scan. `last`: the shard has no agent beyond these."""
+
+    request: int
+    status: int
+    agents: list[bytes]
+    last: bool
+
+
+class Status(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=9):
+    """Ask a node how it is."""
+
+    request: Number
+    budget_us: Number
+
+
+class ShardStatus(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One shard as its node sees it. `state` is "serving", or the reason why it is not served."""
+
+    store: str
+    shard: int
+    epoch: int
+    version: int
+    agents: int
+    disk_bytes: int
+    state: str
+
+
+class StatusReply(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=10):
+    """Answers Status. `counters` are totals since the start, by names of `nodes.counters`."""
+
+    request: int
+    node: str
+    pid: int
+    uptime_ms: int
+    rss_bytes: int
+    shards: list[ShardStatus]
+    counters: dict[str, int]
+
+
+class Fault(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=11):
+    """Answers a request that failed as a whole; `request` is 0 where it answers a Hello."""
+
+    request: int
+    code: int
+    detail: str = ""
+    retry_after_us: int = 0
+
+
+Request: TypeAlias = Hello | Fetch | Commit | Scan | Status
+Reply: TypeAlias = Welcome | Images | Committed | Scanned | StatusReply | Fault
+Message: TypeAlias = Request | Reply
+
+_encoder = msgspec.msgpack.Encoder()
+_request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_reply_decoder: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+_any_decoder: msgspec.msgpack.Decoder[list[object]] = msgspec.msgpack.Decoder(list[object])
+
+encode = _encoder.encode
+"""Return a message's frame."""
+
+
+def decode_request(frame: bytes | memoryview) -> Request:
+    """Return the message that a router sent.
+
+    Raises:
+        ProtocolError: it is none of them.
+    """
+    try:
+        return _request_decoder.decode(frame)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ProtocolError(str(error)) from error
+
+
+def decode_reply(frame: bytes | memoryview) -> Reply:
+    """Return the message that a node sent.
+
+    Raises:
+        ProtocolError: it is none of them.
+    """
+    try:
+        return _reply_decoder.decode(frame)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ProtocolError(str(error)) from error
+
+
+def read_request_number(frame: bytes) -> int | None:
+    """Return the request number of a frame that could not be decoded as a whole, if it can be read."""
+    try:
+        fields = _any_decoder.decode(frame)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    number = fields[1] if len(fields) > 1 else None
+    return number if isinstance(number, int) and not isinstance(number, bool) and number >= 0 else None

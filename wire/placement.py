@@ -1,0 +1,298 @@
+"""Which node serves which shard: computed once from a topology, then only extended.
+
+A `Placement` is the cluster's state where a topology is its wish. It is born from a topology by `initial_placement`,
+with a random uuid that every shard's own records name too; from then on it is brought up to date by `reconcile`, which
+adds what is new in the topology and refuses what contradicts it: data on disk was hashed and grouped by the old
+answer, and would not be found by the new one. Everything here is pure; `wire.control_store` keeps a placement and
+changes it by compare-and-swap.
+
+Three numbers grow in it. `revision`, with every change: what compare-and-swap compares; the control store counts it.
+`generation`, with every start of a node: the upper 24 bits of versions (`wire.versions`). A shard's `epoch`, with
+every change of its owner: requests carry it, so that a node which lost a shard can tell.
+
+Encoded, it is JSON that a person can read, with a checksum (XXH3-64 of the placement as compact JSON), so that a
+damaged or half-edited file is noticed rather than believed. What this program does not know it refuses, as writing the
+placement back would lose it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, cast
+
+import msgspec
+import xxhash
+
+from .errors import PlacementError
+from .topology import SHARDS_MAX, Topology
+from .versions import GENERATION_MAX
+
+__all__ = [
+    "PLACEMENT_FORMAT",
+    "Placement",
+    "ShardPlacement",
+    "decode_placement",
+    "encode_placement",
+    "initial_placement",
+    "reconcile",
+    "with_new_generation",
+]
+
+PLACEMENT_FORMAT: Final = 1
+"""The format that this program writes, and the only one that it reads."""
+
+
+class ShardPlacement(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One shard's owner and epoch. `migration` is None: moves of shards are not known yet."""
+
+    node: str
+    epoch: int
+    migration: Any = None
+
+
+class Placement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Who serves what in a cluster; `shards[store][i]` is shard i of the store.
+
+    `cluster_uuid` is 32 hexadecimal digits, `cluster` the cluster's name. `kinds` (kind -> store) and the numbers of
+    shards are kept here because they must not change silently.
+    """
+
+    format: int = PLACEMENT_FORMAT
+    cluster_uuid: str
+    cluster: str
+    revision: int = 0
+    generation: int = 0
+    kinds: Mapping[str, str]
+    shards: Mapping[str, tuple[ShardPlacement, ...]]
+
+    def shards_of(self, node: str) -> list[tuple[str, int, int]]:
+        """Return (store, shard, epoch) of each shard that `node` owns, in the order of stores and shards."""
+        return [
+            (store, shard, placed.epoch)
+            for store, shards in self.shards.items()
+            for shard, placed in enumerate(shards)
+            if placed.node == node
+        ]
+
+
+def initial_placement(topology: Topology, cluster_uuid: str) -> Placement:
+    """Return the first placement of a new cluster.
+
+    Shard i of a store goes to the (i modulo n)-th of the n nodes that list the store, in the order of the file.
+    `cluster_uuid` is 32 hexadecimal digits. Revision and generation are 0, and so are epochs: a shard that was never
+    opened.
+
+    Raises:
+        PlacementError: no node lists some store.
+    """
+    return Placement(
+        cluster_uuid=cluster_uuid,
+        cluster=topology.name,
+        kinds={kind: spec.store for kind, spec in topology.kinds.items()},
+        shards={store: _spread(topology, store) for store in topology.stores},
+    )
+
+
+def _spread(topology: Topology, store: str) -> tuple[ShardPlacement, ...]:
+    nodes = topology.nodes_of(store)
+    if not nodes:
+        raise PlacementError(f"no node of the topology lists store {store!r}; add it to a node's stores")
+    return tuple(ShardPlacement(nodes[shard % len(nodes)], 0) for shard in range(topology.stores[store].shards))
+
+
+def reconcile(topology: Topology, placement: Placement) -> Placement:
+    """Return the placement with the topology's new stores and kinds added; the same object if there are none.
+
+    New nodes change nothing: they own no shard until one is moved to them.
+
+    Raises:
+        PlacementError: the topology contradicts the placement; the message says how and what to change.
+    """
+    _require_same_cluster(topology, placement)
+    _require_same_stores(topology, placement)
+    _require_same_kinds(topology, placement)
+    _require_owners(topology, placement)
+    new_kinds = {kind: spec.store for kind, spec in topology.kinds.items() if kind not in placement.kinds}
+    new_shards = {store: _spread(topology, store) for store in topology.stores if store not in placement.shards}
+    if not new_kinds and not new_shards:
+        return placement
+    return msgspec.structs.replace(
+        placement, kinds={**placement.kinds, **new_kinds}, shards={**placement.shards, **new_shards}
+    )
+
+
+def _require_same_cluster(topology: Topology, placement: Placement) -> None:
+    if topology.name != placement.cluster:
+        raise PlacementError(
+            f"the placement is of cluster {placement.cluster!r}, the topology of cluster {topology.name!r}; "
+            f'set cluster.name = "{placement.cluster}", or give this cluster a cluster.data_dir of its own'
+        )
+
+
+def _require_same_stores(topology: Topology, placement: Placement) -> None:
+    for store, shards in placement.shards.items():
+        spec = topology.stores.get(store)
+        if spec is None:
+            raise PlacementError(
+                f"store {store!r} was removed from the topology, but its shards are placed and may hold data; "
+                f"put [stores.{store}] back with shards = {len(shards)}"
+            )
+        if spec.shards != len(shards):
+            raise PlacementError(
+                f"store {store!r} has {len(shards)} shards, the topology says {spec.shards}; the number is "
+                f"fixed once a cluster was started, as agents are found by it; set "
+                f"stores.{store}.shards = {len(shards)}"
+            )
+
+
+def _require_same_kinds(topology: Topology, placement: Placement) -> None:
+    for kind, store in placement.kinds.items():
+        spec = topology.kinds.get(kind)
+        if spec is None:
+            raise PlacementError(
+                f"kind {kind!r} was removed from the topology, but store {store!r} may hold fragments of it; "
+                f'put [fragments.{kind}] back with store = "{store}"'
+            )
+        if spec.store != store:
+            raise PlacementError(
+                f"kind {kind!r} is kept in store {store!r}, the topology moves it to {spec.store!r}, where its "
+                f'fragments would not be found; set fragments.{kind}.store = "{store}"'
+            )
+
+
+def _require_owners(topology: Topology, placement: Placement) -> None:
+    for store, shards in placement.shards.items():
+        for owner in dict.fromkeys(placed.node for placed in shards):
+            count = sum(placed.node == owner for placed in shards)
+            node = topology.nodes.get(owner)
+            if node is None:
+                raise PlacementError(
+                    f"node {owner!r} was removed from the topology, but owns {count} shards of store {store!r}; "
+                    f"put its [[nodes]] section back"
+                )
+            if store not in node.stores:
+                raise PlacementError(
+                    f"node {owner!r} no longer lists store {store!r}, but owns {count} of its shards; "
+                    f'add "{store}" to the node\'s stores'
+                )
+
+
+def with_new_generation(placement: Placement, node: str) -> Placement:
+    """Return the placement with the next generation, for one start of `node`.
+
+    The node has opened its shards by then: those of epoch 0 begin their life with epoch 1, and from then on a shard
+    that is not there when its node starts is known to be lost.
+
+    Raises:
+        PlacementError: all 2**24 - 1 generations are used up.
+    """
+    if placement.generation >= GENERATION_MAX:
+        raise PlacementError(
+            f"all {GENERATION_MAX} generations of cluster {placement.cluster!r} are used up (one for each start of a "
+            f"node); export its agents and load them into a new cluster"
+        )
+    shards = {
+        store: tuple(
+            msgspec.structs.replace(shard, epoch=1) if shard.node == node and not shard.epoch else shard
+            for shard in placed
+        )
+        for store, placed in placement.shards.items()
+    }
+    return msgspec.structs.replace(placement, generation=placement.generation + 1, shards=shards)
+
+
+class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    checksum: str
+    placement: msgspec.Raw
+
+
+_encoder: Final = msgspec.json.Encoder()
+_document_decoder: Final = msgspec.json.Decoder(_Document)
+_content_decoder: Final = msgspec.json.Decoder(dict[str, Any])
+
+
+def encode_placement(placement: Placement) -> bytes:
+    """Return the placement as indented JSON with its checksum."""
+    content = _encoder.encode(placement)
+    document = _encoder.encode(_Document(_checksum(content), msgspec.Raw(content)))
+    return msgspec.json.format(document, indent=2) + b"\n"
+
+
+def _checksum(content: bytes) -> str:
+    return f"{xxhash.xxh3_64_intdigest(content):016x}"
+
+
+def decode_placement(encoded: bytes) -> Placement:
+    """Return the placement that `encode_placement` wrote, whatever the white space in it.
+
+    Raises:
+        PlacementError: it is damaged, was edited, or holds what this version does not know; the message says which,
+            and leaves naming the file to the caller.
+    """
+    try:
+        document = _document_decoder.decode(encoded)
+        content = _content_decoder.decode(document.placement)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _damaged(error) from error
+    if document.checksum != _checksum(_encoder.encode(content)):
+        raise _damaged("it does not match its checksum")
+    if content.get("format") != PLACEMENT_FORMAT:
+        raise PlacementError(
+            f"the placement has format {content.get('format')!r}, and this version of dawnchorus reads format "
+            f"{PLACEMENT_FORMAT} only; use the version that wrote it"
+        )
+    try:
+        placement = msgspec.convert(content, Placement)
+    except msgspec.ValidationError as error:
+        raise _damaged(error) from error
+    _require_sound(placement)
+    if _loses(content, msgspec.to_builtins(placement)) or _is_moving(placement):
+        raise PlacementError(
+            "the placement holds what this version of dawnchorus does not know; use the version that wrote it"
+        )
+    return placement
+
+
+def _damaged(detail: object) -> PlacementError:
+    return PlacementError(f"the placement is damaged: {detail}; restore it from a backup; the shards were not touched")
+
+
+_UUID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
+
+
+def _require_sound(placement: Placement) -> None:
+    """Raise PlacementError for values that no placement of ours has."""
+    problem = None
+    if _UUID.fullmatch(placement.cluster_uuid) is None:
+        problem = f"cluster_uuid {placement.cluster_uuid!r} is not 32 hexadecimal digits"
+    elif placement.revision < 0:
+        problem = f"revision {placement.revision} is negative"
+    elif not 0 <= placement.generation <= GENERATION_MAX:
+        problem = f"generation {placement.generation} is outside 0 to {GENERATION_MAX}"
+    for kind, store in placement.kinds.items():
+        if store not in placement.shards:
+            problem = f"kind {kind!r} is in store {store!r}, which has no shards"
+    for store, shards in placement.shards.items():
+        if not 1 <= len(shards) <= SHARDS_MAX:
+            problem = f"store {store!r} has {len(shards)} shards"
+        elif any(placed.epoch < 0 or not placed.node for placed in shards):
+            problem = f"store {store!r} has a shard without an owner or an epoch"
+    if problem is not None:
+        raise _damaged(problem)
+
+
+def _loses(given: Any, kept: Any) -> bool:
+    """Whether `given`, as read, has anything that `kept`, as understood, has not. More in `kept` is defaults."""
+    if isinstance(given, dict) and isinstance(kept, dict):
+        understood = cast("dict[str, Any]", kept)
+        items = cast("dict[str, Any]", given).items()
+        return any(key not in understood or _loses(value, understood[key]) for key, value in items)
+    if isinstance(given, list) and isinstance(kept, list | tuple):
+        values, known = cast("Sequence[Any]", given), cast("Sequence[Any]", kept)
+        return len(values) > len(known) or any(map(_loses, values, known))
+    return bool(given != kept)
+
+
+def _is_moving(placement: Placement) -> bool:
+    return any(placed.migration is not None for shards in placement.shards.values() for placed in shards)
