@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from ..wire.image import Fragment, decode_image, encode_image
-from ..wire.limits import AGENT_ID_BYTES_MAX, FRAGMENT_BYTES_MAX, IMAGE_BYTES_MAX
+from ..wire.limits import (
+    AGENT_ID_BYTES_MAX,
+    FRAGMENT_BYTES_MAX,
+    IMAGE_BYTES_MAX,
+    WRITE_ID_BYTES_MAX,
+    WRITE_OPERATIONS_MAX,
+)
 from ..wire.messages import Drop, Put, Refusal, Write
 
 __all__ = ["merge"]
@@ -26,6 +32,10 @@ def merge(
         write.agent.decode()
     except UnicodeDecodeError:
         return Refusal(f"an agent id is UTF-8: {write.agent!r} is not")
+    if len(write.write_id) > WRITE_ID_BYTES_MAX:
+        return Refusal(f"a write id has at most {WRITE_ID_BYTES_MAX} bytes, not {len(write.write_id)}")
+    if len(write.operations) > WRITE_OPERATIONS_MAX:
+        return Refusal(f"a write has at most {WRITE_OPERATIONS_MAX} operations, not {len(write.operations)}")
     fragments = decode_image(image) if image is not None else {}
     changed = False
     for operation in write.operations:

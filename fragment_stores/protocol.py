@@ -59,8 +59,8 @@ class Snapshot(Protocol):
         """A version that this moment includes; it may include newer ones."""
         ...
 
-    def images(self, agents: Sequence[bytes]) -> list[memoryview | None]:
-        """Return the image of each agent, None where there is none.
+    def images(self, agents: Sequence[bytes]) -> list[bytes | memoryview]:
+        """Return the image of each agent, empty where there is none.
 
         Raises:
             InvalidRequestError: an id is empty or too long.
@@ -69,7 +69,12 @@ class Snapshot(Protocol):
         ...
 
     def agents_after(self, position: bytes, agents_max: int) -> list[bytes]:
-        """Return ids in byte order, those greater than `position`, at most `agents_max`."""
+        """Return ids in byte order, those greater than `position`, at most `agents_max`.
+
+        Raises:
+            InvalidRequestError: the position is too long for an id.
+            StoreDamaged: the data cannot be trusted.
+        """
         ...
 
     def log_after(self, version: int, rows_max: int) -> list[tuple[int, LogRow]]:

@@ -29,7 +29,7 @@ class Counters:
     garbage: int = 0
     """Frames that are no request: dropped, or answered with Fault BAD_REQUEST where their number could be read."""
     late: int = 0
-    """Requests dropped unread because their budget was spent."""
+    """Requests dropped because their budget was spent; a Commit is told so (TOO_LATE)."""
     shed: int = 0
     """Requests refused because their peer, or the writer, had too much waiting."""
     dropped_replies: int = 0

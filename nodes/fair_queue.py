@@ -27,12 +27,14 @@ class _Piece(NamedTuple, Generic[T]):
 
 
 class _PeerQueue(Generic[T]):
-    __slots__ = ("blocked", "bytes", "pieces")
+    __slots__ = ("blocked", "bytes", "peer", "pieces", "takes_turns")
 
-    def __init__(self) -> None:
+    def __init__(self, peer: bytes) -> None:
+        self.peer = peer
         self.pieces: deque[_Piece[T]] = deque()
         self.bytes = 0
         self.blocked = False
+        self.takes_turns = False  # whether it stands among the turns: never twice, or it would have two a round
 
 
 class FairQueue(Generic[T]):
@@ -40,17 +42,21 @@ class FairQueue(Generic[T]):
 
     def __init__(self) -> None:
         self._queues: dict[bytes, _PeerQueue[T]] = {}
-        self._turns: deque[bytes] = deque()
+        self._turns: deque[_PeerQueue[T]] = deque()
 
     def add_peer(self, peer: bytes) -> None:
         """Begin to keep work for a peer; one that is known keeps its queue."""
         if peer not in self._queues:
-            self._queues[peer] = _PeerQueue()
+            self._queues[peer] = _PeerQueue(peer)
 
     def remove_peer(self, peer: bytes) -> int:
         """Forget a peer; return how many pieces of work went with it."""
         queue = self._queues.pop(peer, None)
-        return len(queue.pieces) if queue is not None else 0
+        if queue is None:
+            return 0
+        dropped = len(queue.pieces)
+        queue.pieces.clear()  # it may stand among the turns still
+        return dropped
 
     def __contains__(self, peer: bytes) -> bool:
         return peer in self._queues
@@ -65,8 +71,7 @@ class FairQueue(Generic[T]):
             return False
         queue.pieces.append(_Piece(work, size))
         queue.bytes += size
-        if len(queue.pieces) == 1 and not queue.blocked:
-            self._turns.append(peer)
+        self._give_turns(queue)
         return True
 
     def put_back(self, peer: bytes, work: T, size: int) -> None:
@@ -76,21 +81,19 @@ class FairQueue(Generic[T]):
             return
         queue.pieces.appendleft(_Piece(work, size))
         queue.bytes += size
-        if len(queue.pieces) == 1 and not queue.blocked:
-            self._turns.append(peer)
+        self._give_turns(queue)
 
     def take(self) -> tuple[bytes, T, int] | None:
         """Return (peer, work, size) of the peer whose turn it is, None where nothing can be done now."""
         while self._turns:
-            peer = self._turns.popleft()
-            queue = self._queues.get(peer)
-            if queue is None or queue.blocked or not queue.pieces:
+            queue = self._turns.popleft()
+            queue.takes_turns = False
+            if queue.blocked or not queue.pieces:
                 continue
             work, size = queue.pieces.popleft()
             queue.bytes -= size
-            if queue.pieces:
-                self._turns.append(peer)
-            return peer, work, size
+            self._give_turns(queue)
+            return queue.peer, work, size
         return None
 
     def block(self, peer: bytes) -> None:
@@ -104,5 +107,9 @@ class FairQueue(Generic[T]):
         queue = self._queues.get(peer)
         if queue is not None and queue.blocked:
             queue.blocked = False
-            if queue.pieces:
-                self._turns.append(peer)
+            self._give_turns(queue)
+
+    def _give_turns(self, queue: _PeerQueue[T]) -> None:
+        if queue.pieces and not queue.blocked and not queue.takes_turns:
+            queue.takes_turns = True
+            self._turns.append(queue)

@@ -21,9 +21,9 @@ from typing import Final, NamedTuple
 
 import psutil
 
-from ..wire.channel import Channel, Sent
+from ..wire.channel import Channel, Sent, receive_parts
 from ..wire.errors import InvalidRequestError, ProtocolError, StoreError
-from ..wire.limits import FRAME_BYTES_MAX, SECTIONS_MAX
+from ..wire.limits import FRAME_BYTES_MAX, REQUEST_AGENTS_MAX, SECTIONS_MAX
 from ..wire.messages import (
     PROTOCOL,
     Commit,
@@ -129,7 +129,7 @@ class FragmentNode:
         except BaseException:
             self._sockets.close()
             raise
-        self._channel = Channel(self._loop, self._replies, self._handle_messages)
+        self._channel = Channel(self._loop, self._replies, receive_parts, self._handle_messages)
         self._peers = Peers(self._channel, self.counters)
         self._writer.start()
 
@@ -243,7 +243,10 @@ class FragmentNode:
         elif time.monotonic() > deadline:
             self.counters.late += 1
         elif isinstance(request, Scan):
-            self._reply(peer, self._scan(request))
+            try:
+                self._reply(peer, self._scan(request))
+            except InvalidRequestError as error:
+                self._fault(peer, request.request, FaultCode.BAD_REQUEST, str(error))
         else:
             self._reply(peer, self._status(request))
 
@@ -265,8 +268,10 @@ class FragmentNode:
         self._send(peer, images)
 
     def _serve_commit(self, peer: bytes, commit: Commit, deadline: float, size: int) -> None:
-        if len(commit.sections) > SECTIONS_MAX:
-            self._fault(peer, commit.request, FaultCode.BAD_REQUEST, f"a commit has at most {SECTIONS_MAX} sections")
+        sections = commit.sections
+        if len(sections) > SECTIONS_MAX or sum([len(section.writes) for section in sections]) > REQUEST_AGENTS_MAX:
+            detail = f"a commit has at most {SECTIONS_MAX} sections and {REQUEST_AGENTS_MAX} writes"
+            self._fault(peer, commit.request, FaultCode.BAD_REQUEST, detail)
         elif not self._writer.submit(CommitJob(peer, commit, deadline, size)):
             self.counters.shed += 1
             self._fault(peer, commit.request, FaultCode.OVERLOADED, "too many writes wait for the disk")
@@ -275,6 +280,7 @@ class FragmentNode:
         for job in jobs:
             answer = job.answer()
             self.counters.commits += 1
+            self.counters.late += any(section.status == SectionStatus.TOO_LATE for section in answer.sections)
             for section in answer.sections:
                 applied = sum([isinstance(result, int) for result in section.results])
                 self.counters.writes += applied

@@ -36,7 +36,7 @@ largest image and every reply of the writer is as large as a frame; 17 MiB with 
 class Peers:
     """Welcomed peers by identity, oldest Hello first, and their waiting replies."""
 
-    def __init__(self, channel: Channel, counters: Counters) -> None:
+    def __init__(self, channel: Channel[list[bytes]], counters: Counters) -> None:
         self._channel = channel
         self._counters = counters
         self._waiting: OrderedDict[bytes, deque[bytes]] = OrderedDict()

@@ -1,9 +1,9 @@
 """The read path: images from the memory map into the reply.
 
 Runs in the node's event loop. No image is decoded, but where a fetch asks for some of a store's kinds only. What is
-encoded are views into the map; they are valid while their snapshot is open, so the frame is made before it ends. A
-fetch is answered a frame at a time (`Read.next_frame`), each of about FRAME_BYTES_TARGET, so that other peers' requests
-get their turn in between.
+copied into the frame are views into the map; they are valid while their snapshot is open, so the frame is made before
+it ends. A fetch is answered a frame at a time (`Read.next_frame`), each of about FRAME_BYTES_TARGET, so that other
+peers' requests get their turn in between.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping
 from itertools import accumulate
-from typing import Final, cast
+from typing import Final
 
 from ..fragment_stores.protocol import Snapshot
 from ..wire.errors import InvalidRequestError, ProtocolError, StoreError
 from ..wire.image import select_kinds, version_of
-from ..wire.limits import FRAME_BYTES_TARGET, SECTION_AGENTS_MAX, SECTIONS_MAX
-from ..wire.messages import UNCHANGED, Fetch, FetchSection, Images, ImageSection, Item, SectionStatus, encode
+from ..wire.limits import FRAME_BYTES_TARGET, REQUEST_AGENTS_MAX, SECTIONS_MAX
+from ..wire.messages import UNCHANGED, Fetch, FetchSection, ImageSection, SectionStatus, encode_images
 from .shards import OwnedShard
 
 __all__ = ["Read", "require_served"]
 
 _TURN_AGENTS_MAX: Final = 2_048
 """Agents looked up for one frame: 0.2 to 0.45 us each, so less than 1 ms of the loop."""
+
+_NOTHING: Final = b""
 
 
 class Read:
@@ -35,12 +37,18 @@ class Read:
         """Begin to answer a fetch.
 
         Raises:
-            InvalidRequestError: it asks for more than one message may.
+            InvalidRequestError: it asks for more than one message may, or does not say of each agent what is known.
         """
-        if len(fetch.sections) > SECTIONS_MAX or any(len(s.agents) > SECTION_AGENTS_MAX for s in fetch.sections):
+        sections = fetch.sections
+        if len(sections) > SECTIONS_MAX or sum([len(section.agents) for section in sections]) > REQUEST_AGENTS_MAX:
             raise InvalidRequestError(
-                f"a fetch has at most {SECTIONS_MAX} sections of {SECTION_AGENTS_MAX} agents; cut it into several"
+                f"a fetch has at most {SECTIONS_MAX} sections and {REQUEST_AGENTS_MAX} agents; cut it into several"
             )
+        for section in sections:
+            if section.known is not None and len(section.known) != len(section.agents):
+                raise InvalidRequestError(
+                    f"a section has {len(section.agents)} agents and {len(section.known)} known versions"
+                )
         self._fetch = fetch
         self._shards = shards
         self._kinds = None if fetch.kinds is None else frozenset(fetch.kinds)
@@ -55,20 +63,24 @@ class Read:
             InvalidRequestError: an agent id is outside the limits.
         """
         sections: list[ImageSection] = []
-        snapshots: list[Snapshot] = []
+        body: list[bytes | memoryview] = []
+        # One for each shard, however many sections of it a peer sends: an environment has 512 readers' slots.
+        snapshots: dict[tuple[str, int], Snapshot] = {}
         room_bytes, room_agents = FRAME_BYTES_TARGET, _TURN_AGENTS_MAX
         requested = self._fetch.sections
         try:
             while self._section < len(requested) and room_bytes > 0 and room_agents > 0:
                 section = requested[self._section]
-                items, status, version = self._read_section(section, snapshots, room_agents)
-                taken, size = _cut(items, room_bytes, first=not sections)
-                if taken == 0 and items:
-                    break
-                # The views in `items` belong to snapshots that stay open until the frame is encoded.
-                shown = cast("list[bytes | bool | None]", items if taken == len(items) else items[:taken])
-                sections.append(ImageSection(self._section, self._offset, status, version, shown))
-                room_bytes -= size
+                images, sizes, status, version = self._read_section(section, snapshots, room_agents)
+                taken = _fitting(images, room_bytes, first=not sections)
+                if taken < len(images):
+                    if not taken:
+                        break
+                    del images[taken:], sizes[taken:]
+                # The views in `body` belong to snapshots that stay open until the frame is made.
+                body += images
+                sections.append(ImageSection(self._section, self._offset, status, version, sizes))
+                room_bytes -= sum(map(len, images))
                 room_agents -= taken
                 self._offset += taken
                 if status != SectionStatus.OK or self._offset >= len(section.agents):
@@ -76,31 +88,37 @@ class Read:
                     self._offset = 0
             last = self._section >= len(requested)
             self.agents_read += _TURN_AGENTS_MAX - room_agents
-            return encode(Images(self._fetch.request, now_ms, sections, last)), last
+            return encode_images(self._fetch.request, now_ms, sections, last, body), last
         finally:
-            for snapshot in snapshots:
+            for snapshot in snapshots.values():
                 snapshot.close()
 
     def _read_section(
-        self, section: FetchSection, snapshots: list[Snapshot], agents_max: int
-    ) -> tuple[list[Item], SectionStatus, int]:
-        shard = self._shards.get((section.store, section.shard))
+        self, section: FetchSection, snapshots: dict[tuple[str, int], Snapshot], agents_max: int
+    ) -> tuple[list[bytes | memoryview], list[int], SectionStatus, int]:
+        """Return images, their sizes as the reply says them, the section's status and the shard's version."""
+        key = section.store, section.shard
+        shard = self._shards.get(key)
         status = require_served(shard, section.epoch)
         if shard is None or shard.fragments is None or status != SectionStatus.OK:
-            return [], status, 0
+            return [], [], status, 0
         start, end = self._offset, self._offset + agents_max
         agents = section.agents if len(section.agents) <= agents_max and not start else section.agents[start:end]
         try:
-            snapshot = shard.fragments.snapshot()
-            snapshots.append(snapshot)
-            items: list[Item] = list(snapshot.images(agents))
+            snapshot = snapshots.get(key)
+            if snapshot is None:
+                snapshot = snapshots[key] = shard.fragments.snapshot()
+            images = snapshot.images(agents)
         except StoreError as error:
-            return [], shard.note(error), 0
-        if section.known is not None:
-            items = [_unless_known(item, known) for item, known in zip(items, section.known[start:end], strict=False)]
+            return [], [], shard.note(error), 0
         if self._kinds is not None and not shard.kinds <= self._kinds:
-            items = [_select(item, self._kinds) for item in items]
-        return items, SectionStatus.OK, snapshot.version
+            images = [_select(image, self._kinds) for image in images]
+        sizes = list(map(len, images))
+        if section.known is not None:
+            for index, known in enumerate(section.known[start : start + len(images)]):
+                if known and sizes[index] and version_of(images[index]) == known:
+                    images[index], sizes[index] = _NOTHING, UNCHANGED
+        return images, sizes, SectionStatus.OK, snapshot.version
 
 
 def require_served(shard: OwnedShard | None, epoch: int) -> SectionStatus:
@@ -110,29 +128,17 @@ def require_served(shard: OwnedShard | None, epoch: int) -> SectionStatus:
     return SectionStatus.OK if shard.fragments is not None else SectionStatus.DAMAGED
 
 
-def _cut(items: list[Item], room_bytes: int, *, first: bool) -> tuple[int, int]:
-    """Return how many of the items fit into the room, and their bytes; the first item of a frame always fits."""
-    size = sum([len(item) for item in items if isinstance(item, memoryview)])
-    if size <= room_bytes:
-        return len(items), size
-    ends = list(accumulate(len(item) if isinstance(item, memoryview) else 1 for item in items))
-    taken = bisect_right(ends, room_bytes)
-    if taken == 0 and first:
-        taken = 1
-    return taken, ends[taken - 1] if taken else 0
+def _fitting(images: list[bytes | memoryview], room_bytes: int, *, first: bool) -> int:
+    """Return how many of the images fit into the room; the first image of a frame always does."""
+    if sum(map(len, images)) <= room_bytes:
+        return len(images)
+    taken = bisect_right(list(accumulate(map(len, images))), room_bytes)
+    return 1 if taken == 0 and first else taken
 
 
-def _unless_known(item: Item, known: int) -> Item:
-    if known and isinstance(item, memoryview) and version_of(item) == known:
-        return UNCHANGED
-    return item
-
-
-def _select(item: Item, kinds: frozenset[str]) -> Item:
-    if not isinstance(item, memoryview):
-        return item
+def _select(image: bytes | memoryview, kinds: frozenset[str]) -> bytes | memoryview:
     try:
-        return memoryview(select_kinds(item, kinds))
+        return select_kinds(image, kinds) if len(image) else image
     except ProtocolError:
         # Served as it is: whoever decodes it finds the damage and shows it for this one agent.
-        return item
+        return image

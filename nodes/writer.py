@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ..wire.errors import StoreError
-from ..wire.messages import Commit, Committed, CommittedSection, Put, Refusal, SectionStatus, Write
+from ..wire.messages import Commit, Committed, CommittedSection, Erase, Refusal, SectionStatus, Write
 from .reads import require_served
 from .shards import OwnedShard
 
@@ -25,6 +25,9 @@ __all__ = ["CommitJob", "Writer"]
 
 _QUEUE_BYTES_MAX: Final = 64 << 20
 """Bytes of commits that may wait for the disk, over all peers; beyond it commits are refused as OVERLOADED."""
+
+_OBJECT_BYTES: Final = 100
+"""What a write or an operation costs once it is decoded: the smallest write takes 200 bytes for its 11 on the wire."""
 
 _GROUP_BYTES_MAX: Final = 16 << 20
 """Bytes of one group: at 100 MB/s of sync a sixth of a second, which is what a small save may wait behind it."""
@@ -34,13 +37,19 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class CommitJob:
-    """One Commit on its way through the writer; `deadline` is on the monotonic clock, in seconds."""
+    """One Commit of `frame_bytes` on its way through the writer; `deadline` is on the monotonic clock, in seconds."""
 
     peer: bytes
     commit: Commit
     deadline: float
-    size: int
+    frame_bytes: int
     results: list[CommittedSection] = field(default_factory=list[CommittedSection])
+    size: int = field(init=False)
+    """Bytes of memory that it takes while it waits."""
+
+    def __post_init__(self) -> None:
+        objects = sum([1 + len(write.operations) for section in self.commit.sections for write in section.writes])
+        self.size = self.frame_bytes + _OBJECT_BYTES * objects
 
     def answer(self) -> Committed:
         """Return the reply, sections in the order of the request."""
@@ -172,6 +181,6 @@ def _commit_shard(group: _ShardGroup) -> None:
 
 def _refuse_unknown_kinds(write: Write, shard: OwnedShard) -> Refusal | None:
     for operation in write.operations:
-        if isinstance(operation, Put) and operation.kind not in shard.kinds:
+        if not isinstance(operation, Erase) and operation.kind not in shard.kinds:
             return Refusal(f"store {shard.store!r} keeps no kind {operation.kind!r}")
     return None

@@ -214,6 +214,6 @@ def _ratio_cells(value: float | None, target: Target | None, faster_is_more: boo
     speed = value if faster_is_more else 1 / value
     words = f"{speed:.1f} times as fast" if speed >= 1 else f"{1 / speed:.1f} times as long"
     if target is None:
-        return [f"{value:.2f}", words]
+        return [f"{value:.3g}", words]
     met = value >= target.must if faster_is_more else value <= target.must
-    return [Text(f"{value:.2f}", style="green" if met else "bold red"), words if met else f"{words}; must is missed"]
+    return [Text(f"{value:.3g}", style="green" if met else "bold red"), words if met else f"{words}; must is missed"]

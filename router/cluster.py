@@ -30,7 +30,7 @@ from .fetching import Fetching, ImageSizes
 from .floors import Floors
 from .kinds import Kinds, Reading, check_agent_id
 from .outcomes import Outcome
-from .plan import Group
+from .parts import Group
 from .router import Router
 from .saving import AgentWrite, Saved, Saving
 from .state import AgentState
@@ -415,4 +415,4 @@ def _sound_ids(ids: list[str]) -> tuple[list[str], list[bytes]]:
 
 
 def _unsound(agent_id: str, reading: Reading) -> AgentState:
-    return AgentState(agent_id, (Outcome.FAULT,) * len(reading.routes.stores), reading.context())
+    return AgentState(agent_id, reading.context(), _images=(Outcome.FAULT,) * len(reading.routes.stores))

@@ -7,19 +7,18 @@ agent's own, and none is older than a save of that agent which this router has s
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import Final
 
 from ..wire.errors import ProtocolError
-from ..wire.image import version_of
 from ..wire.limits import FRAME_BYTES_TARGET
 from ..wire.messages import Committed, FaultCode, Fetch, FetchSection, Images, Scanned, StatusReply, encode
 from .floors import Floors
 from .gather import Gather
-from .outcomes import Item, Outcome
-from .plan import GROUP_AGENTS_MAX, MESSAGE_AGENTS_MAX, Group, Part, Routes, plan
+from .outcomes import Outcome
+from .parts import Group, Part
+from .plan import GROUP_AGENTS_MAX, MESSAGE_AGENTS_MAX, Routes, plan
 from .router import Router
 from .state import AgentState, WakeContext
 
@@ -74,11 +73,11 @@ class _FetchExchange:
 
     def encode(self, budget_us: int) -> bytes:
         parts = self._parts
-        if parts[0].received or not all(part.received == 0 for part in parts):
+        if any(part.received for part in parts):
             # Sent before, on a connection that broke: what came whole is not asked for again, the rest from its start.
             parts = self._parts = [part for part in parts if not part.whole]
             for part in parts:
-                part.received = 0
+                part.restart()
         return self._fetching.encode(self.number, budget_us, parts)
 
     def handle_reply(self, reply: Images | Committed | Scanned | StatusReply) -> bool:
@@ -143,57 +142,54 @@ class Fetching:
         for refetch in self._refetches:
             refetch.abandon()
         groups = self._gather.handle_end(self._router.is_up)
+        handle_groups = self._handle_groups
         self._end()
         if groups:
-            self._handle_groups(groups)
+            handle_groups(groups)
 
     def abandon(self) -> None:
         """Nobody waits any more."""
         self._end()
 
-    def states(self, start: int, stop: int) -> list[AgentState]:
-        """Return the states at positions `start` to `stop` - 1 of the plan, with what has come; 0.15 us each."""
-        columns = [column[start:stop] for column in self._gather.columns]
-        return list(map(AgentState, self._ids[start:stop], zip(*columns, strict=True), repeat(self._context)))
+    def states(self, group: Group) -> list[AgentState]:
+        """Return the states of a group's agents, in the order of the plan; 0.1 us each."""
+        agents = group.stop - group.start
+        ids = self._ids[group.start : group.stop]
+        return list(map(AgentState, ids, repeat(self._context), repeat(group), range(agents)))
 
     def state_now(self, position: int) -> AgentState:
         """Return the state at a position whose deadline has come before its group was complete."""
-        return AgentState(self._ids[position], self._gather.missing(position, self._router.is_up), self._context)
-
-    def column(self, store: int) -> list[Item]:
-        """Return the items of one store, in the order of the plan."""
-        return self._gather.columns[store]
+        images = self._gather.images_now(position, self._router.is_up)
+        return AgentState(self._ids[position], self._context, _images=images)
 
     # --- for its exchanges ---
 
     def expect(self, parts: list[Part]) -> int:
         """Return how many bytes a reply with these parts is expected to have."""
         stores = self.plan.routes.stores
-        return int(sum((part.stop - part.start) * self._sizes.mean(stores[part.store].name) for part in parts))
+        return int(sum([part.agents * self._sizes.mean(stores[part.store].name) for part in parts]))
 
     def encode(self, number: int, budget_us: int, parts: list[Part]) -> bytes:
         """Return the frame that asks for these parts."""
-        stores, agents = self.plan.routes.stores, self.plan.agents
-        sections = [
-            FetchSection(stores[part.store].name, part.shard, part.epoch, agents[part.start : part.stop])
-            for part in parts
-        ]
+        stores, agents, groups = self.plan.routes.stores, self.plan.agents, self.plan.groups
+        sections: list[FetchSection] = []
+        for part in parts:
+            group = groups[part.group]
+            asked = agents[group.start : group.stop]
+            sections.append(FetchSection(stores[part.store].name, part.shard, part.epoch, asked))
         return encode(Fetch(number, budget_us, sections, self._kinds))
 
     def handle_images(self, parts: list[Part], images: Images) -> None:
         """Take in a reply, and hand over the groups that it completed."""
         complete: list[Group] = []
-        stores = self.plan.routes.stores
         try:
-            for section in images.sections:
-                group = self._gather.handle_section(parts, section)
-                if group is not None:
-                    complete.append(group)
-                store = parts[section.index].store
-                self._context.note_clock(store, images.now_ms)
-                found = [len(item) for item in section.items if isinstance(item, bytes)]
-                self._sizes.note(stores[store].name, len(found), sum(found))
+            self._gather.handle_images(parts, images, complete)
         finally:
+            for section in images.sections:
+                if section.index < len(parts):
+                    store = parts[section.index].store
+                    self._context.note_clock(store, images.now_ms)
+                    self._sizes.note(self.plan.routes.stores[store].name, len(section.sizes), sum(section.sizes))
             self._hand_over(complete)
 
     def handle_failure(self, parts: list[Part], outcome: Outcome) -> None:
@@ -206,38 +202,26 @@ class Fetching:
     def _hand_over(self, groups: list[Group]) -> None:
         if self._floors:
             groups = [group for group in groups if not self._refetch_stale(group)]
+        handle_groups = self._handle_groups
         if self._gather.complete:
             self._end()
         if groups:
-            self._handle_groups(groups)
+            handle_groups(groups)
 
     def _refetch_stale(self, group: Group) -> bool:
         """Read again what is older than a save acknowledged meanwhile; return whether the group has to wait for it."""
-        agents, stores = self.plan.agents, self.plan.routes.stores
-        stale: list[int] = []
-        for position in range(group.start, group.stop):
-            for part in group.parts:
-                floor = self._floors.floor(stores[part.store].name, agents[position])
-                item = self._gather.columns[part.store][position]
-                if (
-                    floor > part.version
-                    and not isinstance(item, Outcome)
-                    and (item is None or version_of(item) < floor)
-                ):
-                    stale.append(position)
-                    break
+        stale = [agent for agent in range(group.stop - group.start) if self._is_stale(group, agent)]
         if not stale or self._ended:
             return False
         self._gather.reopen(group)
-        now = time.monotonic()
+        nothing = (Outcome.TIMEOUT,) * len(group.parts)
+        group.refetched.update(dict.fromkeys(stale, nothing))
         refetch: Fetching
 
-        def take_over(groups: list[Group]) -> None:
-            for done in groups:
-                for place in range(done.start, done.stop):
-                    position = stale[refetch.plan.order[place]]
-                    for store, column in enumerate(self._gather.columns):
-                        column[position] = refetch.column(store)[place]
+        def take_over(done: list[Group]) -> None:
+            for fresh in done:
+                for place in range(fresh.start, fresh.stop):
+                    group.refetched[stale[refetch.plan.order[place]]] = fresh.images(place - fresh.start)
             if refetch.complete:
                 self._refetches.remove(refetch)
                 if self._gather.settle_again(group):
@@ -246,24 +230,40 @@ class Fetching:
         refetch = Fetching(
             self._router,
             self.plan.routes,
-            [self._ids[position] for position in stale],
-            [agents[position] for position in stale],
+            [self._ids[group.start + agent] for agent in stale],
+            [self.plan.agents[group.start + agent] for agent in stale],
             kinds=self._kinds,
             context=self._context,
-            deadline=max(self.deadline, now),
+            deadline=self.deadline,
             floors=self._floors,
             sizes=self._sizes,
             handle_groups=take_over,
         )
-        for position in stale:
-            for column in self._gather.columns:
-                column[position] = Outcome.TIMEOUT
         self._refetches.append(refetch)
         refetch.start()
         return True
+
+    def _is_stale(self, group: Group, agent: int) -> bool:
+        if agent in group.refetched:
+            return False  # read after it was found stale: its own fetch has looked
+        name = self.plan.agents[group.start + agent]
+        for part in group.parts:
+            floor = self._floors.floor(self.plan.routes.stores[part.store].name, name)
+            if floor > part.version:
+                version = part.image_version(agent)
+                if version is not None and version < floor:
+                    return True
+        return False
 
     def _end(self) -> None:
         if not self._ended:
             self._ended = True
             self._floors.end_fetch()
             self._router.cancel(self._exchanges)
+            # Nothing that it points to points back any more: its replies go when the last state that needs them goes.
+            self._exchanges = []
+            self._handle_groups = _ignore
+
+
+def _ignore(_groups: list[Group]) -> None:
+    """Take the groups of a fetch that nobody waits for."""

@@ -1,18 +1,20 @@
 """Gathers the replies of one fetch: a pure state machine fed replies, failures and the end.
 
-It keeps a column of items for each store, in the order of the plan. An item that has not come stands as TIMEOUT, so
-that a deadline can be met at any moment with what is there. A group is complete when every store has answered for it.
+What came stands in the parts of the plan's groups; what has not come stands there as TIMEOUT, so that a deadline can be
+met at any moment with what is there. A group is complete when every store has answered for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Final
 
 from ..wire.errors import ProtocolError
-from ..wire.messages import ImageSection, SectionStatus
+from ..wire.messages import Images, ImageSection, SectionStatus
 from .outcomes import Item, Outcome
-from .plan import Group, Part, Plan
+from .parts import Group, Part, Piece
+from .plan import Plan
 
 __all__ = ["Gather"]
 
@@ -26,13 +28,12 @@ _OUTCOMES: Final[dict[int, Outcome]] = {
 
 
 class Gather:
-    """The items of one fetch as they come."""
+    """One fetch as its replies come."""
 
-    __slots__ = ("_groups_waiting", "columns", "plan")
+    __slots__ = ("_groups_waiting", "plan")
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.columns: list[list[Item]] = [[Outcome.TIMEOUT] * len(plan.agents) for _ in plan.routes.stores]
         self._groups_waiting = len(plan.groups)
 
     @property
@@ -40,34 +41,47 @@ class Gather:
         """Whether every group is."""
         return self._groups_waiting == 0
 
-    def handle_section(self, parts: Sequence[Part], section: ImageSection) -> Group | None:
-        """Take in one section of a reply to a request of these parts; return the group that it completed, if any.
+    def handle_images(self, parts: Sequence[Part], images: Images, complete: list[Group]) -> None:
+        """Take in one reply to a request of these parts; groups that it completed are added to `complete`.
 
         Raises:
-            ProtocolError: the section answers nothing that was asked, or not in order.
+            ProtocolError: a section answers nothing that was asked, or not in order; those before it have been taken
+            in.
         """
-        if section.index >= len(parts):
-            raise ProtocolError(f"section {section.index} of {len(parts)}")
-        part = parts[section.index]
-        if section.status != SectionStatus.OK:
-            return self.handle_failure(part, _OUTCOMES.get(section.status, Outcome.FAULT))
-        begin = part.start + part.received
-        end = begin + len(section.items)
-        if section.offset != part.received or end > part.stop or (begin == end and not part.whole):
-            raise ProtocolError(f"{len(section.items)} items from {section.offset}, {part.received} were there")
-        # No router of this version names versions that it knows, so no item is UNCHANGED.
-        self.columns[part.store][begin:end] = section.items  # type: ignore[assignment]
+        base = 0
+        for section in images.sections:
+            if section.index >= len(parts):
+                raise ProtocolError(f"section {section.index} of {len(parts)}")
+            part = parts[section.index]
+            if section.status != SectionStatus.OK:
+                group = self.handle_failure(part, _OUTCOMES.get(section.status, Outcome.FAULT))
+            else:
+                group = self._take_in(part, section, images.body, base)
+                base = part.pieces[-1].offsets[-1] if section.sizes else base
+            if group is not None:
+                complete.append(group)
+
+    def _take_in(self, part: Part, section: ImageSection, body: memoryview, base: int) -> Group | None:
+        sizes = section.sizes
+        stop = part.received + len(sizes)
+        if section.offset != part.received or stop > part.agents or not sizes:
+            came = f"{part.received} of {part.agents} were there"
+            raise ProtocolError(f"{len(sizes)} images from {section.offset}, {came}")
+        offsets = list(accumulate(sizes, initial=base))
+        # UNCHANGED would be negative; no router of this version names versions that it knows.
+        if min(sizes) < 0 or offsets[-1] > len(body):
+            raise ProtocolError(f"images of {offsets[-1]} bytes in a body of {len(body)}")
+        part.pieces.append(Piece(part.received, stop, offsets, body))
         part.version = min(part.version, section.version) if part.received else section.version
-        part.received = end - part.start
+        part.received = stop
         return self._settle(part) if part.whole else None
 
     def handle_failure(self, part: Part, outcome: Outcome) -> Group | None:
         """Give up the rest of a part; return the group that this completed, if any."""
         if part.whole:
             return None
-        begin = part.start + part.received
-        self.columns[part.store][begin : part.stop] = [outcome] * (part.stop - begin)
-        part.received = part.stop - part.start
+        part.failure = outcome
+        part.received = part.agents
         return self._settle(part)
 
     def reopen(self, group: Group) -> None:
@@ -80,12 +94,12 @@ class Gather:
         """End one wait begun by `reopen`; return whether the group is complete."""
         return self._count_down(group)
 
-    def missing(self, position: int, is_up: Callable[[str], bool]) -> tuple[Item, ...]:
-        """Return the items at a position as they stand now; where a node is not connected, UNAVAILABLE for TIMEOUT."""
+    def images_now(self, position: int, is_up: Callable[[str], bool]) -> tuple[Item, ...]:
+        """Return the images at a position as they stand now; where a node is not connected, UNAVAILABLE for TIMEOUT."""
         group = self.plan.group_at(position)
         return tuple(
             Outcome.UNAVAILABLE if item is Outcome.TIMEOUT and not is_up(part.node) else item
-            for part, item in zip(group.parts, (column[position] for column in self.columns), strict=True)
+            for part, item in zip(group.parts, group.images(position - group.start), strict=True)
         )
 
     def handle_end(self, is_up: Callable[[str], bool]) -> list[Group]:
@@ -99,7 +113,8 @@ class Gather:
         return ended
 
     def _settle(self, part: Part) -> Group | None:
-        return part.group if self._count_down(part.group) else None
+        group = self.plan.groups[part.group]
+        return group if self._count_down(group) else None
 
     def _count_down(self, group: Group) -> bool:
         group.waiting -= 1

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from ..wire.channel import Channel, Sent
+from ..wire.channel import Channel, Sent, receive_frame, receive_parts
 from ..wire.errors import ProtocolError
 from ..wire.messages import Fault, Reply, Welcome, decode_reply
 from ..wire.sockets import SocketOwner
@@ -52,7 +52,7 @@ class LinkOwner(Protocol):
     def handle_refused(self, link: Link, reason: str) -> None:
         """The node does not take this router; the link tries again later."""
 
-    def handle_frames(self, link: Link, frames: list[bytes]) -> None:
+    def handle_frames(self, link: Link, frames: list[memoryview]) -> None:
         """Replies came in."""
 
 
@@ -64,7 +64,7 @@ class _Connection:
         sockets: SocketOwner,
         endpoint: str,
         hello: bytes,
-        handle_frames: Callable[[_Connection, list[bytes]], None],
+        handle_frames: Callable[[_Connection, list[memoryview]], None],
         handle_broken: Callable[[_Connection], None],
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -72,10 +72,8 @@ class _Connection:
         self._handle_broken = handle_broken
         self._requests = sockets.dealer(endpoint)
         self._monitor = sockets.monitor(self._requests, _BROKEN_EVENTS)
-        self._channel = Channel(
-            loop, self._requests, lambda messages: handle_frames(self, [message[0] for message in messages])
-        )
-        self._events = Channel(loop, self._monitor, self._handle_events)
+        self._channel = Channel(loop, self._requests, receive_frame, lambda frames: handle_frames(self, frames))
+        self._events = Channel(loop, self._monitor, receive_parts, self._handle_events)
         self._open = True
         # Queued before anything else, so it is the first frame that the node gets, whenever it can be reached.
         self._channel.send(hello)
@@ -140,7 +138,7 @@ class Link:
                 connection.close()
         self._tcp = self._ipc = self._used = None
 
-    def _handle_frames(self, connection: _Connection, frames: list[bytes]) -> None:
+    def _handle_frames(self, connection: _Connection, frames: list[memoryview]) -> None:
         if connection is self._used:
             self._owner.handle_frames(self, frames)
             return
@@ -149,7 +147,7 @@ class Link:
             if self._closed:
                 return
 
-    def _handle_greeting(self, connection: _Connection, frame: bytes) -> None:
+    def _handle_greeting(self, connection: _Connection, frame: memoryview) -> None:
         try:
             reply: Reply = decode_reply(frame)
         except ProtocolError as error:

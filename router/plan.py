@@ -15,8 +15,9 @@ from typing import Final, NamedTuple
 
 from ..wire.hashing import hash_agent
 from ..wire.placement import Placement
+from .parts import Group, Owner, Part
 
-__all__ = ["GROUP_AGENTS_MAX", "MESSAGE_AGENTS_MAX", "Group", "Owner", "Part", "Plan", "Routes", "StoreRoute", "plan"]
+__all__ = ["GROUP_AGENTS_MAX", "MESSAGE_AGENTS_MAX", "Plan", "Routes", "StoreRoute", "plan"]
 
 GROUP_AGENTS_MAX: Final = 1_300
 """Agents of one section."""
@@ -24,13 +25,6 @@ GROUP_AGENTS_MAX: Final = 1_300
 MESSAGE_AGENTS_MAX: Final = 1_300
 """Agents of one request over its sections: one or two whole shards of a storm of 10,000. Measured: fewer cost messages,
 more let the client idle until the first reply and the node at the end."""
-
-
-class Owner(NamedTuple):
-    """Who serves a shard, and under which epoch."""
-
-    node: str
-    epoch: int
 
 
 class StoreRoute(NamedTuple):
@@ -58,43 +52,6 @@ class Routes:
                 for name in stores
             ]
         )
-
-
-class Part:
-    """What is asked of one store for one group: a slice of the plan's agents, at one shard of one node."""
-
-    __slots__ = ("epoch", "group", "node", "received", "shard", "start", "stop", "store", "version")
-
-    def __init__(self, group: Group, store: int, shard: int, owner: Owner) -> None:
-        self.group = group
-        self.store = store
-        self.shard = shard
-        self.node = owner.node
-        self.epoch = owner.epoch
-        self.start = group.start
-        self.stop = group.stop
-        self.received = 0
-        """Items that have come, in order."""
-        self.version = 0
-        """The shard version of the oldest snapshot that items came from."""
-
-    @property
-    def whole(self) -> bool:
-        """Whether every item has come, or been given up."""
-        return self.received == self.stop - self.start
-
-
-class Group:
-    """Agents of one slot, asked together: positions `start` to `stop` - 1 of the plan."""
-
-    __slots__ = ("parts", "start", "stop", "waiting")
-
-    def __init__(self, start: int, stop: int) -> None:
-        self.start = start
-        self.stop = stop
-        self.parts: list[Part] = []
-        self.waiting = 0
-        """Parts that are not whole yet."""
 
 
 class Plan:
@@ -156,7 +113,7 @@ def plan(agents: Sequence[bytes], routes: Routes, group_agents_max: int = GROUP_
             group = Group(cut, min(cut + group_agents_max, len(order)))
             for number, store in enumerate(routes.stores):
                 shard = slot % len(store.owners)
-                group.parts.append(Part(group, number, shard, store.owners[shard]))
+                group.parts.append(Part(len(groups), group.stop - cut, number, shard, store.owners[shard]))
             group.waiting = len(group.parts)
             groups.append(group)
     return Plan([agents[index] for index in order], order, groups, routes)

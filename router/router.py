@@ -87,7 +87,7 @@ class Router:
         self._bootstrap: Link | None = None
         self._flows: dict[str, NodeFlow[Exchange]] = {}
         self._client = secrets.token_bytes(8)
-        self._replies: deque[tuple[str, bytes]] = deque()
+        self._replies: deque[tuple[str, memoryview]] = deque()
         self._turn_scheduled = False
         self._refusals: dict[str, str] = {}
         self._welcomed = asyncio.Event()
@@ -177,7 +177,10 @@ class Router:
         flow = self._flows.get(link.node)
         if flow is not None:
             # Replies of the broken connection that were not taken in yet are asked for again with the rest.
-            self._replies = deque(reply for reply in self._replies if reply[0] != link.node)
+            # In place: this may be in the middle of a turn over them.
+            others = [reply for reply in self._replies if reply[0] != link.node]
+            self._replies.clear()
+            self._replies.extend(others)
             for exchange in flow.handle_down():
                 exchange.handle_failure(None, f"the connection to node {link.node!r} broke")
 
@@ -255,7 +258,7 @@ class Router:
 
     # --- replies ---
 
-    def handle_frames(self, link: Link, frames: list[bytes]) -> None:
+    def handle_frames(self, link: Link, frames: list[memoryview]) -> None:
         """Replies came in from a node."""
         self._replies.extend([(link.node, frame) for frame in frames])
         if not self._turn_scheduled:
@@ -264,14 +267,16 @@ class Router:
     def _turn(self) -> None:
         self._turn_scheduled = False
         replies = self._replies
-        for _ in range(min(len(replies), _TURN_FRAMES_MAX)):
+        for _ in range(_TURN_FRAMES_MAX):
+            if not replies:
+                return
             node, frame = replies.popleft()
             self._handle_frame(node, frame)
         if replies and not self._turn_scheduled:
             self._turn_scheduled = True
             self._loop.call_soon(self._turn)
 
-    def _handle_frame(self, node: str, frame: bytes) -> None:
+    def _handle_frame(self, node: str, frame: memoryview) -> None:
         try:
             reply: Reply = decode_reply(frame)
         except ProtocolError as error:

@@ -1,7 +1,8 @@
 """An agent as a wake left it: its images, and what became of those that could not be had.
 
-A state keeps images as the bytes in which they lie on disk. A fragment is decoded when it is first looked at, into the
-type registered for its kind; until then a woken agent costs little more than its bytes.
+A state begins as a place in a group of agents whose replies came together. The first look at any of its kinds takes its
+images out of the replies, as bytes of its own, and lets go of the group; a fragment is decoded when it is itself first
+looked at, into the type registered for its kind.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import msgspec
 from ..wire.errors import FragmentAbsent, FragmentUnavailable, FragmentUndecodable, ProtocolError, UnknownKindError
 from ..wire.image import ENCODING_BYTES, ENCODING_MSGPACK, Fragment, decode_image
 from .outcomes import WHOLE, Item, Outcome
+from .parts import Group
 
 __all__ = ["AgentState", "KindView", "WakeContext"]
 
@@ -57,8 +59,10 @@ class AgentState(msgspec.Struct, gc=False, eq=False, repr_omit_defaults=True):
     """
 
     agent_id: str
-    _images: tuple[Item, ...]
     _context: WakeContext
+    _group: Group | None = None  # where its images are until somebody looks
+    _place: int = 0
+    _images: tuple[Item, ...] | None = None
     _decoded: dict[int, dict[str, Fragment] | None] | None = None
     _values: dict[str, Any] | None = None
 
@@ -123,9 +127,9 @@ class AgentState(msgspec.Struct, gc=False, eq=False, repr_omit_defaults=True):
     def detach(self) -> Self:
         """Return this state, owning its bytes: it keeps no reply alive.
 
-        Images are taken out of replies as bytes of their own when they arrive, so there is nothing to copy; hosts that
-        keep states for long call it all the same, and stay right should that change.
+        The first look at any kind does the same; a host calls this for states that it keeps and may never look at.
         """
+        self._own_images()
         return self
 
     def __contains__(self, kind: str) -> bool:
@@ -160,7 +164,10 @@ class AgentState(msgspec.Struct, gc=False, eq=False, repr_omit_defaults=True):
             raise UnknownKindError(f"there is no kind {kind!r}; the topology has {known}")
         if view.store < 0:
             raise FragmentUnavailable(f"agent {self.agent_id!r}: {kind} was not asked for in this wake")
-        image = self._images[view.store]
+        images = self._images
+        if images is None:
+            images = self._own_images()
+        image = images[view.store]
         if image is None:
             return Outcome.ABSENT, None
         if isinstance(image, Outcome):
@@ -174,6 +181,13 @@ class AgentState(msgspec.Struct, gc=False, eq=False, repr_omit_defaults=True):
         if fragment.expires_ms and fragment.expires_ms <= self._context.now_ms(view.store):
             return Outcome.EXPIRED, None
         return Outcome.OK, fragment
+
+    def _own_images(self) -> tuple[Item, ...]:
+        if self._images is None:
+            assert self._group is not None, "a state is made with one or the other"
+            self._images = self._group.images(self._place)
+            self._group = None
+        return self._images
 
     def _fragments(self, store: int, image: bytes) -> dict[str, Fragment] | None:
         if self._decoded is None:

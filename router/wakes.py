@@ -18,7 +18,7 @@ from ..wire.errors import AgentNotFound, WakeIncomplete
 from .fetching import Fetching
 from .kinds import IMAGE_FIRST_KIND, Reading
 from .outcomes import WHOLE, Outcome
-from .plan import Group
+from .parts import Group
 from .state import AgentState
 
 __all__ = ["WakeBatch", "WakeMany", "WakeStream", "verdict"]
@@ -38,7 +38,7 @@ def verdict(state: AgentState, reading: Reading) -> Exception | None:
         missing = tuple(kind for kind, outcome in outcomes if outcome not in WHOLE)
         if missing:
             return WakeIncomplete(state, missing)
-    elif reading.kinds is not None:
+    elif len(outcomes) < len(reading.views):
         return None  # some kinds, none of them required: that they are absent says nothing of the agent
     if all(outcome is Outcome.ABSENT for _, outcome in outcomes):
         return AgentNotFound(state.agent_id)
@@ -62,7 +62,9 @@ class WakeMany:
         fetching = self._fetching
         if fetching is None or not fetching.complete or self._done.done():
             return
-        in_plan = fetching.states(0, len(fetching.plan.order))
+        in_plan: list[AgentState] = []
+        for group in fetching.plan.groups:
+            in_plan += fetching.states(group)
         states = in_plan.copy()
         for index, state in zip(fetching.plan.order, in_plan, strict=True):
             states[index] = state
@@ -92,7 +94,7 @@ class WakeStream:
         """Some groups are complete."""
         assert self._fetching is not None
         for group in groups:
-            self._ready.extend(self._fetching.states(group.start, group.stop))
+            self._ready.extend(self._fetching.states(group))
         self._wake_up.set()
 
     async def run(self, fetching: Fetching) -> AsyncGenerator[AgentState, None]:
@@ -209,10 +211,10 @@ class WakeBatch:
             self._end()
 
     def _settle_group(self, fetching: Fetching, group: Group) -> None:
-        states = fetching.states(group.start, group.stop)
+        states = fetching.states(group)
         order = fetching.plan.order[group.start : group.stop]
         futures = self._futures
-        if self._all_found(fetching, group):
+        if self._all_found(group):
             for index, state in zip(order, states, strict=True):
                 future = futures[index]
                 if future is not None and not future.done():
@@ -225,20 +227,15 @@ class WakeBatch:
                 for future in self._others_of.pop(index, ()):
                     self._settle(future, state)
 
-    def _all_found(self, fetching: Fetching, group: Group) -> bool:
+    def _all_found(self, group: Group) -> bool:
         """Return whether every agent of a group surely has every required kind, without decoding an image.
 
-        An image that this router wrote begins with the store's required kind; 0.15 us an agent instead of 1.
+        An image that this router wrote begins with the store's required kind; 0.2 us an agent instead of 1.
         """
-        if not self.reading.required_stores:
+        required = self.reading.required_stores
+        if not required or group.refetched:
             return False
-        first = IMAGE_FIRST_KIND
-        for store, beginning in self.reading.required_stores:
-            items = fetching.column(store)[group.start : group.stop]
-            for item in items:
-                if not isinstance(item, bytes) or not item.startswith(beginning, first):
-                    return False
-        return True
+        return all(group.parts[store].begin_with(beginning, IMAGE_FIRST_KIND) for store, beginning in required)
 
     def _settle(self, future: asyncio.Future[AgentState] | None, state: AgentState) -> None:
         if future is None or future.done():

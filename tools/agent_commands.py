@@ -10,6 +10,7 @@ import click
 import orjson
 
 from ..router.cluster import connect
+from ..router.kinds import check_agent_id
 from ..router.state import AgentState
 from ..wire.errors import (
     AgentNotFound,
@@ -67,6 +68,8 @@ def wake(ids: tuple[str, ...], kinds: tuple[str, ...], deadline_s: float | None,
 async def _wake(
     ids: tuple[str, ...], kinds: tuple[str, ...] | None, deadline_s: float | None, topology: str, *, pretty: bool
 ) -> int:
+    for agent_id in ids:
+        check_agent_id(agent_id)
     async with connect(topology) as cluster:
         wakes = [cluster.wake(agent_id, kinds=kinds, deadline_s=deadline_s) for agent_id in ids]
         results = await asyncio.gather(*wakes, return_exceptions=True)
@@ -244,11 +247,19 @@ async def _delete(
 ) -> int:
     async with connect(topology) as cluster:
         try:
-            await cluster.delete(agent_id, kinds=kinds, deadline_s=deadline_s)
+            deleted = await cluster.delete(agent_id, kinds=kinds, deadline_s=deadline_s)
         except SaveError as error:
             if as_json:
                 print_json(_describe_failure(error, "deleted"))
             raise
+    # A version is that of the write that deleted something, 0 where there was nothing.
+    versions = {kind: str(version) for kind, version in deleted.versions.items() if version}
     if as_json:
-        print_json({"agent_id": agent_id, "deleted": True})
+        print_json({"agent_id": agent_id, "deleted": bool(versions), "write_id": deleted.write_id})
+    elif not versions:
+        click.echo(f"agent {agent_id!r}: there was nothing to delete")
+    else:
+        click.echo(
+            f"agent {agent_id!r}: deleted" if kinds is None else f"agent {agent_id!r}: deleted {', '.join(versions)}"
+        )
     return 0

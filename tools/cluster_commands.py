@@ -33,8 +33,9 @@ def up(topology: str, as_json: bool) -> int:
 @click.command()
 @click.argument("name")
 @topology_file_option
+@json_option("Print events as lines of JSON, as it does anyway.")
 @click.option("--until-stdin-closes", is_flag=True, hidden=True, help="End with the process that holds standard input.")
-def node(name: str, topology: str, until_stdin_closes: bool) -> int:
+def node(name: str, topology: str, as_json: bool, until_stdin_closes: bool) -> int:
     """Run the node NAME of a topology in this process, until Ctrl-C or SIGTERM.
 
     For those who supervise processes themselves; `dawnchorus up` runs all nodes and starts them again when they die.
@@ -46,4 +47,5 @@ def node(name: str, topology: str, until_stdin_closes: bool) -> int:
     """
     from ..nodes.main import run_node
 
+    del as_json
     return run_node(topology, name, until_stdin_closes=until_stdin_closes)

@@ -26,8 +26,8 @@ from ..wire.errors import (
     DeadlineExceeded,
     InvalidRequestError,
     PeerFault,
-    SaveError,
     SaveIncomplete,
+    SaveRefused,
 )
 from ..wire.limits import AGENT_ID_BYTES_MAX, FRAGMENT_BYTES_MAX
 from .ndjson import LINE_BYTES_MAX, BrokenLine, parse_line
@@ -228,6 +228,13 @@ class Loader:
     async def _try(self, agents: Mapping[str, Mapping[str, Any]]) -> dict[str, DawnchorusError]:
         try:
             results = await self._cluster.save_many(agents, deadline_s=SAVE_DEADLINE_S)
+        except InvalidRequestError as error:
+            if len(agents) == 1:
+                return dict.fromkeys(agents, error)
+            # One agent can make a call impossible for all of its batch (too large for a message): find it by halves.
+            items = list(agents.items())
+            middle = len(items) // 2
+            return await self._try(dict(items[:middle])) | await self._try(dict(items[middle:]))
         except DawnchorusError as error:
             return dict.fromkeys(agents, error)
         return {agent_id: result for agent_id, result in results.items() if isinstance(result, DawnchorusError)}
@@ -239,8 +246,8 @@ class Loader:
 
     def _fail(self, agent_id: str, entry: _Entry, error: DawnchorusError) -> None:
         lines = ", ".join(str(line) for line in entry.lines)
-        named = "" if isinstance(error, SaveError) else f"agent {agent_id!r}: "  # A SaveError names its agent itself.
-        message = f"line {lines}: {named}{error}"
+        name = f"agent {agent_id!r}: "
+        message = f"line {lines}: {name}{str(error).removeprefix(name)}"  # Most errors name their agent themselves.
         self._problems.add(message, line=entry.lines[-1], agent_id=agent_id)
 
 

@@ -4,7 +4,7 @@ Commands live in modules of their own that are imported when they are called, an
 node starts with `dawnchorus node` and should not wait for what only a storm needs.
 
 Exit codes: 0; 1 where not all succeeded or a wake was degraded; 2 where it was used wrongly (arguments, topology,
-refused data folder); 130 after Ctrl-C, 143 after SIGTERM and 141 when whoever read the output is gone, as in a shell.
+refused data folder); 130 after Ctrl-C and 143 after SIGTERM, as in a shell.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from typing import Final, NamedTuple, cast
 
 import click
 
-__all__ = ["EXIT_INTERRUPTED", "EXIT_PIPE", "main"]
+__all__ = ["main"]
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
-EXIT_PIPE: Final = 141
 
 
 class _LazyCommand(NamedTuple):
@@ -101,8 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return EXIT_INTERRUPTED
     except BrokenPipeError:
+        # click ends so as well, with 1 and without a word, where a command meets the closed pipe while it runs.
         _discard_output()
-        return EXIT_PIPE
+        return EXIT_FAILED
     except Exception as error:
         code = _explain(error)
         if code is None:

@@ -177,18 +177,19 @@ def _decode(value: object, levels: int, *, large: bool = False) -> object:
         return value
     if not isinstance(value, dict | list):
         return value
-    if isinstance(value, dict) and len(value) == 1 and "$bytes" in value:
-        return _decode_bytes(cast("dict[str, object]", value)["$bytes"])
+    key = ""
+    if isinstance(value, dict) and len(mapping := cast("dict[str, object]", value)) == 1:
+        ((key, item),) = mapping.items()
+        if key == "$bytes":
+            return _decode_bytes(item)
     if levels == 0:
         raise BrokenLine(f"nested deeper than {NESTING_MAX} levels")
     if isinstance(value, list):
         items = cast("list[object]", value)
         return [_decode(item, levels - 1, large=large) for item in items]
     mapping = cast("dict[str, object]", value)
-    if len(mapping) == 1:
-        ((key, item),) = mapping.items()
-        if _ESCAPED.fullmatch(key):
-            return {key[1:]: _decode(item, levels - 1, large=large)}
+    if _ESCAPED.fullmatch(key):
+        return {key[1:]: _decode(mapping[key], levels - 1, large=large)}
     return {key: _decode(item, levels - 1, large=large) for key, item in mapping.items()}
 
 
@@ -213,7 +214,7 @@ def _encode(value: object, levels: int) -> object:
             raise NotJson(f"JSON has no {value}")
         return value
     if isinstance(value, bytes | bytearray | memoryview):
-        return {"$bytes": base64.b64encode(value).decode("ascii")}
+        return {"$bytes": base64.b64encode(cast("bytes", value)).decode("ascii")}
     if not isinstance(value, dict | list | tuple):
         raise NotJson(f"JSON has no {type(value).__name__}")
     if levels == 0:

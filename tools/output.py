@@ -6,7 +6,7 @@ rich is imported only where something is drawn on a terminal: its 40 ms are felt
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Final, Protocol
 
@@ -76,7 +76,7 @@ class _NoBar:
 
 
 @contextmanager
-def progress_bar(label: str) -> Iterator[ProgressBar]:
+def progress_bar(label: str) -> Generator[ProgressBar, None, None]:
     """A bar on standard error while the block runs, where that is a terminal; otherwise only `print` does anything."""
     if not sys.stderr.isatty():
         yield _NoBar()

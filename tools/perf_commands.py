@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 import msgspec
-from rich.console import Console
 
+from ..perf.memory import MemoryOptions, memory, render_memory
 from ..perf.progress import Progress
-from ..perf.report import StormReport, render
+from ..perf.report import render
 from ..perf.storm import StormOptions, storm
 from ..perf.topologies import TOPOLOGY_NAMES, TopologyName
 from ..perf.workload import GivenAgents
@@ -16,6 +16,7 @@ from .options import json_option
 from .output import ProgressBar, progress_bar
 from .running import run
 from .streams import InputLine, LineReader
+from .tables import result_console
 
 __all__ = ["perf"]
 
@@ -28,13 +29,7 @@ def perf() -> None:
     """
 
 
-@perf.command("storm")
-@click.option("--agents", type=click.IntRange(min=1), help="Made-up agents asleep (default: 100,000).")
-@click.option(
-    "--wake", type=click.IntRange(min=1), help="Agents woken at once (default: 10,000, or all if fewer sleep)."
-)
-@click.option("--value-bytes", type=click.IntRange(min=1), help="Bytes of each made-up fragment (default: 512).")
-@click.option(
+_topology_option = click.option(
     "-t",
     "--topology",
     type=click.Choice(TOPOLOGY_NAMES),
@@ -42,6 +37,15 @@ def perf() -> None:
     show_default=True,
     help="One store on two nodes, five stores on five nodes, or three stores on three nodes.",
 )
+
+
+@perf.command("storm")
+@click.option("--agents", type=click.IntRange(min=1), help="Made-up agents asleep (default: 100,000).")
+@click.option(
+    "--wake", type=click.IntRange(min=1), help="Agents woken at once (default: 10,000, or all if fewer sleep)."
+)
+@click.option("--value-bytes", type=click.IntRange(min=1), help="Bytes of each made-up fragment (default: 512).")
+@_topology_option
 @click.option(
     "--runs",
     type=click.IntRange(min=1),
@@ -100,15 +104,46 @@ def storm_command(
 async def _storm(options: StormOptions, as_json: bool) -> int:
     with progress_bar("storm") as bar:
         report = await storm(options, _show_on(bar))
-    _print_report(report, as_json)
-    return 0
-
-
-def _print_report(report: StormReport, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode(report))
     else:
-        Console().print(render(report))
+        result_console().print(render(report))
+    return 0
+
+
+@perf.command("memory")
+@click.option("--agents", type=click.IntRange(min=1), default=100_000, show_default=True, help="Made-up agents asleep.")
+@click.option("--wake", type=click.IntRange(min=1), default=10_000, show_default=True, help="Agents woken at once.")
+@click.option(
+    "--value-bytes", type=click.IntRange(min=1), default=512, show_default=True, help="Bytes of each fragment."
+)
+@_topology_option
+@click.option("--storms", type=click.IntRange(min=2), default=100, show_default=True, help="Storms, one by one.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Chooses the agents that are woken.")
+@json_option("Print one JSON object.")
+def memory_command(
+    agents: int, wake: int, value_bytes: int, topology: TopologyName, storms: int, seed: int, as_json: bool
+) -> int:
+    """Measure what many storms cost the nodes in memory, and what woken agents cost a client.
+
+    \b
+    Example:
+      dawnchorus perf memory --storms 100
+    """
+    options = MemoryOptions(
+        agents=agents, value_bytes=value_bytes, wake=wake, topology=topology, storms=storms, seed=seed
+    )
+    return run(_memory(options, as_json))
+
+
+async def _memory(options: MemoryOptions, as_json: bool) -> int:
+    with progress_bar("memory") as bar:
+        report = await memory(options, _show_on(bar))
+    if as_json:
+        click.echo(msgspec.json.encode(report))
+    else:
+        result_console().print(render_memory(report))
+    return 0
 
 
 def _show_on(bar: ProgressBar) -> Progress:

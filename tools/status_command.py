@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 import click
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -16,6 +17,7 @@ from ..wire.topology import NodeSpec
 from .options import deadline_option, endpoint_or_file_option, json_option
 from .output import format_bytes, print_json, seconds
 from .running import run
+from .tables import result_console
 
 __all__ = ["describe", "render", "status"]
 
@@ -24,6 +26,9 @@ DEADLINE_S: Final = 2.0
 
 SERVING: Final = "serving"
 """A shard's state where nothing is wrong with it (wire.messages.ShardStatus)."""
+
+_WIDE_COLUMNS: Final = 100
+"""Terminals as wide as this have room for endpoints as well."""
 
 Answers = Mapping[str, StatusReply | DawnchorusError]
 
@@ -53,7 +58,7 @@ async def _status(deadline_s: float, topology: str, as_json: bool) -> int:
     if as_json:
         print_json(describe(name, nodes, answers))
     else:
-        render(name, nodes, answers, Console())
+        render(name, nodes, answers, result_console())
     return 0 if all(_is_well(answers.get(node)) for node in nodes) else 1
 
 
@@ -106,21 +111,21 @@ def _why_down(answer: DawnchorusError | None) -> str:
 def render(name: str, nodes: Mapping[str, NodeSpec], answers: Answers, console: Console) -> None:
     """Print the cluster's status as tables: nodes, what they counted, and what is wrong."""
     up = {node: answer for node in nodes if isinstance(answer := answers.get(node), StatusReply)}
-    table = Table(title=f"cluster {name}", title_justify="left")
-    for column in ("node", "endpoint", "state"):
+    table = Table(title=f"cluster {name}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    wide = console.width >= _WIDE_COLUMNS
+    for column in ("node", "endpoint", "state") if wide else ("node", "state"):
         table.add_column(column, no_wrap=True)
     for column in ("pid", "up for", "agents", "shards", "on disk", "memory"):
         table.add_column(column, justify="right", no_wrap=True)
     for node, spec in nodes.items():
         answer = up.get(node)
-        if answer is None:
-            table.add_row(node, spec.endpoint, "[red]down[/red]", *["-"] * 6)
-            continue
-        table.add_row(node, spec.endpoint, "up", *_cells(answer))
+        state = "[red]down[/red]" if answer is None else "up"
+        cells = ["-"] * 6 if answer is None else _cells(answer)
+        table.add_row(node, *[spec.endpoint] * wide, state, *cells)
     console.print(table)
     counted = [counter for counter in _counter_names(up) if any(answer.counters.get(counter) for answer in up.values())]
     if counted:
-        counters = Table(title="counted since their start", title_justify="left")
+        counters = Table(title="counted since their start", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         counters.add_column("")
         for node in up:
             counters.add_column(node, justify="right")

@@ -84,7 +84,7 @@ def _show_as_json(event: NodeEvent) -> None:
 def format_event(event: NodeEvent, now: datetime) -> dict[str, object]:
     """An event as a log line's fields, the time as in RFC 3339; a node's own log line as it is."""
     if event.log is not None:
-        return {"time": now.isoformat(timespec="milliseconds"), "node": event.node} | event.log
+        return {"time": now.isoformat(timespec="milliseconds"), "node": event.node, **event.log}
     return {
         "time": now.isoformat(timespec="milliseconds"),
         "level": _LEVELS.get(event.state, "info"),

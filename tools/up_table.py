@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Final
 
@@ -19,7 +19,7 @@ _STYLES: Final = {"starting": "yellow", "serving": "green", "restarting": "yello
 
 
 @contextmanager
-def node_table() -> Iterator[Callable[[NodeEvent], None]]:
+def node_table() -> Generator[Callable[[NodeEvent], None], None, None]:
     """Show a table while the block runs; the function that it gives takes each event."""
     latest: dict[str, NodeEvent] = {}
     with Live(render(latest), console=Console(), auto_refresh=False) as live:

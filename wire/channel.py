@@ -15,17 +15,34 @@ import asyncio
 import enum
 import errno
 from collections.abc import Callable
-from typing import Final, cast
+from typing import Final, Generic, TypeVar, cast
 
 import zmq
 
-__all__ = ["Channel", "Sent"]
+__all__ = ["Channel", "Sent", "receive_frame", "receive_parts"]
 
 _DRAIN_FRAMES_MAX: Final = 256
 """Messages drained in one turn: at 3 us each less than 1 ms, which is what a timer may be late for it."""
 
 _COPY_BYTES_MAX: Final = 1 << 16
 """Above this libzmq sends from the caller's bytes instead of copying them: measured to pay from about 64 KiB."""
+
+
+T = TypeVar("T")
+
+
+def receive_parts(raw: zmq.Socket[bytes]) -> list[bytes]:
+    """Take one message off a socket, its frames copied."""
+    return raw.recv_multipart(zmq.NOBLOCK)
+
+
+def receive_frame(raw: zmq.Socket[bytes]) -> memoryview:
+    """Take one frame off a socket, not copied: the view keeps libzmq's memory alive.
+
+    0.8 us for any size, where a copy takes 0.4 us for 3 KB and 120 us for 1 MiB.
+    """
+    view: memoryview = raw.recv(zmq.NOBLOCK, copy=False).buffer
+    return view
 
 
 class Sent(enum.Enum):
@@ -38,22 +55,24 @@ class Sent(enum.Enum):
     """No such peer is connected (only on a ROUTER socket)."""
 
 
-class Channel:
-    """One socket on one loop; `handle_messages` gets what was drained, each message as its list of frames.
+class Channel(Generic[T]):
+    """One socket on one loop. `receive` takes one message off it; `handle_messages` gets those that were drained.
 
     The channel does not own its socket: `close` only takes it off the loop.
     """
 
-    __slots__ = ("_closed", "_fd", "_get_option", "_handle_messages", "_loop", "_scheduled", "_socket")
+    __slots__ = ("_closed", "_fd", "_get_option", "_handle_messages", "_loop", "_receive", "_scheduled", "_socket")
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         raw: zmq.Socket[bytes],
-        handle_messages: Callable[[list[list[bytes]]], None],
+        receive: Callable[[zmq.Socket[bytes]], T],
+        handle_messages: Callable[[list[T]], None],
     ) -> None:
         self._loop = loop
         self._socket = raw
+        self._receive = receive
         self._handle_messages = handle_messages
         self._scheduled = False
         self._closed = False
@@ -106,13 +125,15 @@ class Channel:
         if self._closed:
             return
         raw = self._socket
-        messages: list[list[bytes]] = []
+        messages: list[T] = []
         # EVENTS first: it costs 2 us where a receive that finds nothing costs 5.5.
         while self._get_option(zmq.EVENTS) & zmq.POLLIN:
-            messages.append(raw.recv_multipart(zmq.NOBLOCK))
+            messages.append(self._receive(raw))
             if len(messages) == _DRAIN_FRAMES_MAX:
                 break
         if messages:
-            self._handle_messages(messages)
-            if not self._closed:
-                self._look_again()
+            try:
+                self._handle_messages(messages)
+            finally:  # whatever the handler raises, what is left in the socket must not wait for another edge
+                if not self._closed:
+                    self._look_again()

@@ -52,6 +52,9 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(dict[str, Fragment])
 _raw_decoder = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 
+# What msgspec raises for bytes that are no image; text that is not UTF-8 is no DecodeError to it.
+_UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 
 def encode_image(version: int, fragments: dict[str, Fragment]) -> bytes:
     """Return the image of these fragments. Kinds keep the order of the mapping."""
@@ -67,7 +70,7 @@ def decode_image(image: bytes | memoryview) -> dict[str, Fragment]:
     try:
         # The view keeps `image` alive only for the time of this call: the decoder copies what it returns.
         return _decoder.decode(memoryview(image)[HEADER_BYTES:])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except _UNDECODABLE as error:
         raise ProtocolError(f"not an image: {error}") from error
 
 
@@ -79,7 +82,7 @@ def select_kinds(image: bytes | memoryview, kinds: Container[str]) -> bytes:
     """
     try:
         fragments = _raw_decoder.decode(memoryview(image)[HEADER_BYTES:])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except _UNDECODABLE as error:
         raise ProtocolError(f"not an image: {error}") from error
     chosen = {kind: raw for kind, raw in fragments.items() if kind in kinds}
     return bytes(image[:HEADER_BYTES]) + _encoder.encode(chosen)

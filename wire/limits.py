@@ -14,8 +14,10 @@ __all__ = [
     "FRAME_BYTES_TARGET",
     "IMAGE_BYTES_MAX",
     "IPC_PATH_BYTES_MAX",
+    "REQUEST_AGENTS_MAX",
     "SECTIONS_MAX",
-    "SECTION_AGENTS_MAX",
+    "WRITE_ID_BYTES_MAX",
+    "WRITE_OPERATIONS_MAX",
 ]
 
 AGENT_ID_BYTES_MAX: Final = 256
@@ -36,8 +38,15 @@ FRAME_BYTES_MAX: Final = 4 << 20
 SECTIONS_MAX: Final = 4_096
 """Sections of one request; a router sends a few dozen."""
 
-SECTION_AGENTS_MAX: Final = 65_536
-"""Agents of one section; a router sends about 1,300 at most. Bounds what one small frame can make a node do."""
+REQUEST_AGENTS_MAX: Final = 65_536
+"""Agents or writes of one request, over all its sections; a router sends about 1,300 at most. Bounds what one frame can
+make a node hold: 4 MiB of ids of two bytes are a million objects, 50 MB."""
+
+WRITE_ID_BYTES_MAX: Final = 64
+"""Bytes of a write id; a router's have 16. Each is kept in the shard's log."""
+
+WRITE_OPERATIONS_MAX: Final = 256
+"""Operations of one write: four for each of the most kinds a cluster can have. Each is kept in the shard's log."""
 
 IPC_PATH_BYTES_MAX: Final = 107
 """Longest path of a Unix socket: sun_path has 108 bytes with its closing zero (unix(7))."""

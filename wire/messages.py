@@ -35,7 +35,6 @@ __all__ = [
     "Hello",
     "ImageSection",
     "Images",
-    "Item",
     "Message",
     "Operation",
     "Put",
@@ -53,6 +52,7 @@ __all__ = [
     "decode_reply",
     "decode_request",
     "encode",
+    "encode_images",
     "read_request_number",
 ]
 
@@ -90,13 +90,10 @@ class FaultCode(enum.IntEnum):
 
 Number = Annotated[int, msgspec.Meta(ge=0)]
 
-ABSENT: Final = None
-"""The item of an agent that has no image."""
-UNCHANGED: Final = True
-"""The item of an agent whose image still has the version that the router said it knows."""
-
-Item: TypeAlias = "bytes | memoryview | bool | None"
-"""An image, ABSENT or UNCHANGED. A memoryview only on the sending side: what is decoded owns its bytes."""
+ABSENT: Final = 0
+"""The size of an agent's image where it has none: no image is empty."""
+UNCHANGED: Final = -1
+"""The size where the image still has the version that the router said it knows: nothing of it is in the body."""
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):
@@ -139,25 +136,31 @@ class Fetch(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=3):
 
 
 class ImageSection(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """Items of the request's section `index`, from its agent number `offset` on.
+    """Images of the request's section `index`, from its agent number `offset` on.
 
-    `version` is one that the shard had reached in the snapshot that was read; the snapshot may be newer, never older.
+    `sizes`: bytes of each agent's image in the message's body, or ABSENT or UNCHANGED. `version` is one that the shard
+    had reached in the snapshot that was read; the snapshot may be newer, never older.
     """
 
     index: Number
     offset: Number
     status: int
     version: int
-    items: list[bytes | bool | None]
+    sizes: list[int]
 
 
 class Images(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=4):
-    """Answers Fetch, in as many messages as the frame size asks for. `now_ms`: the node's clock, UTC."""
+    """Answers Fetch, in as many messages as the frame size asks for. `now_ms`: the node's clock, UTC.
+
+    `body`: all images, one behind the other, in the order of the sections and of their agents. Whoever decodes the
+    message gets a view of it, and cuts out an image when somebody looks at it.
+    """
 
     request: int
     now_ms: int
     sections: list[ImageSection]
-    last: bool = True
+    last: bool
+    body: memoryview
 
 
 class Put(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):
@@ -308,8 +311,24 @@ _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Req
 _reply_decoder: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 _any_decoder: msgspec.msgpack.Decoder[list[object]] = msgspec.msgpack.Decoder(list[object])
 
+# What msgspec raises for bytes that are not what was asked for; text that is not UTF-8 is no DecodeError to it.
+_UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 encode = _encoder.encode
 """Return a message's frame."""
+
+
+def encode_images(
+    request: int, now_ms: int, sections: list[ImageSection], last: bool, images: list[bytes | memoryview]
+) -> bytes:
+    """Return the frame of an Images message; each image is copied once, from where it lies into the frame."""
+    head = _encoder.encode(Images(request, now_ms, sections, last, _NO_BODY))
+    # The head ends with the two bytes of an empty body (bin 8, length 0); a bin 32 with the images takes their place.
+    length = sum(map(len, images)).to_bytes(4, "big")
+    return b"".join([head[:-2], b"\xc6", length, *images])
+
+
+_NO_BODY: Final = memoryview(b"")
 
 
 def decode_request(frame: bytes | memoryview) -> Request:
@@ -320,7 +339,7 @@ def decode_request(frame: bytes | memoryview) -> Request:
     """
     try:
         return _request_decoder.decode(frame)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except _UNDECODABLE as error:
         raise ProtocolError(str(error)) from error
 
 
@@ -332,7 +351,7 @@ def decode_reply(frame: bytes | memoryview) -> Reply:
     """
     try:
         return _reply_decoder.decode(frame)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except _UNDECODABLE as error:
         raise ProtocolError(str(error)) from error
 
 
@@ -340,7 +359,7 @@ def read_request_number(frame: bytes) -> int | None:
     """Return the request number of a frame that could not be decoded as a whole, if it can be read."""
     try:
         fields = _any_decoder.decode(frame)
-    except (msgspec.DecodeError, RecursionError):
+    except _UNDECODABLE:
         return None
     number = fields[1] if len(fields) > 1 else None
     return number if isinstance(number, int) and not isinstance(number, bool) and number >= 0 else None

@@ -1,4 +1,4 @@
-"""What the microbenchmarks share: ten thousand agents, and the image of one."""
+"""What the microbenchmarks share: ten thousand agents and their images."""
 
 import pytest
 
@@ -23,11 +23,16 @@ def agents(workload: SyntheticAgents) -> list[bytes]:
 @pytest.fixture(scope="session")
 def fragments(workload: SyntheticAgents) -> dict[str, Fragment]:
     """The fragments of the first one."""
-    values = workload.encoded(0)
-    return {kind: Fragment(1 << 41, 0, 0, 1_750_000_000_000, 0, value) for kind, value in values.items()}
+    return fragments_of(workload, 0)
 
 
 @pytest.fixture(scope="session")
-def image(fragments: dict[str, Fragment]) -> bytes:
-    """Its image, as one store keeps it."""
-    return encode_image(1 << 41, fragments)
+def all_images(workload: SyntheticAgents) -> list[bytes]:
+    """The images of all, as one store keeps them: 27 MB, more than a cache holds."""
+    return [encode_image(1 << 41, fragments_of(workload, agent)) for agent in range(AGENTS)]
+
+
+def fragments_of(workload: SyntheticAgents, agent: int) -> dict[str, Fragment]:
+    """An agent's fragments as its node would have them."""
+    values = workload.encoded(agent)
+    return {kind: Fragment(1 << 41, 0, 0, 1_750_000_000_000, 0, value) for kind, value in values.items()}

@@ -1,24 +1,29 @@
 """Planning and gathering of a storm of 10,000: one store of 16 shards on two nodes, and three on three."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
-from pytest_benchmark.fixture import BenchmarkFixture
 
 from dawnchorus.router.gather import Gather
 from dawnchorus.router.plan import Owner, Part, Plan, Routes, StoreRoute, plan
 from dawnchorus.wire.messages import ImageSection
+
+Timed = Callable[..., Any]
+"""The `benchmark` fixture: calls a function many times and returns its result; its own class has no types."""
 
 Reply = tuple[Sequence[Part], ImageSection]
 
 
 def routes_to(stores: int, nodes: int) -> Routes:
     """Stores of 16 shards; with one store its shards take turns on the nodes, else each store has its own node."""
+
+    def owner(store: int, shard: int) -> str:
+        return f"node {(shard if stores == 1 else store) % nodes}"
+
     return Routes(
         [
-            StoreRoute(
-                f"s{store}", tuple(Owner(f"n{(shard if stores == 1 else store) % nodes}", 1) for shard in range(16))
-            )
+            StoreRoute(f"store {store}", tuple(Owner(owner(store, shard), 1) for shard in range(16)))
             for store in range(stores)
         ]
     )
@@ -31,28 +36,28 @@ def routes(request: pytest.FixtureRequest) -> Routes:
     return routes_to(stores, nodes)
 
 
-def test_plan_10000_agents(benchmark: BenchmarkFixture, agents: list[bytes], routes: Routes) -> None:
-    planned = benchmark(plan, agents, routes)
+def test_plan_10000_agents(benchmark: Timed, agents: list[bytes], routes: Routes) -> None:
+    planned: Plan = benchmark(plan, agents, routes)
     assert sorted(planned.order) == list(range(len(agents)))
 
 
-def test_plan_one_agent(benchmark: BenchmarkFixture, agents: list[bytes], routes: Routes) -> None:
+def test_plan_one_agent(benchmark: Timed, agents: list[bytes], routes: Routes) -> None:
     assert benchmark(plan, agents[:1], routes).agents == agents[:1]
 
 
-def test_cut_a_plan_into_messages(benchmark: BenchmarkFixture, agents: list[bytes], routes: Routes) -> None:
+def test_cut_a_plan_into_messages(benchmark: Timed, agents: list[bytes], routes: Routes) -> None:
     planned = plan(agents, routes)
-    messages = benchmark(lambda: list(planned.messages()))
+    messages: list[list[Part]] = benchmark(lambda: list(planned.messages()))
     assert sum(map(len, messages)) == sum(len(group.parts) for group in planned.groups)
 
 
-def test_gather_10000_agents(benchmark: BenchmarkFixture, agents: list[bytes], routes: Routes, image: bytes) -> None:
+def test_gather_10000_agents(benchmark: Any, agents: list[bytes], routes: Routes, all_images: list[bytes]) -> None:
     def prepare() -> tuple[tuple[Plan, list[Reply]], dict[str, object]]:
         planned = plan(agents, routes)
         replies: list[Reply] = []
         for parts in planned.messages():
             for index, part in enumerate(parts):
-                items: list[bytes | bool | None] = [image] * (part.stop - part.start)
+                items: list[bytes | bool | None] = list(all_images[part.start : part.stop])
                 replies.append((parts, ImageSection(index, 0, 0, 1, items)))
         return (planned, replies), {}
 
@@ -62,4 +67,5 @@ def test_gather_10000_agents(benchmark: BenchmarkFixture, agents: list[bytes], r
             gather.handle_section(parts, section)
         return gather
 
-    assert benchmark.pedantic(gather, setup=prepare, rounds=50).complete
+    gathered: Gather = benchmark.pedantic(gather, setup=prepare, rounds=50)
+    assert gathered.complete

@@ -1,15 +1,18 @@
 """Reading and writing one shard in LMDB, warm."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pytest_benchmark.fixture import BenchmarkFixture
 
 from dawnchorus.fragment_stores.lmdb_store import LMDBStore
 from dawnchorus.fragment_stores.protocol import FORMAT, ShardIdentity
 from dawnchorus.perf.workload import SyntheticAgents
 from dawnchorus.wire.messages import Put, Write
+
+Timed = Callable[..., Any]
+"""The `benchmark` fixture: calls a function many times and returns its result; its own class has no types."""
 
 READ_AGENTS = 640
 """A shard's part of a storm of 10,000 over 16."""
@@ -31,7 +34,7 @@ def write_of(workload: SyntheticAgents, agents: list[bytes], number: int) -> Wri
     return Write(agents[number], number.to_bytes(16, "big"), 0, list(operations))
 
 
-def test_read_640_images(benchmark: BenchmarkFixture, store: LMDBStore, agents: list[bytes]) -> None:
+def test_read_640_images(benchmark: Timed, store: LMDBStore, agents: list[bytes]) -> None:
     asked = agents[:6250:9][:READ_AGENTS]
 
     def read() -> int:
@@ -41,7 +44,7 @@ def test_read_640_images(benchmark: BenchmarkFixture, store: LMDBStore, agents: 
     assert benchmark(read) > READ_AGENTS * 5 * 512
 
 
-def test_read_one_image(benchmark: BenchmarkFixture, store: LMDBStore, agents: list[bytes]) -> None:
+def test_read_one_image(benchmark: Timed, store: LMDBStore, agents: list[bytes]) -> None:
     def read() -> int:
         with store.snapshot() as snapshot:
             (image,) = snapshot.images(agents[:1])
@@ -50,10 +53,8 @@ def test_read_one_image(benchmark: BenchmarkFixture, store: LMDBStore, agents: l
     assert benchmark(read) > 5 * 512
 
 
-def test_commit_100_saves(
-    benchmark: BenchmarkFixture, store: LMDBStore, workload: SyntheticAgents, agents: list[bytes]
-) -> None:
+def test_commit_100_saves(benchmark: Timed, store: LMDBStore, workload: SyntheticAgents, agents: list[bytes]) -> None:
     """One group commit, synced: mostly the disk's time."""
     writes = [write_of(workload, agents, number) for number in range(100)]
-    results = benchmark(store.commit, writes, 1_750_000_000_001)
+    results: list[object] = benchmark(store.commit, writes, 1_750_000_000_001)
     assert all(isinstance(result, int) for result in results)

@@ -2,7 +2,10 @@
 
 import contextlib
 import shutil
-from collections.abc import AsyncGenerator
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from dawnchorus.perf.sleeping_cluster import fill
 from dawnchorus.perf.storm import StormOptions, storm
 from dawnchorus.perf.topologies import TOPOLOGY_NAMES, TopologyName
 from dawnchorus.perf.workload import GivenAgents, Workload, WorkloadError
-from tests.perf.memory_cluster import MemoryCluster
+from tests.perf.memory_cluster import MemoryCluster, MemoryState
 
 HAS_REDIS = shutil.which("redis-server") is not None
 
@@ -108,6 +111,16 @@ async def test_a_wrong_value_ends_the_storm_and_leaves_nothing(sleepers: MemoryS
     assert_nothing_is_left(tmp_path)
 
 
+async def test_wake_many_out_of_order_ends_the_storm(sleepers: MemorySleepers, tmp_path: Path) -> None:
+    class Shuffled(MemoryCluster):
+        async def wake_many(self, agent_ids: Sequence[str]) -> list[MemoryState]:
+            return (await super().wake_many(agent_ids))[::-1]
+
+    sleepers.cluster = Shuffled()
+    with pytest.raises(WrongResult, match="in the place of"):
+        await storm(small(tmp_path, redis_server="no-such-redis"))
+
+
 @pytest.mark.usefixtures("sleepers")
 @pytest.mark.parametrize("changes", [{"wake": 301}, {"wake": 0}, {"runs": 0}, {"singles": 0}, {"closed_loop_s": 0}])
 async def test_options_that_cannot_be_are_refused(changes: dict[str, Any], tmp_path: Path) -> None:
@@ -120,3 +133,35 @@ async def test_a_storm_on_a_cluster_of_real_processes(topology: TopologyName, tm
     report = await storm(small(tmp_path, topology=topology, redis_server="no-such-redis"), no_progress)
     assert report.topology == topology and report.wake_many_ms.min > 0
     assert_nothing_is_left(tmp_path)
+
+
+STORM_PROGRAM = """
+import pathlib, sys, uvloop
+from dawnchorus.perf.storm import StormOptions, storm
+
+def tell(phase, done, total):
+    if phase == "measure":
+        print("measuring", flush=True)
+
+folder = pathlib.Path(sys.argv[1])
+options = StormOptions(agents=300, wake=100, runs=1000, singles=20, closed_loop_s=0.05, folder=folder)
+uvloop.run(storm(options, tell))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_storm_that_is_stopped_leaves_no_process(number: signal.Signals, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", STORM_PROGRAM, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"measuring\n", process.communicate(timeout=10)[1].decode()
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(number)
+        process.communicate(timeout=20)
+    # Three nodes, three raw servers, the echo; and Redis.
+    assert len(children) == 7 + HAS_REDIS
+    _, left = psutil.wait_procs(children, timeout=10)
+    assert not left
+    if number is signal.SIGINT:
+        assert not list(tmp_path.iterdir())

@@ -1,0 +1,75 @@
+"""What is looked at before LMDB may touch a shard's file: that it is there, and that nothing of it is missing.
+
+LMDB reads through a memory map. A page that the file has lost is no error to it but the end of the process (SIGBUS), and
+an empty file is one to make a new environment of.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import lmdb
+
+from ..wire.errors import DataFolderError, StoreDamaged
+
+__all__ = ["DATA_FILE", "has_data", "make_folder", "require_whole"]
+
+DATA_FILE: Final = "data.mdb"
+
+_WALK: Final = """
+import lmdb, os, sys
+environment = lmdb.open(sys.argv[1], max_dbs=4, readonly=True, lock=False, create=False)
+environment.copyfd(os.open(os.devnull, os.O_WRONLY), compact=True)
+"""
+"""Reads every page in use of the environment in a folder, and dies of it where one is missing."""
+
+_WALK_SECONDS_MAX: Final = 600.0
+"""How long that may take: 64 GiB at 100 MB/s."""
+
+
+def make_folder(path: Path) -> None:
+    """Make a shard's folder.
+
+    Raises:
+        DataFolderError: something else is in its place, or its parent cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataFolderError(f"{path}: cannot be made: {error.strerror}; make its place a writable folder") from error
+
+
+def has_data(path: Path) -> bool:
+    """Whether a shard was ever written in this folder."""
+    try:
+        return os.stat(path / DATA_FILE).st_size > 0
+    except OSError:
+        return False
+
+
+def require_whole(environment: lmdb.Environment, path: Path) -> None:
+    """Refuse an environment of which pages in use are missing at the file's end.
+
+    A sound file may be shorter than its last page's number says: LMDB does not write pages that were taken and given
+    up in one transaction. So where it is, another process reads all that is in use, by LMDB's compacting copy.
+
+    Raises:
+        StoreDamaged: they are.
+    """
+    size = os.stat(path / DATA_FILE).st_size
+    page_bytes = environment.stat()["psize"]
+    if size >= (environment.info()["last_pgno"] + 1) * page_bytes:
+        return
+    whole = False
+    if size % page_bytes == 0:
+        try:
+            walk = [sys.executable, "-P", "-c", _WALK, str(path)]
+            whole = subprocess.run(walk, capture_output=True, timeout=_WALK_SECONDS_MAX, check=False).returncode == 0
+        except subprocess.TimeoutExpired:
+            whole = False
+    if not whole:
+        raise StoreDamaged(f"{path}: {DATA_FILE} has lost its end: it has only {size:,} bytes; restore a backup")

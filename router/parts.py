@@ -1,0 +1,121 @@
+"""What is asked of each store for a group of agents, and what came of it: pure.
+
+Replies are kept as they arrived. An image is cut out of its reply's body when somebody looks at it: to hand out ten
+thousand agents costs ten thousand small objects, and no copy of their bytes. Whoever looks gets a copy, so that what a
+host keeps of an agent keeps no reply alive.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..wire.image import HEADER_BYTES
+from .outcomes import Item, Outcome
+
+__all__ = ["Group", "Owner", "Part", "Piece"]
+
+
+class Owner(NamedTuple):
+    """Who serves a shard, and under which epoch."""
+
+    node: str
+    epoch: int
+
+
+class Piece(NamedTuple):
+    """Images that came in one message: those of a part's agents `start` to `stop` - 1.
+
+    The image of agent i is `body[offsets[i - start] : offsets[i - start + 1]]`, empty where it has none. `body` is a
+    view into the reply, which it keeps alive.
+    """
+
+    start: int
+    stop: int
+    offsets: list[int]
+    body: memoryview
+
+
+class Part:
+    """What is asked of one store for one group: its agents, at one shard of one node."""
+
+    __slots__ = ("agents", "epoch", "failure", "group", "node", "pieces", "received", "shard", "store", "version")
+
+    def __init__(self, group: int, agents: int, store: int, shard: int, owner: Owner) -> None:
+        # The number of the group, not the group: a reference in both directions would leave the replies to the garbage
+        # collector.
+        self.group = group
+        self.agents = agents
+        """How many."""
+        self.store = store
+        self.shard = shard
+        self.node = owner.node
+        self.epoch = owner.epoch
+        self.received = 0
+        """Agents whose images have come, in order, or were given up."""
+        self.version = 0
+        """The shard version of the oldest snapshot that images came from."""
+        self.pieces: list[Piece] = []
+        self.failure = Outcome.TIMEOUT
+        """What the agents are whose images have not come."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the image of every agent has come, or been given up."""
+        return self.received == self.agents
+
+    def restart(self) -> None:
+        """Forget what came: it is asked for again from the start."""
+        self.received = 0
+        self.pieces.clear()
+
+    def image(self, agent: int) -> Item:
+        """Return a copy of the image of agent number `agent` of the group, or why there is none."""
+        view = self._view(agent)
+        if view is None:
+            return self.failure
+        return bytes(view) or None
+
+    def image_version(self, agent: int) -> int | None:
+        """Return the version of an image, 0 where the agent has none, None where its image has not come."""
+        view = self._view(agent)
+        return None if view is None else int.from_bytes(view[:HEADER_BYTES], "big")
+
+    def begin_with(self, beginning: bytes, offset: int) -> bool:
+        """Return whether every agent has an image, and each has these bytes at this offset."""
+        wanted, end = memoryview(beginning), offset + len(beginning)
+        came = 0
+        for piece in self.pieces:
+            body = piece.body
+            for start in piece.offsets[:-1]:
+                if body[start + offset : start + end] != wanted:
+                    return False
+            came += piece.stop - piece.start
+        return came == self.agents
+
+    def _view(self, agent: int) -> memoryview | None:
+        for piece in self.pieces:
+            if agent < piece.stop:
+                offsets = piece.offsets
+                return piece.body[offsets[agent - piece.start] : offsets[agent - piece.start + 1]]
+        return None
+
+
+class Group:
+    """Agents of one slot, asked together: positions `start` to `stop` - 1 of the plan. One part for each store."""
+
+    __slots__ = ("parts", "refetched", "start", "stop", "waiting")
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.start = start
+        self.stop = stop
+        self.parts: list[Part] = []
+        self.waiting = 0
+        """Parts that are not whole yet, and agents' refetches under way."""
+        self.refetched: dict[int, tuple[Item, ...]] = {}
+        """Images of agents that were read again, by their number in the group."""
+
+    def images(self, agent: int) -> tuple[Item, ...]:
+        """Return a copy of the images of agent number `agent`, one for each store."""
+        if self.refetched and agent in self.refetched:
+            return self.refetched[agent]
+        return tuple([part.image(agent) for part in self.parts])

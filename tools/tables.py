@@ -1,0 +1,18 @@
+"""Where tables for people go."""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+from rich.console import Console
+
+__all__ = ["result_console"]
+
+FILE_COLUMNS: Final = 140
+"""Characters on a line of a table that goes into a file or pipe: rich would take 80, and cut what does not fit."""
+
+
+def result_console() -> Console:
+    """Standard output, as wide as the terminal; a file or pipe takes a table whole."""
+    return Console() if sys.stdout.isatty() else Console(width=FILE_COLUMNS)
