@@ -1,7 +1,7 @@
 """What is looked at before LMDB may touch a shard's file: that it is there, and that nothing of it is missing.
 
-LMDB reads through a memory map. A page that the file has lost is no error to it but the end of the process (SIGBUS), and
-an empty file is one to make a new environment of.
+LMDB reads through a memory map: a page that the file has lost is no error to it but the end of the process (SIGBUS).
+And an empty file is to it one to make a new environment of.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from ..wire.control_store import FileControlStore, establish_placement, take_gen
 from ..wire.errors import ConfigurationError, DawnchorusError
 from ..wire.limits import IPC_PATH_BYTES_MAX
 from ..wire.placement import Placement
+from ..wire.process import tune_process
 from ..wire.topology import Topology, require_local_endpoints
 from ..wire.topology_file import load_topology
 from .logs import log_to_stderr
@@ -43,9 +44,6 @@ EXIT_REFUSED: Final = 2
 _SWITCH_INTERVAL_SECONDS: Final = 0.000_2
 """How long the writer thread may keep the interpreter from the loop: wake p99 beside a writer rose nine times with the
 default of 5 ms, three to four times with this."""
-
-_GC_THRESHOLDS: Final = (50_000, 20, 100)
-"""Requests make many short-lived objects and no cycles: with the default of 700 the collector runs for nothing."""
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +63,7 @@ def run_node(topology_path: str | os.PathLike[str], name: str, *, until_stdin_cl
         require_local_endpoints(topology)
         setproctitle.setproctitle(f"dawnchorus node {name} ({topology.name})")
         sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
-        gc.set_threshold(*_GC_THRESHOLDS)
+        tune_process()
         with locked_folder(Path(topology.data_dir) / name):
             uvloop.run(_serve(topology, name, until_stdin_closes=until_stdin_closes))
     except DawnchorusError as error:

@@ -18,17 +18,18 @@ import os
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Self
 
 from ..wire.errors import ClusterUnavailable, DawnchorusError, InvalidRequestError, NotSupportedError
-from ..wire.limits import AGENT_ID_BYTES_MAX
 from ..wire.messages import Drop, Erase, Operation, StatusReply
 from ..wire.topology import Topology
 from ..wire.topology_file import load_topology
 from .calls import list_agents, node_status
 from .fetching import Fetching, ImageSizes
 from .floors import Floors
-from .kinds import Kinds, Reading, check_agent_id
+from .ids import check_agent_id, sound_ids
+from .kinds import Kinds, Reading
 from .outcomes import Outcome
 from .parts import Group
 from .router import Router
@@ -40,6 +41,9 @@ __all__ = ["Cluster", "connect"]
 
 CONNECT_DEADLINE_S: Final = 5.0
 """How long `connect` waits for nodes that do not answer, where others do."""
+
+_SLICE_AGENTS: Final = 2_500
+"""Agents of one wake_many that are planned at once: the nodes begin after 0.5 ms instead of 2."""
 
 _DEADLINE_S_MAX: Final = 86_400.0
 
@@ -168,11 +172,14 @@ class Cluster:
         asked = list(ids)
         deadline = time.monotonic() + self._wake_budget(deadline_s)
         reading = self._reading(None if kinds is None else tuple(kinds))
-        sound, agents = _sound_ids(asked)
-        waiting = WakeMany()
-        states = (
-            await waiting.run(self._fetching(reading, sound, agents, deadline, waiting.handle_groups)) if sound else []
-        )
+        sound, agents = sound_ids(asked)
+        states: list[AgentState] = []
+        if sound:
+            waiting = WakeMany(len(sound), deadline)
+            for start in range(0, len(sound), _SLICE_AGENTS):
+                end = start + _SLICE_AGENTS
+                waiting.add(start, partial(self._fetching, reading, sound[start:end], agents[start:end], deadline))
+            states = await waiting.run()
         if len(sound) == len(asked):
             return states
         by_id = dict(zip(sound, states, strict=True))
@@ -188,7 +195,7 @@ class Cluster:
         asked = list(ids)
         deadline = time.monotonic() + self._wake_budget(deadline_s)
         reading = self._reading(None if kinds is None else tuple(kinds))
-        sound, agents = _sound_ids(asked)
+        sound, agents = sound_ids(asked)
         if len(sound) != len(asked):
             known = set(sound)
             for agent_id in dict.fromkeys(asked):
@@ -392,26 +399,6 @@ def _checked(deadline_s: float) -> float:
             f"a deadline is more than 0 and at most {_DEADLINE_S_MAX:g} seconds, not {deadline_s!r}"
         )
     return deadline_s
-
-
-def _sound_ids(ids: list[str]) -> tuple[list[str], list[bytes]]:
-    """Return the ids that an agent can have, each once, in order, and their UTF-8; 0.1 us each where all are sound."""
-    once = list(dict.fromkeys(ids))
-    try:
-        agents = list(map(str.encode, once))
-        if not agents or (min(map(len, agents)) > 0 and max(map(len, agents)) <= AGENT_ID_BYTES_MAX):
-            return once, agents
-    except (TypeError, UnicodeEncodeError):
-        agents = []
-    sound: list[str] = []
-    agents.clear()
-    for agent_id in once:
-        try:
-            agents.append(check_agent_id(agent_id))
-            sound.append(agent_id)
-        except InvalidRequestError:
-            continue
-    return sound, agents
 
 
 def _unsound(agent_id: str, reading: Reading) -> AgentState:

@@ -13,7 +13,17 @@ from typing import Final
 
 from ..wire.errors import ProtocolError
 from ..wire.limits import FRAME_BYTES_TARGET
-from ..wire.messages import Committed, FaultCode, Fetch, FetchSection, Images, Scanned, StatusReply, encode
+from ..wire.messages import (
+    Committed,
+    FaultCode,
+    Fetch,
+    FetchSection,
+    Images,
+    Scanned,
+    SectionStatus,
+    StatusReply,
+    encode,
+)
 from .floors import Floors
 from .gather import Gather
 from .outcomes import Outcome
@@ -52,7 +62,8 @@ class ImageSizes:
 
     def agents_per_message(self, routes: Routes) -> int:
         """Return how many agents to ask for in one section, so that its reply keeps to the frames meant for it."""
-        largest = max(self.mean(store.name) for store in routes.stores)
+        # At least one byte: where only agents without images were seen the mean is 0.
+        largest = max(1.0, *(self.mean(store.name) for store in routes.stores))
         return max(1, min(MESSAGE_AGENTS_MAX, int(_MESSAGE_BYTES / largest)))
 
 
@@ -119,7 +130,7 @@ class Fetching:
         self._sizes = sizes
         self._handle_groups = handle_groups
         self.deadline = deadline
-        per_message = sizes.agents_per_message(routes)
+        per_message = sizes.agents_per_message(routes) if len(agents) > 1 else 1
         self.plan = plan(agents, routes, min(per_message, GROUP_AGENTS_MAX))
         self._gather = Gather(self.plan)
         self._ids = [ids[index] for index in self.plan.order]
@@ -143,13 +154,13 @@ class Fetching:
             refetch.abandon()
         groups = self._gather.handle_end(self._router.is_up)
         handle_groups = self._handle_groups
-        self._end()
+        self._end(cancel=True)
         if groups:
             handle_groups(groups)
 
     def abandon(self) -> None:
         """Nobody waits any more."""
-        self._end()
+        self._end(cancel=True)
 
     def states(self, group: Group) -> list[AgentState]:
         """Return the states of a group's agents, in the order of the plan; 0.1 us each."""
@@ -184,12 +195,12 @@ class Fetching:
         complete: list[Group] = []
         try:
             self._gather.handle_images(parts, images, complete)
-        finally:
             for section in images.sections:
-                if section.index < len(parts):
+                if section.status == SectionStatus.OK:
                     store = parts[section.index].store
                     self._context.note_clock(store, images.now_ms)
                     self._sizes.note(self.plan.routes.stores[store].name, len(section.sizes), sum(section.sizes))
+        finally:
             self._hand_over(complete)
 
     def handle_failure(self, parts: list[Part], outcome: Outcome) -> None:
@@ -204,7 +215,7 @@ class Fetching:
             groups = [group for group in groups if not self._refetch_stale(group)]
         handle_groups = self._handle_groups
         if self._gather.complete:
-            self._end()
+            self._end(cancel=False)
         if groups:
             handle_groups(groups)
 
@@ -255,11 +266,12 @@ class Fetching:
                     return True
         return False
 
-    def _end(self) -> None:
+    def _end(self, *, cancel: bool) -> None:
         if not self._ended:
             self._ended = True
             self._floors.end_fetch()
-            self._router.cancel(self._exchanges)
+            if cancel:
+                self._router.cancel(self._exchanges)
             # Nothing that it points to points back any more: its replies go when the last state that needs them goes.
             self._exchanges = []
             self._handle_groups = _ignore

@@ -9,14 +9,14 @@ import msgspec
 
 from ..wire.errors import InvalidRequestError, UnknownKindError
 from ..wire.image import ENCODING_BYTES, ENCODING_MSGPACK, HEADER_BYTES
-from ..wire.limits import AGENT_ID_BYTES_MAX, FRAGMENT_BYTES_MAX
+from ..wire.limits import FRAGMENT_BYTES_MAX
 from ..wire.messages import Put
 from ..wire.placement import Placement
 from ..wire.topology import Topology
 from .plan import Routes
 from .state import KindView, WakeContext
 
-__all__ = ["Kinds", "Reading", "check_agent_id", "encode_value"]
+__all__ = ["Kinds", "Reading", "encode_value"]
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -138,23 +138,6 @@ def encode_value(kind: str, value: Any) -> Put:
         size = f"{len(encoded):,} bytes; the limit is {FRAGMENT_BYTES_MAX:,}"
         raise InvalidRequestError(f"the value of {kind!r} has {size}")
     return Put(kind, 0, encoding, encoded)
-
-
-def check_agent_id(agent_id: str) -> bytes:
-    """Return an agent id's UTF-8 bytes.
-
-    Raises:
-        InvalidRequestError: it is empty, too long, no string, or has no UTF-8 form.
-    """
-    try:
-        agent = agent_id.encode()
-    except (AttributeError, UnicodeEncodeError) as error:
-        raise InvalidRequestError(f"an agent id is a string of valid Unicode, not {agent_id!r}") from error
-    if not 0 < len(agent) <= AGENT_ID_BYTES_MAX:
-        raise InvalidRequestError(
-            f"an agent id has 1 to {AGENT_ID_BYTES_MAX} bytes of UTF-8; {agent_id[:40]!r} has {len(agent)}"
-        )
-    return agent
 
 
 def _as_kinds(kinds: Iterable[str]) -> list[str]:

@@ -214,18 +214,17 @@ class Router:
 
     def submit(self, exchanges: Iterable[Exchange]) -> None:
         """Send exchanges, each when its node's window has room for it."""
-        nodes: dict[str, None] = {}
+        nodes: list[str] = []
         for exchange in exchanges:
             flow = self._flows.get(exchange.node)
             if flow is None:
                 # A node that the placement names and the topology at hand does not: it may yet be learned of.
                 flow = self._flows[exchange.node] = NodeFlow()
             flow.add(exchange)
-            nodes[exchange.node] = None
-        # Round robin, so that no node waits for another's share to be encoded.
-        active = list(nodes)
-        while active:
-            active = [node for node in active if self._send_next(node)]
+            nodes.append(exchange.node)
+        # In the order given, which goes round the nodes: none waits for another's share to be encoded.
+        for node in nodes:
+            self._send_next(node)
 
     def cancel(self, exchanges: Iterable[Exchange]) -> bool:
         """Forget exchanges that nobody waits for any more; their replies are ignored. Return whether any was sent."""

@@ -12,7 +12,7 @@ import heapq
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from ..wire.errors import AgentNotFound, WakeIncomplete
 from .fetching import Fetching
@@ -50,36 +50,48 @@ def _asked(reading: Reading, kind: str) -> bool:
 
 
 class WakeMany:
-    """One caller that waits for all agents of a fetch; gets its states in the order in which it asked."""
+    """One caller that waits for many agents; gets their states in the order in which it asked.
 
-    def __init__(self) -> None:
-        self._done: asyncio.Future[list[AgentState]] = asyncio.get_running_loop().create_future()
-        self._fetching: Fetching | None = None
+    They are fetched in slices: the next one is planned while the nodes serve those before it.
+    """
 
-    def handle_groups(self, groups: list[Group]) -> None:
-        """Some groups are complete."""
-        del groups
-        fetching = self._fetching
-        if fetching is None or not fetching.complete or self._done.done():
-            return
-        in_plan: list[AgentState] = []
-        for group in fetching.plan.groups:
-            in_plan += fetching.states(group)
-        states = in_plan.copy()
-        for index, state in zip(fetching.plan.order, in_plan, strict=True):
-            states[index] = state
-        self._done.set_result(states)
+    def __init__(self, agents: int, deadline: float) -> None:
+        self._states: list[AgentState | None] = [None] * agents
+        self._left = agents
+        self._slices: list[Fetching] = []
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._timer = asyncio.get_running_loop().call_at(deadline, self._expire)
 
-    async def run(self, fetching: Fetching) -> list[AgentState]:
-        """Fetch, and return the states by the deadline."""
-        self._fetching = fetching
-        timer = asyncio.get_running_loop().call_at(fetching.deadline, fetching.expire)
+    def add(self, start: int, fetch: Callable[[Callable[[list[Group]], None]], Fetching]) -> None:
+        """Fetch the agents from number `start` on; `fetch` makes their fetch, given who takes its groups."""
+        fetching: Fetching
+
+        def handle_groups(groups: list[Group]) -> None:
+            states, order = self._states, fetching.plan.order
+            for group in groups:
+                for index, state in zip(order[group.start : group.stop], fetching.states(group), strict=True):
+                    states[start + index] = state
+                self._left -= group.stop - group.start
+            if not self._left and not self._done.done():
+                self._done.set_result(None)
+
+        fetching = fetch(handle_groups)
+        self._slices.append(fetching)
+        fetching.start()
+
+    async def run(self) -> list[AgentState]:
+        """Wait for all of them, at most until the deadline; return their states."""
         try:
-            fetching.start()
-            return await self._done
+            await self._done
+            return cast("list[AgentState]", self._states)
         finally:
-            timer.cancel()
-            fetching.abandon()
+            self._timer.cancel()
+            for fetching in self._slices:
+                fetching.abandon()
+
+    def _expire(self) -> None:
+        for fetching in self._slices:
+            fetching.expire()
 
 
 class WakeStream:

@@ -1,9 +1,14 @@
-"""What every test shares: uvloop under async tests, and hypothesis without time limits."""
+"""What every test shares: uvloop under async tests, hypothesis without time limits, and one cluster of real processes."""
 
+from collections.abc import AsyncGenerator, Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from dawnchorus import Cluster, connect
+from tests.support.clusters import RunningCluster, running, runtime_folder, write_topology
 
 # A busy machine stalls now and then: examples are bounded by number, not by time. The blob repeats a failure anywhere.
 settings.register_profile("dawnchorus", deadline=None, max_examples=100, print_blob=True)
@@ -14,3 +19,24 @@ settings.load_profile("dawnchorus")
 def anyio_backend() -> tuple[str, dict[str, Any]]:
     """Run async tests and async fixtures on uvloop, as nodes and hosts run."""
     return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture(scope="session")
+def ipc_folder() -> Generator[Path]:
+    """A short folder in which every node started by a test keeps its ipc socket."""
+    with runtime_folder() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+async def running_cluster(ipc_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[RunningCluster]:
+    """Three nodes as in the default topology, for all tests that leave them alone; each uses agents of its own."""
+    async with running(write_topology(tmp_path_factory.mktemp("cluster"))) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def cluster(running_cluster: RunningCluster) -> AsyncGenerator[Cluster]:
+    """A client of the running cluster."""
+    async with connect(running_cluster.path) as cluster:
+        yield cluster

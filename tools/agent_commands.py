@@ -22,7 +22,7 @@ from ..wire.errors import (
     WakeIncomplete,
 )
 from .ndjson import LINE_BYTES_MAX, BrokenLine, NotJson, encode_value, parse_value
-from .options import deadline_option, endpoint_or_file_option, json_option
+from .options import CONNECT_DEADLINE_S, deadline_option, endpoint_or_file_option, json_option
 from .output import print_json
 from .running import run
 
@@ -70,7 +70,7 @@ async def _wake(
 ) -> int:
     for agent_id in ids:
         check_agent_id(agent_id)
-    async with connect(topology) as cluster:
+    async with connect(topology, connect_deadline_s=CONNECT_DEADLINE_S) as cluster:
         wakes = [cluster.wake(agent_id, kinds=kinds, deadline_s=deadline_s) for agent_id in ids]
         results = await asyncio.gather(*wakes, return_exceptions=True)
     asked = kinds or tuple(cluster.topology.kinds)
@@ -187,7 +187,7 @@ def _read_file(path: str) -> bytes:
 async def _save(
     agent_id: str, fragments: dict[str, object], deadline_s: float | None, topology: str, as_json: bool
 ) -> int:
-    async with connect(topology) as cluster:
+    async with connect(topology, connect_deadline_s=CONNECT_DEADLINE_S) as cluster:
         try:
             saved = await cluster.save(agent_id, fragments, deadline_s=deadline_s)
         except SaveError as error:
@@ -245,7 +245,7 @@ def delete(agent_id: str, kinds: tuple[str, ...], deadline_s: float | None, topo
 async def _delete(
     agent_id: str, kinds: tuple[str, ...] | None, deadline_s: float | None, topology: str, as_json: bool
 ) -> int:
-    async with connect(topology) as cluster:
+    async with connect(topology, connect_deadline_s=CONNECT_DEADLINE_S) as cluster:
         try:
             deleted = await cluster.delete(agent_id, kinds=kinds, deadline_s=deadline_s)
         except SaveError as error:

@@ -7,10 +7,13 @@ from typing import Any, Final, TypeVar
 
 import click
 
-__all__ = ["deadline_option", "endpoint_or_file_option", "json_option", "topology_file_option"]
+__all__ = ["CONNECT_DEADLINE_S", "deadline_option", "endpoint_or_file_option", "json_option", "topology_file_option"]
 
 _ENVIRONMENT: Final = "DAWNCHORUS_TOPOLOGY"
 _DEFAULT: Final = "topology.toml"
+
+CONNECT_DEADLINE_S: Final = 2.0
+"""How long a command for a person waits for nodes that do not welcome it, where others do."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -14,7 +14,7 @@ from ..router.cluster import connect
 from ..wire.errors import DawnchorusError
 from ..wire.messages import ShardStatus, StatusReply
 from ..wire.topology import NodeSpec
-from .options import deadline_option, endpoint_or_file_option, json_option
+from .options import CONNECT_DEADLINE_S, deadline_option, endpoint_or_file_option, json_option
 from .output import format_bytes, print_json, seconds
 from .running import run
 from .tables import result_console
@@ -51,7 +51,7 @@ def status(deadline_s: float | None, topology: str, as_json: bool) -> int:
 
 
 async def _status(deadline_s: float, topology: str, as_json: bool) -> int:
-    async with connect(topology) as cluster:
+    async with connect(topology, connect_deadline_s=CONNECT_DEADLINE_S) as cluster:
         answers = await cluster.status(deadline_s)
         nodes = cluster.topology.nodes
         name = cluster.topology.name

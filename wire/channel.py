@@ -21,6 +21,9 @@ import zmq
 
 __all__ = ["Channel", "Sent", "receive_frame", "receive_parts"]
 
+_POLLIN: Final = int(zmq.POLLIN)
+"""As a plain number: `&` with pyzmq's flag type costs 0.6 us."""
+
 _DRAIN_FRAMES_MAX: Final = 256
 """Messages drained in one turn: at 3 us each less than 1 ms, which is what a timer may be late for it."""
 
@@ -113,7 +116,7 @@ class Channel(Generic[T]):
             self._loop.remove_reader(self._fd)
 
     def _look_again(self) -> None:
-        if not self._scheduled and self._get_option(zmq.EVENTS) & zmq.POLLIN:
+        if not self._scheduled and self._get_option(zmq.EVENTS) & _POLLIN:
             self._scheduled = True
             self._loop.call_soon(self._on_scheduled)
 
@@ -127,7 +130,7 @@ class Channel(Generic[T]):
         raw = self._socket
         messages: list[T] = []
         # EVENTS first: it costs 2 us where a receive that finds nothing costs 5.5.
-        while self._get_option(zmq.EVENTS) & zmq.POLLIN:
+        while self._get_option(zmq.EVENTS) & _POLLIN:
             messages.append(self._receive(raw))
             if len(messages) == _DRAIN_FRAMES_MAX:
                 break

@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 
 from dawnchorus.router.gather import Gather
-from dawnchorus.router.plan import Owner, Part, Plan, Routes, StoreRoute, plan
-from dawnchorus.wire.messages import ImageSection
+from dawnchorus.router.parts import Group, Owner, Part
+from dawnchorus.router.plan import Plan, Routes, StoreRoute, plan
+from dawnchorus.wire.messages import Images, ImageSection
 
 Timed = Callable[..., Any]
 """The `benchmark` fixture: calls a function many times and returns its result; its own class has no types."""
 
-Reply = tuple[Sequence[Part], ImageSection]
+Reply = tuple[Sequence[Part], Images]
 
 
 def routes_to(stores: int, nodes: int) -> Routes:
@@ -56,15 +57,20 @@ def test_gather_10000_agents(benchmark: Any, agents: list[bytes], routes: Routes
         planned = plan(agents, routes)
         replies: list[Reply] = []
         for parts in planned.messages():
+            sections: list[ImageSection] = []
+            bodies: list[bytes] = []
             for index, part in enumerate(parts):
-                items: list[bytes | bool | None] = list(all_images[part.start : part.stop])
-                replies.append((parts, ImageSection(index, 0, 0, 1, items)))
+                shown = all_images[: part.agents]
+                sections.append(ImageSection(index, 0, 0, 1, [len(image) for image in shown]))
+                bodies += shown
+            replies.append((parts, Images(1, 0, sections, True, memoryview(b"".join(bodies)))))
         return (planned, replies), {}
 
     def gather(planned: Plan, replies: list[Reply]) -> Gather:
         gather = Gather(planned)
-        for parts, section in replies:
-            gather.handle_section(parts, section)
+        complete: list[Group] = []
+        for parts, images in replies:
+            gather.handle_images(parts, images, complete)
         return gather
 
     gathered: Gather = benchmark.pedantic(gather, setup=prepare, rounds=50)

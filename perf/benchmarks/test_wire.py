@@ -6,13 +6,21 @@ from typing import Any
 import pytest
 
 from dawnchorus.wire.image import Fragment, decode_image, encode_image
-from dawnchorus.wire.messages import Fetch, FetchSection, Images, ImageSection, decode_reply, decode_request, encode
+from dawnchorus.wire.messages import (
+    Fetch,
+    FetchSection,
+    Images,
+    ImageSection,
+    decode_reply,
+    decode_request,
+    encode,
+    encode_images,
+)
 
 Timed = Callable[..., Any]
 """The `benchmark` fixture: calls a function many times and returns its result; its own class has no types."""
 
-SECTION_AGENTS = 384
-"""About what an Images frame of 1 MiB holds."""
+NOW_MS = 1_750_000_000_000
 
 
 @pytest.fixture
@@ -22,9 +30,15 @@ def fetch(agents: list[bytes]) -> Fetch:
 
 
 @pytest.fixture
-def images(all_images: list[bytes]) -> Images:
-    """A reply of one frame."""
-    return Images(7, 1_750_000_000_000, [ImageSection(0, 0, 0, 1 << 41, list(all_images[:SECTION_AGENTS]))])
+def bodies(all_images: list[bytes]) -> list[bytes | memoryview]:
+    """About what an Images frame of 1 MiB holds."""
+    return list(map(memoryview, all_images[:384]))
+
+
+@pytest.fixture
+def section(bodies: list[bytes | memoryview]) -> ImageSection:
+    """What the frame says of them."""
+    return ImageSection(0, 0, 0, 1 << 41, list(map(len, bodies)))
 
 
 def test_encode_a_fetch_of_640_agents(benchmark: Timed, fetch: Fetch) -> None:
@@ -41,14 +55,14 @@ def test_encode_a_fetch_of_one_agent(benchmark: Timed, agents: list[bytes]) -> N
     assert len(frame) < 100
 
 
-def test_encode_images_of_a_frame(benchmark: Timed, images: Images) -> None:
-    frame: bytes = benchmark(encode, images)
-    assert len(frame) > 1_000_000
+def test_encode_images_of_a_frame(benchmark: Timed, section: ImageSection, bodies: list[bytes | memoryview]) -> None:
+    frame: bytes = benchmark(encode_images, 7, NOW_MS, [section], True, bodies)
+    assert frame.endswith(b"".join(bodies))
 
 
-def test_decode_images_of_a_frame(benchmark: Timed, images: Images) -> None:
-    decoded: object = benchmark(decode_reply, encode(images))
-    assert decoded == images
+def test_decode_images_of_a_frame(benchmark: Timed, section: ImageSection, bodies: list[bytes | memoryview]) -> None:
+    images: Images = benchmark(decode_reply, encode_images(7, NOW_MS, [section], True, bodies))
+    assert images.sections == [section] and bytes(images.body) == b"".join(bodies)
 
 
 def test_encode_an_image(benchmark: Timed, fragments: dict[str, Fragment], all_images: list[bytes]) -> None:

@@ -35,6 +35,7 @@ from .wire.errors import (
     UnknownKindError,
     WakeIncomplete,
 )
+from .wire.process import tune_process
 
 __all__ = [
     "AgentNotFound",
@@ -66,4 +67,5 @@ __all__ = [
     "UnknownKindError",
     "WakeIncomplete",
     "connect",
+    "tune_process",
 ]

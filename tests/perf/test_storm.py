@@ -162,6 +162,8 @@ def test_a_storm_that_is_stopped_leaves_no_process(number: signal.Signals, tmp_p
     # Three nodes, three raw servers, the echo; and Redis.
     assert len(children) == 7 + HAS_REDIS
     _, left = psutil.wait_procs(children, timeout=10)
+    for child in left:
+        child.kill()
     assert not left
     if number is signal.SIGINT:
         assert not list(tmp_path.iterdir())

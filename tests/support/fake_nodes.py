@@ -1,0 +1,296 @@
+"""Nodes in the test's own event loop, on real sockets: they keep images in memory and answer as a test says.
+
+A fake node serves agents as a real one does. A test may hold its answers back (`hold`, `release`), put an answer of its
+own in their place (`answer`), or look at what was asked (`requests`).
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import TypeVar
+
+import msgspec
+import zmq
+
+from dawnchorus import Cluster, connect
+from dawnchorus.wire.channel import Channel, Sent
+from dawnchorus.wire.hashing import shard_of
+from dawnchorus.wire.image import Fragment, decode_image, encode_image, select_kinds
+from dawnchorus.wire.limits import FRAME_BYTES_MAX
+from dawnchorus.wire.messages import (
+    Commit,
+    CommitSection,
+    Committed,
+    CommittedSection,
+    Erase,
+    Fault,
+    FaultCode,
+    Fetch,
+    Hello,
+    ImageSection,
+    Put,
+    Reply,
+    Request,
+    Scan,
+    Scanned,
+    SectionStatus,
+    Status,
+    StatusReply,
+    Welcome,
+    Write,
+    decode_request,
+    encode,
+    encode_images,
+)
+from dawnchorus.wire.placement import Placement, encode_placement, initial_placement, with_new_generation
+from dawnchorus.wire.sockets import SocketOwner, bind
+from dawnchorus.wire.topology import KindSpec, NodeSpec, StoreSpec, Topology, encode_topology
+from tests.support.clusters import free_ports
+
+__all__ = [
+    "FakeNode",
+    "FakeNodes",
+    "fake_client",
+    "fake_cluster",
+    "fake_topology",
+    "images_frame",
+    "placement_of",
+    "refusing",
+]
+
+CLUSTER_UUID = "0123456789abcdef" * 2
+
+R = TypeVar("R", Fetch, Commit, Scan, Status)
+
+
+def fake_topology(
+    *, kinds: Mapping[str, KindSpec] | None = None, shards: Mapping[str, int] | None = None, name: str = "fake"
+) -> Topology:
+    """Return a topology with one node for each store, on free ports: profile, session and history, a store each."""
+    kinds = kinds or {"profile": KindSpec("id", required=True), "session": KindSpec("live"), "history": KindSpec("old")}
+    stores = list(dict.fromkeys(spec.store for spec in kinds.values()))
+    ports = free_ports(len(stores))
+    return Topology(
+        name,
+        stores={store: StoreSpec(shards=(shards or {}).get(store, 2)) for store in stores},
+        kinds=kinds,
+        nodes={
+            f"{store}-1": NodeSpec(f"{store}-1", f"tcp://127.0.0.1:{port}", (store,))
+            for store, port in zip(stores, ports, strict=True)
+        },
+    )
+
+
+def placement_of(topology: Topology, cluster_uuid: str = CLUSTER_UUID) -> Placement:
+    """Return the placement of a topology whose nodes have all started once."""
+    placement = initial_placement(topology, cluster_uuid)
+    for node in topology.nodes:
+        placement = with_new_generation(placement, node)
+    return placement
+
+
+def images_frame(
+    request: int,
+    sections: Sequence[tuple[int, int, int, Sequence[bytes | None]]],
+    *,
+    last: bool = True,
+    now_ms: int | None = None,
+    status: int = SectionStatus.OK,
+) -> bytes:
+    """Return the frame of an Images message; a section is (index, offset, shard version, images)."""
+    made = [
+        ImageSection(index, offset, status, version, [len(image or b"") for image in images])
+        for index, offset, version, images in sections
+    ]
+    body: list[bytes | memoryview] = [image for *_, images in sections for image in images if image]
+    return encode_images(request, time.time_ns() // 1_000_000 if now_ms is None else now_ms, made, last, body)
+
+
+class FakeNode:
+    """One node of a topology: `images` by store and agent, its shards' newest version, and what it was asked."""
+
+    def __init__(self, topology: Topology, placement: Placement, name: str, *, ipc: str = "") -> None:
+        self.topology = topology
+        self.placement = placement
+        self.name = name
+        self.ipc = ipc
+        self.images: dict[tuple[str, bytes], bytes] = {}
+        self.version = placement.generation << 40
+        self.requests: list[Request] = []
+        self.hold: set[type[Request]] = set()
+        """Kinds of requests whose answers wait for `release`; they are made when the request comes in."""
+        self.held: list[tuple[bytes, list[bytes]]] = []
+        self.answer: Callable[[Request], list[bytes]] = self.serve
+        """What a request is answered with, frame by frame; a test may put another in its place."""
+        self._sockets: SocketOwner | None = None
+
+    # --- its life ---
+
+    def start(self) -> None:
+        """Bind and serve; again after `stop`."""
+        self._sockets = SocketOwner()
+        replies = self._sockets.router()
+        bind(replies, self.topology.nodes[self.name].endpoint)
+        if self.ipc:
+            bind(replies, self.ipc)
+        self._channel = Channel(asyncio.get_running_loop(), replies, _receive, self._handle_messages)
+
+    def stop(self) -> None:
+        """Break every connection; what was held is lost."""
+        if self._sockets is not None:
+            self._channel.close()
+            self._sockets.close()
+            self._sockets = None
+        self.held.clear()
+
+    def _handle_messages(self, messages: list[list[bytes]]) -> None:
+        for peer, frame in messages:
+            request = decode_request(frame)
+            self.requests.append(request)
+            frames = self.answer(request)
+            if type(request) in self.hold:
+                self.held.append((peer, frames))
+            else:
+                self._send(peer, frames)
+
+    def _send(self, peer: bytes, frames: list[bytes]) -> None:
+        for frame in frames:
+            assert self._channel.send_to(peer, frame) is not Sent.FULL
+
+    def release(self, number: int | None = None) -> None:
+        """Send the held answers, the first `number` of them; what comes from now on is answered at once if all."""
+        if number is None:
+            self.hold.clear()
+        released, self.held = self.held[:number], self.held[len(self.held) if number is None else number :]
+        for peer, frames in released:
+            self._send(peer, frames)
+
+    def asked(self, kind: type[R]) -> list[R]:
+        """Return the requests of one kind, in the order in which they came."""
+        return [request for request in self.requests if isinstance(request, kind)]
+
+    # --- its agents ---
+
+    def put(self, agent_id: str, **values: object) -> int:
+        """Keep values of an agent, as a save of another client would; return the version."""
+        version = 0
+        for kind, value in values.items():
+            store = self.topology.kinds[kind].store
+            put = Put(kind, 0, 1, msgspec.msgpack.encode(value))
+            version = self._apply(store, Write(agent_id.encode(), b"", 0, [put]))
+        return version
+
+    def _apply(self, store: str, write: Write) -> int:
+        self.version += 1
+        key = (store, write.agent)
+        fragments = decode_image(self.images[key]) if key in self.images else {}
+        for operation in write.operations:
+            if isinstance(operation, Put):
+                fragment = Fragment(self.version, operation.schema, operation.encoding, 0, 0, operation.value)
+                fragments = {**fragments, operation.kind: fragment}
+            elif isinstance(operation, Erase):
+                fragments = {}
+            else:
+                fragments.pop(operation.kind, None)
+        if fragments:
+            self.images[key] = encode_image(self.version, fragments)
+        else:
+            self.images.pop(key, None)
+        return self.version
+
+    # --- its answers ---
+
+    def serve(self, request: Request) -> list[bytes]:
+        """Answer as a real node does."""
+        if isinstance(request, Fetch):
+            sections = [
+                (index, 0, self.version, [self._image(section.store, agent, request.kinds) for agent in section.agents])
+                for index, section in enumerate(request.sections)
+            ]
+            return [images_frame(request.request, sections)]
+        return [encode(self._reply(request))]
+
+    def _reply(self, request: Hello | Commit | Scan | Status) -> Reply:
+        if isinstance(request, Hello):
+            placement, topology = encode_placement(self.placement), encode_topology(self.topology)
+            uuid = self.placement.cluster_uuid
+            return Welcome(self.name, uuid, placement, topology, self.ipc, FRAME_BYTES_MAX)
+        if isinstance(request, Commit):
+            committed = [self._commit(index, section) for index, section in enumerate(request.sections)]
+            return Committed(request.request, committed)
+        if isinstance(request, Scan):
+            shards = self.topology.stores[request.store].shards
+            after = sorted(
+                agent
+                for store, agent in self.images
+                if store == request.store and shard_of(agent, shards) == request.shard and agent > request.position
+            )
+            page = after[: request.agents_max]
+            return Scanned(request.request, SectionStatus.OK, page, len(page) == len(after))
+        return StatusReply(request.request, self.name, 0, 0, 0, [], {})
+
+    def _commit(self, index: int, section: CommitSection) -> CommittedSection:
+        versions = [self._apply(section.store, write) for write in section.writes]
+        return CommittedSection(index, SectionStatus.OK, self.version, [*versions])
+
+    def _image(self, store: str, agent: bytes, kinds: list[str] | None) -> bytes | None:
+        image = self.images.get((store, agent))
+        return image if image is None or kinds is None else select_kinds(image, kinds)
+
+
+def _receive(raw: zmq.Socket[bytes]) -> list[bytes]:
+    return raw.recv_multipart(zmq.NOBLOCK)
+
+
+class FakeNodes(dict[str, FakeNode]):
+    """The nodes of one cluster, by the name of the store that each keeps."""
+
+    def fetches(self) -> list[Fetch]:
+        """Return every Fetch that any of them got."""
+        return [fetch for node in self.values() for fetch in node.asked(Fetch)]
+
+    def agents_fetched(self, store: str) -> list[bytes]:
+        """Return the agents that a store was asked for, in order, as often as it was."""
+        return [agent for fetch in self[store].asked(Fetch) for section in fetch.sections for agent in section.agents]
+
+    def put(self, agent_id: str, **values: object) -> None:
+        """Keep values of an agent, each in its store."""
+        for kind, value in values.items():
+            node = next(iter(self.values()))
+            self[node.topology.kinds[kind].store].put(agent_id, **{kind: value})
+
+
+@contextlib.asynccontextmanager
+async def fake_client(
+    kinds: Mapping[str, KindSpec] | None = None, shards: Mapping[str, int] | None = None
+) -> AsyncGenerator[tuple[Cluster, FakeNodes]]:
+    """Connect a client to fake nodes, one for each store: id, live and old, if no other kinds are given."""
+    topology = fake_topology(kinds=kinds, shards=shards)
+    async with fake_cluster(topology) as nodes, connect(topology) as cluster:
+        yield cluster, nodes
+
+
+def refusing(code: FaultCode, *requests: type[Request]) -> Callable[[Request], list[bytes]]:
+    """Return an `answer` that refuses requests of these kinds as a whole."""
+
+    def answer(request: Request) -> list[bytes]:
+        assert isinstance(request, requests), f"not meant for {request}"
+        assert not isinstance(request, Hello)
+        return [encode(Fault(request.request, code, "as the test wants it"))]
+
+    return answer
+
+
+@contextlib.asynccontextmanager
+async def fake_cluster(topology: Topology) -> AsyncGenerator[FakeNodes]:
+    """Run a fake node for each node of the topology, by the name of its first store."""
+    placement = placement_of(topology)
+    nodes = FakeNodes({node.stores[0]: FakeNode(topology, placement, name) for name, node in topology.nodes.items()})
+    try:
+        for node in nodes.values():
+            node.start()
+        yield nodes
+    finally:
+        for node in nodes.values():
+            node.stop()

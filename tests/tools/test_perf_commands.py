@@ -1,0 +1,40 @@
+"""`perf storm` and `perf memory` from the command line: that they run, and what they print; perf/ has its own tests."""
+
+from pathlib import Path
+
+import orjson
+
+from tests.tools.command_line import error_of, run, run_json
+
+SMALL = ("--topology", "one-store", "--wake", "20")
+
+
+def test_a_storm_prints_one_object(tmp_path: Path) -> None:
+    report = run_json("perf", "storm", *SMALL, "--agents", "60", "--runs", "1", "--value-bytes", "100")
+    assert (report["agents"], report["wake"], report["value_bytes"], report["runs"]) == (60, 20, 100, 1)
+    assert report["wake_many_ms"]["min"] > 0
+    assert report["peers"].keys() >= {"redis_mget_ms", "redis_packed_ms", "raw_zmq_ms", "raw_echo_us"}
+    assert "wake_many_to_redis_packed" in report["ratios"]
+
+
+def test_a_storm_of_agents_of_ones_own_prints_tables(tmp_path: Path) -> None:
+    path = tmp_path / "agents.ndjson"
+    path.write_bytes(
+        b"\n".join(
+            orjson.dumps({"agent_id": f"a/{number}", "fragments": {"profile": {"n": number}}}) for number in range(10)
+        )
+    )
+    text = run("perf", "storm", *SMALL, "--file", path, "--copies", "3", "--runs", "1").stdout.decode()
+    assert "20 agents woken of 30 asleep" in text
+    path.write_bytes(path.read_bytes() + b"\nnonsense")
+    assert "line 11: not JSON" in error_of("perf", "storm", *SMALL, "--file", path)
+
+
+def test_more_agents_than_sleep_cannot_be_woken() -> None:
+    assert "only 10 sleep" in error_of("perf", "storm", *SMALL, "--agents", "10")
+
+
+def test_memory_prints_one_object() -> None:
+    report = run_json("perf", "memory", *SMALL, "--agents", "50", "--storms", "2", "--value-bytes", "100")
+    assert report["storms"] == 2
+    assert len(report["nodes"]) == 2

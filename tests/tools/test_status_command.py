@@ -1,0 +1,69 @@
+"""What `status` makes of the nodes' answers."""
+
+import io
+
+import orjson
+from rich.console import Console
+
+from dawnchorus.tools.status_command import Answers, describe, render
+from dawnchorus.wire.errors import ClusterUnavailable
+from dawnchorus.wire.messages import ShardStatus, StatusReply
+from dawnchorus.wire.topology import NodeSpec
+
+NODES = {name: NodeSpec(name, f"tcp://127.0.0.1:{port}", ("live",)) for name, port in [("one", 7411), ("two", 7412)]}
+
+
+def reply(node: str, *states: str) -> StatusReply:
+    """A node's answer with a shard for each of these states."""
+    shards = [
+        ShardStatus("live", number, 1, (1 << 60) + number, 1_000, 1 << 20, state) for number, state in enumerate(states)
+    ]
+    return StatusReply(1, node, 4242, 90_000, 50 << 20, shards, {"fetches": 12_345, "late": 0})
+
+
+def rendered(answers: Answers, width: int = 140) -> str:
+    """The tables as text."""
+    console = Console(file=io.StringIO(), width=width)
+    render("dev", NODES, answers, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_a_cluster_that_is_well() -> None:
+    answers: Answers = {"two": reply("two", "serving"), "one": reply("one", "serving", "serving")}
+    described = describe("dev", NODES, answers)
+    assert described["well"] is True
+    first = orjson.loads(orjson.dumps(described))["nodes"][0]
+    assert (first["node"], first["up"], first["agents"], first["disk_bytes"]) == ("one", True, 2_000, 2 << 20)
+    assert first["shards"][1]["version"] == str((1 << 60) + 1)
+    text = rendered(answers)
+    assert "2,000" in text
+    assert "12,345" in text
+    assert "late" not in text  # nothing was counted there
+    assert "tcp://127.0.0.1:7411" in text
+    assert "not served" not in text
+
+
+def test_a_node_that_is_down_and_a_shard_that_is_not_served_are_named() -> None:
+    answers: Answers = {
+        "one": reply("one", "serving", "page 7 is damaged"),
+        "two": ClusterUnavailable("node 'two' is not connected"),
+    }
+    described = orjson.loads(orjson.dumps(describe("dev", NODES, answers)))
+    assert described["well"] is False
+    assert described["nodes"][1] == {
+        "node": "two",
+        "endpoint": "tcp://127.0.0.1:7412",
+        "up": False,
+        "error": "node 'two' is not connected",
+    }
+    text = rendered(answers)
+    assert "1 of 2" in text
+    assert "one: shard 1 of store live is not served: page 7 is damaged" in text
+    assert "two is down: node 'two' is not connected" in text
+
+
+def test_every_column_fits_an_ordinary_terminal() -> None:
+    text = rendered({"one": reply("one", *["serving"] * 16), "two": reply("two", *["serving"] * 16)}, width=80)
+    assert "…" not in text
+    assert "16,000" in text

@@ -1,0 +1,14 @@
+"""What the tests of sockets share."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose path leaves room for an ipc endpoint's 107 bytes, as `tmp_path` may not."""
+    with tempfile.TemporaryDirectory(prefix="dc-") as folder:
+        yield Path(folder)

@@ -1,0 +1,299 @@
+"""The channel: nothing drained is lost or out of order, timers run between turns, and a bad handler stops nothing."""
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from dawnchorus.wire.channel import Channel, Sent, receive_frame, receive_parts
+from dawnchorus.wire.sockets import NODE_SEND_FRAMES_MAX, SocketOwner, bind
+
+PATIENCE_S = 30.0
+"""How long a test waits for what has to happen; nothing is measured with it."""
+
+Messages = list[list[bytes]]
+
+
+class Ends:
+    """A node's and a router's socket, each with a channel that collects what it is handed."""
+
+    def __init__(self, owner: SocketOwner, endpoint: str) -> None:
+        self.owner = owner
+        self.replies = owner.router()
+        bind(self.replies, endpoint)
+        self.requests = owner.dealer(endpoint)
+        self.at_node: list[Messages] = []
+        self.at_router: list[Messages] = []
+        loop = asyncio.get_running_loop()
+        self.node: Channel[list[bytes]] = Channel(loop, self.replies, receive_parts, self.at_node.append)
+        self.router: Channel[list[bytes]] = Channel(loop, self.requests, receive_parts, self.at_router.append)
+
+    async def identity(self) -> bytes:
+        """Introduce the router to the node; return its identity there."""
+        self.router.send(b"hello")
+        await until(lambda: self.at_node)
+        identity = self.at_node[0][0][0]
+        self.at_node.clear()
+        return identity
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def connected(folder: Path) -> AsyncIterator[Ends]:
+    with SocketOwner() as owner:
+        ends = Ends(owner, f"ipc://{folder}/x")
+        try:
+            yield ends
+        finally:
+            ends.node.close()
+            ends.router.close()
+
+
+@pytest.fixture
+async def ends(short_folder: Path) -> AsyncIterator[Ends]:
+    async with connected(short_folder) as made:
+        yield made
+
+
+def count(handed: list[Messages]) -> int:
+    return sum(len(messages) for messages in handed)
+
+
+async def test_ten_thousand_frames_arrive_in_order_in_bounded_turns(ends: Ends) -> None:
+    sent = 0
+    while sent < 10_000:
+        if ends.router.send(b"%d" % sent) is Sent.OK:
+            sent += 1
+        else:
+            await asyncio.sleep(0)
+    await until(lambda: count(ends.at_node) == 10_000)
+    frames = [message[1] for messages in ends.at_node for message in messages]
+    assert frames == [b"%d" % number for number in range(10_000)]
+    assert max(map(len, ends.at_node)) <= 256
+    assert len({message[0] for messages in ends.at_node for message in messages}) == 1
+
+
+async def test_what_has_gathered_is_handed_over_together(ends: Ends) -> None:
+    await ends.identity()
+    for number in range(20):
+        ends.router.send(b"%d" % number)
+    # The loop does not run meanwhile; libzmq's thread does.
+    poller = zmq.Poller()
+    poller.register(ends.replies, zmq.POLLIN)
+    assert poller.poll(PATIENCE_S * 1_000)
+    await until(lambda: count(ends.at_node) == 20)
+    assert len(ends.at_node) < 20
+
+
+async def test_timers_run_between_the_turns_of_a_drain(short_folder: Path) -> None:
+    # The handler keeps the socket full for ever, as a storm does.
+    with SocketOwner() as owner:
+        replies = owner.router()
+        bind(replies, f"ipc://{short_folder}/x")
+        requests = owner.dealer(f"ipc://{short_folder}/x")
+        loop = asyncio.get_running_loop()
+        handed = 0
+
+        def refill(messages: Messages) -> None:
+            nonlocal handed
+            handed += len(messages)
+            for _ in messages:
+                router.send(b"again")
+
+        router = Channel(loop, requests, receive_parts, lambda _: None)
+        node = Channel(loop, replies, receive_parts, refill)
+        for _ in range(200):
+            router.send(b"first")
+        await until(lambda: handed > 2_000)
+        node.close()
+        router.close()
+
+
+async def test_nothing_waits_for_an_edge_that_a_send_has_swallowed(ends: Ends) -> None:
+    # Both sides answer from inside their handlers, where every send and receive may take the edge.
+    identity = await ends.identity()
+    left = 2_000
+    done = asyncio.Event()
+
+    def at_router(messages: Messages) -> None:
+        nonlocal left
+        left -= len(messages)
+        for _ in messages:
+            ends.router.send(b"ping")
+        if left <= 0:
+            done.set()
+
+    def at_node(messages: Messages) -> None:
+        for peer, frame in messages:
+            ends.node.send_to(peer, frame)
+
+    ends.router.close()
+    ends.node.close()
+    loop = asyncio.get_running_loop()
+    ends.router = Channel(loop, ends.requests, receive_parts, at_router)
+    ends.node = Channel(loop, ends.replies, receive_parts, at_node)
+    for _ in range(3):
+        ends.router.send(b"ping")
+    async with asyncio.timeout(PATIENCE_S):
+        await done.wait()
+    assert identity
+
+
+async def test_frames_that_came_before_the_channel_was_made_are_handed_over(short_folder: Path) -> None:
+    with SocketOwner() as owner:
+        replies = owner.router()
+        bind(replies, f"ipc://{short_folder}/x")
+        requests = owner.dealer(f"ipc://{short_folder}/x")
+        requests.send(b"early")
+        assert replies.poll(PATIENCE_S * 1_000)
+        handed: list[Messages] = []
+        channel = Channel(asyncio.get_running_loop(), replies, receive_parts, handed.append)
+        await until(lambda: handed)
+        channel.close()
+    assert handed[0][0][1] == b"early"
+
+
+async def test_large_frames_arrive_whole_although_their_sender_lets_go_of_them(ends: Ends) -> None:
+    identity = await ends.identity()
+    sizes = [0, 1, (1 << 16) - 1, 1 << 16, 3 << 20]
+    for number, size in enumerate(sizes):
+        assert ends.router.send(bytes([number]) * size) is Sent.OK
+        assert ends.node.send_to(identity, bytes([number]) * size) is Sent.OK
+    gc.collect()
+    await until(lambda: count(ends.at_node) == count(ends.at_router) == len(sizes))
+    for handed in (ends.at_node, ends.at_router):
+        frames = [message[-1] for messages in handed for message in messages]
+        assert frames == [bytes([number]) * size for number, size in enumerate(sizes)]
+
+
+async def test_a_peer_that_does_not_read_is_full_and_gets_everything_once_it_reads(short_folder: Path) -> None:
+    with SocketOwner() as owner:
+        replies = owner.router()
+        bind(replies, f"ipc://{short_folder}/x")
+        requests = owner.dealer(f"ipc://{short_folder}/x")
+        handed: list[Messages] = []
+        node = Channel(asyncio.get_running_loop(), replies, receive_parts, handed.append)
+        requests.send(b"hello")
+        await until(lambda: handed)
+        identity = handed[0][0][0]
+        # The kernel's buffers, the peer's queue and this one's take some; then it is full.
+        frame = b"x" * (1 << 20)
+        taken = 0
+        while node.send_to(identity, frame + b"%d" % taken) is Sent.OK:
+            taken += 1
+            assert taken < 10_000
+        assert taken >= NODE_SEND_FRAMES_MAX
+        received: list[bytes] = []
+
+        def collect(messages: Messages) -> None:
+            received.extend(message[0] for message in messages)
+
+        router = Channel(asyncio.get_running_loop(), requests, receive_parts, collect)
+        await until(lambda: node.send_to(identity, b"last") is Sent.OK)
+        await until(lambda: received and received[-1] == b"last")
+        assert [message[1 << 20 :] for message in received[:-1]] == [b"%d" % number for number in range(taken)]
+        node.close()
+        router.close()
+
+
+async def test_a_peer_that_is_not_there_is_gone(ends: Ends) -> None:
+    assert ends.node.send_to(b"\x00nobody", b"frame") is Sent.GONE
+
+
+async def test_a_peer_that_has_left_is_gone(ends: Ends) -> None:
+    identity = await ends.identity()
+    ends.router.close()
+    ends.owner.close_socket(ends.requests)
+    await until(lambda: ends.node.send_to(identity, b"frame") is Sent.GONE)
+
+
+async def test_a_closed_channel_hands_nothing_over(ends: Ends) -> None:
+    identity = await ends.identity()
+    ends.router.send(b"before")
+    assert ends.replies.poll(PATIENCE_S * 1_000)
+    ends.node.close()
+    ends.node.close()
+    ends.router.send(b"after")
+    await asyncio.sleep(0.05)
+    assert ends.at_node == []
+    # The socket is still its owner's.
+    assert [ends.replies.recv_multipart() for _ in range(2)] == [[identity, b"before"], [identity, b"after"]]
+
+
+async def test_a_channel_closed_by_its_own_handler_is_left_alone(short_folder: Path) -> None:
+    with SocketOwner() as owner:
+        replies = owner.router()
+        bind(replies, f"ipc://{short_folder}/x")
+        requests = owner.dealer(f"ipc://{short_folder}/x")
+        handed: list[Messages] = []
+
+        def close(messages: Messages) -> None:
+            handed.append(messages)
+            channel.close()
+            owner.close_socket(replies)
+
+        channel = Channel(asyncio.get_running_loop(), replies, receive_parts, close)
+        requests.send(b"end")
+        await until(lambda: handed)
+        await asyncio.sleep(0.01)
+        assert len(handed) == 1
+
+
+async def test_what_is_left_in_the_socket_is_handed_over_although_the_handler_fails(short_folder: Path) -> None:
+    with SocketOwner() as owner:
+        replies = owner.router()
+        bind(replies, f"ipc://{short_folder}/x")
+        requests = owner.dealer(f"ipc://{short_folder}/x")
+        for number in range(600):
+            requests.send(b"%d" % number)
+        handed = 0
+
+        def fail(messages: Messages) -> None:
+            nonlocal handed
+            handed += len(messages)
+            raise RuntimeError("a bug")
+
+        failures: list[dict[str, Any]] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: failures.append(context))
+        channel = Channel(loop, replies, receive_parts, fail)
+        await until(lambda: handed == 600)
+        channel.close()
+        loop.set_exception_handler(None)
+    assert failures
+    assert all(isinstance(context["exception"], RuntimeError) for context in failures)
+
+
+async def test_a_frame_received_uncopied_stays_whole_when_others_follow(short_folder: Path) -> None:
+    with SocketOwner() as owner:
+        replies = owner.router()
+        bind(replies, f"ipc://{short_folder}/x")
+        requests = owner.dealer(f"ipc://{short_folder}/x")
+        handed: list[Messages] = []
+        views: list[memoryview] = []
+        loop = asyncio.get_running_loop()
+        node = Channel(loop, replies, receive_parts, handed.append)
+        router = Channel(loop, requests, receive_frame, views.extend)
+        requests.send(b"hello")
+        await until(lambda: handed)
+        identity = handed[0][0][0]
+        for number in range(10):
+            assert node.send_to(identity, bytes([number]) * 100_000) is Sent.OK
+        await until(lambda: len(views) == 10)
+        node.close()
+        router.close()
+    # The views keep their frames alive, also after the socket is closed.
+    gc.collect()
+    assert [bytes(view) for view in views] == [bytes([number]) * 100_000 for number in range(10)]

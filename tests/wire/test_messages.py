@@ -1,0 +1,390 @@
+"""The messages: what goes in comes out, peers of other versions are understood, and garbage is never more than that."""
+
+import random
+from typing import Any, get_args
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dawnchorus.wire import messages
+from dawnchorus.wire.errors import ProtocolError
+from dawnchorus.wire.messages import (
+    ABSENT,
+    UNCHANGED,
+    Commit,
+    CommitSection,
+    Committed,
+    CommittedSection,
+    Drop,
+    Erase,
+    Fault,
+    FaultCode,
+    Fetch,
+    FetchSection,
+    Hello,
+    Images,
+    ImageSection,
+    Message,
+    Put,
+    Refusal,
+    Reply,
+    Request,
+    Scan,
+    Scanned,
+    SectionStatus,
+    ShardStatus,
+    Status,
+    StatusReply,
+    Welcome,
+    Write,
+    decode_reply,
+    decode_request,
+    encode,
+    encode_images,
+    read_request_number,
+)
+
+REQUESTS: tuple[type[msgspec.Struct], ...] = get_args(Request)
+REPLIES: tuple[type[msgspec.Struct], ...] = get_args(Reply)
+
+# One of each message, and the bytes that it has always had. Whoever has to change a line here breaks every older peer.
+EXAMPLES: list[tuple[Message, str]] = [
+    (Hello(1, "dev", b"\x01\x02", "00ff"), "950101a3646576c4020102a430306666"),
+    (
+        Welcome("live-1", "ab" * 16, b"{}", b"\x80", "ipc:///run/x.ipc", 4 << 20),
+        "9702a66c6976652d31d9206162616261626162616261626162616261626162616261626162616261626162c4027b7dc40180b06970633a2f2f2f72756e2f782e697063ce00400000",
+    ),
+    (
+        Fetch(
+            7,
+            1_000_000,
+            [FetchSection("live", 3, 1, [b"a", "ä/1".encode()], [0, 5]), FetchSection("archive", 0, 2, [b"a"])],
+            ["session"],
+        ),
+        "950307ce000f42409295a46c697665030192c40161c404c3a42f3192000595a761726368697665000291c40161c091a773657373696f6e",
+    ),
+    (
+        Images(
+            7,
+            1_700_000_000_000,
+            [ImageSection(0, 0, 0, 1 << 40, [3, ABSENT, UNCHANGED]), ImageSection(1, 0, 3, 0, [])],
+            True,
+            memoryview(b"xyz"),
+        ),
+        "960407cf0000018bcfe568009295000000cf0000010000000000930300ff950100030090c3c40378797a",
+    ),
+    (
+        Commit(
+            8,
+            250,
+            [
+                CommitSection(
+                    "live", 3, 1, [Write(b"a", b"\x10", 6, [Put("session", 0, 1, b"\x01"), Drop("context"), Erase()])]
+                )
+            ],
+        ),
+        "940508ccfa9194a46c69766503019194c40161c4011006939501a773657373696f6e0001c401019202a7636f6e746578749103",
+    ),
+    (
+        Committed(8, [CommittedSection(0, 0, 9, [9, 0, Refusal("no")]), CommittedSection(1, 1, 0, [], "moved")]),
+        "930608929500000993090091a26e6fa09501010090a56d6f766564",
+    ),
+    (Scan(9, 1_000, "live", 0, 1, b"a", 100), "980709cd03e8a46c6976650001c4016164"),
+    (Scanned(9, 0, [b"b", b"c"], False), "9508090092c40162c40163c2"),
+    (Status(10, 1_000), "93090acd03e8"),
+    (
+        StatusReply(10, "live-1", 4, 5, 6, [ShardStatus("live", 0, 1, 2, 3, 4, "serving")], {"fetches": 1}),
+        "980a0aa66c6976652d310405069197a46c6976650001020304a773657276696e6781a76665746368657301",
+    ),
+    (Fault(11, 4, "no", 5), "950b0b04a26e6f05"),
+]
+
+names = st.text(max_size=20)
+blobs = st.binary(max_size=40)
+signed = st.integers(-(1 << 63), (1 << 64) - 1)
+numbers = st.integers(0, (1 << 64) - 1)
+operations = st.one_of(st.builds(Put, names, signed, signed, blobs), st.builds(Drop, names), st.builds(Erase))
+writes = st.builds(Write, blobs, blobs, signed, st.lists(operations, max_size=4))
+anything: st.SearchStrategy[Any] = st.one_of(
+    st.builds(Hello, signed, names, blobs, names),
+    st.builds(Welcome, names, names, blobs, blobs, names, signed),
+    st.builds(
+        Fetch,
+        numbers,
+        numbers,
+        st.lists(
+            st.builds(FetchSection, names, signed, signed, st.lists(blobs), st.none() | st.lists(signed)), max_size=4
+        ),
+        st.none() | st.lists(names),
+    ),
+    st.builds(
+        Images,
+        signed,
+        signed,
+        st.lists(st.builds(ImageSection, numbers, numbers, signed, signed, st.lists(signed)), max_size=4),
+        st.booleans(),
+        st.binary(max_size=300).map(memoryview),
+    ),
+    st.builds(
+        Commit,
+        numbers,
+        numbers,
+        st.lists(st.builds(CommitSection, names, signed, signed, st.lists(writes, max_size=4)), max_size=4),
+    ),
+    st.builds(
+        Committed,
+        signed,
+        st.lists(
+            st.builds(
+                CommittedSection,
+                numbers,
+                signed,
+                signed,
+                st.lists(signed | st.builds(Refusal, names), max_size=4),
+                names,
+            ),
+            max_size=4,
+        ),
+    ),
+    st.builds(Scan, numbers, numbers, names, signed, signed, blobs, numbers),
+    st.builds(Scanned, signed, signed, st.lists(blobs), st.booleans()),
+    st.builds(Status, numbers, numbers),
+    st.builds(
+        StatusReply,
+        signed,
+        names,
+        signed,
+        signed,
+        signed,
+        st.lists(st.builds(ShardStatus, names, signed, signed, signed, signed, signed, names), max_size=4),
+        st.dictionaries(names, signed, max_size=4),
+    ),
+    st.builds(Fault, signed, signed, names, signed),
+)
+
+
+def decode(frame: bytes, like: Message) -> Message:
+    return decode_request(frame) if isinstance(like, REQUESTS) else decode_reply(frame)
+
+
+def as_arrays(message: Message) -> list[Any]:
+    """The message as the bare arrays that it is on the wire."""
+    arrays: list[Any] = msgspec.msgpack.decode(encode(message))
+    return arrays
+
+
+@given(anything)
+def test_a_message_comes_out_as_it_went_in(message: Message) -> None:
+    assert decode(encode(message), message) == message
+
+
+def test_the_strategies_and_the_examples_know_every_message() -> None:
+    shown = {type(message) for message, _ in EXAMPLES}
+    assert shown == {*REQUESTS, *REPLIES}
+    assert {message.__struct_config__.tag for message in shown} == set(range(1, len(shown) + 1))
+
+
+@pytest.mark.parametrize(("message", "golden"), EXAMPLES, ids=lambda value: type(value).__name__)
+def test_the_bytes_of_a_message_never_change(message: Message, golden: str) -> None:
+    assert encode(message).hex() == golden
+    assert decode(bytes.fromhex(golden), message) == message
+
+
+def test_the_numbers_on_the_wire_never_change() -> None:
+    assert messages.PROTOCOL == 1
+    assert (ABSENT, UNCHANGED) == (0, -1)
+    assert {status.name: status.value for status in SectionStatus} == {
+        "OK": 0,
+        "MOVED": 1,
+        "SEALED": 2,
+        "DAMAGED": 3,
+        "DISK_FULL": 4,
+        "OVERLOADED": 5,
+        "TOO_LATE": 6,
+        "INTERNAL": 7,
+    }
+    assert {code.name: code.value for code in FaultCode} == {
+        "BAD_REQUEST": 1,
+        "NO_HELLO": 2,
+        "WRONG_CLUSTER": 3,
+        "UNSUPPORTED": 4,
+        "OVERLOADED": 5,
+        "INTERNAL": 6,
+    }
+
+
+@given(numbers, numbers, st.lists(st.lists(st.binary(min_size=1, max_size=200), max_size=5), max_size=3), st.booleans())
+def test_images_framed_in_one_copy_are_the_bytes_that_the_encoder_would_make(
+    request_number: int, now_ms: int, images: list[list[bytes]], last: bool
+) -> None:
+    sections = [ImageSection(index, 0, 0, 9, list(map(len, some))) for index, some in enumerate(images)]
+    body = [image for some in images for image in some]
+    frame = encode_images(request_number, now_ms, sections, last, [memoryview(image) for image in body])
+    reply = decode_reply(frame)
+    assert reply == Images(request_number, now_ms, sections, last, memoryview(b"".join(body)))
+
+
+def test_images_of_more_than_64_kib_are_framed_whole() -> None:
+    images = [b"a" * 70_000, b"", b"b" * 300]
+    frame = encode_images(1, 2, [ImageSection(0, 0, 0, 9, [70_000, 0, 300])], True, list(images))
+    reply = decode_reply(frame)
+    assert isinstance(reply, Images)
+    assert reply.body == b"".join(images)
+
+
+# --- peers of other versions ---
+
+
+@pytest.mark.parametrize("message", [message for message, _ in EXAMPLES], ids=lambda value: type(value).__name__)
+def test_fields_that_a_newer_peer_appends_are_passed_over(message: Message) -> None:
+    arrays = as_arrays(message)
+    sections = [section for field in arrays if isinstance(field, list) for section in field]
+    for fields in [arrays, *sections]:
+        if isinstance(fields, list):
+            fields += ["new", {"newer": [1.5, None]}]
+    assert decode(msgspec.msgpack.encode(arrays), message) == message
+
+
+def test_fields_that_a_newer_peer_appends_to_writes_and_operations_are_passed_over() -> None:
+    commit = Commit(1, 2, [CommitSection("live", 0, 1, [Write(b"a", b"w", 0, [Put("session", 0, 1, b"v"), Erase()])])])
+    arrays = as_arrays(commit)
+    write = arrays[3][0][3][0]
+    for fields in [write, *write[3]]:
+        fields.append("new")
+    assert decode(msgspec.msgpack.encode(arrays), commit) == commit
+
+
+@pytest.mark.parametrize(
+    ("message", "missing"),
+    [
+        (Fetch(1, 2, [], None), 1),
+        (Fault(1, 2, "", 0), 2),
+    ],
+)
+def test_trailing_fields_that_an_older_peer_leaves_out_are_filled_in(message: Message, missing: int) -> None:
+    arrays = as_arrays(message)
+    assert decode(msgspec.msgpack.encode(arrays[:-missing]), message) == message
+    with pytest.raises(ProtocolError):
+        decode(msgspec.msgpack.encode(arrays[: -missing - 1]), message)
+
+
+def test_trailing_fields_of_sections_are_filled_in_too() -> None:
+    fetch = as_arrays(Fetch(1, 2, [FetchSection("live", 0, 1, [b"a"])]))
+    del fetch[3][0][-1]
+    committed = as_arrays(Committed(1, [CommittedSection(0, 0, 1, [1])]))
+    del committed[2][0][-1]
+    assert decode_request(msgspec.msgpack.encode(fetch)) == Fetch(1, 2, [FetchSection("live", 0, 1, [b"a"])])
+    assert decode_reply(msgspec.msgpack.encode(committed)) == Committed(1, [CommittedSection(0, 0, 1, [1])])
+
+
+# --- garbage ---
+
+
+def mutations(source: random.Random, frames: list[bytes]) -> bytes:
+    """Random bytes, or a frame that was cut short, had bits flipped, or was spliced with another."""
+    frame = bytearray(source.choice(frames))
+    match source.randrange(5):
+        case 0:
+            return source.randbytes(source.randrange(40))
+        case 1:
+            return bytes(frame[: source.randrange(len(frame))])
+        case 2:
+            for _ in range(source.randrange(1, 4)):
+                frame[source.randrange(len(frame))] ^= 1 << source.randrange(8)
+        case 3:
+            frame[source.randrange(len(frame))] = source.randrange(256)
+        case _:
+            frame[source.randrange(len(frame)) :] = source.choice(frames)[source.randrange(9) :]
+    return bytes(frame)
+
+
+def test_a_hundred_thousand_damaged_frames_raise_protocol_errors_and_nothing_else() -> None:
+    seed = 1
+    source = random.Random(seed)
+    frames = [encode(message) for message, _ in EXAMPLES]
+    refused = 0
+    for number in range(100_000):
+        frame = mutations(source, frames)
+        for decoder in (decode_request, decode_reply):
+            try:
+                decoder(frame)
+            except ProtocolError:
+                refused += 1
+            except Exception as error:
+                pytest.fail(f"seed {seed}, frame {number}, {frame.hex()}: {decoder.__name__} raised {error!r}")
+        try:
+            read = read_request_number(frame)
+        except Exception as error:
+            pytest.fail(f"seed {seed}, frame {number}, {frame.hex()}: read_request_number raised {error!r}")
+        assert read is None or read >= 0
+    assert 100_000 < refused < 200_000, "the mutations are all garbage, or none is"
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"",
+        b"\x00",
+        b"\xc1",
+        b"\x91" * 100_000,
+        b"\xdd\xff\xff\xff\xff",
+        b"\x94\x03\x00\x00\xdd\xff\xff\xff\xff",
+        b"\x95\x01\x01\xa1\xff\xc4\x00\xa0",
+        b"\x84\x01\x02\x03\x04\x05\x06\x07\x08",
+        encode(Fetch(1, 1, []))[:1] + b"\x63" + encode(Fetch(1, 1, []))[2:],
+    ],
+    ids=["empty", "a number", "no msgpack", "deep", "long array", "long list", "not UTF-8", "a map", "unknown tag"],
+)
+def test_frames_that_lie_about_themselves_are_protocol_errors(frame: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        decode_request(frame)
+    with pytest.raises(ProtocolError):
+        decode_reply(frame)
+
+
+@pytest.mark.parametrize("field", [1, 2])
+def test_negative_request_numbers_and_budgets_are_refused(field: int) -> None:
+    arrays = as_arrays(Status(1, 1))
+    arrays[field] = -1
+    with pytest.raises(ProtocolError):
+        decode_request(msgspec.msgpack.encode(arrays))
+
+
+@pytest.mark.parametrize(
+    ("fields", "number"),
+    [
+        ([99, 7], 7),
+        ([3, 7, "no budget", {}], 7),
+        ([3, (1 << 64) - 1], (1 << 64) - 1),
+        (["no tag", 0], 0),
+        ([3], None),
+        ([], None),
+        ([3, -7], None),
+        ([3, True], None),
+        ([3, "7"], None),
+        ([3, 7.0], None),
+        ([3, None], None),
+    ],
+)
+def test_the_request_number_of_a_bad_frame_is_read_where_there_is_one(fields: list[Any], number: int | None) -> None:
+    assert read_request_number(msgspec.msgpack.encode(fields)) == number
+
+
+def test_the_request_number_of_what_is_no_array_is_unknown() -> None:
+    assert read_request_number(b"") is None
+    assert read_request_number(msgspec.msgpack.encode({1: 7})) is None
+    assert read_request_number(msgspec.msgpack.encode([3, 7])[:-1]) is None
+    assert read_request_number(msgspec.msgpack.encode([3, 7]) + b"\x00") is None
+
+
+def test_a_decoded_image_body_is_a_view_and_what_else_is_decoded_owns_its_bytes() -> None:
+    frame = bytearray(encode(Scanned(1, 0, [b"agent"], True)))
+    scanned = decode_reply(bytes(frame))
+    assert isinstance(scanned, Scanned)
+    assert type(scanned.agents[0]) is bytes
+    images = decode_reply(encode_images(1, 2, [ImageSection(0, 0, 0, 1, [2])], True, [b"ab"]))
+    assert isinstance(images, Images)
+    assert isinstance(images.body, memoryview)
+    assert images.body == b"ab"

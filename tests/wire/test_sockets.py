@@ -1,0 +1,145 @@
+"""Sockets have their limits set, and none outlives its owner, however far the making had got."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zmq
+
+from dawnchorus.perf.topologies import free_ports
+from dawnchorus.wire.errors import ClusterUnavailable, DataFolderError
+from dawnchorus.wire.limits import FRAME_BYTES_MAX
+from dawnchorus.wire.sockets import NODE_SEND_FRAMES_MAX, SocketOwner, bind, unbind_quietly
+
+PATIENCE_MS = 30_000
+
+
+def end_within_patience(action: Callable[[], None]) -> None:
+    """Run what must not hang: a context that cannot end would hang the whole run."""
+    thread = threading.Thread(target=action, daemon=True)
+    thread.start()
+    thread.join(PATIENCE_MS / 1_000)
+    assert not thread.is_alive(), "it does not end"
+
+
+def test_both_sockets_bound_what_a_peer_can_make_them_hold(short_folder: Path) -> None:
+    with SocketOwner() as owner:
+        router, dealer = owner.router(), owner.dealer(f"ipc://{short_folder}/x")
+        for made in (router, dealer):
+            assert made.getsockopt(zmq.MAXMSGSIZE) == FRAME_BYTES_MAX
+            assert made.getsockopt(zmq.HEARTBEAT_IVL) == 1_000
+            assert made.getsockopt(zmq.HEARTBEAT_TIMEOUT) == 4_000
+            assert 0 <= int(made.getsockopt(zmq.LINGER)) < 1_000
+            assert 0 < int(made.getsockopt(zmq.RCVHWM)) <= 4_096
+        assert router.getsockopt(zmq.SNDHWM) == NODE_SEND_FRAMES_MAX
+        assert dealer.getsockopt(zmq.SNDHWM) == 4_096
+        assert dealer.getsockopt(zmq.RECONNECT_IVL_MAX) == 320
+
+
+def test_a_frame_over_the_limit_costs_its_sender_the_connection_and_nobody_else(short_folder: Path) -> None:
+    endpoint = f"ipc://{short_folder}/x"
+    with SocketOwner() as owner, SocketOwner() as other:
+        replies = owner.router()
+        bind(replies, endpoint)
+        offender, bystander = other.dealer(endpoint), other.dealer(endpoint)
+        bystander.send(b"before")
+        assert replies.recv_multipart()[1] == b"before"
+        offender.send(b"x" * (FRAME_BYTES_MAX + 1))
+        offender.send(b"small")
+        bystander.send(b"after")
+        assert replies.poll(PATIENCE_MS)
+        assert replies.recv_multipart()[1] in (b"after", b"small")
+        bystander.send(b"x" * FRAME_BYTES_MAX)
+        while True:
+            assert replies.poll(PATIENCE_MS)
+            if len(replies.recv_multipart()[1]) == FRAME_BYTES_MAX:
+                break
+
+
+def test_a_router_is_told_of_peers_that_it_cannot_reach() -> None:
+    with SocketOwner() as owner, pytest.raises(zmq.ZMQError, match="Host unreachable"):
+        owner.router().send_multipart([b"nobody", b"frame"])
+
+
+def test_an_endpoint_in_use_is_one_clear_error(short_folder: Path) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_ports(1)[0]}"
+    with SocketOwner() as owner:
+        bind(owner.router(), endpoint)
+        with pytest.raises(DataFolderError, match=f"cannot bind {endpoint}: Address already in use.*; end the process"):
+            bind(owner.router(), endpoint)
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://192.0.2.1:9", "ipc:///no/such/folder/x", "x"])
+def test_an_endpoint_that_is_not_to_be_had_is_one_clear_error(endpoint: str) -> None:
+    with SocketOwner() as owner, pytest.raises(DataFolderError, match=r"cannot bind .* in topology\.toml"):
+        bind(owner.router(), endpoint)
+
+
+def test_an_endpoint_can_be_had_again_after_unbinding_it() -> None:
+    endpoint = f"tcp://127.0.0.1:{free_ports(1)[0]}"
+    with SocketOwner() as owner:
+        first = owner.router()
+        bind(first, endpoint)
+        unbind_quietly(first, endpoint)
+        unbind_quietly(first, endpoint)
+        unbind_quietly(first, "tcp://127.0.0.1:1")
+        second = owner.router()
+        for _attempt in range(1_000):
+            try:
+                bind(second, endpoint)
+            except DataFolderError:  # libzmq's thread closes it
+                threading.Event().wait(0.01)
+            else:
+                break
+        else:
+            pytest.fail("the endpoint is still in use")
+
+
+def test_an_endpoint_that_cannot_be_connected_to_is_told_and_its_socket_closed() -> None:
+    def make() -> None:
+        with SocketOwner() as owner, pytest.raises(ClusterUnavailable, match="cannot connect to nonsense"):
+            owner.dealer("nonsense")
+
+    end_within_patience(make)
+
+
+def test_an_owner_ends_with_everything_still_unsent(short_folder: Path) -> None:
+    def make() -> None:
+        with SocketOwner() as owner:
+            requests = owner.dealer(f"ipc://{short_folder}/nobody")
+            monitor = owner.monitor(requests, zmq.EVENT_CONNECTED)
+            for _ in range(100):
+                requests.send(b"x" * 100_000)
+            replies = owner.router()
+            bind(replies, f"ipc://{short_folder}/x")
+        assert requests.closed
+        assert monitor.closed
+        assert replies.closed
+
+    end_within_patience(make)
+
+
+def test_frames_on_their_way_are_sent_before_a_socket_closes(short_folder: Path) -> None:
+    with SocketOwner() as node:
+        replies = node.router()
+        bind(replies, f"ipc://{short_folder}/x")
+        with SocketOwner() as router:
+            requests = router.dealer(f"ipc://{short_folder}/x")
+            requests.send(b"first")
+            assert replies.poll(PATIENCE_MS)
+            replies.recv_multipart()
+            requests.send(b"last")
+        assert replies.poll(PATIENCE_MS)
+        assert replies.recv_multipart()[1] == b"last"
+
+
+def test_a_monitor_tells_of_connections(short_folder: Path) -> None:
+    endpoint = f"ipc://{short_folder}/x"
+    with SocketOwner() as owner:
+        bind(owner.router(), endpoint)
+        requests = owner.dealer(f"ipc://{short_folder}/later")
+        monitor = owner.monitor(requests, zmq.EVENT_CONNECTED)
+        requests.connect(endpoint)
+        assert monitor.poll(PATIENCE_MS)
+        owner.close_socket(monitor)
