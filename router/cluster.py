@@ -3,10 +3,10 @@
     async with connect("topology.toml") as cluster:
         state = await cluster.wake("agent-42")
 
-How a wake passes through: `wake` puts it into the batch of this turn of the loop (`wakes`); at the end of the turn each
-batch becomes a fetch (`fetching`), planned into requests (`plan`), which the `router` sends as the nodes' windows allow
-(`flow`) over its links (`link`); replies are gathered (`gather`) until a group of agents is complete, and each wake
-gets its `state`, or ends at its deadline with what has come.
+How a wake passes through: `wake` puts it into the batch of this turn of the loop (`coalescing`); at the end of the turn
+each batch becomes a fetch (`fetching`), planned into requests (`plan`), which the `router` sends as the nodes' windows
+allow (`flow`) over its links (`link`); replies are gathered (`gather`) until a group of agents is complete, and each
+wake gets its `state`, or ends at its deadline with what has come.
 
 A Cluster belongs to the event loop in which it was opened, and to its thread.
 """
@@ -26,6 +26,7 @@ from ..wire.messages import Drop, Erase, Operation, StatusReply
 from ..wire.topology import Topology
 from ..wire.topology_file import load_topology
 from .calls import list_agents, node_status
+from .coalescing import Coalescer
 from .fetching import Fetching, ImageSizes
 from .floors import Floors
 from .ids import check_agent_id, sound_ids
@@ -35,7 +36,7 @@ from .parts import Group
 from .router import Router
 from .saving import AgentWrite, Saved, Saving
 from .state import AgentState
-from .wakes import WakeBatch, WakeMany, WakeStream
+from .wakes import WakeMany, WakeStream
 
 __all__ = ["Cluster", "connect"]
 
@@ -80,7 +81,7 @@ class Cluster:
 
     _router: Router
     _kinds: Kinds
-    _loop: asyncio.AbstractEventLoop
+    _coalescer: Coalescer
     topology: Topology
     """The cluster's topology, as this client knows it."""
 
@@ -92,15 +93,13 @@ class Cluster:
         self._sizes = ImageSizes()
         self._readings: dict[tuple[str, ...] | None, Reading] = {}
         self._readings_revision = -1
-        self._pending: dict[tuple[str, ...] | None, WakeBatch] = {}
-        self._under_way: dict[tuple[str, ...] | None, dict[str, WakeBatch]] = {}
         self._write_prefix = secrets.token_bytes(8)
         self._writes = 0
         self._open = False
 
     async def __aenter__(self) -> Self:
-        self._loop = asyncio.get_running_loop()
         self._router = Router()
+        self._coalescer = Coalescer(self._reading, self._fetching)
         try:
             self.topology, _ = await self._router.connect(self._source, self._connect_deadline_s)
             self._kinds = Kinds(self.topology, self._types)
@@ -118,11 +117,7 @@ class Cluster:
         if not self._open:
             return
         self._open = False
-        error = ClusterUnavailable("the cluster was closed")
-        batches = {id(batch): batch for under_way in self._under_way.values() for batch in under_way.values()}
-        for batch in [*self._pending.values(), *batches.values()]:
-            batch.close(error)
-        self._pending.clear()
+        self._coalescer.close(ClusterUnavailable("the cluster was closed"))
         self._router.close()
 
     # --- wake ---
@@ -144,17 +139,7 @@ class Cluster:
         """
         agent = check_agent_id(agent_id)
         budget_s = self._wake_budget(deadline_s)
-        key = None if kinds is None else tuple(kinds)
-        under_way = self._under_way.get(key)
-        if under_way and (joined := under_way.get(agent_id)) is not None:
-            now = time.monotonic()
-            future = joined.join(agent_id, now + budget_s, now)
-            if future is not None:
-                return future
-        batch = self._pending.get(key)
-        if batch is None:
-            batch = self._begin_batch(key)
-        return batch.add(agent_id, agent, budget_s)
+        return self._coalescer.wake(agent_id, agent, None if kinds is None else tuple(kinds), budget_s)
 
     async def wake_many(
         self, ids: Iterable[str], kinds: Iterable[str] | None = None, deadline_s: float | None = None
@@ -344,31 +329,6 @@ class Cluster:
             handle_groups=handle_groups,
         )
 
-    def _begin_batch(self, key: tuple[str, ...] | None) -> WakeBatch:
-        batch = WakeBatch(self._reading(key), time.monotonic())
-        if not self._pending:
-            self._loop.call_soon(self._send_pending)
-        self._pending[key] = batch
-        return batch
-
-    def _send_pending(self) -> None:
-        pending, self._pending = self._pending, {}
-        for key, batch in pending.items():
-            under_way = self._under_way.setdefault(key, {})
-            ids = list(batch.ids)
-            under_way.update(dict.fromkeys(ids, batch))
-
-            def handle_over(
-                ended: WakeBatch, ids: list[str] = ids, under_way: dict[str, WakeBatch] = under_way
-            ) -> None:
-                for agent_id in ids:
-                    if under_way.get(agent_id) is ended:
-                        del under_way[agent_id]
-
-            batch.start(
-                self._fetching(batch.reading, ids, batch.agents, batch.deadline, batch.handle_groups), handle_over
-            )
-
     def _new_write(self, agent_id: str, operations: Mapping[str, Sequence[Operation]]) -> AgentWrite:
         self._writes += 1
         write_id = self._write_prefix + self._writes.to_bytes(8, "big")
@@ -388,9 +348,7 @@ class Cluster:
     def _handle_acknowledged(self, store: str, agent: bytes, version: int) -> None:
         """A save is durable: no wake that ends from now on may show what was there before."""
         self._floors.note(store, agent, version, time.monotonic())
-        for under_way in self._under_way.values():
-            if under_way:
-                under_way.pop(agent.decode(), None)
+        self._coalescer.forget(agent)
 
 
 def _checked(deadline_s: float) -> float:

@@ -192,10 +192,6 @@ class WakeBatch:
         self._schedule()
         return future
 
-    def forget(self, agent_id: str) -> None:
-        """Let nobody join for this agent any more: it was saved meanwhile."""
-        self.ids.pop(agent_id, None)
-
     def start(self, fetching: Fetching, handle_over: Callable[[WakeBatch], None]) -> None:
         """Send it; `handle_over` is called once, when nobody waits for it any more."""
         self._fetching = fetching

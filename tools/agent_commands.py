@@ -10,7 +10,7 @@ import click
 import orjson
 
 from ..router.cluster import connect
-from ..router.kinds import check_agent_id
+from ..router.ids import check_agent_id
 from ..router.state import AgentState
 from ..wire.errors import (
     AgentNotFound,

@@ -80,7 +80,7 @@ async def _load(file: str, copies: int, topology: str, as_json: bool) -> int:
         click.echo(
             f"loaded {totals.agents:,} agents, {totals.fragments:,} fragments, {format_bytes(totals.bytes)} of JSON"
             f" in {totals.seconds:.1f} s ({rate:,.0f} agents/s)"
-            + (f"; {problems.count:,} problems" if problems.count else "")
+            + (f"; {problems.count:,} not loaded, as said above" if problems.count else "")
         )
     if failure is not None:
         click.echo(f"Error: {failure}", err=True)

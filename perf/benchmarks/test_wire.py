@@ -32,7 +32,7 @@ def fetch(agents: list[bytes]) -> Fetch:
 @pytest.fixture
 def bodies(all_images: list[bytes]) -> list[bytes | memoryview]:
     """About what an Images frame of 1 MiB holds."""
-    return list(map(memoryview, all_images[:384]))
+    return [memoryview(image) for image in all_images[:384]]
 
 
 @pytest.fixture

@@ -118,6 +118,8 @@ class FakeNode:
         self.images: dict[tuple[str, bytes], bytes] = {}
         self.version = placement.generation << 40
         self.requests: list[Request] = []
+        self.peers: list[bytes] = []
+        """Who sent each of the requests."""
         self.hold: set[type[Request]] = set()
         """Kinds of requests whose answers wait for `release`; they are made when the request comes in."""
         self.held: list[tuple[bytes, list[bytes]]] = []
@@ -148,6 +150,7 @@ class FakeNode:
         for peer, frame in messages:
             request = decode_request(frame)
             self.requests.append(request)
+            self.peers.append(peer)
             frames = self.answer(request)
             if type(request) in self.hold:
                 self.held.append((peer, frames))

@@ -1,0 +1,354 @@
+"""The LMDB store: the rules of every engine, and what only LMDB can get wrong."""
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from dawnchorus.fragment_stores import lmdb_file, lmdb_store
+from dawnchorus.fragment_stores.lmdb_store import LMDBStore, read_identity
+from dawnchorus.fragment_stores.protocol import FragmentStore
+from dawnchorus.wire.errors import StoreDamaged, StoreError, StoreFull
+from dawnchorus.wire.messages import Erase, Refusal, Write
+from tests.fragment_stores.conformance import IDENTITY, FragmentStoreConformance, put, values, versions
+
+PAGE_BYTES = os.sysconf("SC_PAGESIZE")
+
+
+class TestLMDBStore(FragmentStoreConformance):
+    """LMDB through the rules of every engine."""
+
+    engine = "dawnchorus.fragment_stores.lmdb_store:LMDBStore"
+
+
+def new_store(path: Path, generation: int = 1) -> LMDBStore:
+    store = LMDBStore(path, IDENTITY, create=True)
+    store.begin_generation(generation)
+    return store
+
+
+def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a program that may end by a signal."""
+    command = [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+# Opens the shard in each folder and reads everything in it; one line each.
+READER = """
+    import sys
+    from pathlib import Path
+    from dawnchorus.fragment_stores.lmdb_store import LMDBStore, read_identity
+    from dawnchorus.wire.errors import StoreError
+    from tests.fragment_stores.conformance import IDENTITY
+
+    for folder in sys.argv[1:]:
+        outcomes = []
+        try:
+            store = LMDBStore(Path(folder), IDENTITY, create=False)
+        except StoreError as error:
+            outcomes.append(type(error).__name__)
+        else:
+            store.begin_generation(1000)
+            with store.snapshot() as snapshot:
+                agents = snapshot.agents_after(b"", 100_000)
+                read = sum(len(bytes(image)) for image in snapshot.images(agents))
+                outcomes.append(f"{len(agents)} {len(snapshot.log_after(0, 100_000))}")
+            store.close()
+        try:
+            outcomes.append("identity" if read_identity(Path(folder)) == IDENTITY else "none")
+        except StoreError as error:
+            outcomes.append(type(error).__name__)
+        print(*outcomes, flush=True)
+"""
+
+
+def test_the_type_checker_takes_it_for_a_fragment_store(tmp_path: Path) -> None:
+    store: FragmentStore = new_store(tmp_path)
+    store.close()
+
+
+# --- damaged files ---
+
+
+def test_a_file_that_lost_its_end_is_refused_instead_of_killing_its_reader(tmp_path: Path) -> None:
+    store = new_store(tmp_path / "whole")
+    source = random.Random(1)
+    for _ in range(10):
+        store.commit([put(f"agent-{number}", source.randbytes(3_000)) for number in range(100)], 1)
+    store.close()
+    size = (tmp_path / "whole" / "data.mdb").stat().st_size
+    pages = size // PAGE_BYTES
+    cuts = [0, 1, 100, PAGE_BYTES, PAGE_BYTES + 1, 2 * PAGE_BYTES, 3 * PAGE_BYTES, pages // 2 * PAGE_BYTES]
+    cuts += [pages // 2 * PAGE_BYTES + 77, size - 2 * PAGE_BYTES, size - PAGE_BYTES, size - 1]
+    folders = [shutil.copytree(tmp_path / "whole", tmp_path / f"cut-{cut}") for cut in cuts]
+    for cut, folder in zip(cuts, folders, strict=True):
+        os.truncate(folder / "data.mdb", cut)
+    ended = run(READER, tmp_path / "whole", *folders)
+    assert ended.returncode == 0, f"ended by {-ended.returncode}, after {ended.stdout!r}: {ended.stderr}"
+    whole, *damaged = ended.stdout.splitlines()
+    assert whole == "100 1000 identity"
+    assert {line.split()[0] for line in damaged} == {"StoreDamaged"}
+    assert {line.split()[-1] for line in damaged} <= {"StoreDamaged", "StoreError"}
+    assert [folder.joinpath("data.mdb").stat().st_size for folder in folders] == cuts, "damaged data was overwritten"
+
+
+def test_a_sound_file_that_is_shorter_than_its_last_page_says_is_served(tmp_path: Path) -> None:
+    # LMDB does not write pages that were taken and given up in one transaction, also where they are the file's last.
+    store = new_store(tmp_path)
+    store.commit([put(f"kept-{number}", b"v" * 2_000) for number in range(20)], 1)
+    short_lived = [f"agent-{number}" for number in range(500)]
+    writes = [put(agent, b"x" * 3_000) for agent in short_lived]
+    writes += [Write(agent.encode(), b"w", 0, [Erase()]) for agent in short_lived]
+    store.commit(writes, 1)
+    store.close()
+    environment = lmdb.open(str(tmp_path), readonly=True)
+    last_page = environment.info()["last_pgno"]
+    environment.close()
+    assert (tmp_path / "data.mdb").stat().st_size < (last_page + 1) * PAGE_BYTES, "LMDB has changed: no such file"
+    assert run(READER, tmp_path).stdout.split() == ["20", "1020", "identity"]
+    # And so it is when it goes on.
+    with lmdb_opened(tmp_path) as store, store.snapshot() as snapshot:
+        assert values(snapshot, [b"kept-7"]) == [b"v" * 2_000]
+        store.begin_generation(2)
+        assert versions(store.commit([put("new")], 1))
+
+
+def test_a_walk_that_takes_too_long_is_no_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = new_store(tmp_path)
+    store.commit([put(f"agent-{number}", b"x" * 3_000) for number in range(500)], 1)
+    store.close()
+    os.truncate(tmp_path / "data.mdb", 100 * PAGE_BYTES)
+    monkeypatch.setattr(lmdb_file, "_WALK", "import time; time.sleep(60)")
+    monkeypatch.setattr(lmdb_file, "_WALK_SECONDS_MAX", 0.1)
+    with pytest.raises(StoreDamaged, match=r"has lost its end: it has only 409,600 bytes; restore a backup"):
+        LMDBStore(tmp_path, IDENTITY, create=False)
+
+
+@pytest.mark.parametrize("content", [b"garbage" * 2_000, bytes(100_000)])
+def test_a_file_of_something_else_is_refused_and_kept(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "data.mdb").write_bytes(content)
+    for create in (False, True):
+        with pytest.raises(StoreDamaged, match="damaged"):
+            LMDBStore(tmp_path, IDENTITY, create=create)
+    with pytest.raises(StoreDamaged, match="damaged"):
+        read_identity(tmp_path)
+    assert (tmp_path / "data.mdb").read_bytes() == content
+
+
+@pytest.mark.parametrize("key", [b"identity", b"clock"])
+@pytest.mark.parametrize("value", [None, b"", b"\x96\x01\xa1\xff", b"\x93\x01\x02\x03"])
+def test_a_shard_that_does_not_know_itself_is_refused(tmp_path: Path, key: bytes, value: bytes | None) -> None:
+    new_store(tmp_path).close()
+    environment = lmdb.open(str(tmp_path), max_dbs=4)
+    meta = environment.open_db(b"meta")
+    with environment.begin(meta, write=True) as transaction:
+        if value is None:
+            transaction.delete(key)
+        else:
+            transaction.put(key, value)
+    environment.close()
+    with pytest.raises(StoreDamaged, match="restore a backup"):
+        LMDBStore(tmp_path, IDENTITY, create=False)
+
+
+@pytest.mark.parametrize("database", [b"images", b"log", b"expiry", b"meta"])
+def test_a_shard_without_one_of_its_databases_is_refused(tmp_path: Path, database: bytes) -> None:
+    new_store(tmp_path).close()
+    environment = lmdb.open(str(tmp_path), max_dbs=4)
+    with environment.begin(write=True) as transaction:
+        transaction.drop(environment.open_db(database, transaction))
+    environment.close()
+    with pytest.raises(StoreDamaged):
+        LMDBStore(tmp_path, IDENTITY, create=False)
+
+
+def test_a_damaged_image_refuses_writes_to_its_agent_alone(tmp_path: Path) -> None:
+    new_store(tmp_path).close()
+    environment = lmdb.open(str(tmp_path), max_dbs=4)
+    with environment.begin(environment.open_db(b"images"), write=True) as transaction:
+        transaction.put(b"bad", b"no image")
+    environment.close()
+    with lmdb_opened(tmp_path) as store:
+        store.begin_generation(1)
+        bad, good = store.commit([put("bad"), put("good")], 1)
+        assert isinstance(bad, Refusal)
+        assert "damaged" in bad.reason
+        assert isinstance(good, int)
+        with store.snapshot() as snapshot:
+            assert [bytes(image) for image in snapshot.images([b"bad"])] == [b"no image"]
+
+
+def test_a_damaged_row_of_the_log_is_named(tmp_path: Path) -> None:
+    new_store(tmp_path).close()
+    for row in (b"no row", b"\x93\xc4\x01a\xc4\x01w\x91\x92\x01\xa1\xff"):
+        environment = lmdb.open(str(tmp_path), max_dbs=4)
+        with environment.begin(environment.open_db(b"log"), write=True) as transaction:
+            transaction.put((1 << 40).to_bytes(8, "big"), row)
+        environment.close()
+        with lmdb_opened(tmp_path) as store, store.snapshot() as snapshot:
+            with pytest.raises(StoreDamaged, match="row of the log is damaged"):
+                snapshot.log_after(0, 10)
+
+
+# --- the machine's limits ---
+
+
+def test_too_little_address_space_is_one_clear_error(tmp_path: Path) -> None:
+    ended = run(
+        """
+        import resource, sys
+        from pathlib import Path
+        from dawnchorus.fragment_stores.lmdb_store import LMDBStore
+        from dawnchorus.wire.errors import StoreError
+        from tests.fragment_stores.conformance import IDENTITY
+
+        resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+        try:
+            LMDBStore(Path(sys.argv[1]), IDENTITY, create=True)
+        except StoreError as error:
+            print(type(error).__name__, error)
+        """,
+        tmp_path / "shard",
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == (
+        f"StoreError {tmp_path}/shard: the system gives no 64 GiB of address space for the map; raise `ulimit -v`\n"
+    )
+
+
+def test_a_full_map_refuses_the_commit_whole_and_serves_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lmdb_store, "MAP_BYTES", 1 << 20)
+    store = new_store(tmp_path)
+    store.commit([put("a", b"kept")], 1)
+    version = store.version
+    with pytest.raises(StoreFull, match="is full"):
+        store.commit([put("a", b"lost"), put("b", bytes(1 << 20))], 2)
+    assert store.version == version
+    with store.snapshot() as snapshot:
+        assert values(snapshot, [b"a", b"b"]) == [b"kept", None]
+        assert len(snapshot.log_after(0, 10)) == 1
+    assert versions(store.commit([put("c")], 3)) == [version + 1]
+    store.close()
+
+
+def test_a_file_that_may_not_grow_refuses_the_commit_and_loses_nothing(tmp_path: Path) -> None:
+    # RLIMIT_FSIZE stands in for a full disk: write(2) fails in the middle of a commit.
+    ended = run(
+        """
+        import resource, signal, sys
+        from pathlib import Path
+        from dawnchorus.fragment_stores.lmdb_store import LMDBStore
+        from dawnchorus.wire.errors import StoreError
+        from tests.fragment_stores.conformance import IDENTITY, put, values
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        store = LMDBStore(Path(sys.argv[1]), IDENTITY, create=True)
+        store.begin_generation(1)
+        store.commit([put("a", b"kept")], 1)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (256 << 10, -1))
+        refused = 0
+        for number in range(3):
+            try:
+                store.commit([put("a", b"lost"), put("b", bytes(1 << 20))], 2)
+            except StoreError as error:
+                refused += 1
+        resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+        store.commit([put("c", b"later")], 3)
+        with store.snapshot() as snapshot:
+            print(refused, *values(snapshot, [b"a", b"b", b"c"]))
+        store.close()
+        """,
+        tmp_path,
+    )
+    assert (ended.returncode, ended.stdout) == (0, "3 b'kept' None b'later'\n"), ended.stderr
+    assert run(READER, tmp_path).stdout.split() == ["2", "2", "identity"]
+
+
+def test_more_snapshots_than_there_are_places_for_are_refused_and_harm_nothing(tmp_path: Path) -> None:
+    with lmdb_opened(tmp_path, create=True) as store:
+        store.begin_generation(1)
+        store.commit([put("a")], 1)
+        snapshots = [store.snapshot() for _ in range(512)]
+        with pytest.raises(StoreError, match="MDB_READERS_FULL"):
+            store.snapshot()
+        store.commit([put("a", b"new")], 1)
+        for snapshot in snapshots:
+            snapshot.close()
+        with store.snapshot() as snapshot:
+            assert values(snapshot, [b"a"]) == [b"new"]
+
+
+def test_readers_of_killed_processes_are_cleared_at_the_next_open(tmp_path: Path) -> None:
+    new_store(tmp_path).close()
+    program = """
+        import os, signal, sys
+        from pathlib import Path
+        from dawnchorus.fragment_stores.lmdb_store import LMDBStore
+        from tests.fragment_stores.conformance import IDENTITY
+        store = LMDBStore(Path(sys.argv[1]), IDENTITY, create=False)
+        snapshots = [store.snapshot() for _ in range(300)]
+        os.kill(os.getpid(), signal.SIGKILL)
+        """
+    for _ in range(2):
+        assert run(program, tmp_path).returncode == -9
+    with lmdb_opened(tmp_path) as store:
+        snapshots = [store.snapshot() for _ in range(400)]
+        for snapshot in snapshots:
+            snapshot.close()
+
+
+# --- the log's length ---
+
+
+def test_the_log_is_trimmed_to_its_newest_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lmdb_store, "LOG_ROWS_MAX", 10)
+    store = new_store(tmp_path)
+    found: list[int] = []
+    for group in (4, 4, 4, 1, 9, 25):
+        found += versions(store.commit([put(f"agent-{len(found) + number}") for number in range(group)], 1))
+        with store.snapshot() as snapshot:
+            assert [version for version, _ in snapshot.log_after(0, 100)] == found[-10:]
+        assert store.statistics().log_rows == min(len(found), 10)
+    store.close()
+    with lmdb_opened(tmp_path) as store:
+        assert (store.statistics().log_rows, store.statistics().agents) == (10, len(found))
+        store.begin_generation(2)
+        store.commit([put("a")], 1)
+        assert store.statistics().log_rows == 10
+
+
+def test_a_log_that_was_longer_is_trimmed_by_the_next_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = new_store(tmp_path)
+    store.commit([put(f"agent-{number}") for number in range(30)], 1)
+    monkeypatch.setattr(lmdb_store, "LOG_ROWS_MAX", 10)
+    assert store.commit([Write(b"nobody", b"w", 0, [Erase()])], 1) == [0]
+    store.commit([put("a")], 1)
+    assert store.statistics().log_rows == 10
+    store.close()
+
+
+# --- whose shard is this ---
+
+
+def test_a_shards_identity_is_read_without_opening_it(tmp_path: Path) -> None:
+    assert read_identity(tmp_path / "nowhere") is None
+    assert read_identity(tmp_path) is None
+    store = new_store(tmp_path)
+    store.close()
+    assert read_identity(tmp_path) == IDENTITY
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.mdb", "lock.mdb"]
+
+
+def test_an_environment_in_which_no_shard_was_made_has_no_identity(tmp_path: Path) -> None:
+    lmdb.open(str(tmp_path), max_dbs=4).close()
+    assert read_identity(tmp_path) is None
+
+
+def lmdb_opened(path: Path, *, create: bool = False):
+    return TestLMDBStore.opened(path, create=create)

@@ -1,0 +1,171 @@
+"""What a write makes of an image, by the rules that every engine shares."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dawnchorus.fragment_stores.merge import merge
+from dawnchorus.wire.errors import ProtocolError
+from dawnchorus.wire.image import Fragment, decode_image, encode_image, version_of
+from dawnchorus.wire.limits import (
+    AGENT_ID_BYTES_MAX,
+    FRAGMENT_BYTES_MAX,
+    IMAGE_BYTES_MAX,
+    WRITE_ID_BYTES_MAX,
+    WRITE_OPERATIONS_MAX,
+)
+from dawnchorus.wire.messages import Drop, Erase, Operation, Put, Refusal, Write
+
+BEFORE = encode_image(7, {"session": Fragment(6, 1, 0, 100, 0, b"s"), "context": Fragment(7, 0, 1, 200, 0, b"c")})
+
+
+def write(*operations: Operation, agent: bytes = b"agent", write_id: bytes = b"w") -> Write:
+    return Write(agent, write_id, 0, list(operations))
+
+
+def put(kind: str, value: bytes = b"v") -> Put:
+    return Put(kind, 0, 1, value)
+
+
+def merged(image: bytes | None, *operations: Operation) -> dict[str, Fragment] | None:
+    """The fragments after the write of version 9 at 900 ms; fails where it is refused."""
+    after = merge(image, write(*operations), 9, 900)
+    assert not isinstance(after, Refusal), after
+    return None if after is None else decode_image(after)
+
+
+def refusal(image: bytes | None, refused: Write) -> str:
+    after = merge(image, refused, 9, 900)
+    assert isinstance(after, Refusal)
+    return after.reason
+
+
+def test_a_put_makes_an_image_of_the_writes_version_and_time() -> None:
+    after = merge(None, write(Put("session", 3, 1, b"v")), 9, 900)
+    assert after == encode_image(9, {"session": Fragment(9, 3, 1, 900, 0, b"v")})
+
+
+def test_a_put_leaves_other_kinds_as_they_are() -> None:
+    assert merged(BEFORE, put("context", b"new")) == {
+        "session": Fragment(6, 1, 0, 100, 0, b"s"),
+        "context": Fragment(9, 0, 1, 900, 0, b"new"),
+    }
+
+
+def test_a_view_serves_as_the_image_before() -> None:
+    assert merge(memoryview(BEFORE), write(put("new")), 9, 900) == merge(BEFORE, write(put("new")), 9, 900)
+
+
+def test_an_image_has_the_version_of_its_newest_write_whatever_the_write_did() -> None:
+    after = merge(BEFORE, write(Drop("session")), 9, 900)
+    assert isinstance(after, bytes)
+    assert version_of(after) == 9
+    assert decode_image(after) == {"context": Fragment(7, 0, 1, 200, 0, b"c")}
+
+
+def test_the_last_fragment_takes_the_image_with_it() -> None:
+    assert merged(BEFORE, Drop("session"), Drop("context")) is None
+    assert merged(BEFORE, Erase()) is None
+
+
+def test_operations_are_applied_in_their_order() -> None:
+    assert merged(BEFORE, Erase(), put("session")) == {"session": Fragment(9, 0, 1, 900, 0, b"v")}
+    assert merged(BEFORE, put("session"), Erase()) is None
+    assert merged(None, put("session", b"1"), put("session", b"2")) == {"session": Fragment(9, 0, 1, 900, 0, b"2")}
+    assert merged(None, put("session"), Drop("session")) is None
+
+
+@pytest.mark.parametrize("operations", [(), (Drop("other"),), (Drop("other"), Drop("another"))])
+def test_a_write_that_changes_nothing_gives_back_the_image_itself(operations: tuple[Operation, ...]) -> None:
+    assert merge(BEFORE, write(*operations), 9, 900) is BEFORE
+
+
+@pytest.mark.parametrize("operations", [(), (Drop("session"),), (Erase(),), (Erase(), Drop("session"))])
+def test_deleting_from_an_agent_that_has_nothing_leaves_nothing(operations: tuple[Operation, ...]) -> None:
+    assert merge(None, write(*operations), 9, 900) is None
+
+
+@pytest.mark.parametrize("agent", [b"a", b"a" * AGENT_ID_BYTES_MAX, "ä/1".encode(), b"\x00"])
+def test_agent_ids_within_the_limits_are_taken(agent: bytes) -> None:
+    assert isinstance(merge(None, write(put("session"), agent=agent), 9, 900), bytes)
+
+
+@pytest.mark.parametrize(
+    ("agent", "reason"),
+    [
+        (b"", "an agent id has 1 to 256 bytes, not 0"),
+        (b"a" * 257, "an agent id has 1 to 256 bytes, not 257"),
+        (b"a" * 600, "an agent id has 1 to 256 bytes, not 600"),
+        (b"\xff\xfe", "an agent id is UTF-8"),
+        (b"\xed\xa0\x80", "an agent id is UTF-8"),
+    ],
+)
+def test_agent_ids_outside_the_limits_are_refused(agent: bytes, reason: str) -> None:
+    assert reason in refusal(None, write(put("session"), agent=agent))
+    assert reason in refusal(BEFORE, write(Erase(), agent=agent))
+
+
+def test_a_fragment_of_just_the_limit_is_taken_and_one_byte_more_is_refused() -> None:
+    assert isinstance(merge(None, write(put("session", bytes(FRAGMENT_BYTES_MAX))), 9, 900), bytes)
+    too_large = write(put("session", bytes(FRAGMENT_BYTES_MAX + 1)))
+    assert refusal(None, too_large) == "fragment 'session' has 1,048,577 bytes; the limit is 1,048,576"
+
+
+def test_an_image_of_just_the_limit_is_taken_and_one_byte_more_is_refused() -> None:
+    first = put("session", bytes(FRAGMENT_BYTES_MAX))
+    without = merge(None, write(first, put("context", bytes(1 << 20))), 9, 900)
+    assert isinstance(without, Refusal), "two largest fragments are too much with their header"
+    empty = merge(None, write(first, put("context", bytes(70_000))), 9, 900)
+    assert isinstance(empty, bytes)
+    room = 70_000 + IMAGE_BYTES_MAX - len(empty)
+    largest = merge(None, write(first, put("context", bytes(room))), 9, 900)
+    assert isinstance(largest, bytes)
+    assert len(largest) == IMAGE_BYTES_MAX
+    over = refusal(None, write(first, put("context", bytes(room + 1))))
+    assert over == "the agent's image would have 2,097,153 bytes; the limit is 2,097,152"
+
+
+def test_an_image_may_be_too_large_between_the_operations_of_a_write() -> None:
+    large = [put(kind, bytes(FRAGMENT_BYTES_MAX)) for kind in "abc"]
+    assert merged(None, *large, Drop("a"), Drop("b")) == {"c": Fragment(9, 0, 1, 900, 0, bytes(FRAGMENT_BYTES_MAX))}
+
+
+def test_write_ids_and_operations_are_bounded_because_the_log_keeps_them() -> None:
+    longest = write(*[put("session")] * WRITE_OPERATIONS_MAX, write_id=b"w" * WRITE_ID_BYTES_MAX)
+    assert isinstance(merge(None, longest, 9, 900), bytes)
+    assert "at most 64 bytes" in refusal(None, write(put("session"), write_id=b"w" * (WRITE_ID_BYTES_MAX + 1)))
+    assert "at most 256 operations" in refusal(None, write(*[put("session")] * (WRITE_OPERATIONS_MAX + 1)))
+
+
+def test_a_damaged_image_is_not_written_over() -> None:
+    with pytest.raises(ProtocolError):
+        merge(BEFORE[:-1], write(put("session")), 9, 900)
+
+
+kinds = st.sampled_from(["session", "context", "history"])
+operations = st.lists(
+    st.one_of(st.builds(put, kinds, st.binary(max_size=5)), st.builds(Drop, kinds), st.builds(Erase)), max_size=5
+)
+
+
+@given(st.lists(operations, max_size=6))
+def test_a_row_of_writes_ends_as_a_mapping_would(rows: list[list[Operation]]) -> None:
+    image: bytes | memoryview | None = None
+    expected: dict[str, bytes] = {}
+    for version, row in enumerate(rows, 1):
+        before = dict(expected)
+        for operation in row:
+            if isinstance(operation, Put):
+                expected[operation.kind] = operation.value
+            elif isinstance(operation, Drop):
+                expected.pop(operation.kind, None)
+            else:
+                expected.clear()
+        after = merge(image, write(*row), version, version)
+        assert not isinstance(after, Refusal)
+        assert (after is None) == (not expected)
+        if not any(isinstance(operation, Put) for operation in row) and before == expected:
+            assert after is image
+        image = after
+    if image is not None:
+        assert {kind: fragment.value for kind, fragment in decode_image(image).items()} == expected
