@@ -67,10 +67,11 @@ _row_decoder = msgspec.msgpack.Decoder(LogRow)
 class LMDBSnapshot:
     """A read transaction on one shard."""
 
-    __slots__ = ("_log", "_transaction", "version")
+    __slots__ = ("_log", "_path", "_transaction", "version")
 
-    def __init__(self, transaction: lmdb.Transaction[memoryview], log: Any, version: int) -> None:
+    def __init__(self, transaction: lmdb.Transaction[memoryview], log: Any, path: Path, version: int) -> None:
         self._transaction = transaction
+        self._path = path
         self._log = log  # an lmdb._Database: py-lmdb gives its type no public name
         self.version = version
 
@@ -79,9 +80,9 @@ class LMDBSnapshot:
         try:
             return list(map(self._transaction.get, agents, repeat(b"")))
         except lmdb.BadValsizeError as error:
-            raise InvalidRequestError("an agent id is empty or too long") from error
+            raise InvalidRequestError("an agent id is empty") from error
         except lmdb.Error as error:
-            raise _translate(error, self._transaction.env.path()) from error
+            raise _translate(error, self._path) from error
 
     def agents_after(self, position: bytes, agents_max: int) -> list[bytes]:
         """Return ids in byte order, those greater than `position`, at most `agents_max`."""
@@ -96,7 +97,7 @@ class LMDBSnapshot:
                     found.append(bytes(cursor.key()))
                     here = cursor.next()
         except lmdb.Error as error:
-            raise _translate(error, self._transaction.env.path()) from error
+            raise _translate(error, self._path) from error
         return found
 
     def log_after(self, version: int, rows_max: int) -> list[tuple[int, LogRow]]:
@@ -109,9 +110,9 @@ class LMDBSnapshot:
                     rows.append((int.from_bytes(cursor.key(), "big"), _row_decoder.decode(cursor.value())))
                     here = cursor.next()
         except lmdb.Error as error:
-            raise _translate(error, self._transaction.env.path()) from error
+            raise _translate(error, self._path) from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise StoreDamaged(f"{self._transaction.env.path()}: a row of the log is damaged: {error}") from error
+            raise StoreDamaged(f"{self._path}: a row of the log is damaged: {error}") from error
         return rows
 
     def close(self) -> None:
@@ -155,12 +156,12 @@ class LMDBStore:
                 readahead=False,
             )
         except (lmdb.Error, OSError) as error:
-            raise _translate(error, str(path)) from error
+            raise _translate(error, path) from error
         try:
             self._open_databases(identity, create=create)
         except (lmdb.Error, OSError) as error:
             self._environment.close()
-            raise _translate(error, str(path)) from error
+            raise _translate(error, path) from error
         except DawnchorusError:
             self._environment.close()
             raise
@@ -206,8 +207,8 @@ class LMDBStore:
         try:
             transaction = self._environment.begin(self._images, buffers=True)
         except lmdb.Error as error:
-            raise _translate(error, str(self.path)) from error
-        return LMDBSnapshot(transaction, self._log, version)
+            raise _translate(error, self.path) from error
+        return LMDBSnapshot(transaction, self._log, self.path, version)
 
     def commit(self, writes: Sequence[Write], now_ms: int) -> list[int | Refusal]:
         """Apply writes in order in one transaction, synced on return."""
@@ -229,7 +230,7 @@ class LMDBStore:
                 log_rows -= self._trim(transaction, log_rows - LOG_ROWS_MAX)
                 transaction.put(b"clock", _CLOCK.pack(version, clock_ms), db=self._meta)
         except (lmdb.Error, OSError) as error:
-            raise _translate(error, str(self.path)) from error
+            raise _translate(error, self.path) from error
         self.version, self._clock_ms, self._log_rows = version, clock_ms, log_rows
         return results
 
@@ -295,7 +296,7 @@ def read_identity(path: Path) -> ShardIdentity | None:
     try:
         environment = lmdb.open(str(path), max_dbs=4, readonly=True, lock=False, create=False)
     except (lmdb.Error, OSError) as error:
-        raise _translate(error, str(path)) from error
+        raise _translate(error, path) from error
     try:
         require_whole(environment, path)
         meta = environment.open_db(b"meta", create=False)
@@ -305,7 +306,7 @@ def read_identity(path: Path) -> ShardIdentity | None:
     except lmdb.NotFoundError:
         return None
     except lmdb.Error as error:
-        raise _translate(error, str(path)) from error
+        raise _translate(error, path) from error
     finally:
         environment.close()
 
@@ -337,7 +338,7 @@ def _require_identity(known: ShardIdentity, expected: ShardIdentity, path: Path)
             )
 
 
-def _translate(error: lmdb.Error | OSError, path: str) -> StoreError:
+def _translate(error: lmdb.Error | OSError, path: Path) -> StoreError:
     if isinstance(error, lmdb.MapFullError):
         return StoreFull(f"{path}: the map of {MAP_BYTES >> 30} GiB is full")
     code = error.errno if isinstance(error, OSError) else error.code

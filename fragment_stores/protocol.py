@@ -63,7 +63,7 @@ class Snapshot(Protocol):
         """Return the image of each agent, empty where there is none.
 
         Raises:
-            InvalidRequestError: an id is empty or too long.
+            InvalidRequestError: an id is empty. One that is too long has no image.
             StoreDamaged: the data cannot be trusted.
         """
         ...

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from datetime import UTC, datetime
-
-import orjson
 
 __all__ = ["JSONFormatter", "log_to_stderr"]
 
@@ -31,7 +30,8 @@ class JSONFormatter(logging.Formatter):
         line.update({key: value for key, value in vars(record).items() if key not in _STANDARD_FIELDS})
         if record.exc_info is not None:
             line["trace"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode()
+        # The standard library's: it takes whatever comes, also a path that is not UTF-8, which orjson refuses.
+        return json.dumps(line, default=str)
 
 
 def log_to_stderr(node: str) -> None:

@@ -131,6 +131,14 @@ async def list_agents(router: Router, stores: Sequence[str], page_deadline_s: fl
             heapq.heapreplace(heads, (following, number))
 
 
+def _status_name(status: int) -> str:
+    """Return a section's status as a person reads it."""
+    try:
+        return SectionStatus(status).name
+    except ValueError:
+        return f"status {status}"
+
+
 async def _list_shard(
     router: Router, placement: Placement, store: str, shard: int, deadline_s: float
 ) -> AsyncGenerator[bytes, None]:
@@ -139,14 +147,16 @@ async def _list_shard(
     while True:
 
         def page(number: int, budget_us: int, after: bytes = position) -> Scan:
-            return Scan(number, budget_us, store, shard, max(owner.epoch, 1), after, _PAGE_AGENTS)
+            return Scan(number, budget_us, store, shard, owner.serving_epoch, after, _PAGE_AGENTS)
 
         call = _Call(owner.node, time.monotonic() + deadline_s, 1 << 16, Scanned, page)
         scanned = await call.run(router)
-        if scanned.status != SectionStatus.OK:
-            status = SectionStatus(scanned.status).name
+        reason = "" if scanned.status == SectionStatus.OK else _status_name(scanned.status)
+        if scanned.agents and scanned.agents[0] <= position:
+            reason = "it lists what it had listed before"
+        if reason:
             raise ClusterUnavailable(
-                f"shard {shard} of store {store!r} at node {owner.node!r} cannot be listed: {status}"
+                f"shard {shard} of store {store!r} at node {owner.node!r} cannot be listed: {reason}"
             )
         for agent in scanned.agents:
             yield agent

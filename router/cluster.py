@@ -17,7 +17,8 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import Any, Final, Self
 
@@ -30,7 +31,7 @@ from .coalescing import Coalescer
 from .fetching import Fetching, ImageSizes
 from .floors import Floors
 from .ids import check_agent_id, sound_ids
-from .kinds import Kinds, Reading
+from .kinds import Kinds, Reading, as_kinds
 from .outcomes import Outcome
 from .parts import Group
 from .router import Router
@@ -43,8 +44,12 @@ __all__ = ["Cluster", "connect"]
 CONNECT_DEADLINE_S: Final = 5.0
 """How long `connect` waits for nodes that do not answer, where others do."""
 
-_SLICE_AGENTS: Final = 2_500
-"""Agents of one wake_many that are planned at once: the nodes begin after 0.5 ms instead of 2."""
+_SLICE_AGENTS: Final = 640
+"""Agents of a wake_many that are planned first: the nodes begin after 1 ms, where planning 10,000 takes 6."""
+
+_SLICE_GROWTH: Final = 4
+"""How much larger each further slice is: fewer, larger slices cost fewer sections. 640, 2,560, 6,800 for 10,000 took
+18.4 ms, equal slices of 1,250 19.2, one slice 20.1 (one store, medians of 40, alternated)."""
 
 _DEADLINE_S_MAX: Final = 86_400.0
 
@@ -139,7 +144,7 @@ class Cluster:
         """
         agent = check_agent_id(agent_id)
         budget_s = self._wake_budget(deadline_s)
-        return self._coalescer.wake(agent_id, agent, None if kinds is None else tuple(kinds), budget_s)
+        return self._coalescer.wake(agent_id, agent, None if kinds is None else as_kinds(kinds), budget_s)
 
     async def wake_many(
         self, ids: Iterable[str], kinds: Iterable[str] | None = None, deadline_s: float | None = None
@@ -156,19 +161,26 @@ class Cluster:
         """
         asked = list(ids)
         deadline = time.monotonic() + self._wake_budget(deadline_s)
-        reading = self._reading(None if kinds is None else tuple(kinds))
-        sound, agents = sound_ids(asked)
-        states: list[AgentState] = []
-        if sound:
-            waiting = WakeMany(len(sound), deadline)
-            for start in range(0, len(sound), _SLICE_AGENTS):
-                end = start + _SLICE_AGENTS
-                waiting.add(start, partial(self._fetching, reading, sound[start:end], agents[start:end], deadline))
-            states = await waiting.run()
-        if len(sound) == len(asked):
+        reading = self._reading(None if kinds is None else as_kinds(kinds))
+        once = asked if len(set(asked)) == len(asked) else list(dict.fromkeys(asked))
+        waiting = WakeMany(len(once), deadline)
+        fetch = partial(self._fetching, reading, held=True)
+        for start, stop in _slices(len(once)):
+            wanted = once[start:stop]
+            sound, agents = sound_ids(wanted)
+            places: Sequence[int] = range(start, stop)
+            if len(sound) < len(wanted):
+                known = set(sound)
+                places = [place for place in places if once[place] in known]
+            if sound:
+                waiting.add(places, partial(fetch, sound, agents, deadline))
+        found = await waiting.run()
+        self._require_open()  # closed meanwhile: they are what it had by then, and no answer
+        states = [state or _unsound(agent_id, reading) for agent_id, state in zip(once, found, strict=True)]
+        if once is asked:
             return states
-        by_id = dict(zip(sound, states, strict=True))
-        return [by_id.get(agent_id) or _unsound(agent_id, reading) for agent_id in asked]
+        by_id = dict(zip(once, states, strict=True))
+        return [by_id[agent_id] for agent_id in asked]
 
     async def wake_stream(
         self, ids: Iterable[str], kinds: Iterable[str] | None = None, deadline_s: float | None = None
@@ -179,17 +191,21 @@ class Cluster:
         """
         asked = list(ids)
         deadline = time.monotonic() + self._wake_budget(deadline_s)
-        reading = self._reading(None if kinds is None else tuple(kinds))
-        sound, agents = sound_ids(asked)
-        if len(sound) != len(asked):
+        reading = self._reading(None if kinds is None else as_kinds(kinds))
+        once = list(dict.fromkeys(asked))
+        sound, agents = sound_ids(once)
+        if len(sound) != len(once):
             known = set(sound)
-            for agent_id in dict.fromkeys(asked):
+            for agent_id in once:
                 if agent_id not in known:
                     yield _unsound(agent_id, reading)
         if sound:
             waiting = WakeStream()
-            async for state in waiting.run(self._fetching(reading, sound, agents, deadline, waiting.handle_groups)):
-                yield state
+            fetching = self._fetching(reading, sound, agents, deadline, waiting.handle_groups)
+            async with aclosing(waiting.run(fetching)) as states:
+                async for state in states:
+                    self._require_open()
+                    yield state
 
     # --- save ---
 
@@ -315,6 +331,8 @@ class Cluster:
         agents: Sequence[bytes],
         deadline: float,
         handle_groups: Callable[[list[Group]], None],
+        *,
+        held: bool = False,
     ) -> Fetching:
         return Fetching(
             self._router,
@@ -327,6 +345,7 @@ class Cluster:
             floors=self._floors,
             sizes=self._sizes,
             handle_groups=handle_groups,
+            held=held,
         )
 
     def _new_write(self, agent_id: str, operations: Mapping[str, Sequence[Operation]]) -> AgentWrite:
@@ -357,6 +376,15 @@ def _checked(deadline_s: float) -> float:
             f"a deadline is more than 0 and at most {_DEADLINE_S_MAX:g} seconds, not {deadline_s!r}"
         )
     return deadline_s
+
+
+def _slices(agents: int) -> Iterator[tuple[int, int]]:
+    """Yield the bounds of the slices in which agents are planned: small at first, so that the nodes begin at once."""
+    start, size = 0, _SLICE_AGENTS
+    while start < agents:
+        stop = min(start + size, agents)
+        yield start, stop
+        start, size = stop, size * _SLICE_GROWTH
 
 
 def _unsound(agent_id: str, reading: Reading) -> AgentState:

@@ -7,22 +7,24 @@ read again. With no fetch under way nothing is noted, and with no note nothing i
 
 from __future__ import annotations
 
+from collections.abc import KeysView, Sequence
 from typing import NamedTuple
 
 __all__ = ["Floors"]
 
 
 class _Note(NamedTuple):
-    key: tuple[str, bytes]
-    version: int
+    agent: bytes
+    versions: dict[str, int]
+    """By store."""
     needed_until: float
 
 
 class Floors:
-    """Versions acknowledged while fetches were under way, by (store, agent)."""
+    """Versions acknowledged while fetches were under way, by agent and store."""
 
     def __init__(self) -> None:
-        self._notes: dict[tuple[str, bytes], _Note] = {}  # the one made longest ago first
+        self._notes: dict[bytes, _Note] = {}  # the one renewed longest ago first
         self._fetches = 0
         self._latest_deadline = 0.0
 
@@ -48,14 +50,19 @@ class Floors:
         """A save of the agent was acknowledged with this version at time `now` (seconds)."""
         # Deadlines only move on, so the oldest notes are the first that no fetch can need any more.
         while self._notes and (oldest := next(iter(self._notes.values()))).needed_until < now:
-            del self._notes[oldest.key]
+            del self._notes[oldest.agent]
         if self._fetches:
-            key = (store, agent)
-            before = self._notes.pop(key, None)
-            floor = max(version, before.version if before is not None else 0)
-            self._notes[key] = _Note(key, floor, self._latest_deadline)
+            before = self._notes.pop(agent, None)
+            versions = before.versions if before is not None else {}
+            versions[store] = max(version, versions.get(store, 0))
+            self._notes[agent] = _Note(agent, versions, self._latest_deadline)
 
-    def floor(self, store: str, agent: bytes) -> int:
-        """Return the version below which a read of the agent must not be used; 0 for any."""
-        note = self._notes.get((store, agent))
-        return note.version if note is not None else 0
+    @property
+    def agents(self) -> KeysView[bytes]:
+        """The agents that any note is of."""
+        return self._notes.keys()
+
+    def of(self, agent: bytes, stores: Sequence[str]) -> list[int]:
+        """Return for each store the version below which a read of the agent must not be used; 0 for any."""
+        note = self._notes.get(agent)
+        return [0] * len(stores) if note is None else [note.versions.get(store, 0) for store in stores]

@@ -45,9 +45,12 @@ class Gather:
         """Take in one reply to a request of these parts; groups that it completed are added to `complete`.
 
         Raises:
-            ProtocolError: a section answers nothing that was asked, or not in order; those before it have been taken
-            in.
+            ProtocolError: the body is not of the images' size; or a section answers nothing that was asked, or not in
+            order: those before it have been taken in.
         """
+        total = sum([sum(section.sizes) for section in images.sections if section.status == SectionStatus.OK])
+        if total != len(images.body):
+            raise ProtocolError(f"images of {total} bytes in a body of {len(images.body)}")
         base = 0
         for section in images.sections:
             if section.index >= len(parts):
@@ -57,7 +60,7 @@ class Gather:
                 group = self.handle_failure(part, _OUTCOMES.get(section.status, Outcome.FAULT))
             else:
                 group = self._take_in(part, section, images.body, base)
-                base = part.pieces[-1].offsets[-1] if section.sizes else base
+                base = part.pieces[-1].offsets[-1]
             if group is not None:
                 complete.append(group)
 
@@ -69,8 +72,8 @@ class Gather:
             raise ProtocolError(f"{len(sizes)} images from {section.offset}, {came}")
         offsets = list(accumulate(sizes, initial=base))
         # UNCHANGED would be negative; no router of this version names versions that it knows.
-        if min(sizes) < 0 or offsets[-1] > len(body):
-            raise ProtocolError(f"images of {offsets[-1]} bytes in a body of {len(body)}")
+        if min(sizes) < 0:
+            raise ProtocolError(f"an image of {min(sizes)} bytes")
         part.pieces.append(Piece(part.received, stop, offsets, body))
         part.version = min(part.version, section.version) if part.received else section.version
         part.received = stop
@@ -94,12 +97,15 @@ class Gather:
         """End one wait begun by `reopen`; return whether the group is complete."""
         return self._count_down(group)
 
-    def images_now(self, position: int, is_up: Callable[[str], bool]) -> tuple[Item, ...]:
-        """Return the images at a position as they stand now; where a node is not connected, UNAVAILABLE for TIMEOUT."""
+    def images_now(self, position: int, floors: Sequence[int], is_up: Callable[[str], bool]) -> tuple[Item, ...]:
+        """Return the images at a position as they stand now, none older than the floor of its store.
+
+        Where a node is not connected, UNAVAILABLE stands for TIMEOUT.
+        """
         group = self.plan.group_at(position)
         return tuple(
             Outcome.UNAVAILABLE if item is Outcome.TIMEOUT and not is_up(part.node) else item
-            for part, item in zip(group.parts, group.images(position - group.start), strict=True)
+            for part, item in zip(group.parts, group.images_from(position - group.start, floors), strict=True)
         )
 
     def handle_end(self, is_up: Callable[[str], bool]) -> list[Group]:

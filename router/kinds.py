@@ -16,7 +16,7 @@ from ..wire.topology import Topology
 from .plan import Routes
 from .state import KindView, WakeContext
 
-__all__ = ["Kinds", "Reading", "encode_value"]
+__all__ = ["Kinds", "Reading", "as_kinds", "encode_value"]
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -83,7 +83,7 @@ class Kinds:
         if kinds is None:
             return dict.fromkeys(self._topology.stores)
         stores: dict[str, list[str] | None] = {}
-        for kind in _as_kinds(kinds):
+        for kind in as_kinds(kinds):
             chosen = stores.setdefault(self.require(kind), [])
             if chosen is not None and kind not in chosen:
                 chosen.append(kind)
@@ -95,7 +95,7 @@ class Kinds:
         Raises:
             UnknownKindError, InvalidRequestError: they cannot be asked for.
         """
-        chosen = list(self._topology.kinds) if kinds is None else _as_kinds(kinds)
+        chosen = list(self._topology.kinds) if kinds is None else list(as_kinds(kinds))
         stores = list(dict.fromkeys(self.require(kind) for kind in chosen))
         if not stores:
             raise InvalidRequestError("a wake needs at least one kind")
@@ -140,10 +140,15 @@ def encode_value(kind: str, value: Any) -> Put:
     return Put(kind, 0, encoding, encoded)
 
 
-def _as_kinds(kinds: Iterable[str]) -> list[str]:
+def as_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of some kinds, each once.
+
+    Raises:
+        InvalidRequestError: it is one name by itself.
+    """
     if isinstance(kinds, str):
         raise InvalidRequestError(f"kinds is a list of names, not the string {kinds!r}")
-    return list(dict.fromkeys(kinds))
+    return tuple(dict.fromkeys(kinds))
 
 
 def _decoder(type_: Any) -> msgspec.msgpack.Decoder[Any]:

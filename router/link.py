@@ -151,14 +151,14 @@ class Link:
         try:
             reply: Reply = decode_reply(frame)
         except ProtocolError as error:
-            self._refused(f"its greeting cannot be read: {error}")
+            self.refuse(f"its greeting cannot be read: {error}")
             return
         if isinstance(reply, Fault):
-            self._refused(f"{reply.detail}")
+            self.refuse(f"{reply.detail}")
         elif not isinstance(reply, Welcome):
             _log.warning("reply before Welcome", extra={"node": self.node, "endpoint": self.endpoint})
         elif self.node and reply.node != self.node:
-            self._refused(f"{self.endpoint} is node {reply.node!r}, not {self.node!r}")
+            self.refuse(f"{self.endpoint} is node {reply.node!r}, not {self.node!r}")
         elif connection is self._tcp and _is_local_socket(reply.ipc):
             self._welcome = reply
             self._ipc = _Connection(self._sockets, reply.ipc, self._hello, self._handle_frames, self._handle_broken)
@@ -199,7 +199,8 @@ class Link:
         if was_used:
             self._owner.handle_down(self)
 
-    def _refused(self, reason: str) -> None:
+    def refuse(self, reason: str) -> None:
+        """Take note that router and node do not belong together; it is tried again later."""
         _log.warning("node refuses", extra={"node": self.node, "endpoint": self.endpoint, "detail": reason})
         self.reopen(_REFUSED_SECONDS)
         self._owner.handle_refused(self, reason)

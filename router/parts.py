@@ -7,12 +7,14 @@ host keeps of an agent keeps no reply alive.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from ..wire.image import HEADER_BYTES
 from .outcomes import Item, Outcome
 
-__all__ = ["Group", "Owner", "Part", "Piece"]
+__all__ = ["Group", "Owner", "Part", "Piece", "Place"]
 
 
 class Owner(NamedTuple):
@@ -80,14 +82,22 @@ class Part:
         view = self._view(agent)
         return None if view is None else int.from_bytes(view[:HEADER_BYTES], "big")
 
+    def is_older(self, agent: int, floor: int) -> bool:
+        """Return whether the image of an agent came, and may be older than version `floor` of the shard."""
+        if floor <= self.version:
+            return False
+        version = self.image_version(agent)
+        return version is not None and version < floor
+
     def begin_with(self, beginning: bytes, offset: int) -> bool:
         """Return whether every agent has an image, and each has these bytes at this offset."""
         wanted, end = memoryview(beginning), offset + len(beginning)
         came = 0
         for piece in self.pieces:
             body = piece.body
-            for start in piece.offsets[:-1]:
-                if body[start + offset : start + end] != wanted:
+            for start, stop in pairwise(piece.offsets):
+                # Where an agent has no image, its place is empty, and what stands there is the next one's.
+                if start + end > stop or body[start + offset : start + end] != wanted:
                     return False
             came += piece.stop - piece.start
         return came == self.agents
@@ -98,6 +108,13 @@ class Part:
                 offsets = piece.offsets
                 return piece.body[offsets[agent - piece.start] : offsets[agent - piece.start + 1]]
         return None
+
+
+class Place(NamedTuple):
+    """An agent's place: its number in a group."""
+
+    group: Group
+    agent: int
 
 
 class Group:
@@ -111,11 +128,28 @@ class Group:
         self.parts: list[Part] = []
         self.waiting = 0
         """Parts that are not whole yet, and agents' refetches under way."""
-        self.refetched: dict[int, tuple[Item, ...]] = {}
-        """Images of agents that were read again, by their number in the group."""
+        self.refetched: dict[int, Place | list[Item]] = {}
+        """Of agents that were read again, by their number in the group: where; or the images to show in their place."""
 
     def images(self, agent: int) -> tuple[Item, ...]:
         """Return a copy of the images of agent number `agent`, one for each store."""
-        if self.refetched and agent in self.refetched:
-            return self.refetched[agent]
+        if self.refetched and (instead := self.refetched.get(agent)) is not None:
+            return instead.group.images(instead.agent) if isinstance(instead, Place) else tuple(instead)
         return tuple([part.image(agent) for part in self.parts])
+
+    def is_older(self, agent: int, floors: Sequence[int]) -> bool:
+        """Return whether an image of agent number `agent` may be older than the floor of its store."""
+        instead = self.refetched.get(agent)
+        if isinstance(instead, Place):
+            return instead.group.is_older(instead.agent, floors)
+        return any([part.is_older(agent, floor) for part, floor in zip(self.parts, floors, strict=True)])
+
+    def images_from(self, agent: int, floors: Sequence[int]) -> list[Item]:
+        """Return a copy of the images of agent number `agent`; one older than its floor counts as not come."""
+        instead = self.refetched.get(agent)
+        if isinstance(instead, Place):
+            return instead.group.images_from(instead.agent, floors)
+        return [
+            Outcome.TIMEOUT if part.is_older(agent, floor) else part.image(agent)
+            for part, floor in zip(self.parts, floors, strict=True)
+        ]

@@ -48,7 +48,7 @@ class Routes:
         """Return the routes to these stores under a placement."""
         return cls(
             [
-                StoreRoute(name, tuple(Owner(shard.node, shard.epoch) for shard in placement.shards[name]))
+                StoreRoute(name, tuple(Owner(shard.node, shard.serving_epoch) for shard in placement.shards[name]))
                 for name in stores
             ]
         )

@@ -106,6 +106,7 @@ class Router:
 
         Raises:
             ClusterUnavailable: none has.
+            PlacementError: the topology contradicts the cluster's placement.
         """
         if isinstance(source, Topology):
             self._connect_to(source)
@@ -121,6 +122,7 @@ class Router:
                 break
         if self.topology is None or self.placement is None:
             raise ClusterUnavailable(self._why_unavailable(source, deadline_s))
+        _require_placed(self.topology, self.placement)
         return self.topology, self.placement
 
     def _answered(self) -> bool:
@@ -154,11 +156,10 @@ class Router:
             placement = decode_placement(welcome.placement)
             topology = decode_topology(welcome.topology)
         except (PlacementError, TopologyError) as error:
-            self.handle_refused(link, f"its Welcome cannot be read: {error}")
+            link.refuse(f"the Welcome of node {link.node!r} cannot be read: {error}")
             return
         if self.placement is not None and placement.cluster_uuid != self.placement.cluster_uuid:
-            self.handle_refused(link, f"node {link.node!r} is of another cluster ({placement.cluster_uuid})")
-            link.reopen()
+            link.refuse(f"node {link.node!r} is of another cluster ({placement.cluster_uuid})")
             return
         if self.placement is None or placement.revision > self.placement.revision:
             self.placement = placement
@@ -312,6 +313,21 @@ class Router:
     def _stray(self, node: str, reason: str) -> None:
         self.stray_replies += 1
         _log.warning("reply is ignored", extra={"node": node, "detail": reason})
+
+
+def _require_placed(topology: Topology, placement: Placement) -> None:
+    """Refuse a topology by which fragments would be looked for where they are not. One that knows less is fine."""
+    for kind, spec in topology.kinds.items():
+        store = placement.kinds.get(kind)
+        if store is None:
+            raise PlacementError(
+                f"cluster {placement.cluster!r} does not know kind {kind!r} of this topology; restart its nodes with it"
+            )
+        if store != spec.store:
+            raise PlacementError(
+                f"kind {kind!r} is kept in store {store!r} of cluster {placement.cluster!r}, this topology says "
+                f"{spec.store!r}; use the topology that the cluster was started with"
+            )
 
 
 def _fault_code(code: int) -> FaultCode:

@@ -53,6 +53,9 @@ _WRITE_BYTES: Final = 64
 
 _RESULT_BYTES: Final = 16
 
+_NOTHING_WRITTEN: Final = frozenset(SectionStatus) - {SectionStatus.OK, SectionStatus.INTERNAL}
+"""Statuses that say so surely; after any other, also one not known yet, nobody can tell."""
+
 
 class Saved(msgspec.Struct, frozen=True):
     """An acknowledged save: the version of each kind written (0 where there was nothing to delete).
@@ -68,15 +71,25 @@ class Saved(msgspec.Struct, frozen=True):
 class AgentWrite:
     """What is to be written of one agent, by store, and what became of it."""
 
-    __slots__ = ("agent", "agent_id", "operations", "refused", "versions", "write_id")
+    __slots__ = ("agent", "agent_id", "operations", "refused", "sizes", "versions", "write_id")
 
     def __init__(
         self, agent_id: str, agent: bytes, write_id: bytes, operations: dict[str, Sequence[Operation]]
     ) -> None:
+        """Take it; nothing is sent.
+
+        Raises:
+            InvalidRequestError: its values for a store do not fit into one message.
+        """
         self.agent_id = agent_id
         self.agent = agent
         self.write_id = write_id
         self.operations = operations
+        self.sizes = {store: _size(agent, some) for store, some in operations.items()}
+        """Bytes of its write to each store, about."""
+        for store, size in self.sizes.items():
+            if size > FRAME_BYTES_MAX - FRAME_BYTES_TARGET:
+                raise InvalidRequestError(f"agent {agent_id!r}: {size:,} bytes for store {store!r} are too many")
         self.versions: dict[str, int] = {}
         """Stores that acknowledged, with the version."""
         self.refused: dict[str, str] = {}
@@ -99,6 +112,11 @@ class AgentWrite:
             reason = "no answer in time; it may have been written or not"
             return DeadlineExceeded(f"{', '.join(unknown)}: {reason}", **names)
         return SaveIncomplete(saved=versions, refused=self.refused, unknown=unknown, **names)
+
+
+def _size(agent: bytes, operations: Sequence[Operation]) -> int:
+    values = sum([len(operation.value) for operation in operations if isinstance(operation, Put)])
+    return values + len(agent) + _WRITE_BYTES * (1 + len(operations))
 
 
 def _kinds_written(operations: Sequence[Operation], all_kinds: Sequence[str]) -> list[str]:
@@ -186,9 +204,6 @@ class Saving:
         """Plan it. `deadline` is in seconds of the monotonic clock.
 
         `handle_acknowledged` is told store, agent and version of each acknowledged write.
-
-        Raises:
-            InvalidRequestError: an agent's values do not fit into one message.
         """
         assert router.placement is not None
         self._router = router
@@ -199,8 +214,8 @@ class Saving:
         open_exchanges: dict[str, _CommitExchange] = {}
         for write in writes:
             hashed = hash_agent(write.agent)
-            for store, operations in write.operations.items():
-                self._place(router.placement, write, store, hashed, operations, open_exchanges)
+            for store in write.operations:
+                self._place(router.placement, write, store, hashed, open_exchanges)
         self._waiting = set(self._exchanges)
 
     def _place(
@@ -209,16 +224,12 @@ class Saving:
         write: AgentWrite,
         store: str,
         hashed: int,
-        operations: Sequence[Operation],
         open_exchanges: dict[str, _CommitExchange],
     ) -> None:
         owners = placement.shards[store]
         shard = hashed % len(owners)
         owner = owners[shard]
-        values = sum([len(operation.value) for operation in operations if isinstance(operation, Put)])
-        size = values + len(write.agent) + _WRITE_BYTES * (1 + len(operations))
-        if size > FRAME_BYTES_MAX - FRAME_BYTES_TARGET:
-            raise InvalidRequestError(f"agent {write.agent_id!r}: {size:,} bytes for store {store!r} are too many")
+        size = write.sizes[store]
         exchange = open_exchanges.get(owner.node)
         full = exchange is not None and (
             exchange.size + size > FRAME_BYTES_TARGET or exchange.writes >= _MESSAGE_WRITES_MAX
@@ -226,7 +237,7 @@ class Saving:
         if exchange is None or full:
             exchange = open_exchanges[owner.node] = _CommitExchange(self, owner.node)
             self._exchanges.append(exchange)
-        exchange.add(store, shard, owner.epoch, write, size)
+        exchange.add(store, shard, owner.serving_epoch, write, size)
 
     async def run(self) -> None:
         """Send everything, and return when each part is answered, at the latest at the deadline."""
@@ -246,8 +257,8 @@ class Saving:
     def handle_section(self, section: _Section, committed: CommittedSection) -> None:
         """Take in the results of one section."""
         if committed.status != SectionStatus.OK:
-            if committed.status != SectionStatus.INTERNAL:
-                name = _status_name(committed.status)
+            if committed.status in _NOTHING_WRITTEN:
+                name = SectionStatus(committed.status).name
                 self.refuse(section, f"{name}: {committed.detail}" if committed.detail else name)
             return
         if len(committed.results) != len(section.writes):
@@ -273,10 +284,3 @@ class Saving:
     def _finish(self) -> None:
         if not self._done.done():
             self._done.set_result(None)
-
-
-def _status_name(status: int) -> str:
-    try:
-        return SectionStatus(status).name
-    except ValueError:
-        return f"status {status}"

@@ -154,7 +154,7 @@ class AgentState(msgspec.Struct, gc=False, eq=False, repr_omit_defaults=True):
             raise FragmentUndecodable(f"agent {self.agent_id!r}: {kind} has unknown encoding {fragment.encoding}")
         try:
             return view.decoder.decode(fragment.value)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise FragmentUndecodable(f"agent {self.agent_id!r}: {kind} does not fit its type: {error}") from error
 
     def _look(self, kind: str) -> tuple[Outcome, Fragment | None]:

@@ -11,8 +11,8 @@ import asyncio
 import heapq
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
-from typing import Final, NamedTuple, cast
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Final, NamedTuple
 
 from ..wire.errors import AgentNotFound, WakeIncomplete
 from .fetching import Fetching
@@ -57,37 +57,48 @@ class WakeMany:
 
     def __init__(self, agents: int, deadline: float) -> None:
         self._states: list[AgentState | None] = [None] * agents
-        self._left = agents
+        self._left = 0
         self._slices: list[Fetching] = []
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._timer = asyncio.get_running_loop().call_at(deadline, self._expire)
 
-    def add(self, start: int, fetch: Callable[[Callable[[list[Group]], None]], Fetching]) -> None:
-        """Fetch the agents from number `start` on; `fetch` makes their fetch, given who takes its groups."""
+    def add(self, places: Sequence[int], fetch: Callable[[Callable[[list[Group]], None]], Fetching]) -> None:
+        """Fetch some of the agents, whose states go to `places`.
+
+        `fetch` makes their fetch, held, given who takes its groups.
+        """
         fetching: Fetching
 
         def handle_groups(groups: list[Group]) -> None:
             states, order = self._states, fetching.plan.order
             for group in groups:
                 for index, state in zip(order[group.start : group.stop], fetching.states(group), strict=True):
-                    states[start + index] = state
+                    states[places[index]] = state
                 self._left -= group.stop - group.start
-            if not self._left and not self._done.done():
-                self._done.set_result(None)
+            if not self._left:
+                self._finish()
 
+        self._left += len(places)
         fetching = fetch(handle_groups)
         self._slices.append(fetching)
         fetching.start()
 
-    async def run(self) -> list[AgentState]:
-        """Wait for all of them, at most until the deadline; return their states."""
+    async def run(self) -> list[AgentState | None]:
+        """Wait for all of them, at most until the deadline; return their states, None for those never added."""
         try:
-            await self._done
-            return cast("list[AgentState]", self._states)
+            if self._left:
+                await self._done
+            return self._states
         finally:
             self._timer.cancel()
             for fetching in self._slices:
                 fetching.abandon()
+
+    def _finish(self) -> None:
+        """All have come. What was saved while it lay here is older than acknowledged by now: it is read again first."""
+        self._left = sum([fetching.refresh() for fetching in self._slices])
+        if not self._left and not self._done.done():
+            self._done.set_result(None)
 
     def _expire(self) -> None:
         for fetching in self._slices:

@@ -109,9 +109,6 @@ async def test_a_stream_brings_every_agent_once(airline: Airline) -> None:
 
 
 async def test_every_agent_comes_back_after_stopping_and_starting(airline: Airline) -> None:
-    async with connect(airline.running.path) as cluster:
-        before = await cluster.wake("nobody", kinds=["session"])
-        assert before.outcome("session") is Outcome.ABSENT
     await airline.restart()
     async with connect(airline.running.path) as cluster:
         assert_all_right(await cluster.wake_many(airline.agents, deadline_s=DEADLINE_S), airline.agents)
@@ -174,7 +171,11 @@ async def test_ids_of_every_kind_name_one_agent_each(cluster: Cluster) -> None:
     assert all(isinstance(result, Saved) for result in (await cluster.save_many(saves)).values())
     for agent_id in IDS:
         state = await cluster.wake(agent_id, deadline_s=DEADLINE_S)
-        assert (state.agent_id, state["profile"], state["history"]) == (agent_id, {"my id": agent_id}, agent_id.encode())
+        assert (state.agent_id, state["profile"], state["history"]) == (
+            agent_id,
+            {"my id": agent_id},
+            agent_id.encode(),
+        )
     listed = [agent_id async for agent_id in cluster.agents() if agent_id in saves]
     assert listed == sorted(IDS, key=str.encode)
 
@@ -199,6 +200,8 @@ async def test_ids_asked_for_twice_and_unknown_ones_keep_their_places(cluster: C
     assert [state.agent_id for state in states] == asked
     assert [state.outcome("profile").name for state in states] == ["OK", "ABSENT", "OK", "FAULT", "FAULT", "OK"]
     assert await cluster.wake_many([]) == []
+    none_sound = await cluster.wake_many(["", "x" * 257, ""], deadline_s=DEADLINE_S)
+    assert [state.outcome("profile") for state in none_sound] == [Outcome.FAULT] * 3
 
 
 async def test_what_was_deleted_is_absent(cluster: Cluster) -> None:

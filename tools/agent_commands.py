@@ -194,7 +194,7 @@ async def _save(
             if as_json:
                 print_json(_describe_failure(error, "saved"))
             raise
-    versions = {kind: str(version) for kind, version in saved.versions.items()}
+    versions = {kind: str(saved.versions[kind]) for kind in fragments}
     if as_json:
         print_json({"agent_id": agent_id, "saved": True, "versions": versions, "write_id": saved.write_id})
     else:

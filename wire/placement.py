@@ -44,11 +44,19 @@ PLACEMENT_FORMAT: Final = 1
 
 
 class ShardPlacement(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """One shard's owner and epoch. `migration` is None: moves of shards are not known yet."""
+    """One shard's owner and epoch; 0 until its owner has opened it for the first time.
+
+    `migration` is None: moves of shards are not known yet.
+    """
 
     node: str
     epoch: int
     migration: Any = None
+
+    @property
+    def serving_epoch(self) -> int:
+        """The epoch under which its owner serves it, also for who has this placement from before the first opening."""
+        return max(self.epoch, 1)
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True, gc=False):

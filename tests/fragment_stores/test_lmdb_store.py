@@ -113,10 +113,10 @@ def test_a_sound_file_that_is_shorter_than_its_last_page_says_is_served(tmp_path
     assert (tmp_path / "data.mdb").stat().st_size < (last_page + 1) * PAGE_BYTES, "LMDB has changed: no such file"
     assert run(READER, tmp_path).stdout.split() == ["20", "1020", "identity"]
     # And so it is when it goes on.
-    with lmdb_opened(tmp_path) as store, store.snapshot() as snapshot:
+    with TestLMDBStore.opened(tmp_path) as again, again.snapshot() as snapshot:
         assert values(snapshot, [b"kept-7"]) == [b"v" * 2_000]
-        store.begin_generation(2)
-        assert versions(store.commit([put("new")], 1))
+        again.begin_generation(2)
+        assert versions(again.commit([put("new")], 1))
 
 
 def test_a_walk_that_takes_too_long_is_no_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +174,7 @@ def test_a_damaged_image_refuses_writes_to_its_agent_alone(tmp_path: Path) -> No
     with environment.begin(environment.open_db(b"images"), write=True) as transaction:
         transaction.put(b"bad", b"no image")
     environment.close()
-    with lmdb_opened(tmp_path) as store:
+    with TestLMDBStore.opened(tmp_path) as store:
         store.begin_generation(1)
         bad, good = store.commit([put("bad"), put("good")], 1)
         assert isinstance(bad, Refusal)
@@ -191,9 +191,12 @@ def test_a_damaged_row_of_the_log_is_named(tmp_path: Path) -> None:
         with environment.begin(environment.open_db(b"log"), write=True) as transaction:
             transaction.put((1 << 40).to_bytes(8, "big"), row)
         environment.close()
-        with lmdb_opened(tmp_path) as store, store.snapshot() as snapshot:
-            with pytest.raises(StoreDamaged, match="row of the log is damaged"):
-                snapshot.log_after(0, 10)
+        with (
+            TestLMDBStore.opened(tmp_path) as store,
+            store.snapshot() as snapshot,
+            pytest.raises(StoreDamaged, match="row of the log is damaged"),
+        ):
+            snapshot.log_after(0, 10)
 
 
 # --- the machine's limits ---
@@ -271,15 +274,15 @@ def test_a_file_that_may_not_grow_refuses_the_commit_and_loses_nothing(tmp_path:
 
 
 def test_more_snapshots_than_there_are_places_for_are_refused_and_harm_nothing(tmp_path: Path) -> None:
-    with lmdb_opened(tmp_path, create=True) as store:
+    with TestLMDBStore.opened(tmp_path, create=True) as store:
         store.begin_generation(1)
         store.commit([put("a")], 1)
         snapshots = [store.snapshot() for _ in range(512)]
         with pytest.raises(StoreError, match="MDB_READERS_FULL"):
             store.snapshot()
         store.commit([put("a", b"new")], 1)
-        for snapshot in snapshots:
-            snapshot.close()
+        while snapshots:  # LMDB's places are given back with the objects
+            snapshots.pop().close()
         with store.snapshot() as snapshot:
             assert values(snapshot, [b"a"]) == [b"new"]
 
@@ -297,7 +300,7 @@ def test_readers_of_killed_processes_are_cleared_at_the_next_open(tmp_path: Path
         """
     for _ in range(2):
         assert run(program, tmp_path).returncode == -9
-    with lmdb_opened(tmp_path) as store:
+    with TestLMDBStore.opened(tmp_path) as store:
         snapshots = [store.snapshot() for _ in range(400)]
         for snapshot in snapshots:
             snapshot.close()
@@ -316,11 +319,11 @@ def test_the_log_is_trimmed_to_its_newest_rows(tmp_path: Path, monkeypatch: pyte
             assert [version for version, _ in snapshot.log_after(0, 100)] == found[-10:]
         assert store.statistics().log_rows == min(len(found), 10)
     store.close()
-    with lmdb_opened(tmp_path) as store:
-        assert (store.statistics().log_rows, store.statistics().agents) == (10, len(found))
-        store.begin_generation(2)
-        store.commit([put("a")], 1)
-        assert store.statistics().log_rows == 10
+    with TestLMDBStore.opened(tmp_path) as again:
+        assert (again.statistics().log_rows, again.statistics().agents) == (10, len(found))
+        again.begin_generation(2)
+        again.commit([put("a")], 1)
+        assert again.statistics().log_rows == 10
 
 
 def test_a_log_that_was_longer_is_trimmed_by_the_next_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,7 +351,3 @@ def test_a_shards_identity_is_read_without_opening_it(tmp_path: Path) -> None:
 def test_an_environment_in_which_no_shard_was_made_has_no_identity(tmp_path: Path) -> None:
     lmdb.open(str(tmp_path), max_dbs=4).close()
     assert read_identity(tmp_path) is None
-
-
-def lmdb_opened(path: Path, *, create: bool = False):
-    return TestLMDBStore.opened(path, create=create)

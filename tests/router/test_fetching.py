@@ -4,11 +4,11 @@ import asyncio
 
 import pytest
 
-from dawnchorus import AgentNotFound, Cluster, Outcome, WakeIncomplete
+from dawnchorus import AgentNotFound, Outcome, WakeIncomplete
 from dawnchorus.wire.messages import Fetch, Request
 from tests.support.clusters import eventually
 from tests.support.fake_nodes import FakeNode, FakeNodes, fake_client, images_frame
-from tests.support.internals import leftovers
+from tests.support.internals import is_up, leftovers
 
 LONG_S = 20.0
 
@@ -96,7 +96,9 @@ async def test_at_the_deadline_a_read_older_than_a_save_counts_as_not_come() -> 
         for state in (await short, await long, *await many):
             assert state.outcome("history") is Outcome.TIMEOUT
             assert state["profile"] == 1
-            assert state.outcome("session") is Outcome.TIMEOUT, "the old session was shown after the new was acknowledged"
+            assert state.outcome("session") is Outcome.TIMEOUT, (
+                "the old session was shown after the new was acknowledged"
+            )
         assert not leftovers(cluster)
 
 
@@ -208,7 +210,9 @@ async def test_after_a_break_only_what_did_not_come_whole_is_asked_for_again() -
         for agent_id in ids:
             nodes.put(agent_id, profile=agent_id, session=agent_id)
         live = nodes["live"]
-        live.answer = lambda request: [half_answer(live, request)] if isinstance(request, Fetch) else live.serve(request)
+        live.answer = lambda request: (
+            [half_answer(live, request)] if isinstance(request, Fetch) else live.serve(request)
+        )
         waking = asyncio.ensure_future(cluster.wake_many(ids, deadline_s=LONG_S))
         await answered_by(nodes, "id", "live", "old")
         live.stop()
@@ -242,11 +246,6 @@ async def test_a_state_shows_the_node_that_is_not_connected_as_unavailable() -> 
         (state,) = await cluster.wake_many(["a"], deadline_s=0.1)
         assert state.outcome("history") is Outcome.UNAVAILABLE
         assert not leftovers(cluster)
-
-
-def is_up(cluster: Cluster, node: str) -> bool:
-    """Whether the client is connected to a node."""
-    return cluster._router.is_up(node)  # pyright: ignore[reportPrivateUsage]
 
 
 async def test_agents_that_are_all_absent_do_not_disturb_later_wakes() -> None:

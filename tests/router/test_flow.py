@@ -148,7 +148,9 @@ class FlowAgainstItsModel(RuleBasedStateMachine):
         self.sent: list[Request] = []
         self.numbers: set[int] = set()
 
-    @rule(size=st.sampled_from([0, 1, WINDOW_BYTES // 3, WINDOW_BYTES // 2, WINDOW_BYTES * 2]), repeatable=st.booleans())
+    @rule(
+        size=st.sampled_from([0, 1, WINDOW_BYTES // 3, WINDOW_BYTES // 2, WINDOW_BYTES * 2]), repeatable=st.booleans()
+    )
     def add(self, size: int, repeatable: bool) -> None:
         request = Request(size, repeatable)
         self.flow.add(request)
@@ -158,8 +160,10 @@ class FlowAgainstItsModel(RuleBasedStateMachine):
     def poll(self) -> None:
         request = self.flow.poll_send()
         on_their_way = sum(sent.expected_bytes for sent in self.sent)
-        may_go = self.up and self.waiting and (
-            not self.sent or on_their_way + self.waiting[0].expected_bytes <= WINDOW_BYTES
+        may_go = (
+            self.up
+            and self.waiting
+            and (not self.sent or on_their_way + self.waiting[0].expected_bytes <= WINDOW_BYTES)
         )
         if not may_go:
             assert request is None

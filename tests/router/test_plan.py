@@ -38,7 +38,9 @@ def test_every_agent_is_in_exactly_one_group(agents: list[bytes], routes: Routes
     positions = [position for group in planned.groups for position in range(group.start, group.stop)]
     assert positions == list(range(len(agents)))
     assert all(0 < group.stop - group.start <= group_max for group in planned.groups)
-    assert all(planned.group_at(position) is group for group in planned.groups for position in range(group.start, group.stop))
+    assert all(
+        planned.group_at(position) is group for group in planned.groups for position in range(group.start, group.stop)
+    )
 
 
 @given(agents=ids, routes=routes())

@@ -224,4 +224,3 @@ async def test_closing_the_cluster_ends_every_wake() -> None:
         assert [type(result) for result in results] == [ClusterUnavailable] * 4
         with pytest.raises(ClusterUnavailable):
             cluster.wake("a")
-

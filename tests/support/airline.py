@@ -38,6 +38,9 @@ def _like_airline(made: random.Random) -> Fragments:
         "profile": {"name": {"first": text(8), "last": text(8)}, "address": text(100), "dob": "1990-04-05", "é": "ü"},
         "session": {"reward": made.random(), "turns": made.randrange(40), "trial": 0, "open": True, "note": None},
         "context": {"task": text(500), "reservations": {text(6): [text(300)] * 3 for _ in range(3)}},
-        "preference": {"payment": [{"source": "credit_card", "last_four": made.randrange(9_999)}] * 3, "seat": text(40)},
+        "preference": {
+            "payment": [{"source": "credit_card", "last_four": made.randrange(9_999)}] * 3,
+            "seat": text(40),
+        },
         "history": [{"role": "user", "content": text(500), "tool_calls": None} for _ in range(made.randrange(10, 50))],
     }

@@ -1,22 +1,42 @@
 """What a client holds inside: the one place where tests look past the public face."""
 
+# pyright: reportPrivateUsage=false
+
+from collections.abc import Sequence
+
 from dawnchorus import Cluster
 
-__all__ = ["leftovers"]
+__all__ = ["is_up", "leftovers", "stray_replies", "take_in"]
 
 
 def leftovers(cluster: Cluster) -> dict[str, int]:
     """Return what a client still holds of requests, by table; empty once nobody waits for anything."""
-    router = cluster._router  # pyright: ignore[reportPrivateUsage]
-    coalescer = cluster._coalescer  # pyright: ignore[reportPrivateUsage]
-    flows = router._flows  # pyright: ignore[reportPrivateUsage]
+    router, wakes = cluster._router, cluster._coalescer
+    flows = router._flows.values()
     tables = {
-        "exchanges": sum(map(len, flows.values())),
-        "expected bytes": sum(flow._expected_bytes for flow in flows.values()),  # pyright: ignore[reportPrivateUsage]
-        "replies": len(router._replies),  # pyright: ignore[reportPrivateUsage]
-        "pending": len(coalescer._pending),  # pyright: ignore[reportPrivateUsage]
-        "under way": sum(map(len, coalescer._under_way.values())),  # pyright: ignore[reportPrivateUsage]
-        "floors": len(cluster._floors),  # pyright: ignore[reportPrivateUsage]
-        "fetches": cluster._floors._fetches,  # pyright: ignore[reportPrivateUsage]
+        "exchanges": sum(map(len, flows)),
+        "expected bytes": sum(flow._expected_bytes for flow in flows),
+        "replies": len(router._replies),
+        "pending": len(wakes._pending),
+        "under way": sum(map(len, wakes._under_way.values())),
+        "floors": len(cluster._floors),
+        "fetches": cluster._floors._fetches,
     }
     return {name: count for name, count in tables.items() if count}
+
+
+def is_up(cluster: Cluster, node: str) -> bool:
+    """Whether the client is connected to a node."""
+    return cluster._router.is_up(node)
+
+
+def stray_replies(cluster: Cluster) -> int:
+    """Return how many replies came that nobody waited for, or that were none."""
+    return cluster._router.stray_replies
+
+
+def take_in(cluster: Cluster, replies: Sequence[tuple[str, bytes]]) -> None:
+    """Hand a client replies of several nodes in one turn, as if they had just come in."""
+    router = cluster._router
+    router._replies.extend([(node, memoryview(frame)) for node, frame in replies])
+    router._turn()

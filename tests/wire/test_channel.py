@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 from dawnchorus.wire.channel import Channel, Sent, receive_frame, receive_parts
 from dawnchorus.wire.sockets import NODE_SEND_FRAMES_MAX, SocketOwner, bind
 
-PATIENCE_S = 30.0
+PATIENCE_MS = 30_000
 """How long a test waits for what has to happen; nothing is measured with it."""
 
 Messages = list[list[bytes]]
@@ -42,7 +42,7 @@ class Ends:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(PATIENCE_MS / 1_000):
         while True:
             if condition():
                 return
@@ -50,7 +50,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 @asynccontextmanager
-async def connected(folder: Path) -> AsyncIterator[Ends]:
+async def connected(folder: Path) -> AsyncGenerator[Ends]:
     with SocketOwner() as owner:
         ends = Ends(owner, f"ipc://{folder}/x")
         try:
@@ -61,7 +61,7 @@ async def connected(folder: Path) -> AsyncIterator[Ends]:
 
 
 @pytest.fixture
-async def ends(short_folder: Path) -> AsyncIterator[Ends]:
+async def ends(short_folder: Path) -> AsyncGenerator[Ends]:
     async with connected(short_folder) as made:
         yield made
 
@@ -134,7 +134,7 @@ async def test_nothing_waits_for_an_edge_that_a_send_has_swallowed(ends: Ends) -
     ends.node = Channel(loop, ends.replies, receive_parts, at_node)
     for _ in range(3):
         ends.router.send(b"ping")
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(PATIENCE_MS / 1_000):
         await done.wait()
     assert identity
 
@@ -145,7 +145,7 @@ async def test_frames_that_came_before_the_channel_was_made_are_handed_over(shor
         bind(replies, f"ipc://{short_folder}/x")
         requests = owner.dealer(f"ipc://{short_folder}/x")
         requests.send(b"early")
-        assert replies.poll(PATIENCE_S * 1_000)
+        assert replies.poll(PATIENCE_MS)
         handed: list[Messages] = []
         channel = Channel(asyncio.get_running_loop(), replies, receive_parts, handed.append)
         await until(lambda: handed)
@@ -210,7 +210,7 @@ async def test_a_peer_that_has_left_is_gone(ends: Ends) -> None:
 async def test_a_closed_channel_hands_nothing_over(ends: Ends) -> None:
     identity = await ends.identity()
     ends.router.send(b"before")
-    assert ends.replies.poll(PATIENCE_S * 1_000)
+    assert ends.replies.poll(PATIENCE_MS)
     ends.node.close()
     ends.node.close()
     ends.router.send(b"after")

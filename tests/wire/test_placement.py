@@ -69,8 +69,8 @@ def test_a_store_that_no_node_lists_cannot_be_placed() -> None:
 
 def test_shards_of_a_node_come_with_store_index_and_epoch() -> None:
     placement = initial_placement(make_topology(), UUID)
-    assert placement.shards_of("a") == [("live", 1, 1), ("live", 4, 1), ("archive", 0, 1), ("archive", 1, 1)]
-    assert placement.shards_of("b") == [("live", 0, 1), ("live", 3, 1)]
+    assert placement.shards_of("a") == [("live", 1, 0), ("live", 4, 0), ("archive", 0, 0), ("archive", 1, 0)]
+    assert placement.shards_of("b") == [("live", 0, 0), ("live", 3, 0)]
     assert placement.shards_of("nobody") == []
 
 
@@ -95,7 +95,7 @@ def test_new_kinds_stores_and_nodes_extend_a_placement() -> None:
         nodes={**old.nodes, "d": NodeSpec("d", "tcp://127.0.0.1:4", ("identity", "live"))},
     )
     extended = reconcile(new, placement)
-    assert extended.shards == {**placement.shards, "identity": (ShardPlacement("d", 1),) * 3}
+    assert extended.shards == {**placement.shards, "identity": (ShardPlacement("d", 0),) * 3}
     assert extended.kinds == {**placement.kinds, "profile": "identity", "context": "live"}
     assert (extended.cluster_uuid, extended.revision, extended.generation) == (UUID, 9, 4)
     assert reconcile(new, extended) is extended
@@ -262,7 +262,7 @@ def test_an_edit_by_hand_is_noticed() -> None:
         ({"kinds": {"session": "nowhere"}}, "kind 'session' is in store 'nowhere', which has no shards"),
         ({"shards": {"live": [], "archive": [["a", 1, None]]}}, "store 'live' has 0 shards"),
         ({"shards": {"live": [["a", 1]] * 1025, "archive": [["a", 1]]}}, "store 'live' has 1025 shards"),
-        ({"shards": {"live": [["a", 0]], "archive": [["a", 1]]}}, "store 'live' has a shard without an owner or an ep"),
+        ({"shards": {"live": [["a", -1]], "archive": [["a", 1]]}}, "store 'live' has a shard without an owner or an ep"),
         ({"shards": {"live": [["", 1]], "archive": [["a", 1]]}}, "store 'live' has a shard without an owner or an ep"),
         ({"shards": {"live": [["a"]], "archive": [["a", 1]]}}, "Expected `array` of at least length 2"),
     ],

@@ -1,0 +1,244 @@
+"""The launcher with real nodes: it starts them all or none, starts again what dies, and leaves nobody behind."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dawnchorus import DataFolderError, LaunchError, Saved, TopologyError, connect
+from dawnchorus.nodes.launcher import Launcher
+from tests.support.clusters import (
+    DEFAULT_NODES,
+    RunningCluster,
+    eventually,
+    free_ports,
+    is_running,
+    running,
+    write_topology,
+)
+
+STOP_S = 5.0
+LONG_S = 20.0
+
+TWO_NODES = {"identity-1": ["identity", "live"], "archive-1": ["archive"]}
+
+
+async def test_all_nodes_serve_when_it_has_started_and_are_gone_when_it_has_stopped(
+    ipc_folder: Path, tmp_path: Path
+) -> None:
+    path = write_topology(tmp_path)
+    cluster = RunningCluster(path)
+    assert cluster.launcher.pids() == {}
+    await cluster.launcher.start()
+    pids = cluster.launcher.pids()
+    assert list(pids) == list(DEFAULT_NODES)
+    for node in DEFAULT_NODES:
+        assert cluster.states(node) == ["starting", "serving"]
+    for node, pid in pids.items():
+        assert " ".join(psutil.Process(pid).cmdline()) == f"dawnchorus node {node} (test)"
+    assert len(list(ipc_folder.glob("dawnchorus/*.ipc"))) >= 3
+    before = set(ipc_folder.glob("dawnchorus/*.ipc"))
+    began = time.monotonic()
+    await cluster.launcher.stop()
+    assert time.monotonic() - began < STOP_S
+    assert not any(map(is_running, pids.values()))
+    assert cluster.launcher.pids() == {}
+    for node in DEFAULT_NODES:
+        assert cluster.states(node) == ["starting", "serving", "stopped"]
+    ends = [event.log for event in cluster.events if event.log and event.log["event"] == "stopped"]
+    assert len(ends) == 3, "each node ended cleanly and said so"
+    assert len(before - set(ipc_folder.glob("dawnchorus/*.ipc"))) == 3
+
+
+async def test_events_carry_shards_pids_and_endpoints(ipc_folder: Path, tmp_path: Path) -> None:
+    async with running(write_topology(tmp_path, shards=3, nodes=TWO_NODES)) as cluster:
+        serving = {event.node: event for event in cluster.events if event.state == "serving"}
+        assert {node: event.shards for node, event in serving.items()} == {"identity-1": 6, "archive-1": 3}
+        assert {node: event.pid for node, event in serving.items()} == cluster.launcher.pids()
+        assert serving["archive-1"].endpoint == cluster.endpoint("archive-1")
+
+
+async def test_a_node_that_dies_is_started_again_with_growing_pauses(ipc_folder: Path, tmp_path: Path) -> None:
+    async with running(write_topology(tmp_path, nodes=TWO_NODES)) as cluster:
+        other = cluster.launcher.pids()["identity-1"]
+        for times in (1, 2, 3):
+            await cluster.kill("archive-1")
+            await cluster.served_again("archive-1", times + 1)
+        restarts = [event for event in cluster.events if event.state == "restarting"]
+        assert [event.detail for event in restarts] == [
+            f"ended with signal 9; starts again in {pause:.2f} s" for pause in (0.05, 0.1, 0.2)
+        ]
+        assert [event.restarts for event in restarts] == [1, 2, 3]
+        assert cluster.states("identity-1") == ["starting", "serving"]
+        assert cluster.launcher.pids()["identity-1"] == other
+
+
+async def test_stopping_does_not_wait_for_a_node_that_hangs(ipc_folder: Path, tmp_path: Path) -> None:
+    cluster = RunningCluster(write_topology(tmp_path, nodes=TWO_NODES))
+    await cluster.launcher.start()
+    pids = cluster.launcher.pids()
+    cluster.signal("archive-1", signal.SIGSTOP)
+    began = time.monotonic()
+    await cluster.launcher.stop()
+    assert time.monotonic() - began < STOP_S + 1
+    assert not any(map(is_running, pids.values()))
+
+
+async def test_stopping_while_a_node_waits_to_be_started_again_leaves_it_dead(ipc_folder: Path, tmp_path: Path) -> None:
+    cluster = RunningCluster(write_topology(tmp_path, nodes=TWO_NODES))
+    await cluster.launcher.start()
+    await cluster.kill("archive-1")
+    await cluster.launcher.stop()
+    assert cluster.states("archive-1")[-1] == "stopped"
+    assert cluster.launcher.pids() == {}
+
+
+async def test_a_port_in_use_fails_the_start_in_the_nodes_words_and_stops_the_others(
+    ipc_folder: Path, tmp_path: Path
+) -> None:
+    first, second = free_ports(2)
+    with socket.create_server(("127.0.0.1", second)):
+        cluster = RunningCluster(write_topology(tmp_path, nodes=TWO_NODES, ports=[first, second]))
+        with pytest.raises(LaunchError, match=rf"node 'archive-1': cannot bind tcp://127.0.0.1:{second}.*in use"):
+            await cluster.launcher.start()
+    assert cluster.states("archive-1")[-1] == "refused"
+    assert cluster.states("identity-1")[-1] == "stopped"
+    assert cluster.launcher.pids() == {}
+    assert all(not is_running(event.pid) for event in cluster.events if event.pid)
+    async with running(cluster.path):
+        pass  # and what it had begun does not stand in the way of a second start
+
+
+async def test_a_data_folder_that_cannot_be_had_fails_the_start(ipc_folder: Path, tmp_path: Path) -> None:
+    path = write_topology(tmp_path, nodes=TWO_NODES)
+    (tmp_path / "data").write_text("a file in the folder's place")
+    with pytest.raises(DataFolderError, match=r"data: cannot be written"):
+        await Launcher(path).start()
+    (tmp_path / "data").unlink()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "archive-1").write_text("a file in the node's folder's place")
+    cluster = RunningCluster(path)
+    with pytest.raises(LaunchError, match=r"node 'archive-1': .*cannot be written"):
+        await cluster.launcher.start()
+    assert cluster.launcher.pids() == {}
+
+
+async def test_a_topology_that_contradicts_the_data_fails_the_start(ipc_folder: Path, tmp_path: Path) -> None:
+    ports = free_ports(2)
+    async with running(write_topology(tmp_path, nodes=TWO_NODES, ports=ports)):
+        pass
+    with pytest.raises(LaunchError, match="store 'identity' has 4 shards, the topology says 5"):
+        await RunningCluster(write_topology(tmp_path, nodes=TWO_NODES, ports=ports, shards=5)).launcher.start()
+    async with running(write_topology(tmp_path, nodes=TWO_NODES, ports=ports)) as cluster:
+        assert cluster.states("archive-1") == ["starting", "serving"]
+
+
+async def test_a_wrong_topology_starts_nothing(tmp_path: Path) -> None:
+    path = write_topology(tmp_path)
+    path.write_text(path.read_text() + "\n[nonsense]\n")
+    with pytest.raises(TopologyError, match="nonsense"):
+        Launcher(path)
+    assert not (tmp_path / "data").exists()
+
+
+async def test_a_second_launcher_on_the_same_data_is_refused_and_disturbs_nothing(
+    ipc_folder: Path, tmp_path: Path
+) -> None:
+    async with running(write_topology(tmp_path, nodes=TWO_NODES)) as cluster, connect(cluster.path) as client:
+        pids = cluster.launcher.pids()
+        await client.save("a", {"profile": 1})
+        with pytest.raises(DataFolderError, match=rf"in use by process {os.getpid()}"):
+            await Launcher(cluster.path).start()
+        node = subprocess.run(
+            node_command(cluster.path, "archive-1"), capture_output=True, text=True, timeout=LONG_S, check=False
+        )
+        assert node.returncode == 2
+        assert f"in use by process {pids['archive-1']}" in node.stderr
+        assert cluster.launcher.pids() == pids
+        assert isinstance(await client.save("a", {"profile": 2, "history": 3}, deadline_s=LONG_S), Saved)
+        state = await client.wake("a", deadline_s=LONG_S)
+        assert (state["profile"], state["history"]) == (2, 3)
+        assert cluster.states("archive-1") == ["starting", "serving"]
+
+
+def node_command(path: Path, node: str) -> list[str]:
+    """The command that runs one node."""
+    return [sys.executable, "-m", "dawnchorus.tools.main", "node", node, "--topology", str(path)]
+
+
+_LAUNCH = """
+import asyncio, json, sys
+from dawnchorus.nodes.launcher import Launcher
+
+async def main():
+    launcher = Launcher(sys.argv[1])
+    await launcher.start()
+    print(json.dumps(launcher.pids()), flush=True)
+    await launcher.wait()
+
+asyncio.run(main())
+"""
+
+
+@contextmanager
+def launcher_process(path: Path) -> Generator[tuple[subprocess.Popen[str], dict[str, int]]]:
+    """A launcher in a process of its own, and its nodes' process ids."""
+    with subprocess.Popen([sys.executable, "-c", _LAUNCH, str(path)], stdout=subprocess.PIPE, text=True) as process:
+        pids: dict[str, int] = {}
+        try:
+            assert process.stdout is not None
+            pids = json.loads(process.stdout.readline())
+            yield process, pids
+        finally:
+            process.kill()
+            for pid in filter(is_running, pids.values()):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+async def test_no_node_outlives_its_launcher_by_more_than_five_seconds(
+    how: signal.Signals, ipc_folder: Path, tmp_path: Path
+) -> None:
+    path = write_topology(tmp_path)
+    with launcher_process(path) as (process, pids):
+        async with connect(path) as client:
+            await client.save("a", {"profile": 1, "history": 2})
+        assert len(pids) == 3
+        process.send_signal(how)
+        began = time.monotonic()
+        await eventually(lambda: not any(map(is_running, pids.values())), STOP_S)
+        assert time.monotonic() - began < STOP_S
+    async with running(path), connect(path) as client:
+        assert (await client.wake("a", deadline_s=LONG_S))["history"] == 2
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+async def test_a_node_ends_cleanly_when_it_is_asked_to(how: signal.Signals, ipc_folder: Path, tmp_path: Path) -> None:
+    path = write_topology(tmp_path, nodes=TWO_NODES)
+    process = await asyncio.create_subprocess_exec(
+        *node_command(path, "archive-1"), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    facts = json.loads(await process.stdout.readline())
+    assert (facts["event"], facts["node"], facts["shards"]) == ("serving", "archive-1", 4)
+    process.send_signal(how)
+    _, log = await asyncio.wait_for(process.communicate(), STOP_S)
+    assert process.returncode == 0
+    assert json.loads(log.splitlines()[-1])["event"] == "stopped"
+
+
+async def test_a_node_that_the_topology_does_not_have_is_refused(tmp_path: Path) -> None:
+    path = write_topology(tmp_path)
+    node = subprocess.run(node_command(path, "ghost"), capture_output=True, text=True, timeout=LONG_S, check=False)
+    assert node.returncode == 2
+    assert "there is no node 'ghost'; its nodes are identity-1, live-1, archive-1" in node.stderr

@@ -1,0 +1,670 @@
+"""The node over real sockets: what it answers, to whom, in which order, and what it makes of those who misbehave."""
+
+import asyncio
+import os
+import random
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import pytest
+import zmq
+
+from dawnchorus.nodes import fair_queue, peers
+from dawnchorus.nodes.node import FragmentNode
+from dawnchorus.wire.errors import DataFolderError
+from dawnchorus.wire.hashing import shard_of
+from dawnchorus.wire.image import decode_image
+from dawnchorus.wire.limits import FRAME_BYTES_MAX, REQUEST_AGENTS_MAX
+from dawnchorus.wire.messages import (
+    ABSENT,
+    PROTOCOL,
+    Commit,
+    CommitSection,
+    Committed,
+    Drop,
+    Erase,
+    Fault,
+    FaultCode,
+    Fetch,
+    FetchSection,
+    Hello,
+    Images,
+    Message,
+    Put,
+    Refusal,
+    Scan,
+    Scanned,
+    SectionStatus,
+    Status,
+    StatusReply,
+    Welcome,
+    Write,
+    encode,
+)
+from dawnchorus.wire.placement import decode_placement
+from dawnchorus.wire.topology import decode_topology, encode_topology
+from tests.support.raw_nodes import (
+    BUDGET_US,
+    NODE,
+    SHARDS,
+    RawClient,
+    Served,
+    commit_of,
+    fetch_of,
+    make_topology,
+    served,
+    until,
+)
+
+HELLO = encode(Hello(PROTOCOL, "", b"test", ""))
+
+
+def value(image: bytes | int, kind: str = "session") -> bytes | int:
+    return decode_image(image)[kind].value if isinstance(image, bytes) else image
+
+
+async def barrier(client: RawClient) -> dict[str, int]:
+    """The node's counters once it has worked through everything that this client sent before."""
+    return (await client.status()).counters
+
+
+# --- Hello ---
+
+
+async def test_hello_is_answered_with_everything_that_a_router_needs(serving: Served) -> None:
+    async with RawClient(serving.endpoint) as client:
+        welcome = await client.hello()
+        placement = decode_placement(welcome.placement)
+        assert (welcome.node, welcome.cluster_uuid) == (NODE, placement.cluster_uuid)
+        assert set(placement.shards) == {"identity", "live", "archive"}
+        assert decode_topology(welcome.topology).digest == serving.topology.digest
+        assert welcome.topology == encode_topology(serving.topology)
+        assert (welcome.ipc, welcome.frame_bytes_max) == ("", FRAME_BYTES_MAX)
+        for cluster in ("test", welcome.cluster_uuid):
+            assert await client.hello(cluster) == welcome
+
+
+@pytest.mark.parametrize(
+    "request_message",
+    [
+        fetch_of([b"a"], request=5),
+        commit_of({b"a": b"v"}, request=5),
+        Scan(5, BUDGET_US, "live", 0, 1, b"", 10),
+        Status(5, BUDGET_US),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+async def test_requests_without_a_hello_are_refused_and_not_served(serving: Served, request_message: Message) -> None:
+    async with RawClient(serving.endpoint) as client:
+        fault = await client.ask(request_message, Fault)
+        assert (fault.request, fault.code) == (5, FaultCode.NO_HELLO)
+        await client.hello()
+        counters = await barrier(client)
+        assert (counters["faults"], counters["garbage"], counters["writes"], counters["fetches"]) == (1, 0, 0, 0)
+
+
+async def test_garbage_without_a_hello_is_answered_where_its_number_can_be_read(serving: Served) -> None:
+    async with RawClient(serving.endpoint) as client:
+        client.send(b"\xc1garbage")
+        client.send(b"")
+        client.send(msgspec.msgpack.encode(["no tag", 77]))
+        fault = await client.receive()
+        assert isinstance(fault, Fault)
+        assert (fault.request, fault.code) == (77, FaultCode.NO_HELLO)
+        await client.hello()
+        assert (await barrier(client))["garbage"] == 3
+
+
+@pytest.mark.parametrize("cluster", ["another", "ab" * 16, "TEST"])
+async def test_a_router_of_another_cluster_is_refused(serving: Served, cluster: str) -> None:
+    async with RawClient(serving.endpoint) as client:
+        fault = await client.ask(Hello(PROTOCOL, cluster, b"", ""), Fault)
+        assert (fault.request, fault.code) == (0, FaultCode.WRONG_CLUSTER)
+        assert "'test'" in fault.detail
+        assert repr(cluster) in fault.detail
+        fault = await client.ask(fetch_of([b"a"]), Fault)
+        assert fault.code == FaultCode.NO_HELLO, "it was not let in"
+
+
+@pytest.mark.parametrize("protocol", [0, PROTOCOL + 1, -1])
+async def test_a_router_of_another_protocol_is_refused(serving: Served, protocol: int) -> None:
+    async with RawClient(serving.endpoint) as client:
+        fault = await client.ask(Hello(protocol, "test", b"", ""), Fault)
+        assert (fault.request, fault.code) == (0, FaultCode.UNSUPPORTED)
+        assert fault.detail == f"this node speaks protocol {PROTOCOL}, not {protocol}"
+        assert (await client.ask(fetch_of([b"a"]), Fault)).code == FaultCode.NO_HELLO
+
+
+async def test_a_hello_that_a_newer_router_says_longer_is_understood(serving: Served) -> None:
+    async with RawClient(serving.endpoint) as client:
+        client.send(msgspec.msgpack.encode([1, PROTOCOL, "test", b"c", "digest", "new", {"newer": 1}]))
+        assert isinstance(await client.receive(), Welcome)
+
+
+# --- reading and writing ---
+
+
+async def test_what_was_saved_is_fetched_over_several_stores(client: RawClient) -> None:
+    agents = {b"agent-%d" % number: b"%d" % number for number in range(50)}
+    await client.commit(agents)
+    await client.commit({b"agent-7": b"p"}, store="identity", kind="profile")
+    found = await client.fetch(fetch_of([*agents, b"nobody"]))
+    assert {agent: value(image) for agent, image in found.items()} == {**agents, b"nobody": ABSENT}
+    found = await client.fetch(fetch_of([b"agent-7", b"agent-8"], store="identity"))
+    assert value(found[b"agent-7"], "profile") == b"p"
+    assert found[b"agent-8"] == ABSENT
+
+
+async def test_sections_of_several_stores_travel_in_one_message(client: RawClient) -> None:
+    await client.commit({b"a": b"1"})
+    await client.commit({b"a": b"2"}, store="archive", kind="history")
+    shard = shard_of(b"a", SHARDS)
+    sections = [FetchSection(store, shard, 1, [b"a"]) for store in ("live", "archive", "identity")]
+    reply = await client.ask(Fetch(9, BUDGET_US, sections), Images)
+    assert reply.last
+    assert [section.sizes[0] > 0 for section in reply.sections] == [True, True, False]
+
+
+async def test_a_large_fetch_is_answered_in_several_frames_of_whole_images(client: RawClient) -> None:
+    agents = {b"agent-%d" % number: b"%d" % number + bytes(50_000) for number in range(100)}
+    for start in range(0, 100, 20):
+        await client.commit(dict(list(agents.items())[start : start + 20]))
+    found = await client.fetch(fetch_of(agents))
+    assert {agent: value(image) for agent, image in found.items()} == agents
+
+
+async def test_replies_carry_the_clock_of_the_node(client: RawClient) -> None:
+    reply = await client.ask(fetch_of([b"a"]), Images)
+    assert 1_700_000_000_000 < reply.now_ms < 10_000_000_000_000
+
+
+async def test_the_largest_save_travels(client: RawClient) -> None:
+    one = {b"a": bytes(1 << 20)}
+    await client.commit(one)
+    await client.commit(one, kind="context")
+    [image] = (await client.fetch(fetch_of(one))).values() if False else [None]
+    committed = await client.ask(commit_of({b"b": bytes((1 << 20) + 1)}), Committed)
+    assert image is None
+    assert isinstance(committed.sections[0].results[0], Refusal)
+
+
+async def test_writes_are_acknowledged_with_versions_that_grow(client: RawClient) -> None:
+    seen: list[int] = []
+    for number in range(20):
+        committed = await client.commit({b"a": b"%d" % number})
+        [section] = committed.sections
+        assert section.results == [section.version]
+        seen.append(section.version)
+    assert seen == sorted(set(seen))
+    assert (await client.ask(fetch_of([b"a"]), Images)).sections[0].version >= seen[-1]
+
+
+async def test_bad_writes_fail_alone(client: RawClient) -> None:
+    shard = shard_of(b"a", SHARDS)
+    writes = [
+        Write(b"a", b"w", 0, [Put("session", 0, 0, b"v")]),
+        Write(b"a", b"w", 0, [Put("no-such-kind", 0, 0, b"v")]),
+        Write(b"a", b"w", 0, [Drop("history")]),
+        Write(b"", b"w", 0, [Put("session", 0, 0, b"v")]),
+        Write(b"nobody", b"w", 0, [Erase()]),
+        Write(b"a", b"w", 0, [Put("context", 0, 0, b"v")]),
+    ]
+    sections = [CommitSection("live", shard, 1, writes), CommitSection("live", 99, 1, writes[:1])]
+    committed = await client.ask(Commit(3, BUDGET_US, sections), Committed)
+    first, second = committed.sections
+    assert (first.status, second.status) == (SectionStatus.OK, SectionStatus.MOVED)
+    shown = ["refused" if isinstance(result, Refusal) else bool(result) for result in first.results]
+    assert shown == [True, "refused", "refused", "refused", False, True]
+    counters = await barrier(client)
+    assert (counters["commits"], counters["writes"], counters["refused_writes"]) == (1, 3, 3)
+
+
+async def test_a_scan_pages_through_a_shard(client: RawClient) -> None:
+    agents = sorted(b"agent-%d" % number for number in range(300))
+    await client.commit(dict.fromkeys(agents, b"v"))
+    found: list[bytes] = []
+    for shard in range(SHARDS):
+        mine = [agent for agent in agents if shard_of(agent, SHARDS) == shard]
+        for page in (1_000, 37, 1):
+            listed: list[bytes] = []
+            scanned = Scanned(0, 0, [], False)
+            while not scanned.last:
+                position = listed[-1] if listed else b""
+                scanned = await client.ask(Scan(4, BUDGET_US, "live", shard, 1, position, page), Scanned)
+                assert (scanned.request, scanned.status) == (4, SectionStatus.OK)
+                assert len(scanned.agents) <= page
+                listed += scanned.agents
+            assert listed == mine
+        found += mine
+    assert sorted(found) == agents
+
+
+async def test_a_scan_of_nothing_or_of_too_much_is_bounded(client: RawClient) -> None:
+    await client.commit(dict.fromkeys([b"agent-%05d" % number for number in range(10_000)], b""))
+    one = await client.ask(Scan(1, BUDGET_US, "live", 0, 1, b"", 0), Scanned)
+    assert (len(one.agents), one.last) == (1, False)
+    many = await client.ask(Scan(1, BUDGET_US, "live", 0, 1, b"", 1 << 60), Scanned)
+    assert (len(many.agents), many.last) == (4_096, False)
+
+
+async def test_scans_of_shards_that_are_elsewhere_and_bad_positions_are_told(client: RawClient) -> None:
+    moved = await client.ask(Scan(1, BUDGET_US, "live", 0, 2, b"", 10), Scanned)
+    assert (moved.status, moved.agents, moved.last) == (SectionStatus.MOVED, [], True)
+    fault = await client.ask(Scan(6, BUDGET_US, "live", 0, 1, b"x" * 600, 10), Fault)
+    assert (fault.request, fault.code) == (6, FaultCode.BAD_REQUEST)
+
+
+async def test_status_tells_of_the_process_its_shards_and_its_work(client: RawClient) -> None:
+    await client.commit({b"a": b"v", b"b": b"v"})
+    await client.fetch(fetch_of([b"a", b"nobody"]))
+    status = await client.status()
+    assert (status.node, status.pid) == (NODE, os.getpid())
+    assert status.rss_bytes > 1 << 20
+    assert status.uptime_ms >= 0
+    assert [(shard.store, shard.shard) for shard in status.shards] == [
+        (store, shard) for store in ("identity", "live", "archive") for shard in range(SHARDS)
+    ]
+    assert {shard.state for shard in status.shards} == {"serving"}
+    assert sum(shard.agents for shard in status.shards) == 2
+    assert all(shard.disk_bytes > 0 and shard.epoch == 1 for shard in status.shards)
+    counters = status.counters
+    assert (counters["hellos"], counters["fetches"], counters["images"]) == (1, 1, 2)
+    assert (counters["commits"], counters["writes"], counters["garbage"]) == (1, 2, 0)
+    assert counters["image_bytes"] > 0
+
+
+async def test_a_node_serves_its_ipc_endpoint_too(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="dc-") as folder:
+        ipc = f"ipc://{folder}/x.ipc"
+        async with served(make_topology(tmp_path), ipc=ipc) as serving, RawClient(ipc) as client:
+            assert (await client.hello()).ipc == ipc
+            await client.commit({b"a": b"v"})
+            async with RawClient(serving.endpoint) as other:
+                assert (await other.hello()).ipc == ipc
+                assert value((await other.fetch(fetch_of([b"a"])))[b"a"]) == b"v"
+        assert os.listdir(folder) == [], "a stopped node takes its socket with it"
+
+
+# --- deadlines ---
+
+
+@pytest.mark.parametrize(
+    "request_message",
+    [fetch_of([b"a"], budget_us=0), Scan(1, 0, "live", 0, 1, b"", 10), Status(1, 0)],
+    ids=lambda value: type(value).__name__,
+)
+async def test_requests_whose_budget_is_spent_are_dropped_and_counted(
+    client: RawClient, request_message: Message
+) -> None:
+    for _ in range(5):
+        client.send(encode(request_message))
+    counters = await barrier(client)
+    assert (counters["late"], counters["fetches"], counters["scans"], counters["faults"]) == (5, 0, 0, 0)
+    assert client.waiting == 0
+
+
+async def test_saves_whose_budget_is_spent_are_told_so(client: RawClient) -> None:
+    commit = msgspec.structs.replace(commit_of({b"a": b"v"}), budget_us=0)
+    committed = await client.ask(commit, Committed)
+    assert [section.status for section in committed.sections] == [SectionStatus.TOO_LATE]
+    counters = await barrier(client)
+    assert (counters["late"], counters["writes"]) == (1, 0)
+    assert (await client.fetch(fetch_of([b"a"])))[b"a"] == ABSENT
+
+
+async def test_the_rest_of_a_fetch_is_dropped_when_its_budget_is_spent(serving: Served) -> None:
+    async with RawClient(serving.endpoint) as writer, RawClient(serving.endpoint) as client:
+        await writer.hello()
+        await client.hello()
+        agents = [b"agent-%d" % number for number in range(30)]
+        for agent in agents:
+            await writer.commit({agent: bytes(900_000)})
+        # Thirty frames that this client does not take, as the loop does not run; then the budget is spent.
+        client.send(encode(fetch_of(agents, budget_us=1_000)))
+        await until(lambda: serving.node.counters.late == 1)
+        counters = serving.node.counters
+        assert (counters.fetches, counters.dropped_replies) == (0, 0)
+
+
+# --- nonsense ---
+
+
+async def test_messages_of_several_frames_are_dropped_and_counted(client: RawClient) -> None:
+    status = encode(Status(1, BUDGET_US))
+    client.send(status, status)
+    client.send(b"", status)
+    client.send(*[b"x"] * 100)
+    counters = await barrier(client)
+    assert (counters["garbage"], client.waiting) == (3, 0)
+
+
+async def test_a_bad_request_is_answered_where_its_number_can_be_read(client: RawClient) -> None:
+    client.send(msgspec.msgpack.encode([3, 41, BUDGET_US, "no sections"]))
+    fault = await client.receive()
+    assert isinstance(fault, Fault)
+    assert (fault.request, fault.code) == (41, FaultCode.BAD_REQUEST)
+    assert "array" in fault.detail
+    client.send(encode(fetch_of([b"a"]))[:-3])
+    client.send(b"\x93\x03\x2a\xa1\xff")
+    assert (await barrier(client))["garbage"] == 3
+
+
+async def test_a_large_bad_request_is_not_searched_for_its_number(client: RawClient) -> None:
+    client.send(msgspec.msgpack.encode([3, 41, "x" * 100_000]))
+    assert (await barrier(client))["garbage"] == 1
+    assert client.waiting == 0
+
+
+@pytest.mark.parametrize(
+    "request_message",
+    [
+        Fetch(8, BUDGET_US, [FetchSection("live", 0, 1, [b""])]),
+        Fetch(8, BUDGET_US, [FetchSection("live", 0, 1, [b"a"], [])]),
+        Fetch(8, BUDGET_US, [FetchSection("live", 0, 1, [b"a"] * (REQUEST_AGENTS_MAX + 1))]),
+        Fetch(8, BUDGET_US, [FetchSection("live", 0, 1, [])] * 5_000),
+        Commit(8, BUDGET_US, [CommitSection("live", 0, 1, [])] * 5_000),
+        Commit(8, BUDGET_US, [CommitSection("live", 0, 1, [Write(b"a", b"", 0, [])] * (REQUEST_AGENTS_MAX + 1))]),
+    ],
+    ids=["empty id", "known missing", "too many agents", "too many sections", "sections of writes", "too many writes"],
+)
+async def test_requests_outside_the_limits_are_refused(client: RawClient, request_message: Message) -> None:
+    client.send(encode(request_message))
+    fault = await client.receive()
+    assert isinstance(fault, Fault), fault
+    assert fault.code == FaultCode.BAD_REQUEST
+    assert fault.request == 8
+    counters = await barrier(client)
+    assert (counters["internal_errors"], counters["fetches"], counters["commits"]) == (0, 0, 0)
+
+
+async def test_sections_of_one_shard_by_the_thousand_are_served(client: RawClient) -> None:
+    await client.commit({b"a": b"v"})
+    shard = shard_of(b"a", SHARDS)
+    fetch = Fetch(1, BUDGET_US, [FetchSection("live", shard, 1, [b"a"])] * 2_000)
+    reply = await client.ask(fetch, Images)
+    assert {section.status for section in reply.sections} == {SectionStatus.OK}
+    assert len(reply.sections) == 2_000
+    assert reply.last
+
+
+async def test_a_mistake_of_ours_is_answered_logged_and_survived(
+    serving: Served, client: RawClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FragmentNode, "_scan", fail)
+        fault = await client.ask(Scan(12, BUDGET_US, "live", 0, 1, b"", 1), Fault)
+    assert (fault.request, fault.code, fault.detail) == (12, FaultCode.INTERNAL, "see the node's log")
+    assert [record.message for record in caplog.records] == ["request fails"]
+    assert serving.node.counters.internal_errors == 1
+    assert (await client.ask(Scan(12, BUDGET_US, "live", 0, 1, b"", 1), Scanned)).agents == []
+
+
+def nonsense(source: random.Random) -> bytes:
+    """Random bytes, or a request that was cut short, had bits flipped, or is about agents that nobody looks at."""
+    requests = [
+        HELLO,
+        encode(fetch_of([b"x%d" % source.randrange(9) for _ in range(3)], request=source.randrange(99))),
+        encode(commit_of({b"x": b"v"}, request=7)),
+        encode(Scan(7, BUDGET_US, "live", 0, 1, b"x", 10)),
+        encode(Status(7, BUDGET_US)),
+    ]
+    frame = bytearray(source.choice(requests))
+    match source.randrange(4):
+        case 0:
+            return source.randbytes(source.randrange(60))
+        case 1:
+            return bytes(frame[: source.randrange(len(frame))])
+        case _:
+            for _ in range(source.randrange(1, 4)):
+                frame[source.randrange(len(frame))] ^= 1 << source.randrange(8)
+            return bytes(frame)
+
+
+# --- peers ---
+
+
+async def test_a_peer_that_disappears_takes_its_work_with_it_and_nobody_elses(
+    serving: Served, client: RawClient
+) -> None:
+    agents = {b"agent-%d" % number: bytes(50_000) for number in range(60)}
+    for start in range(0, 60, 20):
+        await client.commit(dict(list(agents.items())[start : start + 20]))
+    for _ in range(10):
+        leaver = RawClient(serving.endpoint)
+        await leaver.hello()
+        for number in range(20):
+            leaver.send(encode(fetch_of(agents, request=number)))
+        await leaver.receive()
+        leaver.close()
+    assert len(await client.fetch(fetch_of(agents))) == 60
+    # Its work is done to the frame that finds nobody, and then forgotten.
+    await until(lambda: serving.node.counters.dropped_replies >= 10)
+    assert (await barrier(client))["internal_errors"] == 0
+
+
+async def test_one_clients_storm_does_not_hold_up_anothers_single_fetch(serving: Served, client: RawClient) -> None:
+    agents = {b"agent-%d" % number: bytes(20_000) for number in range(100)}
+    await client.commit(agents)
+    storm = fetch_of(agents)
+    async with RawClient(serving.endpoint) as single:
+        await single.hello()
+        served_before: list[int] = []
+        for _round in range(5):
+            already = serving.node.counters.fetches
+            for _ in range(200):
+                client.send(encode(storm))
+            await until(lambda already=already: serving.node.counters.fetches > already)
+            await single.fetch(fetch_of([b"agent-5"]))
+            served_before.append(serving.node.counters.fetches - already)
+            # Taken to the end: every request of the storm is answered too.
+            done = 0
+            while done < 200:
+                reply = await client.receive()
+                assert isinstance(reply, Images)
+                done += reply.last
+        assert max(served_before) < 190, "the single fetch waited for the storm's end"
+
+
+async def test_too_many_requests_of_one_peer_are_shed_and_anothers_are_not(
+    serving: Served, client: RawClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fair_queue, "PEER_QUEUE_LENGTH_MAX", 10)
+    async with RawClient(serving.endpoint) as storm:
+        await storm.hello()
+        for number in range(200):
+            storm.send(encode(Status(number, BUDGET_US)))
+        answers: Counter[str] = Counter()
+        for _ in range(200):
+            reply = await storm.receive()
+            if isinstance(reply, Fault):
+                assert reply.code == FaultCode.OVERLOADED
+            answers[type(reply).__name__] += 1
+        counters = await barrier(client)
+        assert set(answers) <= {"StatusReply", "Fault"}
+        assert answers["Fault"] == counters["shed"] == counters["faults"]
+        assert answers["StatusReply"] >= 10
+
+
+async def test_beyond_the_limit_the_oldest_peer_has_to_say_hello_again(
+    serving: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "PEERS_MAX", 3)
+    clients = [RawClient(serving.endpoint) for _ in range(4)]
+    for client in clients:
+        await client.hello()
+    oldest, *others = clients
+    fault = await oldest.ask(fetch_of([b"a"]), Fault)
+    assert fault.code == FaultCode.NO_HELLO
+    for client in others:
+        await client.fetch(fetch_of([b"a"]))
+    await oldest.hello()
+    await oldest.fetch(fetch_of([b"a"]))
+    assert (await others[0].ask(fetch_of([b"a"]), Fault)).code == FaultCode.NO_HELLO
+    for client in clients:
+        client.close()
+
+
+async def test_a_peer_that_does_not_read_waits_alone_and_gets_everything_once_it_reads(serving: Served) -> None:
+    async with RawClient(serving.endpoint) as other:
+        await other.hello()
+        agents = {b"agent-%d" % number: bytes(200_000) for number in range(20)}
+        for agent in agents:
+            await other.commit({agent: agents[agent]})
+        context = zmq.Context()
+        lazy = context.socket(zmq.DEALER)
+        lazy.setsockopt(zmq.RCVHWM, 1)
+        lazy.setsockopt(zmq.RCVBUF, 10_000)
+        lazy.connect(serving.endpoint)
+        try:
+            lazy.send(HELLO)
+            for number in range(50):
+                lazy.send(encode(fetch_of(agents, request=number)))
+            for number in range(5):
+                lazy.send(encode(commit_of({b"lazy": b"%d" % number}, request=100 + number)))
+            await until(lambda: serving.node.counters.hellos == 2)
+            # It is blocked, and the others are served as if it were not there.
+            await until(lambda: len(served_peers(serving).blocked) == 1)
+            for _ in range(20):
+                assert len(await other.fetch(fetch_of(agents))) == 20
+            frames: list[bytes] = []
+            last = 0
+
+            def take() -> bool:
+                nonlocal last
+                while lazy.poll(0):
+                    frames.append(lazy.recv())
+                    last += frames[-1][1:2] == b"\x64" or b"\xc3\xc6" in frames[-1][:200_000]
+                return serving.node.counters.commits == 20 + 5
+
+            await until(take)
+            assert len(frames) > 100
+            assert serving.node.counters.dropped_replies == 0
+            assert not served_peers(serving).blocked
+        finally:
+            lazy.close(linger=0)
+            context.term()
+
+
+def served_peers(serving: Served) -> peers.Peers:
+    """The node's peers: who is blocked is not told on the wire."""
+    found = vars(serving.node)["_peers"]
+    assert isinstance(found, peers.Peers)
+    return found
+
+
+# --- a damaged shard, starting and stopping ---
+
+
+async def test_a_lost_shard_is_named_and_the_others_are_served(tmp_path: Path) -> None:
+    topology = make_topology(tmp_path)
+    agents = {b"agent-%d" % number: b"v" for number in range(20)}
+    async with served(topology) as serving, RawClient(serving.endpoint) as client:
+        await client.hello()
+        await client.commit(agents)
+    data = Path(topology.data_dir) / NODE / "live" / "0001" / "data.mdb"
+    data.unlink()
+    async with served(topology) as serving, RawClient(serving.endpoint) as client:
+        await client.hello()
+        fetch = fetch_of(agents)
+        reply = await client.ask(fetch, Images)
+        assert [section.status for section in reply.sections] == [SectionStatus.OK, SectionStatus.DAMAGED]
+        assert all(reply.sections[0].sizes)
+        committed = await client.ask(commit_of(agents), Committed)
+        assert [section.status for section in committed.sections] == [SectionStatus.OK, SectionStatus.DAMAGED]
+        assert "missing" in committed.sections[1].detail
+        scanned = await client.ask(Scan(1, BUDGET_US, "live", 1, 1, b"", 10), Scanned)
+        assert (scanned.status, scanned.last) == (SectionStatus.DAMAGED, True)
+        states = {(shard.store, shard.shard): shard.state for shard in (await client.status()).shards}
+        assert "missing" in states.pop(("live", 1))
+        assert set(states.values()) == {"serving"}
+    assert not data.exists(), "nothing is made in its place"
+
+
+async def test_stopping_commits_what_is_queued_and_answers_it(tmp_path: Path) -> None:
+    topology = make_topology(tmp_path)
+    async with served(topology) as serving:
+        client = RawClient(serving.endpoint)
+        await client.hello()
+        for number in range(300):
+            client.send(encode(commit_of({b"agent-%d" % number: b"v"}, request=number)))
+        await until(lambda: serving.node.counters.commits > 0)
+    answered = set[int]()
+    # What the stopped node had answered arrives: it hands its last frames to the kernel before it ends.
+    written = serving.node.counters.commits
+    while len(answered) < written:
+        reply = await client.receive()
+        assert isinstance(reply, Committed)
+        answered.add(reply.request)
+    client.close()
+    async with served(topology) as again, RawClient(again.endpoint) as later:
+        await later.hello()
+        found = await later.fetch(fetch_of([b"agent-%d" % number for number in answered]))
+        assert ABSENT not in found.values(), "an acknowledged save was lost"
+
+
+async def test_versions_of_a_new_start_are_above_all_before(tmp_path: Path) -> None:
+    topology = make_topology(tmp_path)
+    generations: list[int] = []
+    for _ in range(3):
+        async with served(topology) as serving, RawClient(serving.endpoint) as client:
+            welcome = await client.hello()
+            committed = await client.commit({b"a": b"v"})
+            generation = decode_placement(welcome.placement).generation
+            assert committed.sections[0].version == (generation << 40) + 1
+            generations.append(generation)
+    assert generations == [1, 2, 3]
+
+
+async def test_an_endpoint_in_use_is_refused_and_its_holder_undisturbed(serving: Served, client: RawClient) -> None:
+    node = FragmentNode(serving.topology, decode_placement((await client.hello()).placement), NODE, serving.shards)
+    with pytest.raises(DataFolderError, match="cannot bind tcp://.* in topology.toml"):
+        node.start()
+    await client.commit({b"a": b"v"})
+
+
+async def test_garbage_from_many_does_not_disturb_one_that_behaves(serving: Served, client: RawClient) -> None:
+    await client.commit({b"checked-%d" % number: b"%d" % number for number in range(10)})
+    source = random.Random(3)
+    others = [RawClient(serving.endpoint) for _ in range(4)]
+    for welcomed in others[:2]:
+        await welcomed.hello()
+    for number in range(400):
+        for other in others:
+            other.send(nonsense(source))
+        if number % 20 == 0:
+            found = await client.fetch(fetch_of([b"checked-%d" % (number % 10)]))
+            assert value(found[b"checked-%d" % (number % 10)]) == b"%d" % (number % 10)
+        await asyncio.sleep(0)
+    counters = await barrier(client)
+    assert counters["internal_errors"] == 0
+    assert counters["garbage"] > 400
+    for other in others:
+        other.close()
+
+
+async def test_status_replies_keep_their_fields(client: RawClient) -> None:
+    reply = await client.ask(Status(77, BUDGET_US), StatusReply)
+    assert reply.request == 77
+    assert sorted(reply.counters) == sorted(
+        [
+            "commits",
+            "dropped_replies",
+            "faults",
+            "fetches",
+            "garbage",
+            "hellos",
+            "image_bytes",
+            "images",
+            "internal_errors",
+            "late",
+            "refused_writes",
+            "scans",
+            "shed",
+            "writes",
+        ]
+    )

@@ -1,0 +1,130 @@
+"""Peers: replies in order, nobody waits for another, and what one peer can make a node hold is bounded."""
+
+from collections import defaultdict, deque
+from typing import cast
+
+import pytest
+
+from dawnchorus.nodes import peers as peers_module
+from dawnchorus.nodes.counters import Counters
+from dawnchorus.nodes.peers import PEER_BYTES_MAX, Peers
+from dawnchorus.wire.channel import Channel, Sent
+
+
+class Pipes:
+    """A channel as far as peers see it: each peer's pipe takes so many frames, or is gone."""
+
+    def __init__(self) -> None:
+        self.room: dict[bytes, int] = defaultdict(lambda: 1_000)
+        self.gone: set[bytes] = set()
+        self.sent: dict[bytes, deque[bytes]] = defaultdict(deque)
+
+    def send_to(self, peer: bytes, frame: bytes) -> Sent:
+        if peer in self.gone:
+            return Sent.GONE
+        if self.room[peer] == 0:
+            return Sent.FULL
+        self.room[peer] -= 1
+        self.sent[peer].append(frame)
+        return Sent.OK
+
+
+class Made:
+    """Peers on pipes that a test fills and empties."""
+
+    def __init__(self, *welcomed: bytes) -> None:
+        self.pipes = Pipes()
+        self.counters = Counters()
+        self.peers = Peers(cast("Channel[list[bytes]]", self.pipes), self.counters)
+        for peer in welcomed:
+            assert self.peers.add(peer) is None
+
+
+def test_replies_go_out_at_once_where_there_is_room() -> None:
+    made = Made(b"a")
+    assert made.peers.reply(b"a", b"1") is Sent.OK
+    assert made.peers.reply(b"a", b"2") is Sent.OK
+    assert list(made.pipes.sent[b"a"]) == [b"1", b"2"]
+    assert not made.peers.blocked
+
+
+def test_replies_wait_in_order_for_a_peer_that_does_not_read() -> None:
+    made = Made(b"a", b"b")
+    made.pipes.room[b"a"] = 1
+    assert [made.peers.reply(b"a", b"%d" % number) for number in range(4)] == [Sent.OK, Sent.FULL, Sent.FULL, Sent.FULL]
+    assert made.peers.blocked == {b"a"}
+    assert made.peers.reply(b"b", b"other") is Sent.OK
+    # Room again, and still nothing overtakes what waits.
+    made.pipes.room[b"a"] = 2
+    assert made.peers.reply(b"a", b"4") is Sent.FULL
+    assert made.peers.retry() == ([], [])
+    assert list(made.pipes.sent[b"a"]) == [b"0", b"1", b"2"]
+    assert made.peers.blocked == {b"a"}
+    made.pipes.room[b"a"] = 9
+    assert made.peers.retry() == ([b"a"], [])
+    assert list(made.pipes.sent[b"a"]) == [b"0", b"1", b"2", b"3", b"4"]
+    assert not made.peers.blocked
+    assert made.peers.retry() == ([], [])
+
+
+def test_too_many_waiting_replies_are_dropped_and_counted() -> None:
+    made = Made(b"a")
+    made.pipes.room[b"a"] = 0
+    for number in range(40):
+        assert made.peers.reply(b"a", b"%d" % number) is Sent.FULL
+    assert made.counters.dropped_replies == 8
+    made.pipes.room[b"a"] = 100
+    made.peers.retry()
+    assert list(made.pipes.sent[b"a"]) == [b"%d" % number for number in range(32)]
+
+
+def test_what_waits_for_a_peer_that_left_is_dropped_and_counted() -> None:
+    made = Made(b"a", b"b")
+    made.pipes.room[b"a"] = made.pipes.room[b"b"] = 0
+    for number in range(3):
+        made.peers.reply(b"a", b"%d" % number)
+    made.peers.reply(b"b", b"0")
+    made.pipes.gone.add(b"a")
+    assert made.peers.retry() == ([], [b"a"])
+    assert b"a" not in made.peers
+    assert made.peers.blocked == {b"b"}
+    assert made.counters.dropped_replies == 3
+
+
+def test_a_peer_found_gone_when_it_is_answered_is_forgotten() -> None:
+    made = Made(b"a")
+    made.pipes.gone.add(b"a")
+    assert made.peers.reply(b"a", b"0") is Sent.GONE
+    assert b"a" not in made.peers
+    assert made.counters.dropped_replies == 1
+    assert made.peers.reply(b"a", b"1") is Sent.GONE
+    assert made.counters.dropped_replies == 2
+
+
+def test_strangers_are_answered_if_they_can_be_and_nothing_is_kept_for_them() -> None:
+    made = Made()
+    assert made.peers.reply(b"x", b"fault") is Sent.OK
+    made.pipes.room[b"x"] = 0
+    assert made.peers.reply(b"x", b"fault") is Sent.FULL
+    assert made.counters.dropped_replies == 1
+    assert not made.peers.blocked
+    assert len(made.peers) == 0
+
+
+def test_beyond_the_limit_the_oldest_hello_has_to_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers_module, "PEERS_MAX", 3)
+    made = Made(b"a", b"b", b"c")
+    assert made.peers.add(b"a") is None, "it is known; its Hello is the newest now"
+    made.pipes.room[b"b"] = 0
+    made.peers.reply(b"b", b"waits")
+    assert made.peers.add(b"d") == b"b"
+    assert len(made.peers) == 3
+    assert b"b" not in made.peers
+    assert not made.peers.blocked
+    assert made.counters.dropped_replies == 1
+    assert made.peers.add(b"e") == b"c"
+    assert made.peers.add(b"f") == b"a"
+
+
+def test_the_named_number_of_bytes_is_what_the_documents_say() -> None:
+    assert PEER_BYTES_MAX == 82 << 20

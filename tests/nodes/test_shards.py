@@ -1,0 +1,258 @@
+"""Shards: opened as the placement says, data of others refused, what is lost or damaged named and the rest served."""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from dawnchorus.nodes.shards import (
+    OwnedShard,
+    any_shard_on_disk,
+    close_shards,
+    locked_folder,
+    open_shards,
+    shard_folder,
+)
+from dawnchorus.wire.errors import DataFolderError, StoreDamaged, StoreError, StoreFull
+from dawnchorus.wire.messages import Put, SectionStatus, Write
+from dawnchorus.wire.placement import Placement, initial_placement, with_new_generation
+from dawnchorus.wire.topology import Topology
+from tests.support.raw_nodes import NODE, make_topology
+
+UUID = "ab" * 16
+
+
+@pytest.fixture
+def topology(tmp_path: Path) -> Topology:
+    return make_topology(tmp_path)
+
+
+@contextmanager
+def opened(topology: Topology, placement: Placement, node: str = NODE) -> Generator[dict[tuple[str, int], OwnedShard]]:
+    shards = open_shards(topology, placement, node)
+    try:
+        yield shards
+    finally:
+        close_shards(shards)
+
+
+def written(topology: Topology) -> Placement:
+    """A placement whose shards all have been opened, with an agent in each."""
+    placement = initial_placement(topology, UUID)
+    with opened(topology, placement) as shards:
+        placement = with_new_generation(placement, NODE)
+        for owned in shards.values():
+            assert owned.fragments is not None
+            owned.fragments.begin_generation(placement.generation)
+            owned.fragments.commit([Write(b"a", b"w", 0, [Put(min(owned.kinds), 0, 0, b"v")])], 1)
+    return placement
+
+
+def test_a_new_placements_shards_are_made_and_say_whose_they_are(topology: Topology) -> None:
+    with opened(topology, initial_placement(topology, UUID)) as shards:
+        assert list(shards) == [(store, shard) for store in ("identity", "live", "archive") for shard in (0, 1)]
+        for (store, shard), owned in shards.items():
+            assert (owned.store, owned.shard, owned.epoch, owned.damage) == (store, shard, 1, "")
+            assert owned.kinds == frozenset(topology.kinds_of(store))
+            assert owned.fragments is not None
+            identity = owned.fragments.identity
+            assert (identity.cluster_uuid, identity.store, identity.shard) == (UUID, store, shard)
+            assert (identity.shards, identity.epoch) == (2, 1)
+            assert shard_folder(topology, NODE, store, shard).joinpath("data.mdb").exists()
+
+
+def test_shards_made_by_a_start_that_got_no_further_are_opened(topology: Topology) -> None:
+    for _ in range(2):
+        with opened(topology, initial_placement(topology, UUID)) as shards:
+            assert all(owned.fragments is not None for owned in shards.values())
+
+
+def test_a_node_opens_its_own_shards_only(tmp_path: Path) -> None:
+    topology = make_topology(tmp_path, nodes={"one": ["identity", "live", "archive"], "two": ["live"]})
+    with opened(topology, initial_placement(topology, UUID), "two") as shards:
+        assert list(shards) == [("live", 1)]
+    assert not (Path(topology.data_dir) / "one").exists()
+
+
+def test_a_closed_shard_is_not_served(topology: Topology) -> None:
+    shards = open_shards(topology, initial_placement(topology, UUID), NODE)
+    close_shards(shards)
+    assert all(owned.fragments is None for owned in shards.values())
+    close_shards(shards)
+
+
+@pytest.mark.parametrize("loss", ["folder", "file", "empty", "cut", "garbage"])
+def test_a_lost_or_damaged_shard_is_named_and_the_others_are_served(
+    topology: Topology, loss: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    placement = written(topology)
+    folder = shard_folder(topology, NODE, "live", 1)
+    data = folder / "data.mdb"
+    match loss:
+        case "folder":
+            shutil.rmtree(folder)
+        case "file":
+            data.unlink()
+        case "empty":
+            os.truncate(data, 0)
+        case "cut":
+            os.truncate(data, data.stat().st_size - 4_096)
+        case _:
+            data.write_bytes(b"garbage" * 1_000)
+    with caplog.at_level(logging.ERROR), opened(topology, placement) as shards:
+        damaged = shards["live", 1]
+        assert damaged.fragments is None
+        assert str(folder) in damaged.damage
+        assert damaged.status().state == damaged.damage
+        assert damaged.status().version == damaged.status().agents == 0
+        for key, owned in shards.items():
+            assert (owned.fragments is None) == (key == ("live", 1))
+            assert key == ("live", 1) or (owned.status().state, owned.status().agents) == ("serving", 1)
+    [record] = caplog.records
+    assert (record.__dict__["store"], record.__dict__["shard"]) == ("live", 1)
+    assert record.__dict__["detail"] == damaged.damage
+    assert not folder.exists() or data.exists() == (loss != "file"), "nothing was made in its place"
+
+
+def test_data_of_another_cluster_is_refused(topology: Topology) -> None:
+    placement = written(topology)
+    other = msgspec.structs.replace(placement, cluster_uuid="cd" * 16)
+    with pytest.raises(DataFolderError, match=f"cluster_uuid '{UUID}', the placement says '{'cd' * 16}'"):
+        open_shards(topology, other, NODE)
+    with opened(topology, placement) as shards:
+        assert all(owned.fragments is not None for owned in shards.values()), "a refusal leaves nothing open"
+
+
+def test_data_of_another_number_of_shards_is_refused(tmp_path: Path) -> None:
+    written(make_topology(tmp_path))
+    topology = make_topology(tmp_path, shards=3)
+    with pytest.raises(DataFolderError, match="shards 2, the placement says 3"):
+        open_shards(topology, initial_placement(topology, UUID), NODE)
+
+
+def test_shards_in_each_others_places_are_refused(topology: Topology) -> None:
+    placement = written(topology)
+    first, second = (shard_folder(topology, NODE, "live", shard) for shard in (0, 1))
+    first.rename(first.with_name("aside"))
+    second.rename(first)
+    first.with_name("aside").rename(second)
+    with pytest.raises(DataFolderError, match="shard 1, the placement says 0"):
+        open_shards(topology, placement, NODE)
+
+
+def test_shards_of_another_store_are_refused(topology: Topology) -> None:
+    placement = written(topology)
+    shutil.rmtree(shard_folder(topology, NODE, "live", 0))
+    shutil.copytree(shard_folder(topology, NODE, "archive", 0), shard_folder(topology, NODE, "live", 0))
+    with pytest.raises(DataFolderError, match="store 'archive', the placement says 'live'"):
+        open_shards(topology, placement, NODE)
+
+
+def test_a_shard_in_another_nodes_folder_is_lost_to_its_owner(tmp_path: Path) -> None:
+    topology = make_topology(tmp_path, nodes={NODE: ["identity", "live", "archive"], "other": ["live"]})
+    placement = initial_placement(topology, UUID)
+    with opened(topology, placement), opened(topology, placement, "other"):
+        placement = with_new_generation(with_new_generation(placement, NODE), "other")
+    mine, others = shard_folder(topology, NODE, "live", 0), shard_folder(topology, "other", "live", 0)
+    mine.rename(others)
+    with opened(topology, placement) as shards:
+        assert shards["live", 0].fragments is None
+        assert "missing" in shards["live", 0].damage
+    assert others.joinpath("data.mdb").exists()
+    assert not mine.exists()
+
+
+def test_a_file_in_a_stores_place_is_refused(topology: Topology) -> None:
+    store = shard_folder(topology, NODE, "live", 0).parent
+    store.parent.mkdir(parents=True)
+    store.write_text("no folder")
+    with pytest.raises(DataFolderError, match=r"live/0000: cannot be made: Not a directory"):
+        open_shards(topology, initial_placement(topology, UUID), NODE)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "damage"),
+    [
+        (StoreDamaged("bad page"), SectionStatus.DAMAGED, "bad page"),
+        (StoreFull("no space"), SectionStatus.DISK_FULL, ""),
+        (StoreError("odd"), SectionStatus.INTERNAL, ""),
+    ],
+)
+def test_what_a_shard_met_becomes_its_sections_status_and_a_line_of_the_log(
+    error: StoreError, status: SectionStatus, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    owned = OwnedShard("live", 3, 1, frozenset(), None)
+    assert owned.note(error) == status
+    assert owned.damage == damage
+    assert [record.__dict__["detail"] for record in caplog.records] == [str(error)]
+
+
+# --- is there any shard ---
+
+
+def test_a_data_folder_without_shards_has_none(topology: Topology) -> None:
+    assert any_shard_on_disk(topology) is None
+    folder = Path(topology.data_dir) / NODE / "live" / "0000"
+    folder.mkdir(parents=True)
+    assert any_shard_on_disk(topology) is None
+
+
+def test_a_shard_of_any_node_is_found(topology: Topology) -> None:
+    written(topology)
+    folder = shard_folder(topology, NODE, "archive", 0)
+    assert any_shard_on_disk(topology) == str(folder)
+    folder.parent.parent.rename(Path(topology.data_dir) / "a-node-that-is-no-more")
+    assert any_shard_on_disk(topology) == str(folder).replace(NODE, "a-node-that-is-no-more")
+
+
+@pytest.mark.parametrize("length", [0, 100, 3 * 4_096])
+def test_a_damaged_shard_counts_as_one(topology: Topology, length: int) -> None:
+    written(topology)
+    for data in Path(topology.data_dir).glob("*/*/*/data.mdb"):
+        os.truncate(data, length)
+    assert any_shard_on_disk(topology) == str(shard_folder(topology, NODE, "archive", 0))
+
+
+# --- the lock ---
+
+HOLDER = """
+import sys
+from pathlib import Path
+from dawnchorus.nodes.shards import locked_folder
+with locked_folder(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_is_held_against_other_processes_until_its_holder_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "node"
+    command = [sys.executable, "-c", HOLDER, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        in_use = f"{folder}: in use by process {holder.pid}; end it first"
+        with pytest.raises(DataFolderError, match=in_use), locked_folder(folder):
+            pytest.fail("two hold it")
+        holder.kill()
+        holder.wait()
+    for _ in range(2):
+        with locked_folder(folder):
+            assert folder.joinpath("lock").read_text() == f"{os.getpid()}\n"
+            with pytest.raises(DataFolderError, match="in use"), locked_folder(folder):
+                pytest.fail("it is held twice")
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below", "/proc/no-such-folder"])
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").write_text("no folder")
+    reason = r"cannot be written: .*; make it writable, or give the cluster another data_dir"
+    with pytest.raises(DataFolderError, match=reason), locked_folder(tmp_path / folder):
+        pytest.fail("it is held")

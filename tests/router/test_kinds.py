@@ -1,0 +1,120 @@
+"""What a router knows of kinds: where each is kept, what a Fetch names, how values become bytes."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from dawnchorus import InvalidRequestError, UnknownKindError
+from dawnchorus.router.ids import check_agent_id, sound_ids
+from dawnchorus.router.kinds import Kinds, encode_value
+from dawnchorus.wire.image import ENCODING_BYTES, ENCODING_MSGPACK
+from dawnchorus.wire.topology import KindSpec
+from tests.support.fake_nodes import fake_client, fake_topology, placement_of
+
+SPECS = {"a": KindSpec("one", required=True), "b": KindSpec("one"), "c": KindSpec("two"), "d": KindSpec("three")}
+TOPOLOGY = fake_topology(kinds=SPECS)
+PLACEMENT = placement_of(TOPOLOGY)
+KINDS = Kinds(TOPOLOGY, None)
+
+
+def test_all_kinds_ask_every_store_for_whole_images() -> None:
+    reading = KINDS.reading(PLACEMENT, None)
+    assert [store.name for store in reading.routes.stores] == ["one", "two", "three"]
+    assert reading.kinds is None
+    assert {kind: view.store for kind, view in reading.views.items()} == {"a": 0, "b": 0, "c": 1, "d": 2}
+    assert reading.required == ("a",)
+
+
+def test_some_kinds_ask_only_their_stores() -> None:
+    reading = KINDS.reading(PLACEMENT, ["d", "b"])
+    assert [store.name for store in reading.routes.stores] == ["three", "one"]
+    assert reading.kinds == ["d", "b"]
+    assert {kind: view.store for kind, view in reading.views.items()} == {"a": -1, "b": 1, "c": -1, "d": 0}
+    assert reading.required == ()
+
+
+def test_all_kinds_of_a_store_need_not_be_named() -> None:
+    assert KINDS.reading(PLACEMENT, ["b", "a", "a"]).kinds is None
+
+
+@pytest.mark.parametrize("kinds", [["nonsense"], ["a", "nonsense"]])
+def test_an_unknown_kind_is_named(kinds: list[str]) -> None:
+    with pytest.raises(UnknownKindError, match="'nonsense'; the topology has a, b, c, d"):
+        KINDS.reading(PLACEMENT, kinds)
+    with pytest.raises(UnknownKindError):
+        KINDS.stores_of(kinds)
+    with pytest.raises(UnknownKindError):
+        KINDS.by_store(dict.fromkeys(kinds))
+    with pytest.raises(UnknownKindError):
+        Kinds(TOPOLOGY, dict.fromkeys(kinds, int))
+
+
+async def test_one_name_is_not_taken_for_a_list_of_letters() -> None:
+    async with fake_client() as (cluster, nodes):
+        for call in (
+            lambda: cluster.wake("a", kinds="profile"),
+            lambda: cluster.wake_many(["a"], kinds="profile"),
+            lambda: cluster.delete("a", kinds="profile"),
+        ):
+            with pytest.raises(InvalidRequestError, match="'profile'"):
+                await call()
+        with pytest.raises(InvalidRequestError, match="at least one kind"):
+            await cluster.wake("a", kinds=[])
+        assert not nodes.fetches()
+
+
+def test_a_save_goes_by_store_with_required_kinds_first() -> None:
+    operations = KINDS.by_store({"b": 1, "c": 2, "a": 3})
+    assert {store: [put.kind for put in puts] for store, puts in operations.items()} == {
+        "one": ["a", "b"],
+        "two": ["c"],
+    }
+
+
+def test_a_delete_of_all_kinds_means_every_store_whole() -> None:
+    assert KINDS.stores_of(None) == {"one": None, "two": None, "three": None}
+    assert KINDS.stores_of(["b", "a", "d", "b"]) == {"one": ["b", "a"], "three": ["d"]}
+
+
+@pytest.mark.parametrize("value", [b"raw", bytearray(b"raw"), memoryview(b"raw")])
+def test_bytes_are_kept_as_they_are(value: Any) -> None:
+    put = encode_value("a", value)
+    assert (put.encoding, put.value) == (ENCODING_BYTES, b"raw")
+
+
+def test_anything_else_is_msgpack() -> None:
+    put = encode_value("a", {"x": [1, None]})
+    assert put.encoding == ENCODING_MSGPACK
+    assert msgspec.msgpack.decode(put.value) == {"x": [1, None]}
+
+
+def endless() -> list[Any]:
+    """A list that contains itself."""
+    made: list[Any] = []
+    made.append(made)
+    return made
+
+
+@pytest.mark.parametrize(
+    "value", [object(), 2**64, -(2**63) - 1, "\ud800", endless(), bytes((1 << 20) + 1), "x" * (1 << 20), {1, object()}]
+)
+def test_what_cannot_be_a_fragment_is_refused_with_its_kind(value: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="'a'"):
+        encode_value("a", value)
+
+
+def test_a_fragment_of_exactly_the_limit_is_taken() -> None:
+    assert len(encode_value("a", bytes(1 << 20)).value) == 1 << 20
+
+
+@pytest.mark.parametrize("agent_id", ["a", "x" * 256, "世" * 85, "\x00"])
+def test_a_sound_id_is_its_utf8(agent_id: str) -> None:
+    assert check_agent_id(agent_id) == agent_id.encode()
+
+
+@pytest.mark.parametrize("agent_id", ["", "x" * 257, "世" * 86, "\ud800", 5, b"bytes", None])
+def test_an_id_that_no_agent_can_have_is_refused(agent_id: Any) -> None:
+    with pytest.raises(InvalidRequestError):
+        check_agent_id(agent_id)
+    assert sound_ids(["good", agent_id, "fine"]) == (["good", "fine"], [b"good", b"fine"])

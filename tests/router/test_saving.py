@@ -1,0 +1,293 @@
+"""What a save is told of each store, whatever a node answers or fails to: never more certain than it is."""
+
+import asyncio
+
+import pytest
+
+from dawnchorus import (
+    Cluster,
+    ClusterUnavailable,
+    DeadlineExceeded,
+    InvalidRequestError,
+    NotSupportedError,
+    Saved,
+    SaveIncomplete,
+    SaveRefused,
+    UnknownKindError,
+)
+from dawnchorus.wire.messages import (
+    Commit,
+    Committed,
+    CommittedSection,
+    Drop,
+    Erase,
+    FaultCode,
+    Put,
+    Refusal,
+    Request,
+    SectionStatus,
+    encode,
+)
+from dawnchorus.wire.topology import KindSpec
+from tests.support.clusters import eventually
+from tests.support.fake_nodes import FakeNode, fake_client, refusing
+from tests.support.internals import is_up, leftovers
+
+LONG_S = 20.0
+MIB = 1 << 20
+
+
+def answering(node: FakeNode, status: int, *results: int | Refusal, detail: str = "") -> None:
+    """Let a node answer every section of a Commit with this status and these results."""
+
+    def answer(request: Request) -> list[bytes]:
+        if not isinstance(request, Commit):
+            return node.serve(request)
+        sections = [CommittedSection(index, status, 0, [*results], detail) for index, _ in enumerate(request.sections)]
+        return [encode(Committed(request.request, sections))]
+
+    node.answer = answer
+
+
+async def test_a_save_is_acknowledged_with_the_version_of_each_kind() -> None:
+    async with fake_client() as (cluster, nodes):
+        saved = await cluster.save("a", {"profile": 1, "session": 2})
+        assert saved.agent_id == "a"
+        assert saved.versions == {"profile": nodes["id"].version, "session": nodes["live"].version}
+        assert len(bytes.fromhex(saved.write_id)) == 16
+        state = await cluster.wake("a")
+        assert {kind: state.version(kind) for kind in saved.versions} == saved.versions
+        assert not nodes["old"].asked(Commit)
+        assert not leftovers(cluster)
+
+
+async def test_saves_of_many_agents_travel_in_few_messages() -> None:
+    async with fake_client() as (cluster, nodes):
+        results = await cluster.save_many({f"agent-{number}": {"profile": number} for number in range(100)})
+        assert all(isinstance(result, Saved) for result in results.values())
+        assert len({result.write_id for result in results.values() if isinstance(result, Saved)}) == 100
+        assert len(nodes["id"].asked(Commit)) == 1
+
+
+async def test_a_large_batch_is_cut_into_messages_that_a_node_takes() -> None:
+    async with fake_client() as (cluster, nodes):
+        results = await cluster.save_many({f"agent-{number}": {"profile": bytes(MIB // 3)} for number in range(10)})
+        assert all(isinstance(result, Saved) for result in results.values())
+        commits = nodes["id"].asked(Commit)
+        assert len(commits) > 1
+        sizes = [
+            sum(
+                len(put.value)
+                for section in commit.sections
+                for write in section.writes
+                for put in puts(write.operations)
+            )
+            for commit in commits
+        ]
+        assert max(sizes) <= MIB
+
+
+def puts(operations: list[Put | Drop | Erase]) -> list[Put]:
+    """The operations that set something."""
+    return [operation for operation in operations if isinstance(operation, Put)]
+
+
+async def test_a_refused_write_says_why_and_that_nothing_was_written() -> None:
+    async with fake_client() as (cluster, nodes):
+        answering(nodes["id"], SectionStatus.OK, Refusal("too large for this shard"))
+        with pytest.raises(SaveRefused, match="too large for this shard") as raised:
+            await cluster.save("a", {"profile": 1})
+        assert list(raised.value.refused) == ["id"]
+        assert raised.value.agent_id == "a"
+
+
+async def test_some_stores_saved_and_some_refused_is_incomplete() -> None:
+    async with fake_client() as (cluster, nodes):
+        answering(nodes["live"], SectionStatus.DISK_FULL, detail="no space left")
+        answering(nodes["old"], SectionStatus.INTERNAL)
+        with pytest.raises(SaveIncomplete) as raised:
+            await cluster.save("a", {"profile": 1, "session": 2, "history": 3})
+        assert raised.value.saved == {"profile": nodes["id"].version}
+        assert list(raised.value.refused) == ["live"]
+        assert "no space left" in raised.value.refused["live"]
+        assert raised.value.unknown == ("old",)
+
+
+@pytest.mark.parametrize("status", [SectionStatus.MOVED, SectionStatus.SEALED, SectionStatus.TOO_LATE])
+async def test_a_section_that_was_not_begun_is_refused(status: SectionStatus) -> None:
+    async with fake_client() as (cluster, nodes):
+        answering(nodes["id"], status)
+        with pytest.raises(SaveRefused, match=status.name):
+            await cluster.save("a", {"profile": 1})
+
+
+@pytest.mark.parametrize("status", [SectionStatus.INTERNAL, 99])
+async def test_a_section_that_failed_in_a_way_nobody_can_tell_is_unknown(status: int) -> None:
+    async with fake_client() as (cluster, nodes):
+        answering(nodes["id"], status)
+        with pytest.raises(DeadlineExceeded):
+            await cluster.save("a", {"profile": 1})
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (FaultCode.BAD_REQUEST, SaveRefused),
+        (FaultCode.OVERLOADED, SaveRefused),
+        (FaultCode.INTERNAL, DeadlineExceeded),
+    ],
+)
+async def test_a_fault_is_a_refusal_unless_the_node_failed_at_it(code: FaultCode, error: type[Exception]) -> None:
+    async with fake_client() as (cluster, nodes):
+        nodes["id"].answer = refusing(code, Commit)
+        with pytest.raises(error):
+            await cluster.save("a", {"profile": 1}, deadline_s=LONG_S)
+
+
+async def test_wrong_numbers_of_results_leave_the_save_unknown() -> None:
+    async with fake_client() as (cluster, nodes):
+        for results in ([], [1, 2]):
+            answering(nodes["id"], SectionStatus.OK, *results)
+            with pytest.raises(DeadlineExceeded):
+                await cluster.save("a", {"profile": 1}, deadline_s=LONG_S)
+        assert not leftovers(cluster)
+
+
+async def test_no_answer_by_the_deadline_is_unknown() -> None:
+    async with fake_client() as (cluster, nodes):
+        nodes["id"].hold.add(Commit)
+        with pytest.raises(DeadlineExceeded) as raised:
+            await cluster.save("a", {"profile": 1}, deadline_s=0.1)
+        assert isinstance(raised.value, TimeoutError)
+        assert not leftovers(cluster)
+        nodes["id"].release()  # a late answer disturbs nothing
+        assert (await cluster.wake("a"))["profile"] == 1
+
+
+async def test_a_save_that_could_not_be_sent_is_refused() -> None:
+    async with fake_client() as (cluster, nodes):
+        nodes["id"].stop()
+        await eventually(lambda: not is_up(cluster, "id-1"))
+        with pytest.raises(SaveRefused, match="nothing was sent"):
+            await cluster.save("a", {"profile": 1}, deadline_s=0.1)
+        with pytest.raises(SaveIncomplete) as raised:
+            await cluster.save("a", {"profile": 1, "session": 2}, deadline_s=0.1)
+        assert list(raised.value.saved) == ["session"]
+        assert list(raised.value.refused) == ["id"]
+        assert not leftovers(cluster)
+
+
+async def test_a_save_waits_for_a_node_that_comes_up_in_time() -> None:
+    async with fake_client() as (cluster, nodes):
+        nodes["id"].stop()
+        await eventually(lambda: not is_up(cluster, "id-1"))
+        saving = asyncio.ensure_future(cluster.save("a", {"profile": 1}, deadline_s=LONG_S))
+        await asyncio.sleep(0.01)
+        nodes["id"].start()
+        assert (await saving).versions == {"profile": nodes["id"].version}
+
+
+async def test_a_save_whose_connection_broke_is_unknown_at_once_and_never_sent_twice() -> None:
+    async with fake_client() as (cluster, nodes):
+        nodes["id"].hold.add(Commit)
+        saving = asyncio.ensure_future(cluster.save("a", {"profile": 1}, deadline_s=LONG_S))
+        await eventually(lambda: len(nodes["id"].held) == 1)
+        nodes["id"].stop()
+        with pytest.raises(DeadlineExceeded):
+            await saving
+        nodes["id"].hold.clear()
+        nodes["id"].start()
+        await cluster.wake("a", deadline_s=LONG_S)
+        assert len(nodes["id"].asked(Commit)) == 1
+
+
+async def test_one_agents_error_leaves_the_others_saved() -> None:
+    kinds = {f"k{number}": KindSpec("id") for number in range(5)}
+    async with fake_client(kinds) as (cluster, _nodes):
+        results = await cluster.save_many(
+            {
+                "good": {"k0": 1},
+                "unknown kind": {"nonsense": 1},
+                "": {"k0": 1},
+                "x" * 257: {"k0": 1},
+                "empty": {},
+                "no msgpack": {"k0": object()},
+                "too big an integer": {"k0": 2**64},
+                "too large a fragment": {"k0": bytes(MIB + 1)},
+                "too large a sum": {kind: bytes(MIB) for kind in kinds},
+                "also good": {"k1": 1},
+            }
+        )
+        names = {agent_id: type(result).__name__ for agent_id, result in results.items()}
+        assert names.pop("good") == names.pop("also good") == "Saved"
+        assert names.pop("unknown kind") == "UnknownKindError"
+        assert set(names.values()) == {"InvalidRequestError"}
+        assert len(names) == 7
+
+
+async def test_what_cannot_be_sent_is_refused_before_anything_is() -> None:
+    async with fake_client() as (cluster, nodes):
+        with pytest.raises(UnknownKindError, match="profile, session, history"):
+            await cluster.save("a", {"profile": 1, "nonsense": 2})
+        with pytest.raises(InvalidRequestError, match="at least one kind"):
+            await cluster.save("a", {})
+        for deadline_s in (0, -1, float("nan"), 1e9):
+            with pytest.raises(InvalidRequestError, match="deadline"):
+                await cluster.save("a", {"profile": 1}, deadline_s=deadline_s)
+        with pytest.raises(InvalidRequestError, match="at least one kind"):
+            await cluster.delete("a", [])
+        assert not any(node.asked(Commit) for node in nodes.values())
+
+
+async def test_what_comes_with_later_steps_is_refused_plainly() -> None:
+    async with fake_client() as (cluster, nodes):
+        for later in ({"expect": 0}, {"ttl_s": 1.0}, {"write_id": "00"}):
+            with pytest.raises(NotSupportedError, match=next(iter(later))):
+                await cluster.save("a", {"profile": 1}, **later)  # type: ignore[arg-type]
+        with pytest.raises(NotSupportedError, match="expect"):
+            await cluster.delete("a", expect=0)
+        assert not any(node.asked(Commit) for node in nodes.values())
+
+
+async def test_required_kinds_come_first_in_a_write() -> None:
+    kinds = {"a": KindSpec("id"), "b": KindSpec("id", required=True)}
+    async with fake_client(kinds) as (cluster, nodes):
+        await cluster.save("agent", {"a": 1, "b": 2})
+        (commit,) = nodes["id"].asked(Commit)
+        assert [put.kind for put in puts(commit.sections[0].writes[0].operations)] == ["b", "a"]
+
+
+async def test_a_closed_cluster_saves_nothing() -> None:
+    async with fake_client() as (cluster, nodes):
+        nodes["id"].hold.add(Commit)
+        under_way = asyncio.ensure_future(cluster.save("a", {"profile": 1}, deadline_s=LONG_S))
+        await eventually(lambda: len(nodes["id"].held) == 1)
+        cluster.close()
+        with pytest.raises(DeadlineExceeded):
+            await under_way
+        await refuses_everything(cluster)
+
+
+async def test_a_cluster_that_was_never_opened_refuses_everything() -> None:
+    async with fake_client() as (cluster, _):
+        await refuses_everything(Cluster(cluster.topology, None, 1.0))
+
+
+async def refuses_everything(cluster: Cluster) -> None:
+    """Every call of a cluster that is not open raises ClusterUnavailable."""
+    with pytest.raises(ClusterUnavailable):
+        await cluster.save("a", {"profile": 1})
+    with pytest.raises(ClusterUnavailable):
+        await cluster.save_many({"a": {"profile": 1}})
+    with pytest.raises(ClusterUnavailable):
+        await cluster.delete("a")
+    with pytest.raises(ClusterUnavailable):
+        await cluster.wake_many(["a"])
+    with pytest.raises(ClusterUnavailable):
+        cluster.wake("a")
+    with pytest.raises(ClusterUnavailable):
+        await anext(cluster.wake_stream(["a"]))
+    with pytest.raises(ClusterUnavailable):
+        await anext(cluster.agents())
+    with pytest.raises(ClusterUnavailable):
+        await cluster.status()

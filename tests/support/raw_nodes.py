@@ -1,0 +1,325 @@
+"""Nodes without a router: a node in this process or in one of its own, and a client that speaks bare messages to it."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import msgspec
+
+from dawnchorus.nodes.node import FragmentNode
+from dawnchorus.nodes.shards import OwnedShard, any_shard_on_disk, close_shards, open_shards
+from dawnchorus.wire.channel import Channel, receive_parts
+from dawnchorus.wire.control_store import FileControlStore, establish_placement, take_generation
+from dawnchorus.wire.hashing import shard_of
+from dawnchorus.wire.messages import (
+    ABSENT,
+    PROTOCOL,
+    UNCHANGED,
+    Commit,
+    CommitSection,
+    Committed,
+    Fetch,
+    FetchSection,
+    Hello,
+    Images,
+    Message,
+    Put,
+    Reply,
+    SectionStatus,
+    Status,
+    StatusReply,
+    Welcome,
+    Write,
+    decode_reply,
+    encode,
+)
+from dawnchorus.wire.sockets import SocketOwner
+from dawnchorus.wire.topology import Topology
+from dawnchorus.wire.topology_file import load_topology
+from tests.support.clusters import write_topology
+
+__all__ = [
+    "ALL_STORES",
+    "BUDGET_US",
+    "NODE",
+    "PATIENCE_S",
+    "SHARDS",
+    "NodeProcess",
+    "RawClient",
+    "Served",
+    "commit_of",
+    "fetch_of",
+    "images_in",
+    "make_topology",
+    "served",
+    "until",
+]
+
+NODE = "all-1"
+ALL_STORES: Mapping[str, Sequence[str]] = {NODE: ["identity", "live", "archive"]}
+SHARDS = 2
+
+PATIENCE_S = 60.0
+"""How long a test waits for what has to happen; nothing is measured with it."""
+
+BUDGET_US = 60_000_000
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def make_topology(
+    folder: Path, *, shards: int = SHARDS, nodes: Mapping[str, Sequence[str]] = ALL_STORES, name: str = "test"
+) -> Topology:
+    """The topology of one node with all three stores, two shards each, in a new file of the folder."""
+    return load_topology(write_topology(folder, name=name, shards=shards, nodes=nodes))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until a condition holds."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0.002)
+
+
+# --- requests and what answers them ---
+
+
+def fetch_of(agents: Iterable[bytes], *, request: int = 1, store: str = "live", **fields: Any) -> Fetch:
+    """A fetch of agents of one store, a section for each shard."""
+    by_shard: dict[int, list[bytes]] = {}
+    for agent in agents:
+        by_shard.setdefault(shard_of(agent, SHARDS), []).append(agent)
+    sections = [FetchSection(store, shard, 1, asked) for shard, asked in sorted(by_shard.items())]
+    return Fetch(request, fields.pop("budget_us", BUDGET_US), sections, **fields)
+
+
+def commit_of(values: dict[bytes, bytes], *, request: int = 1, store: str = "live", kind: str = "session") -> Commit:
+    """A commit of one kind of each agent, a section for each shard."""
+    by_shard: dict[int, list[Write]] = {}
+    for agent, value in values.items():
+        write = Write(agent, b"w", 0, [Put(kind, 0, 0, value)])
+        by_shard.setdefault(shard_of(agent, SHARDS), []).append(write)
+    sections = [CommitSection(store, shard, 1, writes) for shard, writes in sorted(by_shard.items())]
+    return Commit(request, BUDGET_US, sections)
+
+
+def images_in(fetch: Fetch, replies: Sequence[Images]) -> dict[bytes, bytes | int]:
+    """Each agent's image, or ABSENT or UNCHANGED; fails unless the replies answer each agent of the fetch once."""
+    found: dict[bytes, bytes | int] = {}
+    for number, reply in enumerate(replies):
+        assert reply.request == fetch.request
+        assert reply.last == (number == len(replies) - 1)
+        body, position = bytes(reply.body), 0
+        for section in reply.sections:
+            assert section.status == SectionStatus.OK
+            agents = fetch.sections[section.index].agents[section.offset : section.offset + len(section.sizes)]
+            for agent, size in zip(agents, section.sizes, strict=True):
+                assert agent not in found
+                found[agent] = body[position : position + size] if size > 0 else size
+                position += max(size, 0)
+        assert position == len(body)
+    assert set(found) == {agent for section in fetch.sections for agent in section.agents}
+    assert ABSENT == 0 > UNCHANGED
+    return found
+
+
+class RawClient:
+    """One DEALER that says what it is told to, also nonsense, in the loop of the test."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._owner = SocketOwner()
+        self._raw = self._owner.dealer(endpoint)
+        self._received: asyncio.Queue[bytes] = asyncio.Queue()
+        self._channel = Channel(asyncio.get_running_loop(), self._raw, receive_parts, self._handle)
+
+    def _handle(self, messages: list[list[bytes]]) -> None:
+        for message in messages:
+            self._received.put_nowait(message[-1])
+
+    def send(self, *frames: bytes) -> None:
+        """Send one message of these frames."""
+        self._raw.send_multipart(frames)
+
+    async def receive(self) -> Reply:
+        """The next reply, whatever it answers."""
+        async with asyncio.timeout(PATIENCE_S):
+            return decode_reply(await self._received.get())
+
+    @property
+    def waiting(self) -> int:
+        """Replies that have come and were not taken."""
+        return self._received.qsize()
+
+    def drain(self) -> list[Reply]:
+        """Take the replies that have come."""
+        return [decode_reply(self._received.get_nowait()) for _ in range(self.waiting)]
+
+    async def ask(self, message: Message, kind: type[T]) -> T:
+        """Send a message; return the next reply, which has to be of this kind."""
+        self.send(encode(message))
+        reply = await self.receive()
+        assert isinstance(reply, kind), reply
+        return reply
+
+    async def hello(self, cluster: str = "") -> Welcome:
+        """Begin the connection."""
+        return await self.ask(Hello(PROTOCOL, cluster, b"test", ""), Welcome)
+
+    async def fetch(self, fetch: Fetch) -> dict[bytes, bytes | int]:
+        """Fetch to the last frame."""
+        replies = [await self.ask(fetch, Images)]
+        while not replies[-1].last:
+            reply = await self.receive()
+            assert isinstance(reply, Images), reply
+            replies.append(reply)
+        return images_in(fetch, replies)
+
+    async def commit(self, values: dict[bytes, bytes], store: str = "live", kind: str = "session") -> Committed:
+        """Write a kind of some agents; fails where a write is not applied."""
+        committed = await self.ask(commit_of(values, store=store, kind=kind), Committed)
+        for section in committed.sections:
+            assert section.status == SectionStatus.OK, section
+            assert all(isinstance(result, int) and result for result in section.results), section
+        return committed
+
+    async def status(self) -> StatusReply:
+        """The node as it sees itself."""
+        return await self.ask(Status(1, BUDGET_US), StatusReply)
+
+    def close(self) -> None:
+        """Leave."""
+        self._channel.close()
+        self._owner.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+# --- a node in this process ---
+
+
+class Served(msgspec.Struct):
+    """A node that serves in this loop."""
+
+    topology: Topology
+    node: FragmentNode
+    shards: dict[tuple[str, int], OwnedShard]
+
+    @property
+    def endpoint(self) -> str:
+        """Where it serves."""
+        return self.topology.nodes[self.node.name].endpoint
+
+
+@contextlib.asynccontextmanager
+async def served(topology: Topology, name: str = NODE, *, ipc: str = "") -> AsyncGenerator[Served]:
+    """Serve one node in this loop for a block; what a node's process does at its start is done before."""
+    control = FileControlStore.in_folder(topology.data_dir)
+    placement = await establish_placement(topology, control, lambda: any_shard_on_disk(topology))
+    shards = open_shards(topology, placement, name)
+    try:
+        placement = await take_generation(control, name)
+        for shard in shards.values():
+            if shard.fragments is not None:
+                shard.fragments.begin_generation(placement.generation)
+        node = FragmentNode(topology, placement, name, shards, ipc=ipc)
+        node.start()
+        try:
+            yield Served(topology, node, shards)
+        finally:
+            await node.stop()
+    finally:
+        close_shards(shards)
+
+
+# --- a node in a process of its own ---
+
+_RUN = """
+import sys
+from dawnchorus.nodes.main import run_node
+sys.exit(run_node(sys.argv[1], sys.argv[2], until_stdin_closes=True))
+"""
+
+
+class NodeProcess:
+    """A node as a process; it ends with this one, however this one ends, as it holds the node's standard input."""
+
+    def __init__(self, path: Path, name: str = NODE, *, environment: dict[str, str] | None = None) -> None:
+        self.topology_path = path
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _RUN, str(path), name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **(environment or {})},
+        )
+        self.log: list[dict[str, Any]] = []
+        self._log_reader = threading.Thread(target=self._read_log, daemon=True)
+        self._log_reader.start()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+    def serving(self) -> dict[str, Any]:
+        """Wait until it serves; return what it says of itself."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, f"the node ended: {self.log}"
+        facts: dict[str, Any] = json.loads(line)
+        assert facts["event"] == "serving"
+        return facts
+
+    def refused(self) -> str:
+        """Wait until it has refused to start; return why: the last line of its log."""
+        assert self.process.wait(PATIENCE_S) == 2, self.log
+        self._log_reader.join(PATIENCE_S)
+        last = self.log[-1]
+        assert (last["level"], last["event"]) == ("error", "refused"), self.log
+        assert not [line for line in self.log if "trace" in line]
+        return str(last["detail"])
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Send it a signal; return its exit code."""
+        self.process.send_signal(number)
+        code = self.process.wait(PATIENCE_S)
+        self._log_reader.join(PATIENCE_S)
+        return code
+
+    def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            try:
+                self.log.append(json.loads(line))
+            except json.JSONDecodeError:
+                self.log.append({"level": "none", "event": line.decode(errors="replace")})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._log_reader.join(PATIENCE_S)
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()

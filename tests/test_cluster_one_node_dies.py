@@ -1,0 +1,272 @@
+"""Nodes that are killed or hang in the middle of wakes and saves: deadlines hold, what can be had is shown, all heals."""
+
+import asyncio
+import math
+import random
+import signal
+import time
+from collections.abc import AsyncGenerator, Sequence
+
+import pytest
+
+from dawnchorus import (
+    AgentState,
+    Cluster,
+    DawnchorusError,
+    DeadlineExceeded,
+    Outcome,
+    Saved,
+    SaveIncomplete,
+    SaveRefused,
+    WakeIncomplete,
+    connect,
+)
+from tests.support.clusters import RunningCluster, eventually, running, write_topology
+from tests.support.internals import is_up, leftovers
+
+IDS = [f"agent-{number}" for number in range(1_000)]
+LONG_S = 20.0
+GONE = {Outcome.TIMEOUT, Outcome.UNAVAILABLE}
+
+
+@pytest.fixture(scope="module")
+async def nodes(ipc_folder: object, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[RunningCluster]:
+    """A cluster whose nodes may be killed; every test leaves it whole."""
+    async with running(write_topology(tmp_path_factory.mktemp("dies"))) as nodes:
+        async with connect(nodes.path) as cluster:
+            saves = {agent_id: dict.fromkeys(cluster.topology.kinds, agent_id) for agent_id in IDS}
+            assert all(isinstance(result, Saved) for result in (await cluster.save_many(saves)).values())
+        yield nodes
+
+
+@pytest.fixture
+async def cluster(nodes: RunningCluster) -> AsyncGenerator[Cluster]:
+    """A client, connected to all nodes; at the end they are all up again, and the client has let go of everything."""
+    async with connect(nodes.path) as cluster:
+        yield cluster
+        await eventually(lambda: all(is_up(cluster, node) for node in cluster.topology.nodes))
+        await eventually(lambda: not leftovers(cluster))
+
+
+def assert_own(state: AgentState, kinds: Sequence[str]) -> None:
+    """These kinds are there, and are the agent's own."""
+    assert {kind: state[kind] for kind in kinds} == dict.fromkeys(kinds, state.agent_id)
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least this share does not exceed."""
+    return sorted(values)[math.ceil(share * len(values)) - 1]
+
+
+class Storm:
+    """A hundred tasks that wake one agent after the other, each beside a bare timer of the same length."""
+
+    WAKERS = 100
+    DEADLINE_S = 0.1
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self.late_s: list[float] = []
+        """Of each wake that did not get everything, by how much it ended after its timer."""
+        self.complete = 0
+        self._stopping = False
+
+    async def run(self, body: "asyncio.Future[None]") -> None:
+        """Storm until the body is done."""
+        async with asyncio.TaskGroup() as wakers:
+            for number in range(self.WAKERS):
+                wakers.create_task(self._wake_on(random.Random(number), IDS[number :: self.WAKERS]))
+            try:
+                await body
+            finally:
+                self._stopping = True
+
+    async def _wake_on(self, chance: random.Random, ids: Sequence[str]) -> None:
+        # Agents of its own: a wake that joins another's fetch may end with that one.
+        await asyncio.sleep(chance.uniform(0, self.DEADLINE_S))
+        loop = asyncio.get_running_loop()
+        while not self._stopping:
+            timer = loop.create_future()
+            loop.call_later(self.DEADLINE_S, lambda timer=timer: timer.set_result(time.monotonic()))
+            state = await self._cluster.wake(chance.choice(ids), deadline_s=self.DEADLINE_S)
+            ended = time.monotonic()
+            assert_own(state, ["profile", "preference", "session", "context"])
+            if state.complete:
+                assert_own(state, ["history"])
+                self.complete += 1
+            else:
+                assert state.degraded == ("history",)
+                assert state.outcome("history") in GONE
+                self.late_s.append(ended - await timer)
+            await timer
+
+
+async def kill_in_the_middle(nodes: RunningCluster, cluster: Cluster, node: str) -> float:
+    """Kill a node some times, that is started again; return how long after that the same client was whole again."""
+    longest_s = 0.0
+    for _ in range(4):
+        starts = nodes.states(node).count("serving")
+        await asyncio.sleep(0.2)
+        await nodes.kill(node)
+        await nodes.served_again(node, starts + 1)
+        began = time.monotonic()
+        while not all(state.complete for state in await cluster.wake_many(IDS[:50], deadline_s=0.1)):
+            assert time.monotonic() - began < LONG_S
+        longest_s = max(longest_s, time.monotonic() - began)
+    return longest_s
+
+
+async def test_wakes_in_a_storm_end_at_their_deadline_while_archive_is_killed_and_then_are_whole_again(
+    nodes: RunningCluster, cluster: Cluster
+) -> None:
+    # What is measured is the issue's own criterion. The machine may have a bad moment: one of three storms has to hold.
+    late_ms = healed_s = math.inf
+    for _ in range(3):
+        storm = Storm(cluster)
+        kill = asyncio.ensure_future(kill_in_the_middle(nodes, cluster, "archive-1"))
+        await storm.run(asyncio.ensure_future(wait_for(kill)))
+        assert len(storm.late_s) >= 2 * Storm.WAKERS, "the storm was to see the node dead"
+        assert storm.complete
+        late_ms, healed_s = percentile(storm.late_s, 0.99) * 1_000, await kill
+        assert percentile([-late for late in storm.late_s], 0.99) < 0.01, "wakes ended before their deadline"
+        if late_ms < 50 and healed_s < 2:
+            break
+    assert late_ms < 50
+    assert healed_s < 2
+
+
+async def wait_for(task: "asyncio.Future[float]") -> None:
+    """Wait for a task, whatever it brings."""
+    await asyncio.wait([task])
+
+
+async def test_a_node_that_hangs_costs_its_kinds_until_it_goes_on(nodes: RunningCluster, cluster: Cluster) -> None:
+    nodes.signal("archive-1", signal.SIGSTOP)
+    try:
+        for _ in range(3):
+            began = time.monotonic()
+            state = await cluster.wake("agent-1", deadline_s=0.2)
+            assert time.monotonic() - began >= 0.199
+            assert state.outcome("history") is Outcome.TIMEOUT
+            assert_own(state, ["profile", "preference", "session", "context"])
+        waiting = cluster.wake("agent-2", deadline_s=LONG_S)
+        await asyncio.sleep(0.1)
+    finally:
+        nodes.signal("archive-1", signal.SIGCONT)
+    state = await waiting
+    assert state.complete, "what was asked while it hung is answered when it goes on"
+    assert_own(state, ["history"])
+
+
+async def test_a_node_that_hangs_for_long_counts_as_not_connected_and_is_found_again(
+    nodes: RunningCluster, cluster: Cluster
+) -> None:
+    nodes.signal("archive-1", signal.SIGSTOP)
+    try:
+        await eventually(lambda: not is_up(cluster, "archive-1"))  # heartbeats: four seconds
+        state = await cluster.wake("agent-1", deadline_s=0.2)
+        assert state.outcome("history") is Outcome.UNAVAILABLE
+    finally:
+        nodes.signal("archive-1", signal.SIGCONT)
+    (state,) = await cluster.wake_many(["agent-1"], deadline_s=LONG_S)
+    assert state.complete
+    assert nodes.states("archive-1")[-1] == "serving"
+
+
+async def test_without_the_required_kind_a_wake_raises_and_carries_the_rest(
+    nodes: RunningCluster, cluster: Cluster
+) -> None:
+    nodes.signal("identity-1", signal.SIGSTOP)
+    try:
+        with pytest.raises(WakeIncomplete, match="profile TIMEOUT") as raised:
+            await cluster.wake("agent-1", deadline_s=0.2)
+        state = raised.value.state
+        assert_own(state, ["session", "context", "history"])
+        assert state.degraded == ("profile", "preference")
+        assert state["preference"] == {"language": "en", "tags": []}
+        states = await cluster.wake_many(IDS, deadline_s=0.2)
+        assert all(state.degraded == ("profile", "preference") for state in states)
+        assert_own(
+            await cluster.wake("agent-3", kinds=["session", "history"], deadline_s=LONG_S), ["session", "history"]
+        )
+    finally:
+        nodes.signal("identity-1", signal.SIGKILL)
+    assert_own((await cluster.wake_many(["agent-1"], deadline_s=LONG_S))[0], list(cluster.topology.kinds))
+
+
+@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
+async def test_with_all_nodes_dead_wake_many_of_ten_thousand_ends_at_its_deadline(
+    nodes: RunningCluster, cluster: Cluster, how: signal.Signals
+) -> None:
+    ids = [f"agent-{number}" for number in range(10_000)]
+    loop = asyncio.get_running_loop()
+    for node in cluster.topology.nodes:
+        nodes.signal(node, how)
+    try:
+        timer = loop.create_future()
+        loop.call_later(0.3, lambda: timer.set_result(time.monotonic()))
+        states = await cluster.wake_many(ids, deadline_s=0.3)
+        late_s = time.monotonic() - await timer
+    finally:
+        if how is signal.SIGSTOP:
+            for node in cluster.topology.nodes:
+                nodes.signal(node, signal.SIGCONT)
+    assert [state.agent_id for state in states] == ids
+    assert {state.outcome(kind) for state in states for kind in cluster.topology.kinds} <= GONE
+    assert -0.01 < late_s < 1.0
+    assert all(state.complete for state in await cluster.wake_many(IDS, deadline_s=LONG_S))
+
+
+async def test_a_save_at_a_node_that_hangs_is_unknown_and_at_a_dead_one_refused(
+    nodes: RunningCluster, cluster: Cluster
+) -> None:
+    nodes.signal("identity-1", signal.SIGSTOP)
+    try:
+        with pytest.raises(DeadlineExceeded):
+            await cluster.save("saved", {"profile": 1}, deadline_s=0.2)
+        with pytest.raises(SaveIncomplete) as raised:
+            await cluster.save("saved", {"profile": 1, "session": 2}, deadline_s=0.2)
+        assert list(raised.value.saved) == ["session"]
+        assert raised.value.unknown == ("identity",)
+    finally:
+        await nodes.kill("identity-1")
+    await eventually(lambda: not is_up(cluster, "identity-1"))
+    if nodes.states("identity-1")[-1] != "serving":  # a machine that is slow enough could have it up again by now
+        with pytest.raises((SaveRefused, DeadlineExceeded)):
+            await cluster.save("saved", {"profile": 1}, deadline_s=0.01)
+    saved = await cluster.save("saved", {"profile": 3}, deadline_s=LONG_S)
+    assert (await cluster.wake("saved", deadline_s=LONG_S)).version("profile") == saved.versions["profile"]
+
+
+async def test_nothing_acknowledged_is_lost_when_nodes_are_killed(nodes: RunningCluster, cluster: Cluster) -> None:
+    acknowledged: dict[str, int] = {}
+    unknown = 0
+    stopping = False
+
+    async def save_on(agent_id: str) -> None:
+        nonlocal unknown
+        count = 0
+        while not stopping:
+            count += 1
+            try:
+                await cluster.save(agent_id, {"profile": count, "session": count}, deadline_s=LONG_S)
+                acknowledged[agent_id] = count
+            except DawnchorusError:
+                unknown += 1
+
+    async with asyncio.TaskGroup() as savers:
+        for number in range(20):
+            savers.create_task(save_on(f"counter-{number}"))
+        for node in ("identity-1", "live-1", "identity-1"):
+            starts = nodes.states(node).count("serving")
+            await asyncio.sleep(0.3)
+            await nodes.kill(node)
+            await nodes.served_again(node, starts + 1)
+        await asyncio.sleep(0.2)
+        stopping = True
+    assert len(acknowledged) == 20
+    assert unknown, "no save was under way when its node was killed"
+    async with connect(nodes.path) as fresh:
+        for state in await fresh.wake_many(acknowledged, deadline_s=LONG_S):
+            for kind in ("profile", "session"):
+                assert state[kind] >= acknowledged[state.agent_id]
