@@ -43,7 +43,7 @@ from ..wire.messages import (
     read_request_number,
 )
 from ..wire.placement import Placement, encode_placement
-from ..wire.sockets import SocketOwner, bind, unbind_quietly
+from ..wire.sockets import SocketOwner, bind, remove_ipc_file
 from ..wire.topology import Topology, encode_topology
 from .counters import Counters
 from .fair_queue import FairQueue
@@ -66,6 +66,9 @@ _SCAN_AGENTS_MAX: Final = 4_096
 
 _STOP_SECONDS: Final = 3.0
 """How long a stopping node waits for its writer; `up` promises an end within five."""
+
+_ANSWER_SECONDS: Final = 0.5
+"""How long a stopping node waits for peers that do not take the answers to their last saves."""
 
 _FAULT_READ_BYTES_MAX: Final = 1 << 16
 """A refused frame's request number is looked for up to this size only: saying no must stay cheap."""
@@ -135,14 +138,18 @@ class FragmentNode:
 
     async def stop(self) -> None:
         """Take no more requests, commit what is queued, answer it, and close the socket."""
-        for endpoint in filter(None, (self._topology.nodes[self.name].endpoint, self._ipc)):
-            unbind_quietly(self._replies, endpoint)
+        self._channel.close()  # it still sends; unbinding would end the connections that the answers go out on
         await self._loop.run_in_executor(None, self._writer.stop, _STOP_SECONDS)
         await asyncio.sleep(0)  # the writer's last answers
+        end = time.monotonic() + _ANSWER_SECONDS
+        while time.monotonic() < end:
+            if not self._peers.blocked:
+                break
+            await asyncio.sleep(_RETRY_SECONDS)
         if self._retry is not None:
             self._retry.cancel()
-        self._channel.close()
         self._sockets.close()
+        remove_ipc_file(self._ipc)
 
     # --- from the socket into the queue ---
 

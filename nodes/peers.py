@@ -21,16 +21,42 @@ __all__ = ["PEERS_MAX", "PEER_BYTES_MAX", "Peers"]
 PEERS_MAX: Final = 4_096
 """Routers that a node knows at once; beyond it the one that said Hello longest ago has to say it again."""
 
-_WAITING_FRAMES_MAX: Final = 32
-"""Replies that wait for a peer beside its socket: one of reads, and small ones of the writer; more are dropped."""
+_WAITING_BYTES_MAX: Final = 32 << 20
+"""Replies that wait for a peer beside its socket: one of reads, and those of the writer, which answers hundreds of
+small saves at once; what is beyond is dropped."""
+
+_FRAME_OBJECT_BYTES: Final = 64
+"""What a waiting frame takes beside its bytes: its object's head and its place in the queue."""
 
 PEER_BYTES_MAX: Final = (
-    (NODE_SEND_FRAMES_MAX + 1) * max(FRAME_BYTES_TARGET, IMAGE_BYTES_MAX)
-    + _WAITING_FRAMES_MAX * FRAME_BYTES_TARGET
-    + PEER_QUEUE_BYTES_MAX
+    (NODE_SEND_FRAMES_MAX + 1) * max(FRAME_BYTES_TARGET, IMAGE_BYTES_MAX) + _WAITING_BYTES_MAX + PEER_QUEUE_BYTES_MAX
 )
 """The most that a peer which asks and never reads can make a node hold, in bytes: 82 MiB, where every frame is one
-largest image and every reply of the writer is as large as a frame; 17 MiB with agents of ordinary size."""
+largest image and hundreds of thousands of its saves are answered; 17 MiB for one that only wakes agents of ordinary
+size."""
+
+
+class _Waiting:
+    """Replies that wait for one peer."""
+
+    __slots__ = ("bytes", "frames")
+
+    def __init__(self) -> None:
+        self.frames: deque[bytes] = deque()
+        self.bytes = 0
+
+    def add(self, frame: bytes) -> bool:
+        """Keep a frame; return False where too much waits already."""
+        size = len(frame) + _FRAME_OBJECT_BYTES
+        if self.bytes + size > _WAITING_BYTES_MAX:
+            return False
+        self.frames.append(frame)
+        self.bytes += size
+        return True
+
+    def remove_first(self) -> None:
+        """Let the first frame go: it was sent."""
+        self.bytes -= len(self.frames.popleft()) + _FRAME_OBJECT_BYTES
 
 
 class Peers:
@@ -39,7 +65,7 @@ class Peers:
     def __init__(self, channel: Channel[list[bytes]], counters: Counters) -> None:
         self._channel = channel
         self._counters = counters
-        self._waiting: OrderedDict[bytes, deque[bytes]] = OrderedDict()
+        self._waiting: OrderedDict[bytes, _Waiting] = OrderedDict()
         self.blocked: set[bytes] = set()
 
     def __contains__(self, peer: bytes) -> bool:
@@ -53,7 +79,7 @@ class Peers:
         if peer in self._waiting:
             self._waiting.move_to_end(peer)
             return None
-        self._waiting[peer] = deque()
+        self._waiting[peer] = _Waiting()
         if len(self._waiting) <= PEERS_MAX:
             return None
         oldest = next(iter(self._waiting))
@@ -64,8 +90,8 @@ class Peers:
         """Forget a peer and the replies that wait for it."""
         waiting = self._waiting.pop(peer, None)
         self.blocked.discard(peer)
-        if waiting:
-            self._counters.dropped_replies += len(waiting)
+        if waiting is not None:
+            self._counters.dropped_replies += len(waiting.frames)
 
     def reply(self, peer: bytes, frame: bytes) -> Sent:
         """Send a reply; FULL means that it waits here, GONE that the peer is no longer known."""
@@ -75,16 +101,13 @@ class Peers:
             sent = self._channel.send_to(peer, frame)
             self._counters.dropped_replies += sent is not Sent.OK
             return sent
-        sent = Sent.FULL if waiting else self._channel.send_to(peer, frame)
+        sent = Sent.FULL if waiting.frames else self._channel.send_to(peer, frame)
         if sent is Sent.GONE:
             self._counters.dropped_replies += 1
             self.remove(peer)
         elif sent is Sent.FULL:
             self.blocked.add(peer)
-            if len(waiting) < _WAITING_FRAMES_MAX:
-                waiting.append(frame)
-            else:
-                self._counters.dropped_replies += 1
+            self._counters.dropped_replies += not waiting.add(frame)
         return sent
 
     def retry(self) -> tuple[list[bytes], list[bytes]]:
@@ -94,12 +117,12 @@ class Peers:
         for peer in list(self.blocked):
             waiting = self._waiting[peer]
             sent = Sent.OK
-            while waiting and (sent := self._channel.send_to(peer, waiting[0])) is Sent.OK:
-                waiting.popleft()
+            while waiting.frames and (sent := self._channel.send_to(peer, waiting.frames[0])) is Sent.OK:
+                waiting.remove_first()
             if sent is Sent.GONE:
                 self.remove(peer)
                 gone.append(peer)
-            elif not waiting:
+            elif not waiting.frames:
                 self.blocked.discard(peer)
                 freed.append(peer)
         return freed, gone

@@ -84,10 +84,9 @@ class Coalescer:
         for choice, batch in pending.items():
             under_way = self._under_way.setdefault(choice, {})
             ids = list(batch.ids)
-            under_way.update(dict.fromkeys(ids, batch))
             fetching = self._fetch(batch.reading, ids, batch.agents, batch.deadline, batch.handle_groups)
-
             batch.start(fetching, partial(_hand_over, under_way, ids))
+            under_way.update(dict.fromkeys(ids, batch))
 
 
 def _hand_over(under_way: dict[str, WakeBatch], ids: list[str], ended: WakeBatch) -> None:

@@ -207,11 +207,12 @@ class WakeBatch:
         """Send it; `handle_over` is called once, when nobody waits for it any more."""
         self._fetching = fetching
         self._handle_over = handle_over
+        # Sent first: the nodes are at work while the rest is done here, and no reply is taken in before this turn ends.
+        fetching.start()
         self._positions = [0] * len(self.agents)
         for position, index in enumerate(fetching.plan.order):
             self._positions[index] = position
         self._schedule()
-        fetching.start()
 
     def close(self, error: Exception) -> None:
         """Fail every wake that still waits."""

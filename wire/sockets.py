@@ -7,6 +7,7 @@ the product is the most that a socket can be made to hold for one peer.
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import Final, Self
 
 import zmq
@@ -14,7 +15,7 @@ import zmq
 from .errors import ClusterUnavailable, DataFolderError
 from .limits import FRAME_BYTES_MAX
 
-__all__ = ["NODE_SEND_FRAMES_MAX", "SocketOwner", "bind", "unbind_quietly"]
+__all__ = ["NODE_SEND_FRAMES_MAX", "SocketOwner", "bind", "remove_ipc_file"]
 
 NODE_SEND_FRAMES_MAX: Final = 16
 """Frames that a node queues for one peer before that peer's work waits: 16 frames of about 1 MiB keep the pipe of a
@@ -121,7 +122,8 @@ def bind(replies: zmq.Socket[bytes], endpoint: str) -> None:
         raise DataFolderError(f"cannot bind {endpoint}: {error}; {remedy}") from error
 
 
-def unbind_quietly(replies: zmq.Socket[bytes], endpoint: str) -> None:
-    """Stop accepting connections; an endpoint that is not bound is not an error."""
-    with contextlib.suppress(zmq.ZMQError):
-        replies.unbind(endpoint)
+def remove_ipc_file(endpoint: str) -> None:
+    """Remove the file of an ipc endpoint whose socket is closed: libzmq leaves it behind. Other endpoints have none."""
+    if endpoint.startswith("ipc://"):
+        with contextlib.suppress(OSError):
+            Path(endpoint.removeprefix("ipc://")).unlink()

@@ -67,15 +67,29 @@ def test_replies_wait_in_order_for_a_peer_that_does_not_read() -> None:
     assert made.peers.retry() == ([], [])
 
 
-def test_too_many_waiting_replies_are_dropped_and_counted() -> None:
+def test_hundreds_of_small_replies_wait_for_a_peer_and_none_is_dropped() -> None:
+    # The writer answers all saves of a group at once.
     made = Made(b"a")
-    made.pipes.room[b"a"] = 0
-    for number in range(40):
-        assert made.peers.reply(b"a", b"%d" % number) is Sent.FULL
-    assert made.counters.dropped_replies == 8
-    made.pipes.room[b"a"] = 100
-    made.peers.retry()
-    assert list(made.pipes.sent[b"a"]) == [b"%d" % number for number in range(32)]
+    made.pipes.room[b"a"] = 16
+    for number in range(10_000):
+        made.peers.reply(b"a", b"%d" % number)
+    assert made.counters.dropped_replies == 0
+    made.pipes.room[b"a"] = 10_000
+    assert made.peers.retry() == ([b"a"], [])
+    assert list(made.pipes.sent[b"a"]) == [b"%d" % number for number in range(10_000)]
+
+
+def test_waiting_replies_beyond_a_number_of_bytes_are_dropped_and_counted() -> None:
+    made = Made(b"a")
+    frame = bytes((1 << 20) - 64)
+    for _ in range(2):
+        made.pipes.room[b"a"] = 0
+        for _ in range(40):
+            assert made.peers.reply(b"a", frame) is Sent.FULL
+        made.pipes.room[b"a"] = 100
+        assert made.peers.retry() == ([b"a"], [])
+    assert made.counters.dropped_replies == 16
+    assert len(made.pipes.sent[b"a"]) == 64
 
 
 def test_what_waits_for_a_peer_that_left_is_dropped_and_counted() -> None:

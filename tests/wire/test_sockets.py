@@ -10,7 +10,7 @@ import zmq
 from dawnchorus.perf.topologies import free_ports
 from dawnchorus.wire.errors import ClusterUnavailable, DataFolderError
 from dawnchorus.wire.limits import FRAME_BYTES_MAX
-from dawnchorus.wire.sockets import NODE_SEND_FRAMES_MAX, SocketOwner, bind, unbind_quietly
+from dawnchorus.wire.sockets import NODE_SEND_FRAMES_MAX, SocketOwner, bind, remove_ipc_file
 
 PATIENCE_MS = 30_000
 
@@ -76,24 +76,15 @@ def test_an_endpoint_that_is_not_to_be_had_is_one_clear_error(endpoint: str) -> 
         bind(owner.router(), endpoint)
 
 
-def test_an_endpoint_can_be_had_again_after_unbinding_it() -> None:
-    endpoint = f"tcp://127.0.0.1:{free_ports(1)[0]}"
-    with SocketOwner() as owner:
-        first = owner.router()
-        bind(first, endpoint)
-        unbind_quietly(first, endpoint)
-        unbind_quietly(first, endpoint)
-        unbind_quietly(first, "tcp://127.0.0.1:1")
-        second = owner.router()
-        for _attempt in range(1_000):
-            try:
-                bind(second, endpoint)
-            except DataFolderError:  # libzmq's thread closes it
-                threading.Event().wait(0.01)
-            else:
-                break
-        else:
-            pytest.fail("the endpoint is still in use")
+@pytest.mark.parametrize("kind", ["tcp", "ipc"])
+def test_an_endpoint_can_be_had_again_once_its_owner_is_closed(kind: str, short_folder: Path) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_ports(1)[0]}" if kind == "tcp" else f"ipc://{short_folder}/x"
+    for _ in range(3):
+        with SocketOwner() as owner:
+            bind(owner.router(), endpoint)
+        remove_ipc_file(endpoint)
+        remove_ipc_file(endpoint)
+        assert not list(short_folder.iterdir())
 
 
 def test_an_endpoint_that_cannot_be_connected_to_is_told_and_its_socket_closed() -> None:
