@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import Final
 
-from ..wire.channel import Channel, Sent
-from ..wire.limits import FRAME_BYTES_TARGET, IMAGE_BYTES_MAX
-from ..wire.sockets import NODE_SEND_FRAMES_MAX
+from ..wire.channel import DRAIN_BYTES_MAX, Channel, Sent
+from ..wire.limits import FRAME_BYTES_MAX, FRAME_BYTES_TARGET, IMAGE_BYTES_MAX
+from ..wire.sockets import NODE_RECEIVE_FRAMES_MAX, NODE_SEND_FRAMES_MAX
 from .counters import Counters
 from .fair_queue import PEER_QUEUE_BYTES_MAX
 
@@ -29,11 +29,16 @@ _FRAME_OBJECT_BYTES: Final = 64
 """What a waiting frame takes beside its bytes: its object's head and its place in the queue."""
 
 PEER_BYTES_MAX: Final = (
-    (NODE_SEND_FRAMES_MAX + 1) * max(FRAME_BYTES_TARGET, IMAGE_BYTES_MAX) + _WAITING_BYTES_MAX + PEER_QUEUE_BYTES_MAX
+    NODE_RECEIVE_FRAMES_MAX * FRAME_BYTES_MAX
+    + (DRAIN_BYTES_MAX + FRAME_BYTES_MAX)
+    + PEER_QUEUE_BYTES_MAX
+    + (NODE_SEND_FRAMES_MAX + 1) * max(FRAME_BYTES_TARGET, IMAGE_BYTES_MAX)
+    + _WAITING_BYTES_MAX
 )
-"""The most that a peer which asks and never reads can make a node hold, in bytes: 82 MiB, where every frame is one
-largest image and hundreds of thousands of its saves are answered; 17 MiB for one that only wakes agents of ordinary
-size."""
+"""The most that a peer which sends without end and never reads can make a node hold, in bytes: 154 MiB, where its
+requests have the largest size, every reply is one largest image, and hundreds of thousands of its saves are answered;
+17 MiB with small requests for agents of ordinary size. Saves that wait for the disk come on top, bounded for all peers
+together (`nodes.writer`)."""
 
 
 class _Waiting:

@@ -21,9 +21,9 @@ from ..wire.messages import Commit, Committed, CommittedSection, Erase, Refusal,
 from .reads import require_served
 from .shards import OwnedShard
 
-__all__ = ["CommitJob", "Writer"]
+__all__ = ["QUEUE_BYTES_MAX", "CommitJob", "Writer"]
 
-_QUEUE_BYTES_MAX: Final = 64 << 20
+QUEUE_BYTES_MAX: Final = 64 << 20
 """Bytes of commits that may wait for the disk, over all peers; beyond it commits are refused as OVERLOADED."""
 
 _OBJECT_BYTES: Final = 100
@@ -86,7 +86,7 @@ class Writer:
 
     def submit(self, job: CommitJob) -> bool:
         """Queue a job; return False where too much waits already, and nothing is queued."""
-        if self._queued_bytes + job.size > _QUEUE_BYTES_MAX:
+        if self._queued_bytes + job.size > QUEUE_BYTES_MAX:
             return False
         self._queued_bytes += job.size
         self._jobs.put(job)

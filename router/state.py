@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
@@ -20,8 +20,6 @@ from .outcomes import WHOLE, Item, Outcome
 from .parts import Group
 
 __all__ = ["AgentState", "KindView", "WakeContext"]
-
-T = TypeVar("T")
 
 
 class KindView(NamedTuple):
@@ -83,7 +81,7 @@ class AgentState(msgspec.Struct, gc=False, eq=False, repr_omit_defaults=True):
         value = values[kind] = self._value(kind)
         return value
 
-    def get(self, kind: str, default: T | None = None) -> Any | T | None:
+    def get(self, kind: str, default: Any = None) -> Any:
         """Return the value of a kind, `default` where it is absent or expired; one that could not be had raises."""
         if self.outcome(kind) in (Outcome.ABSENT, Outcome.EXPIRED):
             return default

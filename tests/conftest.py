@@ -1,4 +1,4 @@
-"""What every test shares: uvloop under async tests, hypothesis without time limits, and one cluster of real processes."""
+"""What every test shares: uvloop under async tests, hypothesis without time limits, one cluster of real nodes."""
 
 from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
@@ -21,9 +21,9 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "asyncio", {"use_uvloop": True}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def ipc_folder() -> Generator[Path]:
-    """A short folder in which every node started by a test keeps its ipc socket."""
+    """A short folder in which every node started by a test keeps its ipc socket: killed ones leave theirs behind."""
     with runtime_folder() as folder:
         yield folder
 

@@ -69,7 +69,7 @@ class Hammer:
     def look(self, state: AgentState, at_least: Callable[[str], int]) -> None:
         assert state.complete
         for kind in KINDS:
-            shown = state.get(kind, 0)
+            shown: int = state.get(kind, 0)
             assert shown >= at_least(kind), f"{state.agent_id}: {kind} {shown} after {at_least(kind)} was acknowledged"
         self.wakes += 1
 

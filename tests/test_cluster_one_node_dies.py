@@ -1,4 +1,4 @@
-"""Nodes that are killed or hang in the middle of wakes and saves: deadlines hold, what can be had is shown, all heals."""
+"""Nodes killed or hanging in the middle of wakes and saves: deadlines hold, what can be had is shown, all heals."""
 
 import asyncio
 import math
@@ -58,6 +58,13 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[math.ceil(share * len(values)) - 1]
 
 
+def bare_timer(loop: asyncio.AbstractEventLoop, seconds: float) -> "asyncio.Future[float]":
+    """A timer by itself: a future of the moment at which it ended."""
+    ended: asyncio.Future[float] = loop.create_future()
+    loop.call_later(seconds, lambda: ended.set_result(time.monotonic()))
+    return ended
+
+
 class Storm:
     """A hundred tasks that wake one agent after the other, each beside a bare timer of the same length."""
 
@@ -86,8 +93,7 @@ class Storm:
         await asyncio.sleep(chance.uniform(0, self.DEADLINE_S))
         loop = asyncio.get_running_loop()
         while not self._stopping:
-            timer = loop.create_future()
-            loop.call_later(self.DEADLINE_S, lambda timer=timer: timer.set_result(time.monotonic()))
+            timer = bare_timer(loop, self.DEADLINE_S)
             state = await self._cluster.wake(chance.choice(ids), deadline_s=self.DEADLINE_S)
             ended = time.monotonic()
             assert_own(state, ["profile", "preference", "session", "context"])
@@ -203,8 +209,7 @@ async def test_with_all_nodes_dead_wake_many_of_ten_thousand_ends_at_its_deadlin
     for node in cluster.topology.nodes:
         nodes.signal(node, how)
     try:
-        timer = loop.create_future()
-        loop.call_later(0.3, lambda: timer.set_result(time.monotonic()))
+        timer = bare_timer(loop, 0.3)
         states = await cluster.wake_many(ids, deadline_s=0.3)
         late_s = time.monotonic() - await timer
     finally:

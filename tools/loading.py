@@ -202,8 +202,10 @@ class Loader:
         done, _pending = await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             del self._under_way[task]
-        for task in done:
-            task.result()
+        # Each is asked, so that none is left for the loop to complain of; the first to have failed is told.
+        failures = [error for task in done if (error := task.exception()) is not None]
+        if failures:
+            raise failures[0]
 
     async def _save(self, batch: _Batch) -> None:
         waiting: dict[str, Mapping[str, Any]] = {agent_id: entry.fragments for agent_id, entry in batch.entries.items()}

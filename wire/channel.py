@@ -5,7 +5,7 @@ descriptor is edge-triggered (zmq_getsockopt(3), ZMQ_FD): it tells that somethin
 is there, and any send or receive can swallow the edge. So `EVENTS` is looked at after every send, after every receive,
 and once after registering; what is left over is taken up in the next turn of the loop.
 
-A channel drains at most `_DRAIN_FRAMES_MAX` messages in one turn and hands them over together, so that whoever serves
+A channel drains a bounded number of messages and bytes in one turn and hands them over together, so that whoever serves
 them can stamp them all before the work begins, and timers run between turns.
 """
 
@@ -19,7 +19,7 @@ from typing import Final, Generic, TypeVar, cast
 
 import zmq
 
-__all__ = ["Channel", "Sent", "receive_frame", "receive_parts"]
+__all__ = ["DRAIN_BYTES_MAX", "Channel", "Sent", "receive_frame", "receive_parts"]
 
 _POLLIN: Final = int(zmq.POLLIN)
 """As a plain number: `&` with pyzmq's flag type costs 0.6 us."""
@@ -27,11 +27,14 @@ _POLLIN: Final = int(zmq.POLLIN)
 _DRAIN_FRAMES_MAX: Final = 256
 """Messages drained in one turn: at 3 us each less than 1 ms, which is what a timer may be late for it."""
 
+DRAIN_BYTES_MAX: Final = 4 << 20
+"""Bytes drained in one turn, and one message more: about 1 ms too, and what a flood of large ones makes a node hold."""
+
 _COPY_BYTES_MAX: Final = 1 << 16
 """Above this libzmq sends from the caller's bytes instead of copying them: measured to pay from about 64 KiB."""
 
 
-T = TypeVar("T")
+T = TypeVar("T", bound="list[bytes] | memoryview")
 
 
 def receive_parts(raw: zmq.Socket[bytes]) -> list[bytes]:
@@ -75,8 +78,8 @@ class Channel(Generic[T]):
     ) -> None:
         self._loop = loop
         self._socket = raw
-        self._receive = receive
-        self._handle_messages = handle_messages
+        self._receive: Callable[[zmq.Socket[bytes]], T] = receive
+        self._handle_messages: Callable[[list[T]], None] = handle_messages
         self._scheduled = False
         self._closed = False
         # Integer options only; pyzmq's own type says int or bytes.
@@ -129,10 +132,13 @@ class Channel(Generic[T]):
             return
         raw = self._socket
         messages: list[T] = []
+        room = DRAIN_BYTES_MAX
         # EVENTS first: it costs 2 us where a receive that finds nothing costs 5.5.
         while self._get_option(zmq.EVENTS) & _POLLIN:
-            messages.append(self._receive(raw))
-            if len(messages) == _DRAIN_FRAMES_MAX:
+            message = self._receive(raw)
+            messages.append(message)
+            room -= _size(message)
+            if room <= 0 or len(messages) == _DRAIN_FRAMES_MAX:
                 break
         if messages:
             try:
@@ -140,3 +146,7 @@ class Channel(Generic[T]):
             finally:  # whatever the handler raises, what is left in the socket must not wait for another edge
                 if not self._closed:
                     self._look_again()
+
+
+def _size(message: list[bytes] | memoryview) -> int:
+    return sum(map(len, message)) if isinstance(message, list) else len(message)

@@ -217,6 +217,8 @@ class FragmentStoreConformance:
             with pytest.raises(StoreDamaged, match=f"newer than generation {generation}"):
                 store.begin_generation(generation)
             store.begin_generation(3)
+            with pytest.raises(StoreDamaged, match="newer than generation 3"):
+                store.begin_generation(3)
 
     def test_the_largest_version_comes_back(self, path: Path) -> None:
         with self.opened(path, create=True, generation=GENERATION_MAX) as store:

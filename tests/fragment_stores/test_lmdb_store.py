@@ -199,6 +199,20 @@ def test_a_damaged_row_of_the_log_is_named(tmp_path: Path) -> None:
             snapshot.log_after(0, 10)
 
 
+# --- durability ---
+
+
+def test_nothing_is_left_out_that_makes_a_commit_durable(tmp_path: Path) -> None:
+    # Only the machine's death would show it.
+    store = new_store(tmp_path)
+    flags = vars(store)["_environment"].flags()
+    store.close()
+    assert flags["sync"]
+    assert flags["metasync"]
+    assert not flags["writemap"]
+    assert not flags["map_async"]
+
+
 # --- the machine's limits ---
 
 

@@ -36,20 +36,19 @@ TWO_NODES = {"identity-1": ["identity", "live"], "archive-1": ["archive"]}
 async def test_all_nodes_serve_when_it_has_started_and_are_gone_when_it_has_stopped(
     ipc_folder: Path, tmp_path: Path
 ) -> None:
-    path = write_topology(tmp_path)
-    cluster = RunningCluster(path)
-    assert cluster.launcher.pids() == {}
-    await cluster.launcher.start()
-    pids = cluster.launcher.pids()
-    assert list(pids) == list(DEFAULT_NODES)
-    for node in DEFAULT_NODES:
-        assert cluster.states(node) == ["starting", "serving"]
-    for node, pid in pids.items():
-        assert " ".join(psutil.Process(pid).cmdline()) == f"dawnchorus node {node} (test)"
-    assert len(list(ipc_folder.glob("dawnchorus/*.ipc"))) >= 3
-    before = set(ipc_folder.glob("dawnchorus/*.ipc"))
-    began = time.monotonic()
-    await cluster.launcher.stop()
+    def ipc_sockets() -> set[Path]:
+        return set(ipc_folder.glob("dawnchorus/*.ipc"))
+
+    others = ipc_sockets()
+    async with running(write_topology(tmp_path)) as cluster:
+        pids = cluster.launcher.pids()
+        assert list(pids) == list(DEFAULT_NODES)
+        for node, pid in pids.items():
+            assert cluster.states(node) == ["starting", "serving"]
+            assert psutil.Process(pid).cmdline()[0] == f"dawnchorus node {node} (test)"
+            assert os.getsid(pid) == pid, "a Ctrl-C at the terminal is to reach the launcher alone"
+        assert len(ipc_sockets() - others) == 3
+        began = time.monotonic()
     assert time.monotonic() - began < STOP_S
     assert not any(map(is_running, pids.values()))
     assert cluster.launcher.pids() == {}
@@ -57,7 +56,7 @@ async def test_all_nodes_serve_when_it_has_started_and_are_gone_when_it_has_stop
         assert cluster.states(node) == ["starting", "serving", "stopped"]
     ends = [event.log for event in cluster.events if event.log and event.log["event"] == "stopped"]
     assert len(ends) == 3, "each node ended cleanly and said so"
-    assert len(before - set(ipc_folder.glob("dawnchorus/*.ipc"))) == 3
+    assert ipc_sockets() == others
 
 
 async def test_events_carry_shards_pids_and_endpoints(ipc_folder: Path, tmp_path: Path) -> None:
@@ -84,21 +83,17 @@ async def test_a_node_that_dies_is_started_again_with_growing_pauses(ipc_folder:
 
 
 async def test_stopping_does_not_wait_for_a_node_that_hangs(ipc_folder: Path, tmp_path: Path) -> None:
-    cluster = RunningCluster(write_topology(tmp_path, nodes=TWO_NODES))
-    await cluster.launcher.start()
-    pids = cluster.launcher.pids()
-    cluster.signal("archive-1", signal.SIGSTOP)
-    began = time.monotonic()
-    await cluster.launcher.stop()
+    async with running(write_topology(tmp_path, nodes=TWO_NODES)) as cluster:
+        pids = cluster.launcher.pids()
+        cluster.signal("archive-1", signal.SIGSTOP)
+        began = time.monotonic()
     assert time.monotonic() - began < STOP_S + 1
     assert not any(map(is_running, pids.values()))
 
 
 async def test_stopping_while_a_node_waits_to_be_started_again_leaves_it_dead(ipc_folder: Path, tmp_path: Path) -> None:
-    cluster = RunningCluster(write_topology(tmp_path, nodes=TWO_NODES))
-    await cluster.launcher.start()
-    await cluster.kill("archive-1")
-    await cluster.launcher.stop()
+    async with running(write_topology(tmp_path, nodes=TWO_NODES)) as cluster:
+        await cluster.kill("archive-1")
     assert cluster.states("archive-1")[-1] == "stopped"
     assert cluster.launcher.pids() == {}
 

@@ -141,4 +141,4 @@ def test_beyond_the_limit_the_oldest_hello_has_to_go(monkeypatch: pytest.MonkeyP
 
 
 def test_the_named_number_of_bytes_is_what_the_documents_say() -> None:
-    assert PEER_BYTES_MAX == 82 << 20
+    assert PEER_BYTES_MAX == 154 << 20

@@ -293,7 +293,7 @@ async def test_a_mistake_of_ours_is_answered_logged_and_survived(
 async def test_commits_beyond_the_queues_bytes_are_refused_and_room_comes_back(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer_module, "_QUEUE_BYTES_MAX", 100_000)
+    monkeypatch.setattr(writer_module, "QUEUE_BYTES_MAX", 100_000)
     bench.stores[0].gate.clear()
     large = [put(b"a", bytes(45_000))]
     assert bench.writer.submit(job((0, large)))

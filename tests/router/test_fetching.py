@@ -136,6 +136,24 @@ async def test_wake_many_shows_no_agent_older_than_a_save_acknowledged_while_it_
         assert not leftovers(cluster)
 
 
+async def test_wake_many_shows_no_agent_older_than_acknowledged_at_its_deadline_either() -> None:
+    async with fake_client(shards={"id": 8, "live": 8, "old": 8}) as (cluster, nodes):
+        ids = [f"agent-{number}" for number in range(40)]
+        for agent_id in ids:
+            nodes.put(agent_id, profile=agent_id, session="old", history="old")
+        hold_answers_about(nodes["old"], b"agent-39")
+        waking = asyncio.ensure_future(cluster.wake_many(ids, deadline_s=0.5))
+        await answered_by(nodes, "id", "live", "old")
+        await cluster.save_many({agent_id: {"session": "new"} for agent_id in ids[::2]})
+        for state in await waking:
+            if state.agent_id in ids[::2]:
+                assert state.outcome("session") is Outcome.TIMEOUT
+            else:
+                assert state["session"] == "old"
+            assert state["profile"] == state.agent_id
+        assert not leftovers(cluster)
+
+
 def hold_answers_about(node: FakeNode, agent: bytes) -> None:
     """Answer each section in a frame of its own, and hold those about one agent, until `release`."""
 

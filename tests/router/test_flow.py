@@ -168,6 +168,7 @@ class FlowAgainstItsModel(RuleBasedStateMachine):
         if not may_go:
             assert request is None
             return
+        assert request is not None
         assert request is self.waiting.popleft()
         assert request.number not in self.numbers
         self.numbers.add(request.number)

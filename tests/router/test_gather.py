@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -80,7 +81,7 @@ def test_replies_of_any_order_and_cut_give_the_same_result(
             _, _, version, found = right(planned, index, part)
             cuts = sorted(chance.sample(range(1, len(found)), chance.randint(0, len(found) - 1)))
             edges = [0, *cuts, len(found)]
-            sections = [(index, a, version, found[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+            sections = [(index, a, version, found[a:b]) for a, b in pairwise(edges)]
             pieces.append((parts, index, sections))
     while pieces:
         chosen = chance.choice(pieces)
@@ -116,13 +117,16 @@ def test_what_has_not_come_shows_as_timeout() -> None:
     assert not second.whole
 
 
+NO_IMAGES: list[bytes | None] = []
+
+
 @pytest.mark.parametrize(
     ("sections", "why"),
     [
         ([(1, 0, 9, [b"x"])], "section 1 of 1"),
         ([(0, 1, 9, [b"x"])], "from 1"),
         ([(0, 0, 9, [b"x"] * 5)], "5 images"),
-        ([(0, 0, 9, [])], "0 images"),
+        ([(0, 0, 9, NO_IMAGES)], "0 images"),
         ([(0, 0, 9, [b"x"] * 2), (0, 0, 9, [b"x"] * 2)], "from 0"),
         ([(0, 0, 9, [b"x"] * 2), (0, 3, 9, [b"x"])], "from 3"),
     ],
@@ -152,7 +156,9 @@ def test_a_reply_said_twice_is_an_error_and_completes_nothing_twice() -> None:
     assert shown(planned) == expected(planned)
 
 
-@pytest.mark.parametrize("sizes", [[-1, 20], [10, 20], [1 << 62, 20], [0, 19], [0, 0], [-(1 << 62), 20]])
+@pytest.mark.parametrize(
+    "sizes", [[-1, 20], [10, 20], [1 << 62, 20], [0, 19], [0, 0], [-5, 25], [25, -5], [-(1 << 62), 20]]
+)
 def test_sizes_that_do_not_fill_the_body_show_nothing(sizes: list[int]) -> None:
     planned = small_plan(agents=2, stores=1)
     (part,) = planned.groups[0].parts
@@ -274,6 +280,16 @@ def test_an_image_is_older_than_a_floor_only_if_its_snapshot_and_itself_are() ->
     assert [group.is_older(agent, [10]) for agent in range(3)] == [True] * 3
     assert group.images_from(1, [10]) == [Outcome.TIMEOUT]
     assert group.images_from(1, [9]) == [made[1]]
+
+
+def test_a_part_that_came_in_pieces_is_as_old_as_the_oldest_of_their_snapshots() -> None:
+    planned = small_plan(agents=2, stores=1)
+    (group,) = planned.groups
+    gather = Gather(planned)
+    old = (3).to_bytes(8, "big") + b"rest"
+    gather.handle_images(group.parts, images((0, 0, 9, [old]), last=False), [])
+    gather.handle_images(group.parts, images((0, 1, 12, [old])), [])
+    assert group.is_older(0, [11]), "it was read when the shard had version 9"
 
 
 def test_an_image_newer_than_its_snapshots_version_is_not_older() -> None:

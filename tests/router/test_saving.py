@@ -1,6 +1,7 @@
 """What a save is told of each store, whatever a node answers or fails to: never more certain than it is."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -239,11 +240,14 @@ async def test_what_cannot_be_sent_is_refused_before_anything_is() -> None:
         assert not any(node.asked(Commit) for node in nodes.values())
 
 
+LATER: list[dict[str, Any]] = [{"expect": 0}, {"ttl_s": 1.0}, {"write_id": "00"}]
+
+
 async def test_what_comes_with_later_steps_is_refused_plainly() -> None:
     async with fake_client() as (cluster, nodes):
-        for later in ({"expect": 0}, {"ttl_s": 1.0}, {"write_id": "00"}):
+        for later in LATER:
             with pytest.raises(NotSupportedError, match=next(iter(later))):
-                await cluster.save("a", {"profile": 1}, **later)  # type: ignore[arg-type]
+                await cluster.save("a", {"profile": 1}, **later)
         with pytest.raises(NotSupportedError, match="expect"):
             await cluster.delete("a", expect=0)
         assert not any(node.asked(Commit) for node in nodes.values())

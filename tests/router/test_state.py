@@ -226,7 +226,7 @@ def test_a_kind_that_was_not_asked_for_is_unavailable_but_nothing_is_degraded() 
 def test_an_unknown_kind_is_named_with_the_known_ones() -> None:
     state = state_of([None, None, None])
     for look in (state.outcome, state.version, state.get, state.__getitem__):
-        with pytest.raises(UnknownKindError, match="'nonsense'.*profile, preference, session"):
+        with pytest.raises(UnknownKindError, match=r"'nonsense'.*profile, preference, session"):
             look("nonsense")
     assert "nonsense" not in state
 

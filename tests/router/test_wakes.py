@@ -107,7 +107,7 @@ async def test_each_wake_of_a_batch_ends_at_its_own_deadline() -> None:
         )
         await eventually(lambda: "longer" in ended)
         nodes["old"].release()
-        assert await outcomes == [Outcome.TIMEOUT] * 4 + [Outcome.ABSENT]
+        assert list(await outcomes) == [Outcome.TIMEOUT] * 4 + [Outcome.ABSENT]
         assert list(ended) == ["short", "common", "common too", "longer", "answered"]
         assert ended["short"] >= 0.099
         assert ended["common"] >= 0.299

@@ -61,7 +61,7 @@ __all__ = [
 
 CLUSTER_UUID = "0123456789abcdef" * 2
 
-R = TypeVar("R", Fetch, Commit, Scan, Status)
+R = TypeVar("R", Hello, Fetch, Commit, Scan, Status)
 
 
 def fake_topology(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dawnchorus.wire.channel import Channel, Sent, receive_frame, receive_parts
+from dawnchorus.wire.channel import DRAIN_BYTES_MAX, Channel, Sent, receive_frame, receive_parts
 from dawnchorus.wire.sockets import NODE_SEND_FRAMES_MAX, SocketOwner, bind
 
 PATIENCE_MS = 30_000
@@ -83,6 +83,17 @@ async def test_ten_thousand_frames_arrive_in_order_gathered_in_bounded_turns(end
     assert max(map(len, ends.at_node)) <= 256
     assert len(ends.at_node) < 5_000, "what has gathered is handed over together"
     assert len({message[0] for messages in ends.at_node for message in messages}) == 1
+
+
+async def test_large_frames_are_handed_over_before_many_have_gathered(ends: Ends) -> None:
+    sent = 0
+    while sent < 40:
+        if ends.router.send(b"x" * (1 << 20)) is Sent.OK:
+            sent += 1
+        else:
+            await asyncio.sleep(0)
+    await until(lambda: count(ends.at_node) == 40)
+    assert max(map(len, ends.at_node)) <= (DRAIN_BYTES_MAX >> 20) + 1
 
 
 async def test_timers_run_between_the_turns_of_a_drain(short_folder: Path) -> None:

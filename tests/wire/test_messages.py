@@ -101,6 +101,31 @@ EXAMPLES: list[tuple[Message, str]] = [
     (Fault(11, 4, "no", 5), "950b0b04a26e6f05"),
 ]
 
+# Each struct's fields in their order: two of one type that changed places would show in no bytes.
+FIELDS = {
+    "Hello": "protocol cluster client topology_digest",
+    "Welcome": "node cluster_uuid placement topology ipc frame_bytes_max",
+    "FetchSection": "store shard epoch agents known",
+    "Fetch": "request budget_us sections kinds",
+    "ImageSection": "index offset status version sizes",
+    "Images": "request now_ms sections last body",
+    "Put": "kind schema encoding value",
+    "Drop": "kind",
+    "Erase": "",
+    "Write": "agent write_id seen operations",
+    "CommitSection": "store shard epoch writes",
+    "Commit": "request budget_us sections",
+    "Refusal": "reason",
+    "CommittedSection": "index status version results detail",
+    "Committed": "request sections",
+    "Scan": "request budget_us store shard epoch position agents_max",
+    "Scanned": "request status agents last",
+    "Status": "request budget_us",
+    "ShardStatus": "store shard epoch version agents disk_bytes state",
+    "StatusReply": "request node pid uptime_ms rss_bytes shards counters",
+    "Fault": "request code detail retry_after_us",
+}
+
 names = st.text(max_size=20)
 blobs = st.binary(max_size=40)
 signed = st.integers(-(1 << 63), (1 << 64) - 1)
@@ -190,6 +215,14 @@ def test_the_strategies_and_the_examples_know_every_message() -> None:
 def test_the_bytes_of_a_message_never_change(message: Message, golden: str) -> None:
     assert encode(message).hex() == golden
     assert decode(bytes.fromhex(golden), message) == message
+
+
+def test_the_order_of_fields_never_changes() -> None:
+    structs = {name: value for name, value in vars(messages).items() if hasattr(value, "__struct_fields__")}
+    for name, struct in structs.items():
+        known = FIELDS[name].split()
+        assert list(struct.__struct_fields__[: len(known)]) == known, "fields are only ever appended"
+    assert set(structs) == set(FIELDS)
 
 
 def test_the_numbers_on_the_wire_never_change() -> None:

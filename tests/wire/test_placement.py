@@ -262,7 +262,10 @@ def test_an_edit_by_hand_is_noticed() -> None:
         ({"kinds": {"session": "nowhere"}}, "kind 'session' is in store 'nowhere', which has no shards"),
         ({"shards": {"live": [], "archive": [["a", 1, None]]}}, "store 'live' has 0 shards"),
         ({"shards": {"live": [["a", 1]] * 1025, "archive": [["a", 1]]}}, "store 'live' has 1025 shards"),
-        ({"shards": {"live": [["a", -1]], "archive": [["a", 1]]}}, "store 'live' has a shard without an owner or an ep"),
+        (
+            {"shards": {"live": [["a", -1]], "archive": [["a", 1]]}},
+            "store 'live' has a shard without an owner or an ep",
+        ),
         ({"shards": {"live": [["", 1]], "archive": [["a", 1]]}}, "store 'live' has a shard without an owner or an ep"),
         ({"shards": {"live": [["a"]], "archive": [["a", 1]]}}, "Expected `array` of at least length 2"),
     ],

@@ -10,7 +10,7 @@ import zmq
 from dawnchorus.perf.topologies import free_ports
 from dawnchorus.wire.errors import ClusterUnavailable, DataFolderError
 from dawnchorus.wire.limits import FRAME_BYTES_MAX
-from dawnchorus.wire.sockets import NODE_SEND_FRAMES_MAX, SocketOwner, bind, remove_ipc_file
+from dawnchorus.wire.sockets import NODE_RECEIVE_FRAMES_MAX, NODE_SEND_FRAMES_MAX, SocketOwner, bind, remove_ipc_file
 
 PATIENCE_MS = 30_000
 
@@ -33,6 +33,7 @@ def test_both_sockets_bound_what_a_peer_can_make_them_hold(short_folder: Path) -
             assert 0 <= int(made.getsockopt(zmq.LINGER)) < 1_000
             assert 0 < int(made.getsockopt(zmq.RCVHWM)) <= 4_096
         assert router.getsockopt(zmq.SNDHWM) == NODE_SEND_FRAMES_MAX
+        assert router.getsockopt(zmq.RCVHWM) == NODE_RECEIVE_FRAMES_MAX
         assert dealer.getsockopt(zmq.SNDHWM) == 4_096
         assert dealer.getsockopt(zmq.RECONNECT_IVL_MAX) == 320
 
@@ -120,9 +121,11 @@ def test_frames_on_their_way_are_sent_before_a_socket_closes(short_folder: Path)
             requests.send(b"first")
             assert replies.poll(PATIENCE_MS)
             replies.recv_multipart()
-            requests.send(b"last")
-        assert replies.poll(PATIENCE_MS)
-        assert replies.recv_multipart()[1] == b"last"
+            for number in range(14):  # as many as the node's socket takes in although nobody receives
+                requests.send(bytes([number]) * 50_000)
+        for number in range(14):
+            assert replies.poll(PATIENCE_MS)
+            assert replies.recv_multipart()[1] == bytes([number]) * 50_000
 
 
 def test_a_monitor_tells_of_connections(short_folder: Path) -> None:

@@ -1,0 +1,178 @@
+"""Replies that no node of ours would send: each costs its own request and nothing else, and shows nobody's fragment."""
+
+import random
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from dawnchorus import AgentState, Cluster, FragmentUnavailable, FragmentUndecodable, Outcome
+from dawnchorus.wire.messages import Fault, Fetch, Images, Scanned, decode_reply, encode
+from tests.support.clusters import eventually
+from tests.support.fake_nodes import FakeNodes, fake_client, images_frame
+from tests.support.internals import leftovers, stray_replies
+
+LONG_S = 20.0
+
+AGENTS = [f"agent-{number}-{random.Random(number).randbytes(8).hex()}" for number in range(8)]
+
+Garbler = Callable[[Fetch, list[bytes]], list[bytes]]
+
+
+def said_twice(_fetch: Fetch, frames: list[bytes]) -> list[bytes]:
+    return [*frames, *frames]
+
+
+def random_bytes(fetch: Fetch, _frames: list[bytes]) -> list[bytes]:
+    return [random.Random(fetch.request).randbytes(200)]
+
+
+def nothing(_fetch: Fetch, _frames: list[bytes]) -> list[bytes]:
+    return [b""]
+
+
+def cut_off(fetch: Fetch, frames: list[bytes]) -> list[bytes]:
+    return [frame[: fetch.request % len(frame)] for frame in frames]
+
+
+def of_another_number(fetch: Fetch, _frames: list[bytes]) -> list[bytes]:
+    return [images_frame(fetch.request + 1_000, [(0, 0, 9, [b"x"])]), images_frame(0, [(0, 0, 9, [b"x"])])]
+
+
+def too_many(fetch: Fetch, _frames: list[bytes]) -> list[bytes]:
+    agents = fetch.sections[0].agents
+    return [images_frame(fetch.request, [(0, 0, 9, [b"x"] * (len(agents) + 1))])]
+
+
+def of_another_section(fetch: Fetch, _frames: list[bytes]) -> list[bytes]:
+    return [images_frame(fetch.request, [(len(fetch.sections), 0, 9, [b"x"])])]
+
+
+def out_of_order(fetch: Fetch, _frames: list[bytes]) -> list[bytes]:
+    return [images_frame(fetch.request, [(0, 1, 9, [b"x"])])]
+
+
+def over_before_it_is(fetch: Fetch, _frames: list[bytes]) -> list[bytes]:
+    return [images_frame(fetch.request, [])]
+
+
+def never_over(fetch: Fetch, frames: list[bytes]) -> list[bytes]:
+    whole = decode_reply(frames[0])
+    assert isinstance(whole, Images)
+    return [encode(msgspec.structs.replace(whole, last=False))]
+
+
+def of_another_type(fetch: Fetch, _frames: list[bytes]) -> list[bytes]:
+    return [encode(Scanned(fetch.request, 0, [b"x"], True))]
+
+
+def unknown_fault(fetch: Fetch, _frames: list[bytes]) -> list[bytes]:
+    return [encode(Fault(fetch.request, 77, "of a later version"))]
+
+
+@pytest.mark.parametrize(
+    ("garble", "outcomes"),
+    [
+        (said_twice, {Outcome.OK}),
+        (never_over, {Outcome.OK}),
+        (random_bytes, {Outcome.TIMEOUT}),
+        (nothing, {Outcome.TIMEOUT}),
+        (cut_off, {Outcome.TIMEOUT}),
+        (of_another_number, {Outcome.TIMEOUT}),
+        (too_many, {Outcome.UNAVAILABLE}),
+        (of_another_section, {Outcome.UNAVAILABLE}),
+        (out_of_order, {Outcome.UNAVAILABLE}),
+        (over_before_it_is, {Outcome.UNAVAILABLE}),
+        (of_another_type, {Outcome.UNAVAILABLE}),
+        (unknown_fault, {Outcome.FAULT}),
+    ],
+)
+async def test_garbage_for_an_answer_costs_that_request_and_nothing_else(
+    garble: Garbler, outcomes: set[Outcome]
+) -> None:
+    async with fake_client() as (cluster, nodes):
+        garbled(nodes, garble)
+        for agent_id in AGENTS[:3]:
+            (state,) = await cluster.wake_many([agent_id], deadline_s=0.1)
+            assert {state.outcome("session")} == outcomes
+            assert_honest(state)
+        for state in await cluster.wake_many(AGENTS, deadline_s=0.1):
+            assert {state.outcome("session")} == outcomes
+            assert_honest(state)
+        await assert_sound_again(cluster, nodes)
+
+
+async def test_flipped_bits_never_show_another_agents_fragment() -> None:
+    chance = random.Random(20260726)
+    async with fake_client() as (cluster, nodes):
+
+        def flip(_fetch: Fetch, frames: list[bytes]) -> list[bytes]:
+            flipped = bytearray(frames[0])
+            for _ in range(chance.randint(1, 3)):
+                flipped[chance.randrange(len(flipped))] ^= 1 << chance.randrange(8)
+            return [bytes(flipped)]
+
+        garbled(nodes, flip)
+        for turn in range(150):
+            (state,) = await cluster.wake_many([AGENTS[turn % len(AGENTS)]], deadline_s=0.02)
+            assert_honest(state)
+        await assert_sound_again(cluster, nodes)
+
+
+async def test_flipped_sizes_never_show_another_agents_fragment() -> None:
+    chance = random.Random(1)
+    async with fake_client(shards={"id": 1, "live": 1, "old": 1}) as (cluster, nodes):
+
+        def flip(fetch: Fetch, frames: list[bytes]) -> list[bytes]:
+            whole = decode_reply(frames[0])
+            assert isinstance(whole, Images)
+            (section,) = whole.sections
+            sizes = list(section.sizes)
+            sizes[chance.randrange(len(sizes))] ^= 1 << chance.randrange(9)
+            return [encode(msgspec.structs.replace(whole, sections=[msgspec.structs.replace(section, sizes=sizes)]))]
+
+        garbled(nodes, flip)
+        for _ in range(30):
+            for state in await cluster.wake_many(AGENTS, deadline_s=LONG_S):
+                assert state.outcome("session") is Outcome.UNAVAILABLE
+                assert_honest(state)
+        await assert_sound_again(cluster, nodes)
+
+
+async def test_garbage_between_the_answers_disturbs_nobody() -> None:
+    async with fake_client() as (cluster, nodes):
+        garbled(nodes, lambda fetch, frames: [b"\xc1", *random_bytes(fetch, frames), *frames, b"\xff"])
+        for state in await cluster.wake_many(AGENTS, deadline_s=LONG_S):
+            assert state.complete
+            assert_honest(state)
+        await eventually(lambda: stray_replies(cluster) >= 3)
+        await assert_sound_again(cluster, nodes)
+
+
+def garbled(nodes: FakeNodes, garble: Garbler) -> None:
+    """Keep some agents whose values name them, and garble what node `live` answers to fetches."""
+    for agent_id in AGENTS:
+        nodes.put(agent_id, profile=agent_id, session={"of": agent_id}, history=agent_id)
+    live = nodes["live"]
+    live.answer = lambda request: (
+        garble(request, live.serve(request)) if isinstance(request, Fetch) else live.serve(request)
+    )
+
+
+def assert_honest(state: AgentState) -> None:
+    """What other nodes gave is right, and what the garbling one gave names no other agent."""
+    assert state["profile"] == state["history"] == state.agent_id
+    try:
+        shown = repr(state.get("session"))
+    except (FragmentUnavailable, FragmentUndecodable):
+        return
+    assert not any(agent_id in shown for agent_id in AGENTS if agent_id != state.agent_id)
+
+
+async def assert_sound_again(cluster: Cluster, nodes: FakeNodes) -> None:
+    """The same client wakes every agent whole once the node answers as it should; nothing is left of before."""
+    nodes["live"].answer = nodes["live"].serve
+    for state in await cluster.wake_many(AGENTS, deadline_s=LONG_S):
+        assert state["session"] == {"of": state.agent_id}
+        assert_honest(state)
+    assert not leftovers(cluster)

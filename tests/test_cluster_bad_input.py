@@ -1,0 +1,120 @@
+"""What a client asks of a real cluster and must not: one clear word each, and nothing lost."""
+
+from pathlib import Path
+
+import pytest
+
+import dawnchorus.router.router
+from dawnchorus import (
+    Cluster,
+    ClusterUnavailable,
+    InvalidRequestError,
+    PlacementError,
+    Saved,
+    SaveRefused,
+    UnknownKindError,
+    connect,
+)
+from tests.support.clusters import RunningCluster
+
+LONG_S = 20.0
+MIB = 1 << 20
+
+
+def changed(running_cluster: RunningCluster, tmp_path: Path, before: str, after: str) -> Path:
+    """A copy of the running cluster's topology file with something changed."""
+    text = running_cluster.path.read_text()
+    assert before in text
+    path = tmp_path / "topology.toml"
+    path.write_text(text.replace(before, after))
+    return path
+
+
+async def test_a_client_of_another_cluster_is_refused_in_the_nodes_words(
+    running_cluster: RunningCluster, tmp_path: Path
+) -> None:
+    path = changed(running_cluster, tmp_path, 'name = "test"', 'name = "other"')
+    with pytest.raises(ClusterUnavailable, match=r"this is cluster 'test' \([0-9a-f]{32}\), not 'other'"):
+        async with connect(path):
+            pass
+
+
+async def test_a_client_of_another_protocol_version_is_refused_in_the_nodes_words(
+    running_cluster: RunningCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dawnchorus.router.router, "PROTOCOL", 99)
+    for source in (running_cluster.path, running_cluster.endpoint("live-1")):
+        with pytest.raises(ClusterUnavailable, match="this node speaks protocol 1, not 99"):
+            async with connect(source):
+                pass
+
+
+async def test_a_client_whose_kind_is_in_another_store_is_refused(
+    running_cluster: RunningCluster, tmp_path: Path
+) -> None:
+    path = changed(
+        running_cluster, tmp_path, '[fragments.context]\nstore = "live"', '[fragments.context]\nstore = "archive"'
+    )
+    with pytest.raises(PlacementError, match="kind 'context' is kept in store 'live'"):
+        async with connect(path):
+            pass
+
+
+async def test_a_client_that_knows_more_kinds_than_the_cluster_is_refused(
+    running_cluster: RunningCluster, tmp_path: Path
+) -> None:
+    path = changed(
+        running_cluster, tmp_path, "[fragments.context]", '[fragments.mood]\nstore = "live"\n[fragments.context]'
+    )
+    with pytest.raises(PlacementError, match="does not know kind 'mood'"):
+        async with connect(path):
+            pass
+
+
+async def test_values_over_the_limits_are_refused_and_their_neighbours_saved(cluster: Cluster) -> None:
+    results = await cluster.save_many(
+        {
+            "limit-1": {"profile": bytes(MIB), "session": 1},
+            "limit-2": {"profile": bytes(MIB + 1), "session": 1},
+            "limit-3": {"profile": bytes(MIB), "preference": bytes(MIB), "session": 1},
+            "limit-4": {"profile": 4, "session": 1},
+        },
+        deadline_s=LONG_S,
+    )
+    assert isinstance(results["limit-1"], Saved)
+    assert isinstance(results["limit-2"], InvalidRequestError)
+    # Each fragment is within its limit, but the image of the two in one store is not: only the node can tell.
+    assert not isinstance(results["limit-3"], Saved)
+    assert isinstance(results["limit-4"], Saved)
+    states = {state.agent_id: state for state in await cluster.wake_many(list(results), deadline_s=LONG_S)}
+    assert states["limit-1"]["profile"] == bytes(MIB)
+    assert "profile" not in states["limit-2"]
+    assert "profile" not in states["limit-3"]
+    assert states["limit-4"]["profile"] == 4
+
+
+async def test_an_image_that_would_outgrow_its_limit_stays_as_it_was(cluster: Cluster) -> None:
+    await cluster.save("grown", {"profile": b"before"})
+    await cluster.save("grown", {"preference": bytes(MIB)}, deadline_s=LONG_S)
+    with pytest.raises(SaveRefused, match="identity"):
+        await cluster.save("grown", {"profile": bytes(MIB)}, deadline_s=LONG_S)
+    assert (await cluster.wake("grown", deadline_s=LONG_S))["profile"] == b"before"
+
+
+async def test_ids_and_kinds_that_cannot_be_cost_nobody_else_anything(cluster: Cluster) -> None:
+    await cluster.save("sound", {"profile": 1})
+    for agent_id in ("", "x" * 257, "\ud800"):
+        with pytest.raises(InvalidRequestError):
+            cluster.wake(agent_id)
+        with pytest.raises(InvalidRequestError):
+            await cluster.save(agent_id, {"profile": 1})
+        with pytest.raises(InvalidRequestError):
+            await cluster.delete(agent_id)
+    with pytest.raises(UnknownKindError, match="profile, preference, session, context, history"):
+        cluster.wake("sound", kinds=["nonsense"])
+    for deadline_s in (0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(InvalidRequestError, match="deadline"):
+            cluster.wake("sound", deadline_s=deadline_s)
+        with pytest.raises(InvalidRequestError, match="deadline"):
+            await cluster.wake_many(["sound"], deadline_s=deadline_s)
+    assert (await cluster.wake("sound", deadline_s=LONG_S))["profile"] == 1

@@ -1,0 +1,68 @@
+"""Storms leave nothing behind: a node's memory stays as it was, a client's tables are empty. `perf` does it at size."""
+
+import asyncio
+import gc
+from typing import Any
+
+from dawnchorus import Cluster, WakeIncomplete, connect
+from tests.support.clusters import RunningCluster, anonymous_bytes, eventually
+from tests.support.internals import leftovers
+
+IDS = [f"memory-{number}" for number in range(2_000)]
+LONG_S = 20.0
+
+
+async def test_storms_do_not_make_a_node_grow(running_cluster: RunningCluster, cluster: Cluster) -> None:
+    values = {"profile": bytes(512), "session": bytes(512), "history": bytes(512)}
+    await cluster.save_many(dict.fromkeys(IDS, values), deadline_s=LONG_S)
+    pids = running_cluster.launcher.pids()
+    early: dict[str, int] = {}
+    for storm in range(30):
+        if storm == 10:
+            early = {node: anonymous_bytes(pid) for node, pid in pids.items()}
+        await cluster.wake_many(IDS, deadline_s=LONG_S)
+        await asyncio.gather(*(cluster.wake(agent_id, deadline_s=LONG_S) for agent_id in IDS[:500]))
+    last = {node: anonymous_bytes(pid) for node, pid in pids.items()}
+    assert {node: size for node, size in last.items() if size > 1.1 * early[node]} == {}
+    assert not leftovers(cluster)
+
+
+async def test_clients_that_come_and_go_do_not_make_a_node_grow(running_cluster: RunningCluster) -> None:
+    pids = running_cluster.launcher.pids()
+    early: dict[str, int] = {}
+    for client in range(40):
+        if client == 20:
+            early = {node: anonymous_bytes(pid) for node, pid in pids.items()}
+        async with connect(running_cluster.path) as cluster:
+            await cluster.wake_many(IDS[:100], deadline_s=LONG_S)
+    last = {node: anonymous_bytes(pid) for node, pid in pids.items()}
+    assert {node: size for node, size in last.items() if size > 1.1 * early[node]} == {}
+
+
+async def test_wakes_that_time_out_leave_nothing_behind(cluster: Cluster) -> None:
+    await cluster.save_many({agent_id: {"profile": 1} for agent_id in IDS}, deadline_s=LONG_S)
+    for _ in range(20):
+        await cluster.wake_many(IDS, deadline_s=0.000_1)
+        results = await asyncio.gather(
+            *(cluster.wake(agent_id, deadline_s=0.000_1) for agent_id in IDS[:100]), return_exceptions=True
+        )
+        assert all(isinstance(result, WakeIncomplete) or not isinstance(result, Exception) for result in results)
+        assert not leftovers(cluster)
+
+
+async def test_calls_that_are_cancelled_leave_nothing_behind(cluster: Cluster) -> None:
+    for turn in range(20):
+        calls: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(cluster.wake_many(IDS, deadline_s=LONG_S)),
+            asyncio.ensure_future(cluster.save_many({agent_id: {"session": turn} for agent_id in IDS[:100]})),
+            asyncio.ensure_future(cluster.status()),
+            asyncio.ensure_future(anext(cluster.agents())),
+        ]
+        await asyncio.sleep(turn * 0.000_5)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        del calls
+        gc.collect()  # async generators that were left are closed
+        await eventually(lambda: not leftovers(cluster))
+    assert all(state.complete for state in await cluster.wake_many(IDS, deadline_s=LONG_S))
