@@ -159,6 +159,14 @@ class Fetching:
         """Whether every group is."""
         return self._gather.complete
 
+    def extend(self, deadline: float) -> None:
+        """Live until a later deadline: somebody joined who waits longer."""
+        if deadline > self.deadline:
+            self.deadline = deadline
+            self._floors.extend_fetch(deadline)
+            for exchange in self._exchanges:
+                exchange.deadline = deadline
+
     def expire(self) -> None:
         """The last deadline has come: hand over what there is, and forget the rest."""
         groups = self._gather.handle_end(self._router.is_up)

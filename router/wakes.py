@@ -27,8 +27,8 @@ _TIMER_SLACK_SECONDS: Final = 0.001
 """The loop's timers have the grain of a millisecond and may fire that early."""
 
 _JOIN_SHARE: Final = 0.5
-"""A wake joins a fetch under way if that one's budget covers at least this share of its own: nodes drop work when the
-budget that it came with is spent."""
+"""A wake joins a fetch under way if the budget that this was sent with covers at least this share of its own: nodes drop
+work when the budget that it came with is spent. It ends at its own deadline all the same."""
 
 
 def verdict(state: AgentState, reading: Reading) -> Exception | None:
@@ -165,6 +165,7 @@ class WakeBatch:
         self._sequence = 0
         self._timer: asyncio.TimerHandle | None = None
         self._fetching: Fetching | None = None
+        self._sent_deadline = 0.0
         self._positions: list[int] = []
         self._handle_over: Callable[[WakeBatch], None] = lambda _batch: None
 
@@ -194,18 +195,20 @@ class WakeBatch:
         """Wait for an agent whose fetch is under way; None where it would not do."""
         index = self.ids.get(agent_id)
         fetching = self._fetching
-        if index is None or fetching is None or fetching.deadline - now < _JOIN_SHARE * (deadline - now):
+        if index is None or fetching is None or self._sent_deadline - now < _JOIN_SHARE * (deadline - now):
             return None
         if not fetching.plan.group_at(self._positions[index]).waiting:
             return None
         future: asyncio.Future[AgentState] = self._loop.create_future()
-        self._wait_apart(min(deadline, fetching.deadline), index, future)
+        fetching.extend(deadline)
+        self._wait_apart(deadline, index, future)
         self._schedule()
         return future
 
     def start(self, fetching: Fetching, handle_over: Callable[[WakeBatch], None]) -> None:
         """Send it; `handle_over` is called once, when nobody waits for it any more."""
         self._fetching = fetching
+        self._sent_deadline = fetching.deadline
         self._handle_over = handle_over
         # Sent first: the nodes are at work while the rest is done here, and no reply is taken in before this turn ends.
         fetching.start()

@@ -63,6 +63,22 @@ async def test_a_wake_joins_the_fetch_of_its_agent_that_is_under_way() -> None:
         assert nodes.agents_fetched("id") == [b"a", b"b"]
 
 
+async def test_a_wake_that_joined_a_fetch_ends_at_its_own_deadline() -> None:
+    async with fake_client() as (cluster, nodes):
+        nodes.put("a", profile=1)
+        nodes["old"].hold.add(Fetch)
+        first = cluster.wake("a", deadline_s=0.2)
+        await eventually(lambda: len(nodes["old"].held) == 1)
+        began = time.monotonic()
+        second = cluster.wake("a", deadline_s=0.3)
+        assert (await first).outcome("history") is Outcome.TIMEOUT
+        assert not second.done()
+        assert (await second).outcome("history") is Outcome.TIMEOUT
+        assert time.monotonic() - began >= 0.3 - 0.002
+        assert len(nodes.agents_fetched("old")) == 1, "it joined"
+        await eventually(lambda: not leftovers(cluster))
+
+
 async def test_a_wake_after_the_fetch_is_over_fetches_anew() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1)
