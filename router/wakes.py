@@ -27,8 +27,8 @@ _TIMER_SLACK_SECONDS: Final = 0.001
 """The loop's timers have the grain of a millisecond and may fire that early."""
 
 _JOIN_SHARE: Final = 0.5
-"""A wake joins a fetch under way if the budget that this was sent with covers at least this share of its own: nodes drop
-work when the budget that it came with is spent. It ends at its own deadline all the same."""
+"""A wake joins a fetch under way if the budget that this was sent with covers at least this share of its own: nodes
+drop work when the budget that it came with is spent. It ends at its own deadline all the same."""
 
 
 def verdict(state: AgentState, reading: Reading) -> Exception | None:
