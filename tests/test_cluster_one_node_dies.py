@@ -134,7 +134,7 @@ async def test_wakes_in_a_storm_end_at_their_deadline_while_archive_is_killed_an
         assert len(storm.late_s) >= 2 * Storm.WAKERS, "the storm was to see the node dead"
         assert storm.complete
         late_ms, healed_s = percentile(storm.late_s, 0.99) * 1_000, await kill
-        assert percentile([-late for late in storm.late_s], 0.99) < 0.01, "wakes ended before their deadline"
+        assert percentile([-late for late in storm.late_s], 0.99) < 0.05, "wakes ended before their deadline"
         if late_ms < 50 and healed_s < 2:
             break
     assert late_ms < 50
@@ -218,7 +218,7 @@ async def test_with_all_nodes_dead_wake_many_of_ten_thousand_ends_at_its_deadlin
                 nodes.signal(node, signal.SIGCONT)
     assert [state.agent_id for state in states] == ids
     assert {state.outcome(kind) for state in states for kind in cluster.topology.kinds} <= GONE
-    assert -0.01 < late_s < 1.0
+    assert -0.05 < late_s < 1.0
     assert all(state.complete for state in await cluster.wake_many(IDS, deadline_s=LONG_S))
 
 
