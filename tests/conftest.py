@@ -1,17 +1,28 @@
 """What every test shares: uvloop under async tests, hypothesis without time limits, one cluster of real nodes."""
 
+import signal
 from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from dawnchorus import Cluster, connect
 from tests.support.clusters import RunningCluster, running, runtime_folder, write_topology
 
+# Whoever runs the tests in the background may have SIGINT ignored, which every process started here would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # A busy machine stalls now and then: examples are bounded by number, not by time. The blob repeats a failure anywhere.
-settings.register_profile("dawnchorus", deadline=None, max_examples=100, print_blob=True)
+settings.register_profile(
+    "dawnchorus",
+    deadline=None,
+    max_examples=100,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],  # how fast examples are made is the machine's matter
+)
 settings.load_profile("dawnchorus")
 
 
