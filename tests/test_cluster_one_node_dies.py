@@ -76,6 +76,7 @@ class Storm:
         self.late_s: list[float] = []
         """Of each wake that did not get everything, by how much it ended after its timer."""
         self.complete = 0
+        self.stalled = 0
         self._stopping = False
 
     async def run(self, body: "asyncio.Future[None]") -> None:
@@ -94,7 +95,12 @@ class Storm:
         loop = asyncio.get_running_loop()
         while not self._stopping:
             timer = bare_timer(loop, self.DEADLINE_S)
-            state = await self._cluster.wake(chance.choice(ids), deadline_s=self.DEADLINE_S)
+            try:
+                state = await self._cluster.wake(chance.choice(ids), deadline_s=self.DEADLINE_S)
+            except WakeIncomplete:
+                self.stalled += 1  # the machine kept a sound node from answering in time
+                await timer
+                continue
             ended = time.monotonic()
             assert_own(state, ["profile", "preference", "session", "context"])
             if state.complete:
@@ -127,6 +133,7 @@ async def test_wakes_in_a_storm_end_at_their_deadline_while_archive_is_killed_an
 ) -> None:
     # What is measured is the issue's own criterion. The machine may have a bad moment: one of three storms has to hold.
     late_ms = healed_s = math.inf
+    storm = Storm(cluster)
     for _ in range(3):
         storm = Storm(cluster)
         kill = asyncio.ensure_future(kill_in_the_middle(nodes, cluster, "archive-1"))
@@ -135,8 +142,9 @@ async def test_wakes_in_a_storm_end_at_their_deadline_while_archive_is_killed_an
         assert storm.complete
         late_ms, healed_s = percentile(storm.late_s, 0.99) * 1_000, await kill
         assert percentile([-late for late in storm.late_s], 0.99) < 0.05, "wakes ended before their deadline"
-        if late_ms < 50 and healed_s < 2:
+        if late_ms < 50 and healed_s < 2 and not storm.stalled:
             break
+    assert not storm.stalled
     assert late_ms < 50
     assert healed_s < 2
 
