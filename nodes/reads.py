@@ -64,6 +64,7 @@ class Read:
         """
         sections: list[ImageSection] = []
         body: list[bytes | memoryview] = []
+        body_bytes = 0
         # One for each shard, however many sections of it a peer sends: an environment has 512 readers' slots.
         snapshots: dict[tuple[str, int], Snapshot] = {}
         room_bytes, room_agents = FRAME_BYTES_TARGET, _TURN_AGENTS_MAX
@@ -72,15 +73,16 @@ class Read:
             while self._section < len(requested) and room_bytes > 0 and room_agents > 0:
                 section = requested[self._section]
                 images, sizes, status, version = self._read_section(section, snapshots, room_agents)
-                taken = _fitting(images, room_bytes, first=not sections)
+                taken, taken_bytes = _fitting(sizes, room_bytes, first=not sections)
                 if taken < len(images):
                     if not taken:
                         break
                     del images[taken:], sizes[taken:]
                 # The views in `body` belong to snapshots that stay open until the frame is made.
                 body += images
+                body_bytes += taken_bytes
                 sections.append(ImageSection(self._section, self._offset, status, version, sizes))
-                room_bytes -= sum(map(len, images))
+                room_bytes -= taken_bytes
                 room_agents -= taken
                 self._offset += taken
                 if status != SectionStatus.OK or self._offset >= len(section.agents):
@@ -88,7 +90,7 @@ class Read:
                     self._offset = 0
             last = self._section >= len(requested)
             self.agents_read += _TURN_AGENTS_MAX - room_agents
-            return encode_images(self._fetch.request, now_ms, sections, last, body), last
+            return encode_images(self._fetch.request, now_ms, sections, last, body, body_bytes), last
         finally:
             for snapshot in snapshots.values():
                 snapshot.close()
@@ -128,12 +130,17 @@ def require_served(shard: OwnedShard | None, epoch: int) -> SectionStatus:
     return SectionStatus.OK if shard.fragments is not None else SectionStatus.DAMAGED
 
 
-def _fitting(images: list[bytes | memoryview], room_bytes: int, *, first: bool) -> int:
-    """Return how many of the images fit into the room; the first image of a frame always does."""
-    if sum(map(len, images)) <= room_bytes:
-        return len(images)
-    taken = bisect_right(list(accumulate(map(len, images))), room_bytes)
-    return 1 if taken == 0 and first else taken
+def _fitting(sizes: list[int], room_bytes: int, *, first: bool) -> tuple[int, int]:
+    """Return how many images of these sizes fit into the room, and their bytes; the first of a frame always does."""
+    # UNCHANGED is below zero and takes no bytes; it is rare, and looking for it costs a fifth of looking at each.
+    lengths = [max(size, 0) for size in sizes] if UNCHANGED in sizes else sizes
+    total = sum(lengths)
+    if total <= room_bytes:
+        return len(sizes), total
+    taken = bisect_right(list(accumulate(lengths)), room_bytes)
+    if taken == 0 and first:
+        taken = 1
+    return taken, sum(lengths[:taken])
 
 
 def _select(image: bytes | memoryview, kinds: frozenset[str]) -> bytes | memoryview:

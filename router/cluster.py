@@ -162,25 +162,20 @@ class Cluster:
         asked = list(ids)
         deadline = time.monotonic() + self._wake_budget(deadline_s)
         reading = self._reading(None if kinds is None else as_kinds(kinds))
-        once = asked if len(set(asked)) == len(asked) else list(dict.fromkeys(asked))
-        waiting = WakeMany(len(once), deadline)
+        waiting = WakeMany(deadline)
         fetch = partial(self._fetching, reading, held=True)
-        for start, stop in _slices(len(once)):
-            wanted = once[start:stop]
-            sound, agents = sound_ids(wanted)
-            places: Sequence[int] = range(start, stop)
-            if len(sound) < len(wanted):
-                known = set(sound)
-                places = [place for place in places if once[place] in known]
+        seen: set[str] = set()
+        for start, stop in _slices(len(asked)):
+            sound, agents = sound_ids(_not_seen(asked, start, stop, seen))
             if sound:
-                waiting.add(places, partial(fetch, sound, agents, deadline))
-        found = await waiting.run()
+                waiting.add(partial(fetch, sound, agents, deadline))
+        states = await waiting.run()
         self._require_open()  # closed meanwhile: they are what it had by then, and no answer
-        states = [state or _unsound(agent_id, reading) for agent_id, state in zip(once, found, strict=True)]
-        if once is asked:
+        if len(states) == len(asked):
             return states
-        by_id = dict(zip(once, states, strict=True))
-        return [by_id[agent_id] for agent_id in asked]
+        # Some ids were asked for twice, or are none that an agent can have.
+        by_id = {state.agent_id: state for state in states}
+        return [by_id.get(agent_id) or _unsound(agent_id, reading) for agent_id in asked]
 
     async def wake_stream(
         self, ids: Iterable[str], kinds: Iterable[str] | None = None, deadline_s: float | None = None
@@ -385,6 +380,17 @@ def _slices(agents: int) -> Iterator[tuple[int, int]]:
         stop = min(start + size, agents)
         yield start, stop
         start, size = stop, size * _SLICE_GROWTH
+
+
+def _not_seen(asked: list[str], start: int, stop: int, seen: set[str]) -> list[str]:
+    """Return those of a slice of ids that were not asked for before it, each once; `seen` are they, and then these."""
+    ids = asked[start:stop]
+    distinct = len(seen) + len(ids)
+    seen.update(ids)
+    if len(seen) == distinct:
+        return ids
+    before = set(asked[:start])
+    return [agent_id for agent_id in dict.fromkeys(ids) if agent_id not in before]
 
 
 def _unsound(agent_id: str, reading: Reading) -> AgentState:

@@ -143,7 +143,7 @@ class Fetching:
         per_message = sizes.agents_per_message(routes) if len(agents) > 1 else 1
         self.plan = plan(agents, routes, min(per_message, GROUP_AGENTS_MAX))
         self._gather = Gather(self.plan)
-        self._ids = [ids[index] for index in self.plan.order]
+        self._ids = list(map(ids.__getitem__, self.plan.order))
         self._stores = [store.name for store in routes.stores]
         self._exchanges = [_FetchExchange(self, parts) for parts in self.plan.messages(per_message)]
         self._refetches: list[Fetching] = []

@@ -11,7 +11,7 @@ from itertools import accumulate
 from typing import Final
 
 from ..wire.errors import ProtocolError
-from ..wire.messages import Images, ImageSection, SectionStatus
+from ..wire.messages import UNCHANGED, Images, ImageSection, SectionStatus
 from .outcomes import Item, Outcome
 from .parts import Group, Part, Piece
 from .plan import Plan
@@ -71,9 +71,9 @@ class Gather:
             came = f"{part.received} of {part.agents} were there"
             raise ProtocolError(f"{len(sizes)} images from {section.offset}, {came}")
         offsets = list(accumulate(sizes, initial=base))
-        # UNCHANGED would be negative; no router of this version names versions that it knows.
-        if min(sizes) < 0:
-            raise ProtocolError(f"an image of {min(sizes)} bytes")
+        # No router of this version names versions that it knows.
+        if UNCHANGED in sizes:
+            raise ProtocolError("an image is said to be unchanged, and none is known here")
         part.pieces.append(Piece(part.received, stop, offsets, body))
         part.version = min(part.version, section.version) if part.received else section.version
         part.received = stop

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -96,14 +97,9 @@ class Plan:
 def plan(agents: Sequence[bytes], routes: Routes, group_agents_max: int = GROUP_AGENTS_MAX) -> Plan:
     """Return the plan for these agents (each once); 0.9 ms for 10,000 over 16 shards."""
     slots = routes.slots
-    by_slot: dict[int, list[int]] = {}
-    for index, agent in enumerate(agents):
-        slot = hash_agent(agent) % slots
-        members = by_slot.get(slot)
-        if members is None:
-            by_slot[slot] = [index]
-        else:
-            members.append(index)
+    by_slot: defaultdict[int, list[int]] = defaultdict(list)
+    for index, number in enumerate(map(hash_agent, agents)):
+        by_slot[number % slots].append(index)
     order: list[int] = []
     groups: list[Group] = []
     for slot, members in by_slot.items():
@@ -116,4 +112,4 @@ def plan(agents: Sequence[bytes], routes: Routes, group_agents_max: int = GROUP_
                 group.parts.append(Part(len(groups), group.stop - cut, number, shard, store.owners[shard]))
             group.waiting = len(group.parts)
             groups.append(group)
-    return Plan([agents[index] for index in order], order, groups, routes)
+    return Plan(list(map(agents.__getitem__, order)), order, groups, routes)

@@ -139,13 +139,12 @@ class Channel(Generic[T]):
             messages.append(message)
             room -= _size(message)
             if room <= 0 or len(messages) == _DRAIN_FRAMES_MAX:
+                # What is left must not wait for another edge. Where nothing is, the look that found nothing was the
+                # last at this socket, or a send of the handler's looks again.
+                self._look_again()
                 break
         if messages:
-            try:
-                self._handle_messages(messages)
-            finally:  # whatever the handler raises, what is left in the socket must not wait for another edge
-                if not self._closed:
-                    self._look_again()
+            self._handle_messages(messages)
 
 
 def _size(message: list[bytes] | memoryview) -> int:

@@ -89,6 +89,7 @@ class FaultCode(enum.IntEnum):
 
 
 Number = Annotated[int, msgspec.Meta(ge=0)]
+Size = Annotated[int, msgspec.Meta(ge=-1)]
 
 ABSENT: Final = 0
 """The size of an agent's image where it has none: no image is empty."""
@@ -146,7 +147,7 @@ class ImageSection(msgspec.Struct, array_like=True, frozen=True, gc=False):
     offset: Number
     status: int
     version: int
-    sizes: list[int]
+    sizes: list[Size]
 
 
 class Images(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=4):
@@ -319,13 +320,20 @@ encode = _encoder.encode
 
 
 def encode_images(
-    request: int, now_ms: int, sections: list[ImageSection], last: bool, images: list[bytes | memoryview]
+    request: int,
+    now_ms: int,
+    sections: list[ImageSection],
+    last: bool,
+    images: list[bytes | memoryview],
+    images_bytes: int,
 ) -> bytes:
-    """Return the frame of an Images message; each image is copied once, from where it lies into the frame."""
+    """Return the frame of an Images message; each image is copied once, from where it lies into the frame.
+
+    `images_bytes` is the length of them all: who cut the frame knows it, and `len` of a view costs 30 ns.
+    """
     head = _encoder.encode(Images(request, now_ms, sections, last, _NO_BODY))
     # The head ends with the two bytes of an empty body (bin 8, length 0); a bin 32 with the images takes their place.
-    length = sum(map(len, images)).to_bytes(4, "big")
-    return b"".join([head[:-2], b"\xc6", length, *images])
+    return b"".join([head[:-2], b"\xc6", images_bytes.to_bytes(4, "big"), *images])
 
 
 _NO_BODY: Final = memoryview(b"")

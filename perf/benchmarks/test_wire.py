@@ -56,12 +56,12 @@ def test_encode_a_fetch_of_one_agent(benchmark: Timed, agents: list[bytes]) -> N
 
 
 def test_encode_images_of_a_frame(benchmark: Timed, section: ImageSection, bodies: list[bytes | memoryview]) -> None:
-    frame: bytes = benchmark(encode_images, 7, NOW_MS, [section], True, bodies)
+    frame: bytes = benchmark(encode_images, 7, NOW_MS, [section], True, bodies, sum(map(len, bodies)))
     assert frame.endswith(b"".join(bodies))
 
 
 def test_decode_images_of_a_frame(benchmark: Timed, section: ImageSection, bodies: list[bytes | memoryview]) -> None:
-    images: Images = benchmark(decode_reply, encode_images(7, NOW_MS, [section], True, bodies))
+    images: Images = benchmark(decode_reply, encode_images(7, NOW_MS, [section], True, bodies, sum(map(len, bodies))))
     assert images.sections == [section] and bytes(images.body) == b"".join(bodies)
 
 

@@ -156,9 +156,7 @@ def test_a_reply_said_twice_is_an_error_and_completes_nothing_twice() -> None:
     assert shown(planned) == expected(planned)
 
 
-@pytest.mark.parametrize(
-    "sizes", [[-1, 20], [10, 20], [1 << 62, 20], [0, 19], [0, 0], [-5, 25], [25, -5], [-(1 << 62), 20]]
-)
+@pytest.mark.parametrize("sizes", [[-1, 20], [-1, 21], [21, -1], [10, 20], [1 << 62, 20], [0, 19], [0, 0]])
 def test_sizes_that_do_not_fill_the_body_show_nothing(sizes: list[int]) -> None:
     planned = small_plan(agents=2, stores=1)
     (part,) = planned.groups[0].parts

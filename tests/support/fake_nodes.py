@@ -104,7 +104,8 @@ def images_frame(
         for index, offset, version, images in sections
     ]
     body: list[bytes | memoryview] = [image for *_, images in sections for image in images if image]
-    return encode_images(request, time.time_ns() // 1_000_000 if now_ms is None else now_ms, made, last, body)
+    clock_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+    return encode_images(request, clock_ms, made, last, body, sum(map(len, body)))
 
 
 class FakeNode:

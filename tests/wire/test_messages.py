@@ -148,7 +148,10 @@ anything: st.SearchStrategy[Any] = st.one_of(
         Images,
         signed,
         signed,
-        st.lists(st.builds(ImageSection, numbers, numbers, signed, signed, st.lists(signed)), max_size=4),
+        st.lists(
+            st.builds(ImageSection, numbers, numbers, signed, signed, st.lists(st.integers(-1, (1 << 63) - 1))),
+            max_size=4,
+        ),
         st.booleans(),
         st.binary(max_size=300).map(memoryview),
     ),
@@ -254,17 +257,24 @@ def test_images_framed_in_one_copy_are_the_bytes_that_the_encoder_would_make(
 ) -> None:
     sections = [ImageSection(index, 0, 0, 9, list(map(len, some))) for index, some in enumerate(images)]
     body = [image for some in images for image in some]
-    frame = encode_images(request_number, now_ms, sections, last, [memoryview(image) for image in body])
+    views: list[bytes | memoryview] = [memoryview(image) for image in body]
+    frame = encode_images(request_number, now_ms, sections, last, views, sum(map(len, body)))
     reply = decode_reply(frame)
     assert reply == Images(request_number, now_ms, sections, last, memoryview(b"".join(body)))
 
 
 def test_images_of_more_than_64_kib_are_framed_whole() -> None:
     images = [b"a" * 70_000, b"", b"b" * 300]
-    frame = encode_images(1, 2, [ImageSection(0, 0, 0, 9, [70_000, 0, 300])], True, list(images))
+    frame = encode_images(1, 2, [ImageSection(0, 0, 0, 9, [70_000, 0, 300])], True, list(images), 70_300)
     reply = decode_reply(frame)
     assert isinstance(reply, Images)
     assert reply.body == b"".join(images)
+
+
+@pytest.mark.parametrize("sizes", [[-5, 25], [25, -5], [-2], [-(1 << 62), 20]])
+def test_images_of_less_than_no_bytes_are_no_message(sizes: list[int]) -> None:
+    with pytest.raises(ProtocolError):
+        decode_reply(encode(Images(1, 2, [ImageSection(0, 0, 0, 9, sizes)], True, memoryview(b"x" * 20))))
 
 
 # --- peers of other versions ---
@@ -418,7 +428,7 @@ def test_a_decoded_image_body_is_a_view_and_what_else_is_decoded_owns_its_bytes(
     scanned = decode_reply(bytes(frame))
     assert isinstance(scanned, Scanned)
     assert type(scanned.agents[0]) is bytes
-    images = decode_reply(encode_images(1, 2, [ImageSection(0, 0, 0, 1, [2])], True, [b"ab"]))
+    images = decode_reply(encode_images(1, 2, [ImageSection(0, 0, 0, 1, [2])], True, [b"ab"], 2))
     assert isinstance(images, Images)
     assert isinstance(images.body, memoryview)
     assert bytes(images.body) == b"ab"
