@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup redis storm up test check format bench wheel pin clean
+.PHONY: help setup servers storm up test check format bench wheel pin clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,16 +23,16 @@ $(STAMP): pyproject.toml requirements/dev.txt
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-redis: ## have redis-server for the comparisons: installed from Debian if it may be, else said
-	@.ci/redis
+servers: ## have redis-server and PostgreSQL for the comparisons: installed from Debian if they may be, else said
+	@.ci/servers
 
-storm: setup redis ## start the default cluster, wake 10,000 agents of 100,000, show it beside Redis
+storm: setup servers ## start the default cluster, wake 10,000 agents of 100,000, show it beside Redis
 	@$(BIN)/dawnchorus perf storm --agents 100000 --wake 10000
 
 up: setup ## start and supervise the nodes of topology.toml, in the foreground
 	@$(BIN)/dawnchorus up
 
-test: setup redis check ## everything: format, lint, types, tests
+test: setup servers check ## everything: format, lint, types, tests
 	$(BIN)/python -m pytest
 
 check: setup ## format, lint, spelling and types; changes nothing

@@ -15,8 +15,9 @@ from typing import Final
 import lmdb
 
 from ..wire.errors import DataFolderError, StoreDamaged
+from ..wire.folders import make_folder_durably
 
-__all__ = ["DATA_FILE", "has_data", "make_folder", "require_whole"]
+__all__ = ["DATA_FILE", "has_data", "make_folder", "open_environment", "read_ahead", "require_whole"]
 
 DATA_FILE: Final = "data.mdb"
 
@@ -31,14 +32,48 @@ _WALK_SECONDS_MAX: Final = 600.0
 """How long that may take: 64 GiB at 100 MB/s."""
 
 
+_READERS_MAX: Final = 512
+_SPARE_READERS: Final = 8
+"""Read transactions kept for reuse: the loop has one open, two while a scan meets a fetch."""
+
+_READ_AHEAD_BYTES_MAX: Final = 1 << 30
+"""Read ahead at most this much of one shard's file: more would push out what other shards just read."""
+
+
+def open_environment(path: Path, map_bytes: int, *, durable: bool) -> lmdb.Environment:
+    """Open the environment of a shard for its node.
+
+    Raises:
+        lmdb.Error, OSError: it cannot be opened.
+    """
+    return lmdb.open(
+        str(path),
+        map_size=map_bytes,
+        max_dbs=4,
+        max_readers=_READERS_MAX,
+        max_spare_txns=_SPARE_READERS,
+        readahead=False,
+        sync=durable,
+    )
+
+
+def read_ahead(path: Path) -> None:
+    """Ask the operating system to read the file ahead (posix_fadvise(2), POSIX_FADV_WILLNEED)."""
+    descriptor = os.open(path / DATA_FILE, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, _READ_AHEAD_BYTES_MAX, os.POSIX_FADV_WILLNEED)
+    finally:
+        os.close(descriptor)
+
+
 def make_folder(path: Path) -> None:
-    """Make a shard's folder.
+    """Make a shard's folder, durably.
 
     Raises:
         DataFolderError: something else is in its place, or its parent cannot be written.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder_durably(path)
     except OSError as error:
         raise DataFolderError(f"{path}: cannot be made: {error.strerror}; make its place a writable folder") from error
 

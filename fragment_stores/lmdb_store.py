@@ -4,137 +4,73 @@ Four databases in it:
     images   agent id -> image
     log      version, 8 bytes big-endian -> LogRow; in the same transaction as the write, trimmed to a length
     expiry   expires_ms, 8 bytes big-endian, + agent id -> nothing
-    meta     "identity" -> ShardIdentity; "clock" -> version and clock_ms, 8 bytes each, big-endian
+    meta     "identity" -> ShardIdentity; "clock" -> version and clock_ms, 8 bytes each, big-endian;
+             "trimmed" -> the newest version whose row has gone from the log, 8 bytes, big-endian
 
 Reads go from the memory map into the reply without a copy; a view lives as long as its transaction. The one writer's
 commit is durable when it returns: LMDB syncs the data pages before the meta page that makes them visible (copy on
 write, no log; http://www.lmdb.tech/doc/). A process that is killed leaves nothing to recover but a reader's slot, which
 the next open clears.
+
+The environment is closed and opened again, while nobody reads, where its map is full and may grow, and where LMDB has
+given it up because the meta page could not be written (MDB_PANIC): what that commit came to is then read from the file.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import struct
-from collections.abc import Sequence
-from itertools import repeat
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final
 
 import lmdb
 import msgspec
 
-from ..wire.errors import (
-    DataFolderError,
-    DawnchorusError,
-    InvalidRequestError,
-    ProtocolError,
-    StoreDamaged,
-    StoreError,
-    StoreFull,
-)
-from ..wire.limits import AGENT_ID_BYTES_MAX
-from ..wire.messages import Drop, Operation, Put, Refusal, Write
+from ..wire.errors import DawnchorusError, ProtocolError, StoreDamaged, StoreError
+from ..wire.folders import sync_folder
+from ..wire.image import decode_image
+from ..wire.messages import Drop, Put, Refusal, Write
 from ..wire.versions import first_version
-from .lmdb_file import DATA_FILE, has_data, make_folder, require_whole
+from .gate import Gate
+from .lmdb_copy import copy_shard
+from .lmdb_errors import FAILURES, MAP_BYTES, MAP_BYTES_MAX, translate
+from .lmdb_file import DATA_FILE, has_data, make_folder, open_environment, read_ahead, require_whole
+from .lmdb_identity import decode_identity, read_identity, require_identity
+from .lmdb_rows import CLOCK, CommitWork, due_rows, of_another_agent, operations_of, undecidable
+from .lmdb_snapshot import LMDBSnapshot, row_decoder
+from .log_pins import LogPins
 from .merge import merge
-from .protocol import LogRow, ShardIdentity, StoreStatistics
+from .protocol import NO_TURN, CopiedShard, LogRow, ShardIdentity, StoreStatistics
 
 __all__ = ["LMDBSnapshot", "LMDBStore", "read_identity"]
 
-MAP_BYTES: Final = 64 << 30
-"""Address space of one environment, sparse: 48 of them open in 15 ms and cost 1.3 MiB of memory."""
+LOG_ROWS_MAX: Final = 16_384
+"""Rows of the log that are kept. Each costs about 200 bytes of the node's memory (its write id): 3 MiB a shard; ten
+minutes of retries at 25 saves a second a shard."""
 
-LOG_ROWS_MAX: Final = 100_000
-"""Rows of the log that are kept: about 8 MB a shard, and more than an hour of retries at 25 saves a second a shard."""
+_TRIM_ROWS_MAX: Final = 65_536
+"""Rows trimmed in one commit, about 100 ms: more than a commit brings, fewer than a pin may have kept."""
 
-_READERS_MAX: Final = 512
-_SPARE_READERS: Final = 8
-"""Read transactions kept for reuse: the loop has one open, two while a scan meets a fetch."""
+_KEY_BYTES_MAX: Final = 511
+"""LMDB's longest key; a read with a longer one is an error, not an absence."""
 
-_WARM_UP_BYTES_MAX: Final = 1 << 30
-"""Read ahead at most this much of one shard's file: more would push out what other shards just read."""
+_REOPEN_PATIENCE_S: Final = 0.1
+"""How long reopening waits for readers to end, and new ones for it: the loop's take milliseconds, backups minutes."""
 
-_CLOCK: Final = struct.Struct(">QQ")
 
 _encoder = msgspec.msgpack.Encoder()
-_identity_decoder = msgspec.msgpack.Decoder(ShardIdentity)
-_row_decoder = msgspec.msgpack.Decoder(LogRow)
-
-
-class LMDBSnapshot:
-    """A read transaction on one shard."""
-
-    __slots__ = ("_log", "_path", "_transaction", "version")
-
-    def __init__(self, transaction: lmdb.Transaction[memoryview], log: Any, path: Path, version: int) -> None:
-        self._transaction = transaction
-        self._path = path
-        self._log = log  # an lmdb._Database: py-lmdb gives its type no public name
-        self.version = version
-
-    def images(self, agents: Sequence[bytes]) -> list[bytes | memoryview]:
-        """Return the image of each agent, empty where there is none; 0.2 to 0.45 us each when warm."""
-        try:
-            return list(map(self._transaction.get, agents, repeat(b"")))
-        except lmdb.BadValsizeError as error:
-            raise InvalidRequestError("an agent id is empty") from error
-        except lmdb.Error as error:
-            raise _translate(error, self._path) from error
-
-    def agents_after(self, position: bytes, agents_max: int) -> list[bytes]:
-        """Return ids in byte order, those greater than `position`, at most `agents_max`."""
-        found: list[bytes] = []
-        if len(position) > AGENT_ID_BYTES_MAX:
-            raise InvalidRequestError("a position is an agent id: this one is too long")
-        try:
-            with self._transaction.cursor() as cursor:
-                # A zero byte more is the next key in byte order.
-                here = cursor.set_range(position + b"\0") if position else cursor.first()
-                while here and len(found) < agents_max:
-                    found.append(bytes(cursor.key()))
-                    here = cursor.next()
-        except lmdb.Error as error:
-            raise _translate(error, self._path) from error
-        return found
-
-    def log_after(self, version: int, rows_max: int) -> list[tuple[int, LogRow]]:
-        """Return committed writes in order, those with greater versions, at most `rows_max`."""
-        rows: list[tuple[int, LogRow]] = []
-        try:
-            with self._transaction.cursor(self._log) as cursor:
-                here = cursor.set_range((version + 1).to_bytes(8, "big"))
-                while here and len(rows) < rows_max:
-                    rows.append((int.from_bytes(cursor.key(), "big"), _row_decoder.decode(cursor.value())))
-                    here = cursor.next()
-        except lmdb.Error as error:
-            raise _translate(error, self._path) from error
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise StoreDamaged(f"{self._path}: a row of the log is damaged: {error}") from error
-        return rows
-
-    def close(self) -> None:
-        """End the transaction; every view that it gave is invalid from now on."""
-        self._transaction.abort()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class LMDBStore:
     """One shard: one environment in one folder, open once in one process."""
 
-    def __init__(self, path: Path, identity: ShardIdentity, *, create: bool) -> None:
+    def __init__(self, path: Path, identity: ShardIdentity, *, create: bool, durable: bool = True) -> None:
         """Open the shard in folder `path`.
 
-        `identity` is what the placement says of it; `create` permits to make it where it does not exist yet.
+        `identity` is what the placement says of it; `create` permits to make it where it does not exist yet. With
+        `durable` every commit is synced when it returns; without, `sync` does it: the death of the process then loses
+        nothing, that of the machine what was not synced, and may leave the file damaged (mdb_env_open, MDB_NOSYNC).
 
         Raises:
             StoreDamaged: it is missing though it should exist, or is damaged.
@@ -146,29 +82,35 @@ class LMDBStore:
             make_folder(path)
         elif not has_data(path):
             raise StoreDamaged(f"{path}: the shard's data is missing though it was written before; restore a backup")
+        self.identity = identity
+        self._durable = durable
+        self._gate = Gate()
+        self._pins = LogPins()
+        self._map_bytes = MAP_BYTES
+        self._open(create=create)
+        self._pins.note(self._trimmed)
+
+    def _open(self, *, create: bool) -> None:
         try:
-            self._environment = lmdb.open(
-                str(path),
-                map_size=MAP_BYTES,
-                max_dbs=4,
-                max_readers=_READERS_MAX,
-                max_spare_txns=_SPARE_READERS,
-                readahead=False,
-            )
+            self._environment = open_environment(self.path, self._map_bytes, durable=self._durable)
         except (lmdb.Error, OSError) as error:
-            raise _translate(error, path) from error
+            raise translate(error, self.path) from error
+        self._map_bytes = self._environment.info()["map_size"]  # at least what the file has
         try:
-            self._open_databases(identity, create=create)
-        except (lmdb.Error, OSError) as error:
+            require_whole(self._environment, self.path)
+            self._open_databases(create=create)
+            if create:  # the placement is about to say that the shard exists
+                self._environment.sync(True)
+                sync_folder(self.path)
+        except FAILURES as error:
             self._environment.close()
-            raise _translate(error, path) from error
+            raise translate(error, self.path) from error
         except DawnchorusError:
             self._environment.close()
             raise
 
-    def _open_databases(self, identity: ShardIdentity, *, create: bool) -> None:
-        environment = self._environment
-        require_whole(environment, self.path)
+    def _open_databases(self, *, create: bool) -> None:
+        environment, identity = self._environment, self.identity
         environment.reader_check()
         self._images = environment.open_db(b"images", create=create)
         self._log = environment.open_db(b"log", create=create)
@@ -180,15 +122,42 @@ class LMDBStore:
                 if not create:
                     raise StoreDamaged(f"{self.path}: the shard does not say whose it is; restore a backup")
                 transaction.put(b"identity", _encoder.encode(identity), db=self._meta)
-                transaction.put(b"clock", _CLOCK.pack(0, 0), db=self._meta)
+                transaction.put(b"clock", CLOCK.pack(0, 0), db=self._meta)
             else:
-                _require_identity(_decode_identity(known, self.path), identity, self.path)
+                require_identity(decode_identity(known, self.path), identity, self.path)
             clock = transaction.get(b"clock", db=self._meta)
-            if clock is None or len(clock) != _CLOCK.size:
+            if clock is None or len(clock) != CLOCK.size:
                 raise StoreDamaged(f"{self.path}: the shard's clock is missing; restore a backup")
-            self.version, self._clock_ms = _CLOCK.unpack(clock)
+            self.version, self.clock_ms = CLOCK.unpack(clock)
             self._log_rows = transaction.stat(self._log)["entries"]
-        self.identity = identity
+            self._trimmed = int.from_bytes(transaction.get(b"trimmed", b"", db=self._meta), "big")
+            self._applied = {
+                row_decoder.decode(row).write_id: int.from_bytes(key, "big")
+                for key, row in transaction.cursor(self._log)
+            }
+            self._applied.pop(b"", None)  # the sweeper's writes have no id
+
+    def _reopen(self, map_bytes: int) -> bool:
+        """Close the environment and open it again; return False where a reader stays inside.
+
+        Raises:
+            StoreDamaged, StoreError: it cannot be opened, and stays closed until it can.
+        """
+        with self._gate.alone(_REOPEN_PATIENCE_S) as alone:
+            if alone:
+                version, clock_ms = self.version, self.clock_ms
+                before, self._map_bytes = self._map_bytes, map_bytes
+                self._environment.close()
+                try:
+                    self._open(create=False)
+                except StoreError:
+                    if map_bytes == before:
+                        raise
+                    self._map_bytes = before  # it may not grow so far: ulimit -v
+                    self._open(create=False)
+                # A generation counts from its beginning, whether it has written anything or not.
+                self.version, self.clock_ms = max(version, self.version), max(clock_ms, self.clock_ms)
+        return alone
 
     def begin_generation(self, generation: int) -> None:
         """Take versions of this generation from now on."""
@@ -201,45 +170,116 @@ class LMDBStore:
         self.version = floor
 
     def snapshot(self) -> LMDBSnapshot:
-        """Return the present moment for reading; 1.5 us."""
+        """Return the present moment for reading; 2 us."""
+        self._gate.enter()
         # The version is read before the transaction begins, so the transaction is never older than it says.
         version = self.version
         try:
             transaction = self._environment.begin(self._images, buffers=True)
         except lmdb.Error as error:
-            raise _translate(error, self.path) from error
-        return LMDBSnapshot(transaction, self._log, self.path, version)
+            self._gate.leave()
+            raise translate(error, self.path) from error
+        return LMDBSnapshot(transaction, self._log, self._meta, self.path, version, self._gate.leave)
 
-    def commit(self, writes: Sequence[Write], now_ms: int) -> list[int | Refusal]:
-        """Apply writes in order in one transaction, synced on return."""
-        clock_ms = max(now_ms, self._clock_ms)
-        version = self.version
-        log_rows = self._log_rows
-        results: list[int | Refusal] = []
-        try:
-            with self._environment.begin(self._images, write=True, buffers=True) as transaction:
-                for write in writes:
-                    result = self._apply(transaction, write, version + 1, clock_ms)
-                    if isinstance(result, int) and result:
-                        version = result
-                        log_rows += 1
-                    results.append(result)
-                if version == self.version:
-                    transaction.abort()
-                    return results
-                log_rows -= self._trim(transaction, log_rows - LOG_ROWS_MAX)
-                transaction.put(b"clock", _CLOCK.pack(version, clock_ms), db=self._meta)
-        except (lmdb.Error, OSError) as error:
-            raise _translate(error, self.path) from error
-        self.version, self._clock_ms, self._log_rows = version, clock_ms, log_rows
-        return results
+    def pin_log(self, position: int) -> AbstractContextManager[None]:
+        """Keep the rows after a position in the log."""
+        return self._pins.pin(position)
 
-    def _apply(
-        self, transaction: lmdb.Transaction[memoryview], write: Write, version: int, clock_ms: int
-    ) -> int | Refusal:
+    def write_copy(self, sink: Callable[[bytes], None]) -> CopiedShard:
+        """Hand a compacted copy to `sink`, from one read transaction."""
+        with self._gate.passed():
+            return copy_shard(self._environment, self._images, self._meta, self.path, sink)
+
+    def commit(
+        self, writes: Sequence[Write], now_ms: int, turn: AbstractContextManager[object] = NO_TURN
+    ) -> list[int | Refusal]:
+        """Apply writes in order in one transaction, synced on return; `turn` is held until the sync begins."""
+
+        def apply_all(transaction: lmdb.Transaction[memoryview], work: CommitWork) -> bool:
+            for write in writes:
+                before = self._applied.get(write.write_id) or work.applied.get(write.write_id)
+                if before is not None:
+                    work.results.append(self._first_result(transaction, write, before))
+                elif write.repeated and write.seen < self._trimmed:
+                    work.results.append(undecidable(self._trimmed))
+                else:
+                    work.results.append(self._apply(transaction, write, work))
+            return work.rows > 0
+
+        return self._transact(apply_all, now_ms, turn).results
+
+    def _transact(
+        self,
+        fill: Callable[[lmdb.Transaction[memoryview], CommitWork], bool],
+        now_ms: int,
+        turn: AbstractContextManager[object] = NO_TURN,
+    ) -> CommitWork:
+        """Run `fill` in one write transaction, and commit it where it returns True; again where the map had to grow."""
+        while True:
+            work = CommitWork(self.version, max(now_ms, self.clock_ms))
+            try:
+                # The turn ends before the transaction does: its commit, and so its sync, is outside.
+                with self._environment.begin(self._images, write=True, buffers=True) as transaction, turn:
+                    if not fill(transaction, work):
+                        transaction.abort()
+                        return work
+                    work.forgotten = self._trim(transaction, self._log_rows + work.rows - LOG_ROWS_MAX)
+                    transaction.put(b"clock", CLOCK.pack(work.version, work.clock_ms), db=self._meta)
+            except lmdb.MapFullError as error:
+                if self._map_bytes >= MAP_BYTES_MAX or not self._grow():
+                    raise translate(error, self.path) from error
+            except FAILURES as error:
+                if not self._is_committed_nevertheless(work):
+                    raise translate(error, self.path) from error
+                return work
+            else:
+                self._take_over(work)
+                return work
+
+    def _grow(self) -> bool:
+        """Double the map; return whether it has grown."""
+        before = self._map_bytes
+        return self._reopen(min(2 * before, MAP_BYTES_MAX)) and self._map_bytes > before
+
+    def _is_committed_nevertheless(self, work: CommitWork) -> bool:
+        """Return whether a commit that failed is in the file all the same; an environment given up is opened again.
+
+        Where the meta page could not be written, LMDB tries to put back what was there, and that may fail, too.
+
+        Raises:
+            StoreDamaged, StoreError: it cannot be told.
+        """
         try:
-            before = transaction.get(write.agent) if 0 < len(write.agent) <= 511 else None
-            merged = merge(before, write, version, clock_ms)
+            self._environment.begin().abort()
+        except lmdb.Error:
+            if not self._reopen(self._map_bytes):
+                raise StoreError(f"{self.path}: a write failed, and the file cannot be opened again yet") from None
+            if work.rows and self.version == work.version:
+                self.sync()
+                return True
+        return False
+
+    def _take_over(self, work: CommitWork) -> None:
+        """Let what one transaction has come to be the store's state: it is committed."""
+        self.version, self.clock_ms = work.version, work.clock_ms
+        self._applied.update(work.applied)
+        self._log_rows += work.rows - len(work.forgotten)
+        for version, write_id in work.forgotten:
+            self._trimmed = version
+            self._applied.pop(write_id, None)
+
+    def _first_result(self, transaction: lmdb.Transaction[memoryview], write: Write, version: int) -> int | Refusal:
+        """Return what a write that was applied before is answered with."""
+        row = transaction.get(version.to_bytes(8, "big"), db=self._log)
+        if row is not None and row_decoder.decode(row).agent != write.agent:
+            return of_another_agent(write)
+        return version
+
+    def _apply(self, transaction: lmdb.Transaction[memoryview], write: Write, work: CommitWork) -> int | Refusal:
+        version = work.version + 1
+        try:
+            before = transaction.get(write.agent) if 0 < len(write.agent) <= _KEY_BYTES_MAX else None
+            merged = merge(before, write, version, work.clock_ms)
         except ProtocolError as error:
             return Refusal(f"the agent's image is damaged: {error}")
         if isinstance(merged, Refusal):
@@ -250,32 +290,90 @@ class LMDBStore:
             transaction.delete(write.agent)
         else:
             transaction.put(write.agent, merged)
-        row = LogRow(write.agent, write.write_id, [_log_entry(operation) for operation in write.operations])
+        for operation in write.operations:
+            if isinstance(operation, Put) and operation.ttl_ms:
+                expires_ms = work.clock_ms + operation.ttl_ms
+                transaction.put(expires_ms.to_bytes(8, "big") + write.agent, b"", db=self._expiry)
+        row = LogRow(write.agent, write.write_id, operations_of(write))
         # Versions only grow, so each row goes behind the last: LMDB appends without a search.
         transaction.put(version.to_bytes(8, "big"), _encoder.encode(row), append=True, db=self._log)
+        work.version = version
+        work.rows += 1
+        if write.write_id:
+            work.applied[write.write_id] = version
         return version
 
-    def _trim(self, transaction: lmdb.Transaction[memoryview], rows: int) -> int:
+    def _trim(self, transaction: lmdb.Transaction[memoryview], rows: int) -> list[tuple[int, bytes]]:
+        """Delete the oldest rows of the log; return the version and write id of each."""
+        forgotten: list[tuple[int, bytes]] = []
         if rows <= 0:
+            return forgotten
+        with self._pins.lock, transaction.cursor(self._log) as cursor:
+            limit = self._pins.trim_limit()
+            here = cursor.first()
+            while here and len(forgotten) < min(rows, _TRIM_ROWS_MAX):
+                version = int.from_bytes(cursor.key(), "big")
+                if version > limit:
+                    break
+                forgotten.append((version, row_decoder.decode(cursor.value()).write_id))
+                here = cursor.delete()
+            if forgotten:
+                self._pins.note(forgotten[-1][0])
+        if forgotten:
+            transaction.put(b"trimmed", forgotten[-1][0].to_bytes(8, "big"), db=self._meta)
+        return forgotten
+
+    def sweep(self, before_ms: int, rows_max: int, now_ms: int) -> tuple[int, int]:
+        """Remove fragments that expired by `before_ms`, in one logged commit."""
+        try:
+            with self._gate.passed(), self._environment.begin(self._expiry, buffers=True) as transaction:
+                due = due_rows(transaction.cursor(), before_ms, rows_max)
+        except lmdb.Error as error:
+            raise translate(error, self.path) from error
+        if not due:
+            return 0, 0
+        removed = 0
+
+        def sweep_all(transaction: lmdb.Transaction[memoryview], work: CommitWork) -> bool:
+            nonlocal removed
+            agents = dict.fromkeys(due.values())
+            removed = sum([self._sweep_agent(transaction, agent, before_ms, work) for agent in agents])
+            for row in due:
+                transaction.delete(row, db=self._expiry)
+            return True
+
+        self._transact(sweep_all, now_ms)
+        return len(due), removed
+
+    def _sweep_agent(
+        self, transaction: lmdb.Transaction[memoryview], agent: bytes, before_ms: int, work: CommitWork
+    ) -> int:
+        image = transaction.get(agent)
+        if image is None:
             return 0
-        with transaction.cursor(self._log) as cursor:
-            cursor.first()
-            trimmed = 0
-            while trimmed < rows and cursor.delete():
-                trimmed += 1
-        return trimmed
+        try:
+            fragments = decode_image(image)
+        except ProtocolError:
+            return 0  # damaged: whoever wakes the agent is told, and verify names it
+        gone = [kind for kind, fragment in fragments.items() if 0 < fragment.expires_ms <= before_ms]
+        if gone:
+            self._apply(transaction, Write(agent, b"", 0, [Drop(kind) for kind in gone]), work)
+        return len(gone)
+
+    def sync(self) -> None:
+        """Make every commit durable (mdb_env_sync)."""
+        try:
+            self._environment.sync(True)
+        except lmdb.Error as error:
+            raise translate(error, self.path) from error
 
     def warm_up(self) -> None:
         """Ask the operating system to read the file ahead (posix_fadvise(2), POSIX_FADV_WILLNEED)."""
-        descriptor = os.open(self.path / DATA_FILE, os.O_RDONLY)
-        try:
-            os.posix_fadvise(descriptor, 0, _WARM_UP_BYTES_MAX, os.POSIX_FADV_WILLNEED)
-        finally:
-            os.close(descriptor)
+        read_ahead(self.path)
 
     def statistics(self) -> StoreStatistics:
         """Return the sizes of the shard."""
-        with self._environment.begin() as transaction:
+        with self._gate.passed(), self._environment.begin() as transaction:
             agents = transaction.stat(self._images)["entries"]
         used = os.stat(self.path / DATA_FILE).st_blocks * 512
         return StoreStatistics(agents, self._log_rows, used)
@@ -283,72 +381,3 @@ class LMDBStore:
     def close(self) -> None:
         """Close the environment."""
         self._environment.close()
-
-
-def read_identity(path: Path) -> ShardIdentity | None:
-    """Return whose shard lies in this folder, None where there is none.
-
-    Raises:
-        StoreDamaged, StoreError: there is one that cannot be read.
-    """
-    if not (path / DATA_FILE).exists():
-        return None
-    try:
-        environment = lmdb.open(str(path), max_dbs=4, readonly=True, lock=False, create=False)
-    except (lmdb.Error, OSError) as error:
-        raise _translate(error, path) from error
-    try:
-        require_whole(environment, path)
-        meta = environment.open_db(b"meta", create=False)
-        with environment.begin(meta) as transaction:
-            known = transaction.get(b"identity")
-            return None if known is None else _decode_identity(known, path)
-    except lmdb.NotFoundError:
-        return None
-    except lmdb.Error as error:
-        raise _translate(error, path) from error
-    finally:
-        environment.close()
-
-
-def _log_entry(operation: Operation) -> tuple[int, str]:
-    if isinstance(operation, Put):
-        return 1, operation.kind
-    if isinstance(operation, Drop):
-        return 2, operation.kind
-    return 3, ""
-
-
-def _decode_identity(known: bytes, path: Path) -> ShardIdentity:
-    try:
-        return _identity_decoder.decode(known)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise StoreDamaged(f"{path}: cannot tell whose shard this is: {error}; restore a backup") from error
-
-
-def _require_identity(known: ShardIdentity, expected: ShardIdentity, path: Path) -> None:
-    if known == expected:
-        return
-    for field in ShardIdentity.__struct_fields__:
-        here, there = getattr(known, field), getattr(expected, field)
-        if here != there:
-            raise DataFolderError(
-                f"{path}: the shard on disk has {field} {here!r}, the placement says {there!r}: it is not touched;"
-                " give the cluster its own data_dir, or put the shard's own data back"
-            )
-
-
-def _translate(error: lmdb.Error | OSError, path: Path) -> StoreError:
-    if isinstance(error, lmdb.MapFullError):
-        return StoreFull(f"{path}: the map of {MAP_BYTES >> 30} GiB is full")
-    code = error.errno if isinstance(error, OSError) else error.code
-    if code == errno.ENOSPC:
-        return StoreFull(f"{path}: no space left on the disk")
-    if isinstance(error, lmdb.MemoryError) or code == errno.ENOMEM:
-        return StoreError(
-            f"{path}: the system gives no {MAP_BYTES >> 30} GiB of address space for the map; raise `ulimit -v`"
-        )
-    damaged = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.PanicError)
-    if isinstance(error, (*damaged, lmdb.VersionMismatchError, lmdb.NotFoundError)):
-        return StoreDamaged(f"{path}: the data is damaged: {error}; restore a backup")
-    return StoreError(f"{path}: {error}")

@@ -7,7 +7,8 @@ that any engine is run through.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
@@ -15,7 +16,10 @@ import msgspec
 
 from ..wire.messages import Refusal, Write
 
-__all__ = ["FragmentStore", "LogRow", "ShardIdentity", "Snapshot", "StoreStatistics"]
+__all__ = ["NO_TURN", "CopiedShard", "FragmentStore", "LogRow", "ShardIdentity", "Snapshot", "StoreStatistics"]
+
+NO_TURN: AbstractContextManager[object] = nullcontext()
+"""Nobody else commits at the time."""
 
 FORMAT = 1
 """Number of the on-disk layout; a store of another number is refused."""
@@ -51,6 +55,13 @@ class StoreStatistics(NamedTuple):
     disk_bytes: int
 
 
+class CopiedShard(NamedTuple):
+    """What a copy holds: its newest version, as its own clock says, and its agents."""
+
+    version: int
+    agents: int
+
+
 class Snapshot(Protocol):
     """One moment of a shard. Images are views that end with it: encode or copy them before."""
 
@@ -78,7 +89,16 @@ class Snapshot(Protocol):
         ...
 
     def log_after(self, version: int, rows_max: int) -> list[tuple[int, LogRow]]:
-        """Return committed writes in order, those with greater versions, at most `rows_max`."""
+        """Return what changed after `version`: committed writes in order, without gaps, at most `rows_max`.
+
+        Raises:
+            LogTrimmed: rows after this position have gone; read the images instead, and go on from `log_trimmed`.
+            StoreDamaged: the data cannot be trusted.
+        """
+        ...
+
+    def log_trimmed(self) -> int:
+        """Return the newest version whose row has gone from the log, 0 if none has: where `log_after` can begin."""
         ...
 
     def close(self) -> None:
@@ -105,6 +125,11 @@ class FragmentStore(Protocol):
         """The newest committed version."""
         ...
 
+    @property
+    def clock_ms(self) -> int:
+        """The time of the newest commit, UTC: the shard's own clock, which never goes back."""
+        ...
+
     def begin_generation(self, generation: int) -> None:
         """Take versions of this generation from now on; it must be newer than every version in the store.
 
@@ -117,14 +142,57 @@ class FragmentStore(Protocol):
         """Return the present moment for reading."""
         ...
 
-    def commit(self, writes: Sequence[Write], now_ms: int) -> list[int | Refusal]:
+    def pin_log(self, position: int) -> AbstractContextManager[None]:
+        """Keep the rows of all versions greater than `position` in the log while the block runs; from any thread.
+
+        Raises:
+            LogTrimmed: some have gone already.
+        """
+        ...
+
+    def write_copy(self, sink: Callable[[bytes], None]) -> CopiedShard:
+        """Hand a consistent copy of the present moment to `sink`, piece by piece; commits go on meanwhile.
+
+        The pieces are one file that the engine can open. What `sink` raises ends the copy.
+
+        Raises:
+            StoreError: the data cannot be read, or contradicts itself.
+        """
+        ...
+
+    def commit(
+        self, writes: Sequence[Write], now_ms: int, turn: AbstractContextManager[object] = NO_TURN
+    ) -> list[int | Refusal]:
         """Apply writes in order in one transaction, durable on return.
 
         Each result is the write's version, 0 where there was nothing to delete, or a Refusal: a write that cannot be
-        applied fails alone. `now_ms` is the wall clock, UTC; the shard's own clock never goes back.
+        applied fails alone. One whose id the log still has was applied before: it is answered with its first result,
+        and applied no second time. `now_ms` is the wall clock, UTC; the shard's own clock never goes back.
+
+        `turn` is entered for the part that keeps the interpreter busy, and left before the sync: threads that commit to
+        several shards share a lock, so that one of them works while the others wait for the disk.
 
         Raises:
             StoreFull, StoreError: nothing of it was applied.
+        """
+        ...
+
+    def sweep(self, before_ms: int, rows_max: int, now_ms: int) -> tuple[int, int]:
+        """Remove fragments that expired by `before_ms`, in one logged commit; look at `rows_max` expiry rows at most.
+
+        Returns how many rows were looked at, and how many fragments removed. A row may be stale, as its fragment was
+        saved again or deleted since: it goes without touching the image.
+
+        Raises:
+            StoreFull, StoreError: nothing of it was done.
+        """
+        ...
+
+    def sync(self) -> None:
+        """Make every commit durable; needed only where commits are not so by themselves (durability "async").
+
+        Raises:
+            StoreError: what was committed since the last sync may not be durable.
         """
         ...
 

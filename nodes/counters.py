@@ -22,7 +22,11 @@ class Counters:
     writes: int = 0
     """Writes applied and durable."""
     refused_writes: int = 0
+    expired: int = 0
+    """Expired fragments that the sweeper removed."""
     scans: int = 0
+    backups: int = 0
+    """Shards copied for a backup."""
     hellos: int = 0
     faults: int = 0
     """Requests answered with a Fault."""

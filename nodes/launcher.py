@@ -1,6 +1,7 @@
 """The launcher: one process per node of topology.toml, watched, and started again when one dies.
 
     starting -> serving -> (dies) -> restarting -> starting -> ...
+    starting -> restarting         damaged data ended it (once): see nodes.crashes
     starting -> refused            it ended before it ever served: the whole start fails, with its own last words
     any      -> stopped            as asked
 
@@ -25,6 +26,7 @@ import orjson
 from ..wire.errors import LaunchError
 from ..wire.topology import NodeSpec, Topology, require_local_endpoints
 from ..wire.topology_file import load_topology
+from .crashes import CRASH_CODES
 from .shards import locked_folder
 
 __all__ = ["Launcher", "NodeEvent"]
@@ -160,8 +162,9 @@ class Launcher:
             code = await self._run_once(node)
             if self._stopping.is_set():
                 break
-            if not node.served.is_set():
-                # Whether it refused or crashed: what ends a node before it ever served will do so again.
+            if not node.served.is_set() and (node.restarts or code not in CRASH_CODES):
+                # Whether it refused or crashed: what ends a node before it ever served will do so again. But one that
+                # damaged data has ended knows that at its next start, and leaves the damage out.
                 self._tell(node, "refused", node.last_words)
                 return
             if loop.time() - began > _WELL_SECONDS:

@@ -33,9 +33,10 @@ from ..wire.placement import Placement
 from ..wire.process import tune_process
 from ..wire.topology import Topology, require_local_endpoints
 from ..wire.topology_file import load_topology
+from .crashes import CrashRecord, find_damaged
 from .logs import log_to_stderr
 from .node import FragmentNode
-from .shards import any_shard_on_disk, close_shards, locked_folder, open_shards
+from .shards import any_shard_on_disk, close_shards, locked_folder, open_shards, shard_folder
 
 __all__ = ["EXIT_REFUSED", "run_node"]
 
@@ -64,8 +65,9 @@ def run_node(topology_path: str | os.PathLike[str], name: str, *, until_stdin_cl
         setproctitle.setproctitle(f"dawnchorus node {name} ({topology.name})")
         sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
         tune_process()
-        with locked_folder(Path(topology.data_dir) / name):
-            uvloop.run(_serve(topology, name, until_stdin_closes=until_stdin_closes))
+        folder = Path(topology.data_dir) / name
+        with locked_folder(folder), CrashRecord(folder) as crashes:
+            uvloop.run(_serve(topology, name, crashes, until_stdin_closes=until_stdin_closes))
     except DawnchorusError as error:
         _log.error("refused", extra={"detail": str(error)})
         return EXIT_REFUSED
@@ -74,7 +76,7 @@ def run_node(topology_path: str | os.PathLike[str], name: str, *, until_stdin_cl
     return 0
 
 
-async def _serve(topology: Topology, name: str, *, until_stdin_closes: bool) -> None:
+async def _serve(topology: Topology, name: str, crashes: CrashRecord, *, until_stdin_closes: bool) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -83,7 +85,14 @@ async def _serve(topology: Topology, name: str, *, until_stdin_closes: bool) -> 
         loop.add_reader(sys.stdin.fileno(), stopping.set)
     control = FileControlStore.in_folder(topology.data_dir)
     placement = await establish_placement(topology, control, lambda: any_shard_on_disk(topology))
-    shards = open_shards(topology, placement, name)
+    damaged: dict[Path, str] = {}
+    if crashes.suspicious:
+        _log.warning("a fault ended this node: its shards are verified before they are opened")
+        damaged = find_damaged(
+            [shard_folder(topology, name, store, shard) for store, shard, _ in placement.shards_of(name)]
+        )
+        crashes.damaged = bool(damaged)
+    shards = open_shards(topology, placement, name, damaged)
     try:
         placement = await take_generation(control, name)
         for shard in shards.values():

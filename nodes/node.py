@@ -26,6 +26,8 @@ from ..wire.errors import InvalidRequestError, ProtocolError, StoreError
 from ..wire.limits import FRAME_BYTES_MAX, REQUEST_AGENTS_MAX, SECTIONS_MAX
 from ..wire.messages import (
     PROTOCOL,
+    BackedUp,
+    Backup,
     Commit,
     Fault,
     FaultCode,
@@ -45,8 +47,11 @@ from ..wire.messages import (
 from ..wire.placement import Placement, encode_placement
 from ..wire.sockets import SocketOwner, bind, remove_ipc_file
 from ..wire.topology import Topology, encode_topology
+from .backups import BackupJob, Backups
+from .clock import Clock
 from .counters import Counters
 from .fair_queue import FairQueue
+from .housekeeping import Housekeeper
 from .peers import Peers
 from .reads import Read, require_served
 from .shards import OwnedShard
@@ -115,7 +120,10 @@ class FragmentNode:
         self._queue: FairQueue[_Received | _Reading] = FairQueue()
         self._turn_scheduled = False
         self._retry: asyncio.TimerHandle | None = None
-        self._writer = Writer(self._loop, shards, self._deliver)
+        self._clock = Clock(shards.values())
+        housekeeper = Housekeeper(shards.values(), self._clock, self.counters)
+        self._writer = Writer(self._loop, shards, self._clock, self._deliver, housekeeper)
+        self._backups = Backups(self._loop, shards, placement.cluster_uuid, self._deliver_backup)
         self._sockets = SocketOwner()
         self._replies = self._sockets.router()
 
@@ -140,6 +148,7 @@ class FragmentNode:
         """Take no more requests, commit what is queued, answer it, and close the socket."""
         self._channel.close()  # it still sends; unbinding would end the connections that the answers go out on
         await self._loop.run_in_executor(None, self._writer.stop, _STOP_SECONDS)
+        await self._loop.run_in_executor(None, self._backups.stop, _ANSWER_SECONDS)
         await asyncio.sleep(0)  # the writer's last answers
         end = time.monotonic() + _ANSWER_SECONDS
         while time.monotonic() < end:
@@ -203,6 +212,11 @@ class FragmentNode:
                 encode_topology(self._topology),
                 self._ipc,
                 FRAME_BYTES_MAX,
+                [
+                    (shard.store, shard.shard, shard.fragments.version)
+                    for shard in self._shards.values()
+                    if shard.fragments is not None
+                ],
             ),
         )
 
@@ -249,6 +263,9 @@ class FragmentNode:
             self._serve_commit(peer, request, deadline, size)
         elif time.monotonic() > deadline:
             self.counters.late += 1
+        elif isinstance(request, Backup):
+            if not self._backups.submit(BackupJob(peer, request, deadline)):
+                self._fault(peer, request.request, FaultCode.OVERLOADED, "too many backups wait")
         elif isinstance(request, Scan):
             try:
                 self._reply(peer, self._scan(request))
@@ -262,7 +279,7 @@ class FragmentNode:
             self.counters.late += 1
             return
         try:
-            images, last = reading.read.next_frame(time.time_ns() // 1_000_000)
+            images, last = reading.read.next_frame(self._clock.now_ms())
         except InvalidRequestError as error:
             self._refuse(peer, reading.frame, FaultCode.BAD_REQUEST, str(error))
             return
@@ -293,6 +310,10 @@ class FragmentNode:
                 self.counters.writes += applied
                 self.counters.refused_writes += len(section.results) - applied
             self._reply(job.peer, answer)
+
+    def _deliver_backup(self, peer: bytes, answer: BackedUp) -> None:
+        self.counters.backups += answer.status == SectionStatus.OK
+        self._reply(peer, answer)
 
     def _scan(self, scan: Scan) -> Scanned:
         shard = self._shards.get((scan.store, scan.shard))

@@ -40,6 +40,10 @@ class OwnedShard:
     kinds: frozenset[str]
     fragments: FragmentStore | None
     damage: str = ""
+    trouble: str = ""
+    """Why its last commit failed."""
+    sync_interval_s: float = 0.0
+    """How often it is synced; 0 where every commit is."""
 
     def note(self, error: StoreError) -> SectionStatus:
         """Return the status of a section that met this error, having logged it."""
@@ -47,6 +51,7 @@ class OwnedShard:
         if isinstance(error, StoreDamaged):
             self.damage = str(error)
             return SectionStatus.DAMAGED
+        self.trouble = str(error)
         return SectionStatus.DISK_FULL if isinstance(error, StoreFull) else SectionStatus.INTERNAL
 
     def status(self) -> ShardStatus:
@@ -56,7 +61,9 @@ class OwnedShard:
         sizes = self.fragments.statistics()
         state = self.damage or SERVING
         version = self.fragments.version
-        return ShardStatus(self.store, self.shard, self.epoch, version, sizes.agents, sizes.disk_bytes, state)
+        return ShardStatus(
+            self.store, self.shard, self.epoch, version, sizes.agents, sizes.disk_bytes, state, self.trouble
+        )
 
 
 def shard_folder(topology: Topology, node: str, store: str, shard: int) -> Path:
@@ -104,10 +111,13 @@ def locked_folder(folder: Path) -> Generator[None]:
         os.close(lock)
 
 
-def open_shards(topology: Topology, placement: Placement, node: str) -> dict[tuple[str, int], OwnedShard]:
+def open_shards(
+    topology: Topology, placement: Placement, node: str, damaged: Mapping[Path, str] = {}
+) -> dict[tuple[str, int], OwnedShard]:
     """Open every shard that the placement gives to this node, by (store, shard).
 
-    A shard of epoch 0 was never opened: it is made. Any other has to be there.
+    A shard of epoch 0 was never opened: it is made. Any other has to be there. Folders in `damaged` are known to be so,
+    and why, and are not opened.
 
     Raises:
         DataFolderError: data of another cluster, store, shard, count or epoch lies in a shard's place.
@@ -120,10 +130,14 @@ def open_shards(topology: Topology, placement: Placement, node: str) -> dict[tup
                 FORMAT, placement.cluster_uuid, store, shard, len(placement.shards[store]), max(epoch, 1)
             )
             owned = OwnedShard(store, shard, identity.epoch, frozenset(topology.kinds_of(store)), None)
+            spec = topology.stores[store]
+            owned.sync_interval_s = spec.sync_interval_ms / 1_000 if spec.durability == "async" else 0.0
             opened[store, shard] = owned
             folder = shard_folder(topology, node, store, shard)
             try:
-                owned.fragments = LMDBStore(folder, identity, create=epoch == 0)
+                if folder in damaged:
+                    raise StoreDamaged(damaged[folder])
+                owned.fragments = LMDBStore(folder, identity, create=epoch == 0, durable=not owned.sync_interval_s)
                 owned.fragments.warm_up()
             except StoreDamaged as error:
                 owned.note(error)

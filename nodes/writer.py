@@ -1,8 +1,13 @@
-"""The node's one writer: group commit in a thread of its own.
+"""The node's one writer: group commit in a thread of its own, with helpers that wait for the disk.
 
 An LMDB write transaction belongs to its thread, and its sync would stop the loop. The thread takes all commits that
 have gathered while it was busy, puts the writes of each shard into one transaction, and hands the answers back to the
-loop when every shard is synced. (Four threads gave 26 % more saves/s and 2.75 times the p99 of reads: one.)
+loop when every shard is synced.
+
+Several shards are committed by helper threads, so that their syncs overlap: a commit syncs twice, one after the other,
+and a disk takes many syncs at once. (Eight commits of one write each: 6.9 ms in one thread, 1.7 ms in four.) Only one
+thread at a time works in the interpreter, the others wait for the disk: four that did as they liked gave 2.75 times the
+p99 of reads.
 """
 
 from __future__ import annotations
@@ -13,11 +18,17 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
+from ..fragment_stores.protocol import NO_TURN
 from ..wire.errors import StoreError
 from ..wire.messages import Commit, Committed, CommittedSection, Erase, Refusal, SectionStatus, Write
+from .clock import Clock
+from .helpers import Helpers
+from .housekeeping import Housekeeper
 from .reads import require_served
 from .shards import OwnedShard
 
@@ -31,6 +42,10 @@ _OBJECT_BYTES: Final = 100
 
 _GROUP_BYTES_MAX: Final = 16 << 20
 """Bytes of one group: at 100 MB/s of sync a sixth of a second, which is what a small save may wait behind it."""
+
+_HELPERS: Final = 4
+"""Syncs of one node under way at once. (1,000 savers on two nodes of eight shards, on a busy disk, alternated: 16,400
+saves/s with one, 20,100 with two, 26,600 with four, 29,400 with eight.)"""
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +77,37 @@ class _ShardGroup:
     shard: OwnedShard
     writes: list[Write]
     parts: list[tuple[CommitJob, int, int]]  # the job, the index of its section, how many writes are its
+    status: SectionStatus = SectionStatus.OK
+    detail: str = ""
+    results: list[int | Refusal] = field(default_factory=list[int | Refusal])
+
+    def commit(self, now_ms: int, turn: AbstractContextManager[object]) -> None:
+        """Commit it, and keep what became of it; in any thread."""
+        fragments = self.shard.fragments
+        assert fragments is not None, "require_served let it pass"
+        try:
+            with turn:
+                refusals = [_refuse_unknown_kinds(write, self.shard) for write in self.writes]
+            if not any(refusals):
+                self.results = fragments.commit(self.writes, now_ms, turn)
+                return
+            sound = [write for write, refusal in zip(self.writes, refusals, strict=True) if refusal is None]
+            applied = iter(fragments.commit(sound, now_ms, turn))
+            self.results = [next(applied) if refusal is None else refusal for refusal in refusals]
+        except StoreError as error:
+            self.status, self.detail = self.shard.note(error), str(error)
+
+    def hand_out(self) -> None:
+        """Give each job its part of the results."""
+        if self.status == SectionStatus.OK:
+            self.shard.trouble = ""
+        fragments = self.shard.fragments
+        version = 0 if fragments is None else fragments.version
+        start = 0
+        for job, index, count in self.parts:
+            part = self.results[start : start + count]
+            start += count
+            job.results.append(CommittedSection(index, self.status, version, part, self.detail))
 
 
 class Writer:
@@ -71,14 +117,20 @@ class Writer:
         self,
         loop: asyncio.AbstractEventLoop,
         shards: Mapping[tuple[str, int], OwnedShard],
+        clock: Clock,
         deliver: Callable[[list[CommitJob]], None],
+        housekeeper: Housekeeper,
     ) -> None:
         self._loop = loop
         self._shards = shards
+        self._clock = clock
         self._deliver = deliver
+        self._housekeeper = housekeeper
         self._jobs: queue.SimpleQueue[CommitJob | None] = queue.SimpleQueue()
         self._queued_bytes = 0  # changed in the loop's thread only
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+        self._helpers = Helpers(_HELPERS, "writer-helper")
+        self._turn = threading.Lock()
 
     def start(self) -> None:
         """Begin to commit."""
@@ -113,13 +165,22 @@ class Writer:
                         ]
                 self._loop.call_soon_threadsafe(self._finish, group)
             if ended:
+                self._helpers.stop()
+                self._housekeeper.finish()
                 return
+            self._housekeeper.work_if_due()
 
     def _gather(self) -> tuple[list[CommitJob], bool]:
-        """Wait for a job; return it with all others that wait, and whether the end was among them."""
+        """Wait for a job; return it with all others that wait, and whether the end was among them.
+
+        Returns without one when housekeeping is due.
+        """
         group: list[CommitJob] = []
         size = 0
-        job = self._jobs.get()
+        try:
+            job = self._jobs.get(timeout=self._housekeeper.due_in_s())
+        except queue.Empty:
+            return group, False
         while job is not None:
             group.append(job)
             size += job.size
@@ -148,39 +209,25 @@ class Writer:
                     gathered = by_shard[section.store, section.shard] = _ShardGroup(shard, [], [])
                 gathered.writes += section.writes
                 gathered.parts.append((job, index, len(section.writes)))
-        for gathered in by_shard.values():
-            _commit_shard(gathered)
+        groups = list(by_shard.values())
+        now_ms = self._clock.now_ms()
+        if len(groups) > 1:
+            self._helpers.run([partial(shard_group.commit, now_ms, self._turn) for shard_group in groups])
+        elif groups:
+            groups[0].commit(now_ms, NO_TURN)
+        for shard_group in groups:
+            shard_group.hand_out()
 
     def _finish(self, group: list[CommitJob]) -> None:
         self._queued_bytes -= sum(job.size for job in group)
         self._deliver(group)
 
 
-def _commit_shard(group: _ShardGroup) -> None:
-    shard = group.shard
-    status, detail, results = SectionStatus.OK, "", list[int | Refusal]()
-    fragments = shard.fragments
-    assert fragments is not None, "require_served let it pass"
-    refusals = [_refuse_unknown_kinds(write, shard) for write in group.writes]
-    try:
-        applied = iter(
-            fragments.commit(
-                [write for write, refusal in zip(group.writes, refusals, strict=True) if refusal is None],
-                time.time_ns() // 1_000_000,
-            )
-        )
-        results = [next(applied) if refusal is None else refusal for refusal in refusals]
-    except StoreError as error:
-        status, detail = shard.note(error), str(error)
-    start = 0
-    for job, index, count in group.parts:
-        part = results[start : start + count]
-        start += count
-        job.results.append(CommittedSection(index, status, fragments.version, part, detail))
-
-
 def _refuse_unknown_kinds(write: Write, shard: OwnedShard) -> Refusal | None:
     for operation in write.operations:
         if not isinstance(operation, Erase) and operation.kind not in shard.kinds:
             return Refusal(f"store {shard.store!r} keeps no kind {operation.kind!r}")
+    for kind in write.expect or ():
+        if kind not in shard.kinds:
+            return Refusal(f"store {shard.store!r} keeps no kind {kind!r}, of which a version is expected")
     return None

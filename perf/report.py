@@ -11,7 +11,7 @@ from .measure import Spread, Tail
 from .peers.redis_peer import Batch
 from .topologies import TopologyName, node_count
 
-__all__ = ["Batches", "Peers", "Ratios", "StormReport", "Target", "ratios_of", "render", "targets_of"]
+__all__ = ["Batches", "Peers", "Ratios", "StormReport", "Target", "ratio_cells", "ratios_of", "render", "targets_of"]
 
 
 class Batches(msgspec.Struct, frozen=True):
@@ -199,7 +199,7 @@ def _ratios_table(report: StormReport) -> Table:
         value: float | None = getattr(report.ratios, name)
         faster_is_more = name.startswith("closed_loop")
         target = targets.get(name)
-        cells = [text, *_ratio_cells(value, target, faster_is_more)]
+        cells = [text, *ratio_cells(value, target, faster_is_more=faster_is_more)]
         if targets:
             sign = ">=" if faster_is_more else "<="
             cells.append(f"{sign} {target.must:g}" if target else "")
@@ -208,7 +208,8 @@ def _ratios_table(report: StormReport) -> Table:
     return table
 
 
-def _ratio_cells(value: float | None, target: Target | None, faster_is_more: bool) -> list[Text | str]:
+def ratio_cells(value: float | None, target: Target | None, *, faster_is_more: bool) -> list[Text | str]:
+    """A ratio and what it means in words, coloured by whether it is what it must be."""
     if value is None:
         return ["-", "not measured"]
     speed = value if faster_is_more else 1 / value

@@ -49,6 +49,7 @@ store = "identity"
 fallback = { language = "en" }
 [fragments.session]
 store = "live"
+ttl_s = 86400
 [fragments.context]
 store = "live"
 [fragments.history]

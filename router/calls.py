@@ -10,9 +10,10 @@ from typing import Final, Generic, TypeVar
 
 from ..wire.errors import ClusterUnavailable, DawnchorusError, PeerFault, ProtocolError
 from ..wire.messages import (
-    Committed,
+    Answer,
+    BackedUp,
+    Backup,
     FaultCode,
-    Images,
     Scan,
     Scanned,
     SectionStatus,
@@ -23,12 +24,12 @@ from ..wire.messages import (
 from ..wire.placement import Placement
 from .router import Router
 
-__all__ = ["list_agents", "node_status"]
+__all__ = ["back_up_shard", "list_agents", "node_status"]
 
 _PAGE_AGENTS: Final = 1_000
 """Ids of one shard asked for at once; 48 shards hold 48,000 ids, about 3 MB, while they are merged."""
 
-R = TypeVar("R", Scanned, StatusReply)
+R = TypeVar("R", Scanned, StatusReply, BackedUp)
 
 
 class _Call(Generic[R]):
@@ -42,13 +43,15 @@ class _Call(Generic[R]):
         deadline: float,
         expected_bytes: int,
         reply_type: type[R],
-        request: Callable[[int, int], Scan | Status],
+        request: Callable[[int, int], Scan | Status | Backup],
+        *,
+        repeatable: bool = True,
     ) -> None:
         self.number = 0
         self.node = node
         self.deadline = deadline
         self.expected_bytes = expected_bytes
-        self.repeatable = True
+        self.repeatable = repeatable
         self._reply_type: type[R] = reply_type
         self._request = request
         self._answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
@@ -56,7 +59,7 @@ class _Call(Generic[R]):
     def encode(self, budget_us: int) -> bytes:
         return encode(self._request(self.number, budget_us))
 
-    def handle_reply(self, reply: Images | Committed | Scanned | StatusReply) -> bool:
+    def handle_reply(self, reply: Answer) -> bool:
         if not isinstance(reply, self._reply_type):
             raise ProtocolError(f"{type(reply).__name__} where {self._reply_type.__name__} was asked for")
         if not self._answer.done():
@@ -97,6 +100,25 @@ async def node_status(
             return error
 
     return dict(zip(nodes, await asyncio.gather(*map(ask, nodes)), strict=True))
+
+
+async def back_up_shard(
+    router: Router, store: str, shard: int, path: str, rate_bytes_s: int, deadline_s: float
+) -> BackedUp:
+    """Let the owner of a shard write a copy of it to `path`, a new file on the node's host.
+
+    Raises:
+        ClusterUnavailable: the outcome is unknown; try again with another path. PeerFault: the node refused.
+    """
+    assert router.placement is not None
+    owner = router.placement.shards[store][shard]
+
+    def request(number: int, budget_us: int) -> Backup:
+        return Backup(number, budget_us, store, shard, owner.serving_epoch, path, rate_bytes_s)
+
+    # Not repeatable: the node may still write, or have written, the file when the connection is there again.
+    deadline = time.monotonic() + deadline_s
+    return await _Call(owner.node, deadline, 1 << 10, BackedUp, request, repeatable=False).run(router)
 
 
 async def list_agents(router: Router, stores: Sequence[str], page_deadline_s: float) -> AsyncGenerator[str, None]:

@@ -15,18 +15,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Final, Self
 
-from ..wire.errors import ClusterUnavailable, DawnchorusError, InvalidRequestError, NotSupportedError
-from ..wire.messages import Drop, Erase, Operation, StatusReply
+from ..wire.errors import ClusterUnavailable, DawnchorusError, InvalidRequestError
+from ..wire.messages import BackedUp, Drop, Erase, Operation, StatusReply
+from ..wire.placement import Placement
 from ..wire.topology import Topology
 from ..wire.topology_file import load_topology
-from .calls import list_agents, node_status
+from .agent_write import Saved
+from .calls import back_up_shard, list_agents, node_status
 from .coalescing import Coalescer
 from .fetching import Fetching, ImageSizes
 from .floors import Floors
@@ -35,21 +36,14 @@ from .kinds import Kinds, Reading, as_kinds
 from .outcomes import Outcome
 from .parts import Group
 from .router import Router
-from .saving import AgentWrite, Saved, Saving
+from .saver import Saver
 from .state import AgentState
-from .wakes import WakeMany, WakeStream
+from .wakes import WakeMany, WakeStream, slices
 
 __all__ = ["Cluster", "connect"]
 
 CONNECT_DEADLINE_S: Final = 5.0
 """How long `connect` waits for nodes that do not answer, where others do."""
-
-_SLICE_AGENTS: Final = 640
-"""Agents of a wake_many that are planned first: the nodes begin after 1 ms, where planning 10,000 takes 6."""
-
-_SLICE_GROWTH: Final = 4
-"""How much larger each further slice is: fewer, larger slices cost fewer sections. 640, 2,560, 6,800 for 10,000 took
-18.4 ms, equal slices of 1,250 19.2, one slice 20.1 (one store, medians of 40, alternated)."""
 
 _DEADLINE_S_MAX: Final = 86_400.0
 
@@ -87,6 +81,7 @@ class Cluster:
     _router: Router
     _kinds: Kinds
     _coalescer: Coalescer
+    _saver: Saver
     topology: Topology
     """The cluster's topology, as this client knows it."""
 
@@ -98,8 +93,6 @@ class Cluster:
         self._sizes = ImageSizes()
         self._readings: dict[tuple[str, ...] | None, Reading] = {}
         self._readings_revision = -1
-        self._write_prefix = secrets.token_bytes(8)
-        self._writes = 0
         self._open = False
 
     async def __aenter__(self) -> Self:
@@ -108,6 +101,7 @@ class Cluster:
         try:
             self.topology, _ = await self._router.connect(self._source, self._connect_deadline_s)
             self._kinds = Kinds(self.topology, self._types)
+            self._saver = Saver(self._router, self.topology.kinds_of, self._handle_acknowledged)
         except BaseException:
             self._router.close()
             raise
@@ -122,7 +116,9 @@ class Cluster:
         if not self._open:
             return
         self._open = False
-        self._coalescer.close(ClusterUnavailable("the cluster was closed"))
+        error = ClusterUnavailable("the cluster was closed")
+        self._coalescer.close(error)
+        self._saver.close(error)
         self._router.close()
 
     # --- wake ---
@@ -164,9 +160,8 @@ class Cluster:
         reading = self._reading(None if kinds is None else as_kinds(kinds))
         waiting = WakeMany(deadline)
         fetch = partial(self._fetching, reading, held=True)
-        seen: set[str] = set()
-        for start, stop in _slices(len(asked)):
-            sound, agents = sound_ids(_not_seen(asked, start, stop, seen))
+        for wanted in slices(asked):
+            sound, agents = sound_ids(wanted)
             if sound:
                 waiting.add(partial(fetch, sound, agents, deadline))
         states = await waiting.run()
@@ -219,35 +214,34 @@ class Cluster:
         Values: bytes are kept as they are, anything else as msgpack. Kinds of one store are saved together or not at
         all; KINDS OF SEVERAL STORES ARE NOT: a SaveIncomplete says which store has what.
 
+        `expect`: only if the kinds being written still have the versions of this state, or of this mapping, or (0) are
+        not there yet; expired counts as not there. `ttl_s`: they expire so many seconds later, None for what the
+        topology says. `write_id`: that of an earlier save with the same arguments, which is then applied at most once
+        in all.
+
         Raises:
             InvalidRequestError, UnknownKindError: nothing was sent.
-            NotSupportedError: `expect`, `ttl_s` and `write_id` are not supported yet; nothing was sent.
+            FragmentUnavailable: `expect` is a state that does not know a version; nothing was sent.
             SaveRefused: nothing was written, anywhere.
+            VersionConflict: other versions are there (`.found`); nothing was written, anywhere.
             SaveIncomplete: some stores saved, others did not.
-            DeadlineExceeded: no store answered in time: the outcome is unknown.
+            SaveUndecidable: `write_id` is too old to tell.
+            DeadlineExceeded: no store answered in time: the outcome is unknown; `await error.retry()` is safe.
             ClusterUnavailable: the cluster is closed.
         """
-        for name, value in (("expect", expect), ("ttl_s", ttl_s), ("write_id", write_id)):
-            if value is not None:
-                raise NotSupportedError(f"save(..., {name}=) is not supported yet; nothing was saved")
-        return await self._write_one(self._new_write(agent_id, self._kinds_open().by_store(fragments)), deadline_s)
+        kinds = self._kinds_open()
+        operations = kinds.by_store(fragments, ttl_s)
+        expected = kinds.expectations(expect, fragments)
+        return await self._saver.save(
+            self._saver.write(agent_id, operations, expected, write_id), self._save_budget(deadline_s)
+        )
 
     async def save_many(
         self, agents: Mapping[str, Mapping[str, Any]], *, deadline_s: float | None = None
     ) -> dict[str, Saved | DawnchorusError]:
         """Write some kinds of many agents; return for each what was saved, or the error that `save` would raise."""
         kinds = self._kinds_open()
-        results: dict[str, Saved | DawnchorusError] = {}
-        writes: list[AgentWrite] = []
-        for agent_id, fragments in agents.items():
-            try:
-                writes.append(self._new_write(agent_id, kinds.by_store(fragments)))
-            except DawnchorusError as error:
-                results[agent_id] = error
-        await self._write(writes, deadline_s)
-        for write in writes:
-            results[write.agent_id] = write.result(self.topology.kinds_of)
-        return {agent_id: results[agent_id] for agent_id in agents}
+        return await self._saver.save_many(agents, kinds.by_store, self._save_budget(deadline_s))
 
     async def delete(
         self,
@@ -259,17 +253,19 @@ class Cluster:
     ) -> Saved:
         """Delete some kinds of an agent, or the agent; the versions say in which writes, 0 where there was nothing.
 
+        `expect` as in `save`; where no kinds are given, of all of them.
+
         Raises: as `save`.
         """
-        if expect is not None:
-            raise NotSupportedError("delete(..., expect=) is not supported yet; nothing was deleted")
-        operations: dict[str, Sequence[Operation]] = {
-            store: [Erase()] if chosen is None else [Drop(kind) for kind in chosen]
-            for store, chosen in self._kinds_open().stores_of(kinds).items()
+        chosen = None if kinds is None else as_kinds(kinds)
+        operations: dict[str, list[Operation]] = {
+            store: [Erase()] if some is None else [Drop(kind) for kind in some]
+            for store, some in self._kinds_open().stores_of(chosen).items()
         }
         if not operations:
             raise InvalidRequestError("a delete needs at least one kind")
-        return await self._write_one(self._new_write(agent_id, operations), deadline_s)
+        expected = self._kinds.expectations(expect, self.topology.kinds if chosen is None else chosen)
+        return await self._saver.save(self._saver.write(agent_id, operations, expected), self._save_budget(deadline_s))
 
     # --- the cluster ---
 
@@ -294,6 +290,24 @@ class Cluster:
         self._require_open()
         return await node_status(self._router, list(self.topology.nodes), deadline_s)
 
+    @property
+    def placement(self) -> Placement:
+        """Which node serves which shard, as this client knows it."""
+        self._require_open()
+        assert self._router.placement is not None
+        return self._router.placement
+
+    async def back_up_shard(
+        self, store: str, shard: int, path: str, *, rate_bytes_s: int, deadline_s: float
+    ) -> BackedUp:
+        """Let a shard's node write a copy of it to `path`, in a folder prepared for it: see `dawnchorus backup`.
+
+        Raises:
+            ClusterUnavailable: the outcome is unknown; try again with another path. PeerFault: the node refused.
+        """
+        self._require_open()
+        return await back_up_shard(self._router, store, shard, path, rate_bytes_s, deadline_s)
+
     # --- within ---
 
     def _require_open(self) -> None:
@@ -307,6 +321,9 @@ class Cluster:
     def _wake_budget(self, deadline_s: float | None) -> float:
         self._require_open()
         return self.topology.wake_deadline_ms / 1_000 if deadline_s is None else _checked(deadline_s)
+
+    def _save_budget(self, deadline_s: float | None) -> float:
+        return self.topology.save_deadline_ms / 1_000 if deadline_s is None else _checked(deadline_s)
 
     def _reading(self, key: tuple[str, ...] | None) -> Reading:
         placement = self._router.placement
@@ -343,26 +360,12 @@ class Cluster:
             held=held,
         )
 
-    def _new_write(self, agent_id: str, operations: Mapping[str, Sequence[Operation]]) -> AgentWrite:
-        self._writes += 1
-        write_id = self._write_prefix + self._writes.to_bytes(8, "big")
-        return AgentWrite(agent_id, check_agent_id(agent_id), write_id, dict(operations))
-
-    async def _write_one(self, write: AgentWrite, deadline_s: float | None) -> Saved:
-        await self._write([write], deadline_s)
-        result = write.result(self.topology.kinds_of)
-        if isinstance(result, DawnchorusError):
-            raise result
-        return result
-
-    async def _write(self, writes: Sequence[AgentWrite], deadline_s: float | None) -> None:
-        budget_s = self.topology.save_deadline_ms / 1_000 if deadline_s is None else _checked(deadline_s)
-        await Saving(self._router, writes, time.monotonic() + budget_s, self._handle_acknowledged).run()
-
-    def _handle_acknowledged(self, store: str, agent: bytes, version: int) -> None:
-        """A save is durable: no wake that ends from now on may show what was there before."""
-        self._floors.note(store, agent, version, time.monotonic())
-        self._coalescer.forget(agent)
+    def _handle_acknowledged(self, store: str, acknowledged: list[tuple[bytes, int]]) -> None:
+        """Saves are durable: no wake that ends from now on may show what was there before."""
+        now = time.monotonic()
+        for agent, version in acknowledged:
+            self._floors.note(store, agent, version, now)
+            self._coalescer.forget(agent)
 
 
 def _checked(deadline_s: float) -> float:
@@ -371,26 +374,6 @@ def _checked(deadline_s: float) -> float:
             f"a deadline is more than 0 and at most {_DEADLINE_S_MAX:g} seconds, not {deadline_s!r}"
         )
     return deadline_s
-
-
-def _slices(agents: int) -> Iterator[tuple[int, int]]:
-    """Yield the bounds of the slices in which agents are planned: small at first, so that the nodes begin at once."""
-    start, size = 0, _SLICE_AGENTS
-    while start < agents:
-        stop = min(start + size, agents)
-        yield start, stop
-        start, size = stop, size * _SLICE_GROWTH
-
-
-def _not_seen(asked: list[str], start: int, stop: int, seen: set[str]) -> list[str]:
-    """Return those of a slice of ids that were not asked for before it, each once; `seen` are they, and then these."""
-    ids = asked[start:stop]
-    distinct = len(seen) + len(ids)
-    seen.update(ids)
-    if len(seen) == distinct:
-        return ids
-    before = set(asked[:start])
-    return [agent_id for agent_id in dict.fromkeys(ids) if agent_id not in before]
 
 
 def _unsound(agent_id: str, reading: Reading) -> AgentState:

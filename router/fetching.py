@@ -14,14 +14,12 @@ from typing import Final
 from ..wire.errors import ProtocolError
 from ..wire.limits import FRAME_BYTES_TARGET
 from ..wire.messages import (
-    Committed,
+    Answer,
     FaultCode,
     Fetch,
     FetchSection,
     Images,
-    Scanned,
     SectionStatus,
-    StatusReply,
     encode,
 )
 from .floors import Floors
@@ -91,7 +89,7 @@ class _FetchExchange:
                 part.restart()
         return self._fetching.encode(self.number, budget_us, parts)
 
-    def handle_reply(self, reply: Images | Committed | Scanned | StatusReply) -> bool:
+    def handle_reply(self, reply: Answer) -> bool:
         if not isinstance(reply, Images):
             raise ProtocolError(f"{type(reply).__name__} does not answer a Fetch")
         self._fetching.handle_images(self._parts, reply)

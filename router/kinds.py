@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 import msgspec
 
 from ..wire.errors import InvalidRequestError, UnknownKindError
 from ..wire.image import ENCODING_BYTES, ENCODING_MSGPACK, HEADER_BYTES
 from ..wire.limits import FRAGMENT_BYTES_MAX
-from ..wire.messages import Put
+from ..wire.messages import Operation, Put
 from ..wire.placement import Placement
-from ..wire.topology import Topology
+from ..wire.topology import TTL_S_MAX, TTL_S_MIN, Topology
 from .plan import Routes
-from .state import KindView, WakeContext
+from .state import AgentState, KindView, WakeContext
 
 __all__ = ["Kinds", "Reading", "as_kinds", "encode_value"]
+
+_Layout: TypeAlias = list[tuple[str, list[tuple[str, int]]]]
+"""Of a choice of kinds: each store with its kinds, and how many milliseconds each lives (0 for ever)."""
+
+_LAYOUTS_MAX: Final = 256
+"""Choices of kinds whose layout is kept; a program has a handful."""
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -48,6 +54,7 @@ class Kinds:
             UnknownKindError: a type is registered for a kind that the topology does not have.
         """
         self._topology = topology
+        self._layouts: dict[tuple[str, ...], _Layout] = {}
         self._decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {kind: _decoder(Any) for kind in topology.kinds}
         for kind, type_ in (types or {}).items():
             self.require(kind)
@@ -65,18 +72,77 @@ class Kinds:
             raise UnknownKindError(f"there is no kind {kind!r}; the topology has {known}")
         return spec.store
 
-    def by_store(self, fragments: Mapping[str, Any]) -> dict[str, list[Put]]:
+    def by_store(self, fragments: Mapping[str, Any], ttl_s: float | None = None) -> dict[str, list[Operation]]:
         """Return the operations that save these values, by store; required kinds first, so that images begin with them.
+
+        `ttl_s`: for all of them, None for what the topology says of each. Five kinds of bytes: 1.7 us.
 
         Raises:
             UnknownKindError, InvalidRequestError: nothing can be sent of it.
         """
-        if not fragments:
-            raise InvalidRequestError("a save needs at least one kind")
-        operations: dict[str, list[Put]] = {}
-        for kind in sorted(fragments, key=lambda kind: not self._is_required(kind)):
-            operations.setdefault(self.require(kind), []).append(encode_value(kind, fragments[kind]))
+        chosen = tuple(fragments)
+        layout = self._layouts.get(chosen)
+        if layout is None:
+            layout = self._lay_out(chosen)
+        ttl_ms = None if ttl_s is None else _milliseconds(ttl_s)
+        operations: dict[str, list[Operation]] = {}
+        for store, kinds in layout:
+            puts: list[Operation] = []
+            for kind, kind_ttl_ms in kinds:
+                value, lives_ms = fragments[kind], kind_ttl_ms if ttl_ms is None else ttl_ms
+                if type(value) is bytes and len(value) <= FRAGMENT_BYTES_MAX:
+                    puts.append(Put(kind, 0, ENCODING_BYTES, value, lives_ms))
+                else:
+                    puts.append(encode_value(kind, value, lives_ms))
+            operations[store] = puts
         return operations
+
+    def _lay_out(self, chosen: tuple[str, ...]) -> _Layout:
+        """Return where these kinds go, and keep it for the next save of the same."""
+        if not chosen:
+            raise InvalidRequestError("a save needs at least one kind")
+        stores: dict[str, list[tuple[str, int]]] = {}
+        for kind in sorted(chosen, key=lambda kind: not self._is_required(kind)):
+            store = self.require(kind)
+            stores.setdefault(store, []).append((kind, _milliseconds(self._topology.kinds[kind].ttl_s)))
+        if len(self._layouts) >= _LAYOUTS_MAX:
+            self._layouts.clear()
+        layout = self._layouts[chosen] = list(stores.items())
+        return layout
+
+    def expectations(
+        self, expect: AgentState | Mapping[str, int] | int | None, written: Iterable[str]
+    ) -> dict[str, dict[str, int]]:
+        """Return what each store is to find, kind -> version, for a write of these kinds.
+
+        Of a state only the kinds being written count; 0 means that none of them may be there.
+
+        Raises:
+            FragmentUnavailable: the state does not know the version of a kind being written.
+            InvalidRequestError, UnknownKindError: it is no state, mapping or 0, or is of a store that is not written.
+        """
+        if expect is None:
+            return {}
+        kinds = list(written)
+        versions: Mapping[str, int]
+        if isinstance(expect, AgentState):
+            versions = {kind: expect.version(kind) for kind in kinds}
+        elif isinstance(expect, Mapping):
+            versions = expect
+        elif expect == 0:
+            versions = dict.fromkeys(kinds, 0)
+        else:
+            raise InvalidRequestError(f"expect is a state, a mapping of kinds to versions, or 0, not {expect!r}")
+        stores = {self.require(kind) for kind in kinds}
+        expected: dict[str, dict[str, int]] = {}
+        for kind, version in versions.items():
+            store = self.require(kind)
+            if store not in stores:
+                raise InvalidRequestError(f"expect names {kind!r} of store {store!r}, to which nothing is written")
+            if isinstance(version, bool) or not 0 <= version < 1 << 64:
+                raise InvalidRequestError(f"expect: {version!r} is no version (of {kind!r})")
+            expected.setdefault(store, {})[kind] = version
+        return expected
 
     def stores_of(self, kinds: Iterable[str] | None) -> dict[str, list[str] | None]:
         """Return the stores that keep these kinds, with which of theirs are meant; None for all of all stores."""
@@ -121,7 +187,15 @@ IMAGE_FIRST_KIND = HEADER_BYTES + 1
 """Where the first kind's name begins in an image of fewer than 16 kinds: behind its version and the map's one byte."""
 
 
-def encode_value(kind: str, value: Any) -> Put:
+def _milliseconds(ttl_s: float | None) -> int:
+    if ttl_s is None:
+        return 0
+    if not TTL_S_MIN <= ttl_s <= TTL_S_MAX:
+        raise InvalidRequestError(f"ttl_s is {TTL_S_MIN} to {TTL_S_MAX:.0f} seconds, not {ttl_s!r}")
+    return round(ttl_s * 1_000)
+
+
+def encode_value(kind: str, value: Any, ttl_ms: int = 0) -> Put:
     """Return the operation that sets a kind: bytes as they are, anything else as msgpack.
 
     Raises:
@@ -137,7 +211,7 @@ def encode_value(kind: str, value: Any) -> Put:
     if len(encoded) > FRAGMENT_BYTES_MAX:
         size = f"{len(encoded):,} bytes; the limit is {FRAGMENT_BYTES_MAX:,}"
         raise InvalidRequestError(f"the value of {kind!r} has {size}")
-    return Put(kind, 0, encoding, encoded)
+    return Put(kind, 0, encoding, encoded, ttl_ms)
 
 
 def as_kinds(kinds: Iterable[str]) -> tuple[str, ...]:

@@ -20,14 +20,11 @@ from typing import Final, Protocol
 from ..wire.errors import ClusterUnavailable, PlacementError, ProtocolError, TopologyError
 from ..wire.messages import (
     PROTOCOL,
-    Committed,
+    Answer,
     Fault,
     FaultCode,
     Hello,
-    Images,
     Reply,
-    Scanned,
-    StatusReply,
     Welcome,
     decode_reply,
     encode,
@@ -68,7 +65,7 @@ class Exchange(Protocol):
         """Return its frame."""
         ...
 
-    def handle_reply(self, reply: Images | Committed | Scanned | StatusReply) -> bool:
+    def handle_reply(self, reply: Answer) -> bool:
         """Take in a reply; return whether it was the last. Raises ProtocolError for one that does not fit."""
         ...
 
@@ -93,6 +90,7 @@ class Router:
         self._welcomed = asyncio.Event()
         self.topology: Topology | None = None
         self.placement: Placement | None = None
+        self._versions: dict[tuple[str, int], int] = {}
         self.closed = False
         self.stray_replies = 0
         """Replies to requests that nobody waits for any more, and frames that are no reply."""
@@ -163,6 +161,8 @@ class Router:
             return
         if self.placement is None or placement.revision > self.placement.revision:
             self.placement = placement
+        for store, shard, version in welcome.versions:
+            self.note_version(store, shard, version)
         if link is self._bootstrap:
             link.close()
             self._bootstrap = None
@@ -189,6 +189,15 @@ class Router:
         """A node does not take this router."""
         self._refusals[link.node or link.endpoint] = reason
         self._welcomed.set()
+
+    def note_version(self, store: str, shard: int, version: int) -> None:
+        """Take note of a version that a shard has reached."""
+        key = (store, shard)
+        self._versions[key] = max(version, self._versions.get(key, 0))
+
+    def version_seen(self, store: str, shard: int) -> int:
+        """Return the newest version of a shard that this router was told of, 0 for none."""
+        return self._versions.get((store, shard), 0)
 
     def is_up(self, node: str) -> bool:
         """Return whether a node is connected."""

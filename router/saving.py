@@ -1,129 +1,40 @@
-"""One save: writes of one or many agents, scattered over the nodes that own their shards, and their results gathered.
+"""A save under way: writes of one or many agents, scattered over the nodes of their shards, and their results gathered.
 
-The writes of one agent to one store are applied together or not at all; to several stores they are not. So what became
-of each store's part is kept apart: a version, a refusal, or not known: it was sent, and no answer came. A save is never
-repeated on the way: until write ids are answered from the log, sending it twice could apply it twice.
+When a connection breaks, what was on its way is sent again on the next one, within the deadline: a node that has
+applied it already answers with the first result. What an `AgentWrite` has not heard of by then is unknown.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Final
 
-import msgspec
-
-from ..wire.errors import (
-    DawnchorusError,
-    DeadlineExceeded,
-    InvalidRequestError,
-    ProtocolError,
-    SaveIncomplete,
-    SaveRefused,
-)
-from ..wire.hashing import hash_agent
-from ..wire.limits import FRAME_BYTES_MAX, FRAME_BYTES_TARGET
+from ..wire.errors import ProtocolError
+from ..wire.limits import FRAME_BYTES_TARGET
 from ..wire.messages import (
+    Answer,
     Commit,
     CommitSection,
     Committed,
     CommittedSection,
-    Erase,
     FaultCode,
-    Images,
-    Operation,
-    Put,
     Refusal,
-    Scanned,
     SectionStatus,
-    StatusReply,
-    Write,
     encode,
 )
-from ..wire.placement import Placement
+from .agent_write import AgentWrite
 from .router import Router
 
-__all__ = ["AgentWrite", "Saved", "Saving"]
+__all__ = ["Saving"]
 
 _MESSAGE_WRITES_MAX: Final = 1_000
 """Writes of one Commit: a node answers a Commit when all its shards are synced."""
-
-_WRITE_BYTES: Final = 64
-"""Bytes of a write beside its agent id and values, about; counted so that a frame keeps to its limit."""
 
 _RESULT_BYTES: Final = 16
 
 _NOTHING_WRITTEN: Final = frozenset(SectionStatus) - {SectionStatus.OK, SectionStatus.INTERNAL}
 """Statuses that say so surely; after any other, also one not known yet, nobody can tell."""
-
-
-class Saved(msgspec.Struct, frozen=True):
-    """An acknowledged save: the version of each kind written (0 where there was nothing to delete).
-
-    `write_id` (hexadecimal) names it in the shards' logs.
-    """
-
-    agent_id: str
-    versions: dict[str, int]
-    write_id: str
-
-
-class AgentWrite:
-    """What is to be written of one agent, by store, and what became of it."""
-
-    __slots__ = ("agent", "agent_id", "operations", "refused", "sizes", "versions", "write_id")
-
-    def __init__(
-        self, agent_id: str, agent: bytes, write_id: bytes, operations: dict[str, Sequence[Operation]]
-    ) -> None:
-        """Take it; nothing is sent.
-
-        Raises:
-            InvalidRequestError: its values for a store do not fit into one message.
-        """
-        self.agent_id = agent_id
-        self.agent = agent
-        self.write_id = write_id
-        self.operations = operations
-        self.sizes = {store: _size(agent, some) for store, some in operations.items()}
-        """Bytes of its write to each store, about."""
-        for store, size in self.sizes.items():
-            if size > FRAME_BYTES_MAX - FRAME_BYTES_TARGET:
-                raise InvalidRequestError(f"agent {agent_id!r}: {size:,} bytes for store {store!r} are too many")
-        self.versions: dict[str, int] = {}
-        """Stores that acknowledged, with the version."""
-        self.refused: dict[str, str] = {}
-        """Stores in which surely nothing was written, with the reason."""
-
-    def result(self, kinds_of: Callable[[str], Sequence[str]]) -> Saved | DawnchorusError:
-        """Return what the caller gets of this agent; `kinds_of` gives the kinds of a store that is erased whole."""
-        versions = {
-            kind: version
-            for store, version in self.versions.items()
-            for kind in _kinds_written(self.operations[store], kinds_of(store))
-        }
-        names = {"agent_id": self.agent_id, "write_id": self.write_id.hex()}
-        unknown = tuple(store for store in self.operations if store not in self.versions and store not in self.refused)
-        if not unknown and not self.refused:
-            return Saved(versions=versions, **names)
-        if not unknown and not versions:
-            return SaveRefused(refused=self.refused, **names)
-        if not versions and not self.refused:
-            reason = "no answer in time; it may have been written or not"
-            return DeadlineExceeded(f"{', '.join(unknown)}: {reason}", **names)
-        return SaveIncomplete(saved=versions, refused=self.refused, unknown=unknown, **names)
-
-
-def _size(agent: bytes, operations: Sequence[Operation]) -> int:
-    values = sum([len(operation.value) for operation in operations if isinstance(operation, Put)])
-    return values + len(agent) + _WRITE_BYTES * (1 + len(operations))
-
-
-def _kinds_written(operations: Sequence[Operation], all_kinds: Sequence[str]) -> list[str]:
-    kinds: list[str] = []
-    for operation in operations:
-        kinds += all_kinds if isinstance(operation, Erase) else [operation.kind]
-    return kinds
 
 
 class _Section:
@@ -137,21 +48,24 @@ class _Section:
         self.epoch = epoch
         self.writes: list[AgentWrite] = []
 
-    def to_message(self) -> CommitSection:
-        writes = [Write(write.agent, write.write_id, 0, list(write.operations[self.store])) for write in self.writes]
+    def to_message(self, *, repeated: bool) -> CommitSection:
+        writes = [write.to_message(self.store, repeated=repeated) for write in self.writes]
         return CommitSection(self.store, self.shard, self.epoch, writes)
 
 
 class _CommitExchange:
     """Some sections of a save, at one node."""
 
-    __slots__ = ("_saving", "deadline", "node", "number", "repeatable", "sections", "size", "writes")
+    __slots__ = ("_saving", "deadline", "node", "number", "sections", "sendings", "size", "writes")
+
+    repeatable = True
 
     def __init__(self, saving: Saving, node: str) -> None:
         self.number = 0
         self.node = node
         self.deadline = saving.deadline
-        self.repeatable = False
+        self.sendings = 0
+        """How often it was sent: after the first time, a refusal says nothing of what became of the first."""
         self._saving = saving
         self.sections: dict[tuple[str, int], _Section] = {}
         self.size = 0
@@ -171,21 +85,24 @@ class _CommitExchange:
         self.writes += 1
 
     def encode(self, budget_us: int) -> bytes:
-        return encode(Commit(self.number, budget_us, [section.to_message() for section in self.sections.values()]))
+        repeated = self.sendings > 0
+        self.sendings += 1
+        sections = [section.to_message(repeated=repeated) for section in self.sections.values()]
+        return encode(Commit(self.number, budget_us, sections))
 
-    def handle_reply(self, reply: Images | Committed | Scanned | StatusReply) -> bool:
+    def handle_reply(self, reply: Answer) -> bool:
         if not isinstance(reply, Committed):
             raise ProtocolError(f"{type(reply).__name__} does not answer a Commit")
         asked = list(self.sections.values())
         for section in reply.sections:
             if section.index >= len(asked):
                 raise ProtocolError(f"section {section.index} of {len(asked)}")
-            self._saving.handle_section(asked[section.index], section)
+            self._saving.handle_section(asked[section.index], section, sendings=self.sendings)
         self._saving.handle_answered(self)
         return True
 
     def handle_failure(self, code: FaultCode | None, reason: str) -> None:
-        if code is not None and code != FaultCode.INTERNAL:
+        if code is not None and code != FaultCode.INTERNAL and self.sendings == 1:
             for section in self.sections.values():
                 self._saving.refuse(section, f"{code.name}: {reason}")
         self._saving.handle_answered(self)
@@ -197,90 +114,119 @@ class Saving:
     def __init__(
         self,
         router: Router,
-        writes: Iterable[AgentWrite],
         deadline: float,
-        handle_acknowledged: Callable[[str, bytes, int], None],
+        handle_acknowledged: Callable[[str, list[tuple[bytes, int]]], None],
+        handle_settled: Callable[[AgentWrite], None],
     ) -> None:
-        """Plan it. `deadline` is in seconds of the monotonic clock.
+        """Begin; `add` the writes, then `send`. `deadline` is in seconds of the monotonic clock.
 
-        `handle_acknowledged` is told store, agent and version of each acknowledged write.
+        `handle_acknowledged` is told of each store the agents of acknowledged writes with their versions;
+        `handle_settled` is given each write once no more will be heard of it.
         """
         assert router.placement is not None
         self._router = router
+        self._placement = router.placement
         self._handle_acknowledged = handle_acknowledged
+        self._handle_settled = handle_settled
         self.deadline = deadline
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._exchanges: list[_CommitExchange] = []
-        open_exchanges: dict[str, _CommitExchange] = {}
-        for write in writes:
-            hashed = hash_agent(write.agent)
-            for store in write.operations:
-                self._place(router.placement, write, store, hashed, open_exchanges)
-        self._waiting = set(self._exchanges)
+        self._filling: dict[str, _CommitExchange] = {}
+        self._waiting: set[_CommitExchange] = set()
+        self._timer: asyncio.TimerHandle | None = None
 
-    def _place(
-        self,
-        placement: Placement,
-        write: AgentWrite,
-        store: str,
-        hashed: int,
-        open_exchanges: dict[str, _CommitExchange],
-    ) -> None:
-        owners = placement.shards[store]
-        shard = hashed % len(owners)
-        owner = owners[shard]
-        size = write.sizes[store]
-        exchange = open_exchanges.get(owner.node)
-        full = exchange is not None and (
-            exchange.size + size > FRAME_BYTES_TARGET or exchange.writes >= _MESSAGE_WRITES_MAX
-        )
-        if exchange is None or full:
-            exchange = open_exchanges[owner.node] = _CommitExchange(self, owner.node)
-            self._exchanges.append(exchange)
-        exchange.add(store, shard, owner.serving_epoch, write, size)
+    def add(self, write: AgentWrite) -> None:
+        """Take a write; a message that it fills goes off at once."""
+        for store in write.operations:
+            if store in write.versions:
+                continue  # acknowledged before this is sent again
+            owners = self._placement.shards[store]
+            shard = write.hashed % len(owners)
+            owner = owners[shard]
+            size = write.sizes[store]
+            exchange = self._filling.get(owner.node)
+            if exchange is not None and (
+                exchange.size + size > FRAME_BYTES_TARGET or exchange.writes >= _MESSAGE_WRITES_MAX
+            ):
+                self._router.submit([exchange])
+                exchange = None
+            if exchange is None:
+                exchange = self._filling[owner.node] = _CommitExchange(self, owner.node)
+                self._waiting.add(exchange)
+            write.open_parts += 1
+            exchange.add(store, shard, owner.serving_epoch, write, size)
+
+    def send(self) -> None:
+        """Send what is not sent yet; each write is settled when its parts are answered, at the latest at the deadline.
+
+        The last one settled may be so before this returns.
+        """
+        filling, self._filling = self._filling, {}
+        if not self._waiting:
+            self._finish()
+            return
+        self._timer = asyncio.get_running_loop().call_at(self.deadline, self._finish)
+        self._router.submit(filling.values())
 
     async def run(self) -> None:
-        """Send everything, and return when each part is answered, at the latest at the deadline."""
-        if not self._exchanges:
-            return
-        timer = asyncio.get_running_loop().call_at(self.deadline, self._finish)
+        """Send, and return when all is settled."""
+        self.send()
         try:
-            self._router.submit(self._exchanges)
             await self._done
         finally:
-            timer.cancel()
-            for exchange in self._waiting:
-                if not self._router.cancel([exchange]):
-                    for section in exchange.sections.values():
-                        self.refuse(section, f"node {exchange.node!r} could not be reached in time; nothing was sent")
+            self._finish()
 
-    def handle_section(self, section: _Section, committed: CommittedSection) -> None:
-        """Take in the results of one section."""
+    def handle_section(self, section: _Section, committed: CommittedSection, *, sendings: int) -> None:
+        """Take in the results of one section, sent that often."""
         if committed.status != SectionStatus.OK:
-            if committed.status in _NOTHING_WRITTEN:
+            if committed.status in _NOTHING_WRITTEN and sendings == 1:
                 name = SectionStatus(committed.status).name
                 self.refuse(section, f"{name}: {committed.detail}" if committed.detail else name)
             return
         if len(committed.results) != len(section.writes):
             raise ProtocolError(f"{len(committed.results)} results for {len(section.writes)} writes")
+        self._router.note_version(section.store, section.shard, committed.version)
+        store = section.store
+        acknowledged: list[tuple[bytes, int]] = []
         for write, result in zip(section.writes, committed.results, strict=True):
-            if isinstance(result, Refusal):
-                write.refused[section.store] = result.reason
-            else:
-                write.versions[section.store] = result
-                self._handle_acknowledged(section.store, write.agent, result)
+            write.handle_result(store, result)
+            if not isinstance(result, Refusal):
+                acknowledged.append((write.agent, result))
+        self._handle_acknowledged(store, acknowledged)
 
     def refuse(self, section: _Section, reason: str) -> None:
-        """Take note that surely nothing of a section was written."""
+        """Take note that surely nothing of a section was written: nothing now, and it was never sent before."""
         for write in section.writes:
-            write.refused[section.store] = reason
+            if not write.repeated:
+                write.refuse(section.store, reason)
 
     def handle_answered(self, exchange: _CommitExchange) -> None:
         """An exchange is over, one way or another."""
+        if exchange not in self._waiting:
+            return
         self._waiting.discard(exchange)
-        if not self._waiting:
+        self._settle(exchange)
+        if not self._waiting and not self._filling:
             self._finish()
 
+    def _settle(self, exchange: _CommitExchange) -> None:
+        for section in exchange.sections.values():
+            for write in section.writes:
+                write.open_parts -= 1
+                if not write.open_parts:
+                    self._handle_settled(write)
+
     def _finish(self) -> None:
+        """All is answered, or it is too late, or nobody waits any more."""
+        if self._done.done() and not self._waiting:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        waiting, self._waiting = self._waiting, set()
+        self._router.cancel(waiting)
+        for exchange in waiting:
+            if not exchange.sendings:
+                for section in exchange.sections.values():
+                    self.refuse(section, f"node {exchange.node!r} could not be reached in time; nothing was sent")
+            self._settle(exchange)
         if not self._done.done():
             self._done.set_result(None)

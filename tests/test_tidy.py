@@ -29,6 +29,7 @@ IMPURE = {"zmq", "asyncio", "threading", "time", "uvloop"}
 PURE = [
     "nodes/fair_queue.py",
     "fragment_stores/merge.py",
+    "router/agent_write.py",
     "router/floors.py",
     "router/flow.py",
     "router/gather.py",

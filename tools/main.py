@@ -39,6 +39,9 @@ _COMMANDS: Final[Mapping[str, _LazyCommand]] = {
     "save": _LazyCommand("agent_commands", "save", "Save fragments of one agent."),
     "delete": _LazyCommand("agent_commands", "delete", "Delete one agent, or some of its kinds."),
     "status": _LazyCommand("status_command", "status", "Show how each node is."),
+    "backup": _LazyCommand("backup_commands", "backup", "Copy all shards of the running cluster into a folder."),
+    "restore": _LazyCommand("backup_commands", "restore", "Build the data of a stopped cluster from a backup."),
+    "verify": _LazyCommand("backup_commands", "verify", "Check a backup, or the data of a stopped cluster."),
     "perf": _LazyCommand("perf_commands", "perf", "Measure: wake storms, and memory."),
 }
 

@@ -1,6 +1,8 @@
-"""The commands `perf storm` and `perf memory`: the harness from the command line."""
+"""The commands `perf storm`, `perf save` and `perf memory`: the harness from the command line."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 import msgspec
@@ -8,6 +10,7 @@ import msgspec
 from ..perf.memory import MemoryOptions, memory, render_memory
 from ..perf.progress import Progress
 from ..perf.report import render
+from ..perf.save import SaveOptions, render_save, save
 from ..perf.storm import StormOptions, storm
 from ..perf.topologies import TOPOLOGY_NAMES, TopologyName
 from ..perf.workload import GivenAgents
@@ -23,7 +26,7 @@ __all__ = ["perf"]
 
 @click.group()
 def perf() -> None:
-    """Measure: wake storms beside Redis and the limits of raw ZeroMQ, and memory.
+    """Measure: wake storms and durable saves beside their peers and limits, and memory.
 
     Everything is measured on clusters that are started for it in a temporary folder, and gone afterwards.
     """
@@ -108,6 +111,86 @@ async def _storm(options: StormOptions, as_json: bool) -> int:
         click.echo(msgspec.json.encode(report))
     else:
         result_console().print(render(report))
+    return 0
+
+
+@perf.command("save")
+@click.option(
+    "--agents",
+    type=click.IntRange(min=2),
+    default=SaveOptions().agents,
+    show_default=True,
+    help="Made-up agents, all saved at once.",
+)
+@click.option(
+    "--value-bytes",
+    type=click.IntRange(min=1),
+    default=SaveOptions().value_bytes,
+    show_default=True,
+    help="Bytes of each fragment.",
+)
+@click.option(
+    "-t",
+    "--topology",
+    type=click.Choice(TOPOLOGY_NAMES),
+    default=SaveOptions().topology,
+    show_default=True,
+    help="One store on two nodes, five stores on five nodes, or three stores on three nodes.",
+)
+@click.option(
+    "--runs",
+    type=click.IntRange(min=1),
+    default=SaveOptions().runs,
+    show_default=True,
+    help="Alternated runs; nine or more for numbers that others are shown.",
+)
+@click.option(
+    "--savers", type=click.IntRange(min=1), help="Savers at once (default: 1,000, or half the agents if fewer)."
+)
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
+    help="All data goes below this folder: choose the disk to be measured (default: here).",
+)
+@json_option("Print one JSON object.")
+def save_command(
+    agents: int,
+    value_bytes: int,
+    topology: TopologyName,
+    runs: int,
+    savers: int | None,
+    folder: Path | None,
+    as_json: bool,
+) -> int:
+    """Save durably, beside Redis, PostgreSQL and the disk itself in the same runs.
+
+    Starts a cluster, and a redis-server and a PostgreSQL 15 if there are, all on the same disk and all syncing before
+    they answer, and saves in alternation: all agents in one save_many, one at a time, and by 1,000 savers at once;
+    wakes are timed beside savers and without.
+
+    \b
+    Example:
+      dawnchorus perf save --runs 9
+      dawnchorus perf save --folder /mnt/disk --json
+    """
+    options = SaveOptions(
+        agents=agents,
+        value_bytes=value_bytes,
+        topology=topology,
+        runs=runs,
+        savers=savers or min(SaveOptions().savers, agents // 2),
+        folder=folder,
+    )
+    return run(_save(options, as_json))
+
+
+async def _save(options: SaveOptions, as_json: bool) -> int:
+    with progress_bar("save") as bar:
+        report = await save(options, _show_on(bar))
+    if as_json:
+        click.echo(msgspec.json.encode(report))
+    else:
+        result_console().print(render_save(report))
     return 0
 
 

@@ -63,7 +63,9 @@ async def _status(deadline_s: float, topology: str, as_json: bool) -> int:
 
 
 def _is_well(answer: StatusReply | DawnchorusError | None) -> bool:
-    return isinstance(answer, StatusReply) and all(shard.state == SERVING for shard in answer.shards)
+    return isinstance(answer, StatusReply) and all(
+        shard.state == SERVING and not shard.trouble for shard in answer.shards
+    )
 
 
 def describe(name: str, nodes: Mapping[str, NodeSpec], answers: Answers) -> dict[str, object]:
@@ -101,6 +103,7 @@ def _describe_shard(shard: ShardStatus) -> dict[str, object]:
         "agents": shard.agents,
         "disk_bytes": shard.disk_bytes,
         "state": shard.state,
+        "trouble": shard.trouble,
     }
 
 
@@ -166,5 +169,10 @@ def _problems(nodes: Mapping[str, NodeSpec], answers: Answers) -> list[str]:
             f"{node}: shard {shard.shard} of store {shard.store} is not served: {shard.state}"
             for shard in answer.shards
             if shard.state != SERVING
+        ]
+        found += [
+            f"{node}: the last save to shard {shard.shard} of store {shard.store} failed: {shard.trouble}"
+            for shard in answer.shards
+            if shard.state == SERVING and shard.trouble
         ]
     return found

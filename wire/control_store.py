@@ -29,6 +29,7 @@ from typing import Final, Protocol
 import msgspec
 
 from .errors import ConfigurationError, PlacementError
+from .folders import make_folder_durably, sync_folder
 from .placement import (
     Placement,
     decode_placement,
@@ -115,6 +116,13 @@ class FileControlStore:
         """
         return await asyncio.to_thread(self._compare_and_swap, expected_revision, placement)
 
+    def put_restored(self, placement: Placement) -> bool:
+        """Keep a placement that comes from a backup, with its own revision, where there is none; return whether it was.
+
+        Raises: as `compare_and_swap`.
+        """
+        return self._compare_and_swap(0, placement, revision=placement.revision)
+
     async def watch(self) -> AsyncIterator[Placement]:
         """See `ControlStore`. Looks every 0.5 s.
 
@@ -151,14 +159,15 @@ class FileControlStore:
         except PlacementError as error:
             raise PlacementError(f"{self.path}: {error}") from error
 
-    def _compare_and_swap(self, expected_revision: int, placement: Placement) -> bool:
+    def _compare_and_swap(self, expected_revision: int, placement: Placement, revision: int | None = None) -> bool:
         try:
-            _make_folder(self.path.parent)
+            make_folder_durably(self.path.parent)
             with self._locked():
                 current = self._read()
                 if (0 if current is None else current.revision) != expected_revision:
                     return False
-                self._replace(msgspec.structs.replace(placement, revision=expected_revision + 1))
+                kept = expected_revision + 1 if revision is None else revision
+                self._replace(msgspec.structs.replace(placement, revision=kept))
                 return True
         except OSError as error:
             raise ConfigurationError(
@@ -201,7 +210,7 @@ class FileControlStore:
             temporary.flush()
             os.fsync(temporary.fileno())
         os.replace(self._temporary_path, self.path)
-        _sync_folder(self.path.parent)
+        sync_folder(self.path.parent)
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
@@ -209,23 +218,6 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:
         return False
-
-
-def _make_folder(folder: Path) -> None:
-    """Make a folder and its parents, each durably: what is kept in it is no safer than its name."""
-    if folder.is_dir():
-        return
-    _make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 async def establish_placement(

@@ -14,26 +14,32 @@
     |-- FragmentUndecodable (ValueError)    its bytes do not fit the registered type
     |-- AgentNotFound (LookupError)         no required kind of the agent was ever written
     |-- WakeIncomplete                      a required kind could not be had; `.state` holds the rest
-    |-- SaveError                           `.agent_id` and `.write_id`
-    |   |-- SaveRefused                     a node refused it for what it is; nothing written there
-    |   |-- SaveIncomplete                  some stores saved, others did not: `.saved`, `.refused`, `.unknown`
+    |-- SaveError                           `.agent_id` and `.write_id`; `await error.retry()` is safe
+    |   |-- SaveRefused                     the nodes refused it for what it is; nothing was written anywhere
+    |   |-- VersionConflict                 other versions are there (`.found`); nothing was written anywhere
+    |   |-- SaveIncomplete                  per store: `.saved`, `.conflicting`, `.refused`, `.unknown`
+    |   |-- SaveUndecidable                 repeated too late: the log no longer tells whether it was applied
     |   `-- DeadlineExceeded                no store answered in time: the outcome is unknown
     |-- ClusterUnavailable (ConnectionError) no node answered, or the cluster is closed; a retry may help
     |-- PeerFault                           a peer answered with a Fault: `.code`, `.detail`
     |-- ProtocolError                       a frame that is none of ours: the peer's mistake, or damage on the way
     `-- StoreError                          a state store (LMDB) failed
         |-- StoreDamaged                    data that cannot be trusted; never served, never overwritten
-        `-- StoreFull                       no space left on the disk or in the map
+        |-- StoreFull                       no space left on the disk or in the map
+        |-- LogTrimmed                      a position of the log that it no longer reaches back to
+        `-- BackupDamaged                   a backup that is incomplete or damaged; nothing was made of it
 
 Third-party exceptions (zmq, lmdb, msgspec) are translated into these once, where that library is called.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 __all__ = [
     "AgentNotFound",
+    "BackupDamaged",
     "ClusterUnavailable",
     "ConfigurationError",
     "DataFolderError",
@@ -44,6 +50,7 @@ __all__ = [
     "FragmentUndecodable",
     "InvalidRequestError",
     "LaunchError",
+    "LogTrimmed",
     "NotSupportedError",
     "PeerFault",
     "PlacementError",
@@ -51,11 +58,13 @@ __all__ = [
     "SaveError",
     "SaveIncomplete",
     "SaveRefused",
+    "SaveUndecidable",
     "StoreDamaged",
     "StoreError",
     "StoreFull",
     "TopologyError",
     "UnknownKindError",
+    "VersionConflict",
     "WakeIncomplete",
 ]
 
@@ -134,13 +143,24 @@ class WakeIncomplete(DawnchorusError):
 class SaveError(DawnchorusError):
     """A save that was not acknowledged whole.
 
-    `agent_id` is the agent's, `write_id` (hexadecimal) names the write in the shards' logs.
+    `agent_id` is the agent's. `write_id` names the save for good: given to `save` again, also by another process, the
+    save is applied at most once.
     """
 
     def __init__(self, message: str, *, agent_id: str, write_id: str) -> None:
         super().__init__(f"agent {agent_id!r}: {message}")
         self.agent_id = agent_id
         self.write_id = write_id
+        self.repeat: Callable[[], Awaitable[Any]] | None = None
+
+    async def retry(self) -> Any:
+        """Send the save again where it is not known to have been applied; return what `save` returns, or raise.
+
+        Safe however often: a node that has applied it answers with the first result.
+        """
+        if self.repeat is None:
+            raise RuntimeError("this error did not come from a cluster")
+        return await self.repeat()
 
 
 class SaveRefused(SaveError):
@@ -152,22 +172,46 @@ class SaveRefused(SaveError):
         self.refused = refused
 
 
+class VersionConflict(SaveError):
+    """Nothing was written: other versions are there than expected (`found`: kind -> version, 0 for nothing there)."""
+
+    def __init__(self, *, agent_id: str, write_id: str, found: dict[str, int]) -> None:
+        there = ", ".join(f"{kind} {version}" for kind, version in found.items())
+        super().__init__(f"version conflict: there are {there}", agent_id=agent_id, write_id=write_id)
+        self.found = found
+
+
 class SaveIncomplete(SaveError):
     """Some stores saved, others did not or may not have.
 
-    `saved`: kind -> version; `refused`: store -> reason (nothing written there); `unknown`: stores that did not answer.
+    `saved`: kind -> version; `conflicting`: kind -> version found, `refused`: store -> reason, nothing written in
+    either; `unknown`: stores that did not answer.
     """
 
     def __init__(
-        self, *, agent_id: str, write_id: str, saved: dict[str, int], refused: dict[str, str], unknown: tuple[str, ...]
+        self,
+        *,
+        agent_id: str,
+        write_id: str,
+        saved: dict[str, int],
+        conflicting: dict[str, int] | None = None,
+        refused: dict[str, str],
+        unknown: tuple[str, ...],
     ) -> None:
+        conflicting = conflicting or {}
         parts = [f"saved {', '.join(saved)}"] if saved else []
+        parts += [f"conflicting: there is {kind} {version}" for kind, version in conflicting.items()]
         parts += [f"refused by {store}: {reason}" for store, reason in refused.items()]
         parts += [f"unknown at {', '.join(unknown)}"] if unknown else []
         super().__init__("save incomplete: " + "; ".join(parts), agent_id=agent_id, write_id=write_id)
         self.saved = saved
+        self.conflicting = conflicting
         self.refused = refused
         self.unknown = unknown
+
+
+class SaveUndecidable(SaveError):
+    """A repeated save came too late: a store's log no longer tells whether it was applied. Wake the agent and look."""
 
 
 class DeadlineExceeded(SaveError, TimeoutError):
@@ -201,3 +245,16 @@ class StoreDamaged(StoreError):
 
 class StoreFull(StoreError):
     """No space is left on the disk or in the memory map; a retry helps once there is."""
+
+
+class LogTrimmed(StoreError):
+    """Rows of a shard's log after `position` have gone, up to version `trimmed`; no retry brings them back."""
+
+    def __init__(self, position: int, trimmed: int) -> None:
+        super().__init__(f"the log no longer reaches back to version {position}: its rows up to {trimmed} have gone")
+        self.position = position
+        self.trimmed = trimmed
+
+
+class BackupDamaged(StoreError):
+    """A backup is incomplete, damaged, or not one; the message names the file. Nothing was made of it."""

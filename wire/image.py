@@ -12,7 +12,7 @@ Formats: msgpack specification, https://github.com/msgpack/msgpack/blob/master/s
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Final
 
 import msgspec
@@ -24,9 +24,11 @@ __all__ = [
     "ENCODING_MSGPACK",
     "HEADER_BYTES",
     "Fragment",
+    "decode_fragment",
     "decode_image",
     "encode_image",
     "select_kinds",
+    "split_image",
     "version_of",
 ]
 
@@ -50,14 +52,15 @@ class Fragment(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(dict[str, Fragment])
+_fragment_decoder = msgspec.msgpack.Decoder(Fragment)
 _raw_decoder = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 
 # What msgspec raises for bytes that are no image; text that is not UTF-8 is no DecodeError to it.
 _UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-def encode_image(version: int, fragments: dict[str, Fragment]) -> bytes:
-    """Return the image of these fragments. Kinds keep the order of the mapping."""
+def encode_image(version: int, fragments: Mapping[str, Fragment | msgspec.Raw]) -> bytes:
+    """Return the image of these fragments, some of them as another image has them. Kinds keep their order."""
     return version.to_bytes(HEADER_BYTES, "big") + _encoder.encode(fragments)
 
 
@@ -74,17 +77,39 @@ def decode_image(image: bytes | memoryview) -> dict[str, Fragment]:
         raise ProtocolError(f"not an image: {error}") from error
 
 
+def split_image(image: bytes | memoryview) -> dict[str, msgspec.Raw]:
+    """Return an image's fragments by kind, undecoded: views of `image`, which must outlive them.
+
+    For putting some of them back as they are: half the cost of decoding and encoding five of 512 bytes.
+
+    Raises:
+        ProtocolError: the bytes are no image. Whether each fragment is one is seen by `decode_fragment`.
+    """
+    try:
+        return _raw_decoder.decode(memoryview(image)[HEADER_BYTES:])
+    except _UNDECODABLE as error:
+        raise ProtocolError(f"not an image: {error}") from error
+
+
+def decode_fragment(raw: msgspec.Raw) -> Fragment:
+    """Return one fragment of `split_image`.
+
+    Raises:
+        ProtocolError: the bytes are no fragment.
+    """
+    try:
+        return _fragment_decoder.decode(raw)
+    except _UNDECODABLE as error:
+        raise ProtocolError(f"not an image: {error}") from error
+
+
 def select_kinds(image: bytes | memoryview, kinds: Container[str]) -> bytes:
     """Return the image cut down to some kinds; it keeps its version, and the fragments their bytes.
 
     Raises:
         ProtocolError: the bytes are no image.
     """
-    try:
-        fragments = _raw_decoder.decode(memoryview(image)[HEADER_BYTES:])
-    except _UNDECODABLE as error:
-        raise ProtocolError(f"not an image: {error}") from error
-    chosen = {kind: raw for kind, raw in fragments.items() if kind in kinds}
+    chosen = {kind: raw for kind, raw in split_image(image).items() if kind in kinds}
     return bytes(image[:HEADER_BYTES]) + _encoder.encode(chosen)
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "IPC_PATH_BYTES_MAX",
     "REQUEST_AGENTS_MAX",
     "SECTIONS_MAX",
+    "TTL_MS_MAX",
     "WRITE_ID_BYTES_MAX",
     "WRITE_OPERATIONS_MAX",
 ]
@@ -47,6 +48,9 @@ WRITE_ID_BYTES_MAX: Final = 64
 
 WRITE_OPERATIONS_MAX: Final = 256
 """Operations of one write: four for each of the most kinds a cluster can have. Each is kept in the shard's log."""
+
+TTL_MS_MAX: Final = 10 * 366 * 86_400_000
+"""How long a fragment can be told to live: ten years. Times in an image are of 64 bits; a peer's number may not be."""
 
 IPC_PATH_BYTES_MAX: Final = 107
 """Longest path of a Unix socket: sun_path has 108 bytes with its closing zero (unix(7))."""

@@ -11,17 +11,21 @@ frame off its socket.
 
 from __future__ import annotations
 
-import enum
 from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
+from .backup_messages import BackedUp, Backup
 from .errors import ProtocolError
+from .statuses import FaultCode, RefusalCode, SectionStatus
 
 __all__ = [
     "ABSENT",
     "PROTOCOL",
     "UNCHANGED",
+    "Answer",
+    "BackedUp",
+    "Backup",
     "Commit",
     "CommitSection",
     "Committed",
@@ -39,6 +43,7 @@ __all__ = [
     "Operation",
     "Put",
     "Refusal",
+    "RefusalCode",
     "Reply",
     "Request",
     "Scan",
@@ -58,34 +63,6 @@ __all__ = [
 
 PROTOCOL: Final = 1
 """Grows when a peer of the old number could misunderstand; then Hello is answered with Fault UNSUPPORTED."""
-
-
-class SectionStatus(enum.IntEnum):
-    """How one section of a request ended: one bad shard fails its section, not the message."""
-
-    OK = 0
-    MOVED = 1
-    """The node does not own the shard, or not under this epoch."""
-    SEALED = 2
-    """The shard takes no writes at the moment."""
-    DAMAGED = 3
-    """The shard's data cannot be trusted."""
-    DISK_FULL = 4
-    OVERLOADED = 5
-    TOO_LATE = 6
-    """The budget was spent before the work began; nothing was done."""
-    INTERNAL = 7
-
-
-class FaultCode(enum.IntEnum):
-    """Why a request failed as a whole."""
-
-    BAD_REQUEST = 1
-    NO_HELLO = 2
-    WRONG_CLUSTER = 3
-    UNSUPPORTED = 4
-    OVERLOADED = 5
-    INTERNAL = 6
 
 
 Number = Annotated[int, msgspec.Meta(ge=0)]
@@ -115,6 +92,8 @@ class Welcome(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2):
     topology: bytes
     ipc: str
     frame_bytes_max: int
+    versions: list[tuple[str, int, int]] = []
+    """(store, shard, version) of each shard that it serves."""
 
 
 class FetchSection(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -165,12 +144,13 @@ class Images(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=4):
 
 
 class Put(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):
-    """Set one kind."""
+    """Set one kind. `ttl_ms`: how long it lives, by the shard's clock from the commit on; 0 for ever."""
 
     kind: str
     schema: int
     encoding: int
     value: bytes
+    ttl_ms: Number = 0
 
 
 class Drop(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2):
@@ -190,13 +170,16 @@ class Write(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Operations on one agent in one store: all are applied, in order, or none.
 
     `write_id` names the save in the shard's log; `seen` is the shard version that the router had seen when it first
-    sent the write.
+    sent the write, and `repeated` says that it may have been sent before. `expect`: kind -> the version that it must
+    have for the write to be applied, 0 for nothing there (expired counts as nothing); nil for no condition.
     """
 
     agent: bytes
     write_id: bytes
     seen: int
     operations: list[Operation]
+    expect: dict[str, int] | None = None
+    repeated: bool = False
 
 
 class CommitSection(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -217,9 +200,11 @@ class Commit(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=5):
 
 
 class Refusal(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """Why a write was not applied; nothing of it was."""
+    """Why a write was not applied; nothing of it was, now. `found`: kind -> version, of the kinds expected."""
 
     reason: str
+    code: int = RefusalCode.INVALID
+    found: dict[str, int] | None = None
 
 
 class CommittedSection(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -271,7 +256,10 @@ class Status(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=9):
 
 
 class ShardStatus(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """One shard as its node sees it. `state` is "serving", or the reason why it is not served."""
+    """One shard as its node sees it. `state` is "serving", or the reason why it is not served.
+
+    `trouble`: why its last commit failed, "" where it did not.
+    """
 
     store: str
     shard: int
@@ -280,6 +268,7 @@ class ShardStatus(msgspec.Struct, array_like=True, frozen=True, gc=False):
     agents: int
     disk_bytes: int
     state: str
+    trouble: str = ""
 
 
 class StatusReply(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=10):
@@ -303,8 +292,9 @@ class Fault(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=11):
     retry_after_us: int = 0
 
 
-Request: TypeAlias = Hello | Fetch | Commit | Scan | Status
-Reply: TypeAlias = Welcome | Images | Committed | Scanned | StatusReply | Fault
+Request: TypeAlias = Hello | Fetch | Commit | Scan | Status | Backup
+Answer: TypeAlias = Images | Committed | Scanned | StatusReply | BackedUp
+Reply: TypeAlias = Welcome | Answer | Fault
 Message: TypeAlias = Request | Reply
 
 _encoder = msgspec.msgpack.Encoder()

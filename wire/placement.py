@@ -29,6 +29,7 @@ from .topology import SHARDS_MAX, Topology
 from .versions import GENERATION_MAX
 
 __all__ = [
+    "GENERATIONS_SKIPPED",
     "PLACEMENT_FORMAT",
     "Placement",
     "ShardPlacement",
@@ -36,8 +37,12 @@ __all__ = [
     "encode_placement",
     "initial_placement",
     "reconcile",
+    "restored",
     "with_new_generation",
 ]
+
+GENERATIONS_SKIPPED: Final = 4_096
+"""Generations passed over by a restore: starts of nodes that may have been between backup and loss."""
 
 PLACEMENT_FORMAT: Final = 1
 """The format that this program writes, and the only one that it reads."""
@@ -208,6 +213,34 @@ def with_new_generation(placement: Placement, node: str) -> Placement:
         for store, placed in placement.shards.items()
     }
     return msgspec.structs.replace(placement, generation=placement.generation + 1, shards=shards)
+
+
+def restored(topology: Topology, placement: Placement, generation: int) -> Placement:
+    """Return the placement of a cluster that is restored from a backup with `placement`: no version is used again.
+
+    `generation` is the newest that any version of the backup has. More were used after the backup was made, nobody
+    knows how many: GENERATIONS_SKIPPED are passed over, and so are revisions. Shards whose owner the topology no longer
+    has, or not for their store, are spread as in a new cluster, with the next epoch.
+
+    Raises:
+        PlacementError: the topology contradicts the placement, or generations are used up.
+    """
+    newest = max(placement.generation, generation) + GENERATIONS_SKIPPED
+    if newest >= GENERATION_MAX:
+        raise PlacementError(f"generation {newest} is beyond the last one, {GENERATION_MAX}; load an export instead")
+    shards: dict[str, tuple[ShardPlacement, ...]] = {}
+    for store, placed in placement.shards.items():
+        fitting = topology.nodes_of(store)
+        shards[store] = tuple(
+            ShardPlacement(shard.node, shard.serving_epoch)
+            if shard.node in fitting or not fitting
+            else ShardPlacement(fitting[index % len(fitting)], shard.serving_epoch + 1)
+            for index, shard in enumerate(placed)
+        )
+    moved = msgspec.structs.replace(
+        placement, generation=newest, revision=placement.revision + GENERATIONS_SKIPPED, shards=shards
+    )
+    return reconcile(topology, moved)
 
 
 class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -32,6 +32,8 @@ __all__ = [
     "SHARDS_TOTAL_MAX",
     "STORES_MAX",
     "TOPOLOGY_FILE_BYTES_MAX",
+    "TTL_S_MAX",
+    "TTL_S_MIN",
     "KindSpec",
     "NodeSpec",
     "StoreSpec",
@@ -64,23 +66,31 @@ FALLBACK_BYTES_MAX: Final = 16 << 10
 TOPOLOGY_FILE_BYTES_MAX: Final = 1 << 20
 """Bytes of topology.toml: what it says travels in one Welcome."""
 
+TTL_S_MIN: Final = 0.001
+TTL_S_MAX: Final = 10 * 366 * 86_400.0
+"""A millisecond to ten years: whoever means longer means for ever."""
+
 ENDPOINT_RULE: Final = "tcp://HOST:PORT with a host name or address (no wildcard) and a port from 1 to 65535"
 
 
 class StoreSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One state service: how its images are kept.
 
-    `durability` "sync": acknowledged after the disk has it. `wake` "eager": every wake fetches it.
+    `durability` "sync": acknowledged after the disk has it; "async": after the commit, and synced every
+    `sync_interval_ms` milliseconds. `wake` "eager": every wake fetches it.
     """
 
     engine: str = "lmdb"
     shards: int = 16
     durability: str = "sync"
     wake: str = "eager"
+    sync_interval_ms: int = 1_000
 
 
 class KindSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """One kind of fragment: the store that keeps it, and what a wake does without it.
+    """One kind of fragment: the store that keeps it, how long it lives, and what a wake does without it.
+
+    `ttl_s`: seconds from its save to its expiry, None for ever.
 
     `fallback` is `msgspec.UNSET` where none is given. It is one object shared by all who ask: copy it before it is
     handed to code that may change it. It has been through msgpack once, so that it is the same value whether read from
@@ -89,6 +99,7 @@ class KindSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     store: str
     required: bool = False
+    ttl_s: float | None = None
     fallback: Any | msgspec.UnsetType = msgspec.UNSET
 
     @property

@@ -31,6 +31,8 @@ from .topology import (
     SHARDS_TOTAL_MAX,
     STORES_MAX,
     TOPOLOGY_FILE_BYTES_MAX,
+    TTL_S_MAX,
+    TTL_S_MIN,
     KindSpec,
     NodeSpec,
     StoreSpec,
@@ -46,6 +48,9 @@ DEADLINE_MS_MAX: Final = 600_000
 NAME_PATTERN: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}", re.ASCII)
 """Names become folder names and words of the command line; 63 characters are also a DNS label's (RFC 1035)."""
 
+SYNC_INTERVAL_MS_MAX: Final = 60_000
+"""What durability "async" may lose with the machine: a minute of saves at most."""
+
 _NAME_RULE: Final = "1 to 63 characters, a letter first: a-z, 0-9, _ and -"
 _DEADLINE_RULE: Final = f"an integer from 1 to {DEADLINE_MS_MAX} (milliseconds)"
 
@@ -59,12 +64,14 @@ _CLUSTER_RULES: Final[_Rules] = {
 _STORE_RULES: Final[_Rules] = {
     "engine": '"lmdb"',
     "shards": f"an integer from 1 to {SHARDS_MAX}",
-    "durability": '"sync"',
+    "durability": '"sync" or "async"',
+    "sync_interval_ms": f"an integer from 1 to {SYNC_INTERVAL_MS_MAX} (milliseconds)",
     "wake": '"eager"',
 }
 _KIND_RULES: Final[_Rules] = {
     "store": "the name of a store",
     "required": "true or false",
+    "ttl_s": f"seconds from {TTL_S_MIN} to {TTL_S_MAX:.0f}, or none for ever",
     "fallback": f"a value of at most {FALLBACK_BYTES_MAX} bytes as msgpack, its integers of 64 bits",
 }
 _NODE_RULES: Final[_Rules] = {
@@ -79,7 +86,7 @@ _SECTIONS: Final = {
     "nodes": "[[nodes]]",
 }
 
-_NOT_YET: Final = {"async", "lazy"}
+_NOT_YET: Final = {"lazy"}
 """Values of the design that later versions permit: refused in other words than a typing error."""
 
 
@@ -193,7 +200,12 @@ def _read_stores(section: Any) -> dict[str, StoreSpec]:
     for place, name, table in _named_tables("stores", section, STORES_MAX):
         spec = _read_table(place, table, StoreSpec, _STORE_RULES, f"[stores.{name}]")
         _require_choice(place, "engine", spec.engine, ("lmdb",))
-        _require_choice(place, "durability", spec.durability, ("sync",))
+        _require_choice(place, "durability", spec.durability, ("sync", "async"))
+        if not 1 <= spec.sync_interval_ms <= SYNC_INTERVAL_MS_MAX:
+            place.refuse(
+                "sync_interval_ms",
+                f"{spec.sync_interval_ms} is out of range; permitted: {_STORE_RULES['sync_interval_ms']}",
+            )
         _require_choice(place, "wake", spec.wake, ("eager",))
         if not 1 <= spec.shards <= SHARDS_MAX:
             place.refuse("shards", f"{spec.shards} is out of range; permitted: {_STORE_RULES['shards']}")
@@ -207,10 +219,10 @@ def _read_stores(section: Any) -> dict[str, StoreSpec]:
 def _read_kinds(section: Any, stores: Mapping[str, StoreSpec]) -> dict[str, KindSpec]:
     kinds: dict[str, KindSpec] = {}
     for place, kind, table in _named_tables("fragments", section, KINDS_MAX):
-        if isinstance(table, dict) and "ttl_s" in table:
-            place.refuse("ttl_s", f"expiry is not supported yet; remove it; permitted now: {', '.join(_KIND_RULES)}")
         spec = _read_table(place, table, KindSpec, _KIND_RULES, f"[fragments.{kind}]")
         _require_store(place, "store", spec.store, stores)
+        if spec.ttl_s is not None and not TTL_S_MIN <= spec.ttl_s <= TTL_S_MAX:
+            place.refuse("ttl_s", f"{spec.ttl_s} is out of range; permitted: {_KIND_RULES['ttl_s']}")
         kinds[kind] = (
             msgspec.structs.replace(spec, fallback=_through_msgpack(place, spec)) if spec.has_fallback else spec
         )

@@ -11,21 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import itertools
-import shutil
-import socket
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from ...wire.errors import DawnchorusError
-from ..processes import ChildFailed, check_running, child_process
 from ..progress import Progress
 from ..workload import Workload
+from .redis_server import IN_MEMORY, RedisUnavailable, redis_server
+from .tuning import fastest
 
 __all__ = ["BATCHES", "Batch", "RedisPeer", "RedisUnavailable", "redis_peer"]
 
@@ -38,15 +34,9 @@ POOL_CONNECTIONS = 64
 FILL_AGENTS = 200
 """Agents per MSET when filling: 1,000 keys and about 1 MB with 512-byte values."""
 
-START_SECONDS = 10.0
-
 _FRAGMENTS_DB = 0
 _PACKED_DB = 1
 _encode = msgspec.msgpack.Encoder().encode
-
-
-class RedisUnavailable(DawnchorusError):
-    """Redis cannot be measured here; the message says what is missing. The rest of the storm can."""
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -167,21 +157,13 @@ def _fetch(client: Any, choice: Batch, key_lists: Sequence[Sequence[str]]) -> li
 
 async def _fastest(fetch: Callable[[Batch], object], agents: int, phase: str, progress: Progress) -> Batch:
     sizes = sorted({min(size, agents) for size in BATCHES})
-    choices = [Batch(size, pipelined) for size in sizes for pipelined in (False, True)]
-    seconds: dict[Batch, float] = {}
-    # The first pass also faults in what has never been touched; the second one decides.
-    passes = [*choices, *choices]
-    for done, choice in enumerate(passes, 1):
-        started = time.perf_counter()
+
+    async def run(choice: Batch) -> None:
         fetch(choice)
-        seconds[choice] = time.perf_counter() - started
-        progress(phase, done, len(passes))
-        await asyncio.sleep(0)
-    for choice in sorted(choices, key=seconds.__getitem__)[:3] * 3:
-        started = time.perf_counter()
-        fetch(choice)
-        seconds[choice] = min(seconds[choice], time.perf_counter() - started)
-    return min(choices, key=seconds.__getitem__)
+
+    return await fastest(
+        [Batch(size, pipelined) for size in sizes for pipelined in (False, True)], run, phase, progress
+    )
 
 
 @contextlib.asynccontextmanager
@@ -191,32 +173,9 @@ async def redis_peer(folder: Path, workload: Workload, program: str = "redis-ser
     Raises:
         RedisUnavailable: the server or its client library is not installed, or does not start.
     """
-    server = shutil.which(program)
-    if server is None:
-        raise RedisUnavailable(f"{program} is not installed (on Debian: apt install redis-server)")
-    if importlib.util.find_spec("redis") is None or importlib.util.find_spec("hiredis") is None:
-        raise RedisUnavailable(
-            "the Python packages redis and hiredis are not installed (pip install 'dawnchorus[perf]')"
-        )
-    socket_path, log = folder / "redis.sock", folder / "redis.log"
-    command = [server, "--port", "0", "--unixsocket", str(socket_path), "--unixsocketperm", "700", "--dir", str(folder)]
-    command += ["--save", "", "--appendonly", "no", "--databases", "2", "--daemonize", "no"]
-    async with contextlib.AsyncExitStack() as stack:
-        process = stack.enter_context(child_process(command, log=log))
-        give_up = time.monotonic() + START_SECONDS
-        while not _takes_connections(socket_path):
-            try:
-                check_running(process, program, log)
-            except ChildFailed as error:
-                raise RedisUnavailable(str(error)) from error
-            if time.monotonic() > give_up:
-                raise RedisUnavailable(f"{program} did not answer within {START_SECONDS:.0f} s")
-            await asyncio.sleep(0.02)
+    async with redis_server(folder, program, IN_MEMORY) as socket_path:
         peer = RedisPeer(socket_path, workload)
-        stack.push_async_callback(peer.aclose)
-        yield peer
-
-
-def _takes_connections(socket_path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(socket_path)) == 0
+        try:
+            yield peer
+        finally:
+            await peer.aclose()

@@ -5,9 +5,9 @@ async with dawnchorus.connect("topology.toml") as cluster:
     state["profile"]
 """
 
+from .router.agent_write import Saved
 from .router.cluster import Cluster, connect
 from .router.outcomes import Outcome
-from .router.saving import Saved
 from .router.state import AgentState
 from .wire.errors import (
     AgentNotFound,
@@ -28,11 +28,13 @@ from .wire.errors import (
     SaveError,
     SaveIncomplete,
     SaveRefused,
+    SaveUndecidable,
     StoreDamaged,
     StoreError,
     StoreFull,
     TopologyError,
     UnknownKindError,
+    VersionConflict,
     WakeIncomplete,
 )
 from .wire.process import tune_process
@@ -59,12 +61,14 @@ __all__ = [
     "SaveError",
     "SaveIncomplete",
     "SaveRefused",
+    "SaveUndecidable",
     "Saved",
     "StoreDamaged",
     "StoreError",
     "StoreFull",
     "TopologyError",
     "UnknownKindError",
+    "VersionConflict",
     "WakeIncomplete",
     "connect",
     "tune_process",

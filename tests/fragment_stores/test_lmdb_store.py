@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import lmdb
@@ -15,13 +16,15 @@ from dawnchorus.fragment_stores import lmdb_file, lmdb_store
 from dawnchorus.fragment_stores.lmdb_store import LMDBStore, read_identity
 from dawnchorus.fragment_stores.protocol import FragmentStore
 from dawnchorus.wire.errors import StoreDamaged, StoreError, StoreFull
-from dawnchorus.wire.messages import Erase, Refusal, Write
-from tests.fragment_stores.conformance import IDENTITY, FragmentStoreConformance, put, values, versions
+from dawnchorus.wire.messages import Erase, Refusal, RefusalCode
+from dawnchorus.wire.versions import first_version
+from tests.fragment_stores.conformance import IDENTITY, put, values, versions, write
+from tests.fragment_stores.conformance_saves import SavesConformance, again
 
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 
 
-class TestLMDBStore(FragmentStoreConformance):
+class TestLMDBStore(SavesConformance):
     """LMDB through the rules of every engine."""
 
     engine = "dawnchorus.fragment_stores.lmdb_store:LMDBStore"
@@ -104,7 +107,7 @@ def test_a_sound_file_that_is_shorter_than_its_last_page_says_is_served(tmp_path
     store.commit([put(f"kept-{number}", b"v" * 2_000) for number in range(20)], 1)
     short_lived = [f"agent-{number}" for number in range(500)]
     writes = [put(agent, b"x" * 3_000) for agent in short_lived]
-    writes += [Write(agent.encode(), b"w", 0, [Erase()]) for agent in short_lived]
+    writes += [write(agent.encode(), Erase()) for agent in short_lived]
     store.commit(writes, 1)
     store.close()
     environment = lmdb.open(str(tmp_path), readonly=True)
@@ -191,12 +194,8 @@ def test_a_damaged_row_of_the_log_is_named(tmp_path: Path) -> None:
         with environment.begin(environment.open_db(b"log"), write=True) as transaction:
             transaction.put((1 << 40).to_bytes(8, "big"), row)
         environment.close()
-        with (
-            TestLMDBStore.opened(tmp_path) as store,
-            store.snapshot() as snapshot,
-            pytest.raises(StoreDamaged, match="row of the log is damaged"),
-        ):
-            snapshot.log_after(0, 10)
+        with pytest.raises(StoreDamaged, match="row of the log is damaged"):
+            LMDBStore(tmp_path, IDENTITY, create=False)
 
 
 # --- durability ---
@@ -241,11 +240,13 @@ def test_too_little_address_space_is_one_clear_error(tmp_path: Path) -> None:
 
 def test_a_full_map_refuses_the_commit_whole_and_serves_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lmdb_store, "MAP_BYTES", 1 << 20)
+    monkeypatch.setattr(lmdb_store, "MAP_BYTES_MAX", 1 << 20)
     store = new_store(tmp_path)
     store.commit([put("a", b"kept")], 1)
     version = store.version
-    with pytest.raises(StoreFull, match="is full"):
-        store.commit([put("a", b"lost"), put("b", bytes(1 << 20))], 2)
+    for _ in range(2):
+        with pytest.raises(StoreFull, match="map is full"):
+            store.commit([put("a", b"lost"), put("b", bytes(1 << 20))], 2)
     assert store.version == version
     with store.snapshot() as snapshot:
         assert values(snapshot, [b"a", b"b"]) == [b"kept", None]
@@ -330,7 +331,9 @@ def test_the_log_is_trimmed_to_its_newest_rows(tmp_path: Path, monkeypatch: pyte
     for group in (4, 4, 4, 1, 9, 25):
         found += versions(store.commit([put(f"agent-{len(found) + number}") for number in range(group)], 1))
         with store.snapshot() as snapshot:
-            assert [version for version, _ in snapshot.log_after(0, 100)] == found[-10:]
+            trimmed = snapshot.log_trimmed()
+            assert trimmed == (found[-11] if len(found) > 10 else 0)
+            assert [version for version, _ in snapshot.log_after(trimmed, 100)] == found[-10:]
         assert store.statistics().log_rows == min(len(found), 10)
     store.close()
     with TestLMDBStore.opened(tmp_path) as again:
@@ -344,10 +347,161 @@ def test_a_log_that_was_longer_is_trimmed_by_the_next_commit(tmp_path: Path, mon
     store = new_store(tmp_path)
     store.commit([put(f"agent-{number}") for number in range(30)], 1)
     monkeypatch.setattr(lmdb_store, "LOG_ROWS_MAX", 10)
-    assert store.commit([Write(b"nobody", b"w", 0, [Erase()])], 1) == [0]
+    assert store.commit([write(b"nobody", Erase())], 1) == [0]
     store.commit([put("a")], 1)
     assert store.statistics().log_rows == 10
     store.close()
+
+
+def test_a_repeated_write_that_the_log_no_longer_reaches_back_to_is_refused_as_undecidable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lmdb_store, "LOG_ROWS_MAX", 10)
+    store = new_store(tmp_path)
+    seen = store.version
+    applied, never = put("a", b"1"), put("never", b"1")
+    [version] = versions(store.commit([applied], 1))
+    store.commit([put(f"other-{number}") for number in range(9)], 1)
+    assert store.commit([again(applied, seen)], 1) == [version], "the last moment at which it is known"
+    [other] = versions(store.commit([put("a", b"2")], 1))
+    for generation in (2, 3):
+        for write_ in (applied, never):
+            [result] = store.commit([again(write_, seen)], 1)
+            assert isinstance(result, Refusal)
+            assert result.code == RefusalCode.UNDECIDABLE
+            assert str(version) in result.reason, "it says how far the log reaches back"
+        with store.snapshot() as snapshot:
+            assert values(snapshot, [b"a", b"never"]) == [b"2", None]
+        store.close()
+        store = LMDBStore(tmp_path, IDENTITY, create=False)
+        store.begin_generation(generation)
+    # What was first sent when the log's beginning had been seen is decidable; so is what is sent for the first time.
+    assert isinstance(store.commit([again(never, version)], 1)[0], int)
+    assert isinstance(store.commit([put("new")], 1)[0], int)
+    assert isinstance(store.commit([again(put("newer"), other)], 1)[0], int)
+    store.close()
+
+
+# --- a map that grows, and an environment that LMDB has given up ---
+
+
+def test_a_full_map_grows_while_others_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lmdb_store, "MAP_BYTES", 1 << 20)
+    store = new_store(tmp_path)
+    first = put("first", b"1")
+    [version] = versions(store.commit([first], 1))
+    ended = threading.Event()
+    seen: set[bytes | None] = set()
+
+    def look() -> None:
+        while not ended.is_set():
+            with store.snapshot() as snapshot:
+                seen.update(values(snapshot, [b"first"]))
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    try:
+        for number in range(40):
+            assert versions(store.commit([put(f"agent-{number}", bytes(200_000))], 1)) == [version + 1 + number]
+    finally:
+        ended.set()
+        looker.join()
+    assert seen == {b"1"}
+    assert store.commit([again(first)], 1) == [version], "retries are known beyond it"
+    store.close()
+    with TestLMDBStore.opened(tmp_path) as reopened:
+        assert reopened.statistics().agents == 41
+        reopened.begin_generation(2)
+        assert versions(reopened.commit([put("more", bytes(900_000))], 1))
+
+
+def test_a_full_map_cannot_grow_while_a_snapshot_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lmdb_store, "MAP_BYTES", 1 << 20)
+    monkeypatch.setattr(lmdb_store, "_REOPEN_PATIENCE_S", 0.01)
+    store = new_store(tmp_path)
+    store.commit([put("a", b"1")], 1)
+    with store.snapshot() as snapshot:
+        for _ in range(2):
+            with pytest.raises(StoreFull, match="cannot grow now"):
+                store.commit([put("b", bytes(1 << 20))], 1)
+        assert values(snapshot, [b"a"]) == [b"1"]
+        assert versions(store.commit([put("c")], 1))
+    assert versions(store.commit([put("b", bytes(1 << 20))], 1))
+    store.close()
+
+
+def test_a_generation_without_a_write_is_kept_when_the_map_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lmdb_store, "MAP_BYTES", 1 << 20)
+    store = new_store(tmp_path, generation=5)
+    assert versions(store.commit([put("a", bytes(1 << 20))], 1)) == [first_version(5) + 1]
+    store.close()
+
+
+# Commits ten times while strace fails one system call of it, and says after each how it went and what is read.
+FAILING = """
+    import sys
+    from pathlib import Path
+    from dawnchorus.fragment_stores.lmdb_store import LMDBStore
+    from dawnchorus.wire.errors import StoreError
+    from tests.fragment_stores.conformance import IDENTITY, put, values
+
+    store = LMDBStore(Path(sys.argv[1]), IDENTITY, create=False)
+    store.begin_generation(2)
+    there, writes, outcomes = b"old", [], []
+    for number in range(10):
+        writes.append(put("a", b"%d" % number))
+        before = store.version
+        try:
+            [version] = store.commit(writes[-1:], 1)
+            assert version == before + 1, (version, before)
+            there = b"%d" % number
+            outcomes.append("ok")
+        except StoreError as error:
+            assert store.version == before
+            outcomes.append(type(error).__name__)
+        with store.snapshot() as snapshot:
+            assert values(snapshot, [b"a"]) == [there], (number, outcomes, values(snapshot, [b"a"]))
+    for write in writes:
+        [version] = store.commit([write], 1)
+        assert isinstance(version, int)
+    store.close()
+    print(*outcomes)
+"""
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed: no system call can be made fail")
+@pytest.mark.parametrize(
+    ("failing", "numbers", "error"),
+    [
+        ("pwrite64:error=ENOSPC", range(6, 9), "StoreFull"),
+        ("pwrite64:error=EIO", range(9, 12), "StoreError"),
+        ("fdatasync:error=EIO", range(6, 7), "StoreError"),
+    ],
+)
+def test_whichever_call_of_a_commit_fails_the_store_knows_the_outcome_and_goes_on(
+    tmp_path: Path, failing: str, numbers: range, error: str
+) -> None:
+    call = failing.split(":")[0]
+    files: set[str] = set()
+    for number in numbers:
+        folder = tmp_path / str(number)
+        store = new_store(folder)
+        store.commit([put("a", b"old")], 1)
+        store.close()
+        log = tmp_path / "strace.log"
+        command = ["strace", "-f", "-o", str(log), "-e", f"trace={call}", "-e", f"inject={failing}:when={number}"]
+        program = [sys.executable, "-c", textwrap.dedent(FAILING), str(folder)]
+        ended = subprocess.run([*command, *program], capture_output=True, text=True, timeout=60, check=False)
+        if "ptrace" in ended.stderr:
+            pytest.skip("strace may not trace here")
+        assert ended.returncode == 0, ended.stderr
+        [injected] = [line for line in log.read_text().splitlines() if "INJECTED" in line]
+        files.add(injected.split("(")[1].split(",")[0].rstrip(")"))
+        assert sorted(ended.stdout.split()) == [error] + ["ok"] * 9
+    # Data and the meta page go through descriptors of their own: where the second fails, LMDB gives the environment up.
+    assert len(files) == (2 if call == "pwrite64" else 1)
 
 
 # --- whose shard is this ---

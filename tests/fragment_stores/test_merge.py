@@ -11,10 +11,11 @@ from dawnchorus.wire.limits import (
     AGENT_ID_BYTES_MAX,
     FRAGMENT_BYTES_MAX,
     IMAGE_BYTES_MAX,
+    TTL_MS_MAX,
     WRITE_ID_BYTES_MAX,
     WRITE_OPERATIONS_MAX,
 )
-from dawnchorus.wire.messages import Drop, Erase, Operation, Put, Refusal, Write
+from dawnchorus.wire.messages import Drop, Erase, Operation, Put, Refusal, RefusalCode, Write
 
 BEFORE = encode_image(7, {"session": Fragment(6, 1, 0, 100, 0, b"s"), "context": Fragment(7, 0, 1, 200, 0, b"c")})
 
@@ -135,6 +136,59 @@ def test_write_ids_and_operations_are_bounded_because_the_log_keeps_them() -> No
     assert isinstance(merge(None, longest, 9, 900), bytes)
     assert "at most 64 bytes" in refusal(None, write(put("session"), write_id=b"w" * (WRITE_ID_BYTES_MAX + 1)))
     assert "at most 256 operations" in refusal(None, write(*[put("session")] * (WRITE_OPERATIONS_MAX + 1)))
+
+
+def conditional(*operations: Operation, **expect: int) -> Write:
+    return Write(b"agent", b"w", 0, list(operations), expect)
+
+
+EXPIRING = encode_image(7, {"session": Fragment(6, 1, 0, 100, 900, b"s"), "context": Fragment(7, 0, 1, 200, 901, b"c")})
+
+
+def test_a_write_that_finds_what_it_expects_is_applied() -> None:
+    for write_ in (
+        conditional(put("session"), session=6),
+        conditional(put("session"), session=6, context=7, other=0),
+        conditional(put("session")),
+        conditional(put("other"), other=0),
+    ):
+        assert isinstance(merge(BEFORE, write_, 9, 900), bytes)
+    assert isinstance(merge(None, conditional(put("session"), session=0), 9, 900), bytes)
+
+
+@pytest.mark.parametrize("expect", [{"session": 5}, {"session": 0}, {"session": 6, "context": 0}, {"other": 1}])
+def test_a_write_that_finds_something_else_is_a_conflict_that_says_what_is_there(expect: dict[str, int]) -> None:
+    after = merge(BEFORE, conditional(put("session"), Drop("context"), **expect), 9, 900)
+    assert isinstance(after, Refusal)
+    assert after.code == RefusalCode.CONFLICT
+    there = {"session": 6, "context": 7, "other": 0}
+    assert after.found == {kind: there[kind] for kind in expect}
+    assert all(f"{kind} {there[kind]}" in after.reason for kind in expect if expect[kind] != there[kind])
+
+
+def test_expired_counts_as_nothing_from_its_millisecond_on() -> None:
+    assert isinstance(merge(EXPIRING, conditional(put("session"), session=0, context=7), 9, 900), bytes)
+    assert isinstance(merge(EXPIRING, conditional(put("session"), session=6, context=7), 9, 899), bytes)
+    late = merge(EXPIRING, conditional(put("session"), session=6), 9, 900)
+    assert isinstance(late, Refusal)
+    assert late.found == {"session": 0}
+
+
+def test_a_lifetime_counts_from_the_commit() -> None:
+    after = merged(None, Put("session", 0, 0, b"v", 50), put("context"))
+    assert after is not None
+    assert (after["session"].expires_ms, after["context"].expires_ms) == (950, 0)
+    again = merged(encode_image(9, after), put("session"))
+    assert again is not None
+    assert again["session"].expires_ms == 0, "the kind lives as the last write of it says"
+
+
+def test_lifetimes_and_expectations_are_bounded() -> None:
+    assert isinstance(merge(None, write(Put("session", 0, 0, b"v", TTL_MS_MAX)), 9, 900), bytes)
+    assert "lives at most" in refusal(None, write(Put("session", 0, 0, b"v", TTL_MS_MAX + 1)))
+    many = {f"k{number}": 0 for number in range(WRITE_OPERATIONS_MAX)}
+    assert isinstance(merge(None, conditional(put("session"), **many), 9, 900), bytes)
+    assert "expects at most" in refusal(None, conditional(put("session"), one_more=0, **many))
 
 
 def test_a_damaged_image_is_not_written_over() -> None:

@@ -60,6 +60,7 @@ from tests.support.raw_nodes import (
     served,
     until,
 )
+from tests.support.write_ids import new_write_id
 
 HELLO = encode(Hello(PROTOCOL, "", b"test", ""))
 
@@ -216,12 +217,12 @@ async def test_writes_are_acknowledged_with_versions_that_grow(client: RawClient
 async def test_bad_writes_fail_alone(client: RawClient) -> None:
     shard = shard_of(b"a", SHARDS)
     writes = [
-        Write(b"a", b"w", 0, [Put("session", 0, 0, b"v")]),
-        Write(b"a", b"w", 0, [Put("no-such-kind", 0, 0, b"v")]),
-        Write(b"a", b"w", 0, [Drop("history")]),
-        Write(b"", b"w", 0, [Put("session", 0, 0, b"v")]),
-        Write(b"nobody", b"w", 0, [Erase()]),
-        Write(b"a", b"w", 0, [Put("context", 0, 0, b"v")]),
+        Write(b"a", new_write_id(), 0, [Put("session", 0, 0, b"v")]),
+        Write(b"a", new_write_id(), 0, [Put("no-such-kind", 0, 0, b"v")]),
+        Write(b"a", new_write_id(), 0, [Drop("history")]),
+        Write(b"", new_write_id(), 0, [Put("session", 0, 0, b"v")]),
+        Write(b"nobody", new_write_id(), 0, [Erase()]),
+        Write(b"a", new_write_id(), 0, [Put("context", 0, 0, b"v")]),
     ]
     sections = [CommitSection("live", shard, 1, writes), CommitSection("live", 99, 1, writes[:1])]
     committed = await client.ask(Commit(3, BUDGET_US, sections), Committed)

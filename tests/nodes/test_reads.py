@@ -28,6 +28,7 @@ from dawnchorus.wire.messages import (
     Write,
     decode_reply,
 )
+from tests.support.write_ids import new_write_id
 
 KINDS = frozenset({"session", "context"})
 
@@ -53,7 +54,9 @@ def shards(tmp_path: Path) -> Iterator[Shards]:
 def fill(shards: Shards, values: dict[bytes, bytes], shard: int = 0, kind: str = "session") -> None:
     store = shards["live", shard].fragments
     assert store is not None
-    results = store.commit([Write(agent, b"w", 0, [Put(kind, 0, 0, value)]) for agent, value in values.items()], 1)
+    results = store.commit(
+        [Write(agent, new_write_id(), 0, [Put(kind, 0, 0, value)]) for agent, value in values.items()], 1
+    )
     assert all(isinstance(result, int) for result in results)
 
 

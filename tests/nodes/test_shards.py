@@ -25,6 +25,7 @@ from dawnchorus.wire.messages import Put, SectionStatus, Write
 from dawnchorus.wire.placement import Placement, initial_placement, with_new_generation
 from dawnchorus.wire.topology import Topology
 from tests.support.raw_nodes import NODE, make_topology
+from tests.support.write_ids import new_write_id
 
 UUID = "ab" * 16
 
@@ -51,7 +52,7 @@ def written(topology: Topology) -> Placement:
         for owned in shards.values():
             assert owned.fragments is not None
             owned.fragments.begin_generation(placement.generation)
-            owned.fragments.commit([Write(b"a", b"w", 0, [Put(min(owned.kinds), 0, 0, b"v")])], 1)
+            owned.fragments.commit([Write(b"a", new_write_id(), 0, [Put(min(owned.kinds), 0, 0, b"v")])], 1)
     return placement
 
 
@@ -173,7 +174,7 @@ def test_a_file_in_a_stores_place_is_refused(topology: Topology) -> None:
     store = shard_folder(topology, NODE, "live", 0).parent
     store.parent.mkdir(parents=True)
     store.write_text("no folder")
-    with pytest.raises(DataFolderError, match=r"live/0000: cannot be made: Not a directory"):
+    with pytest.raises(DataFolderError, match=r"live/0000: cannot be made: File exists"):
         open_shards(topology, initial_placement(topology, UUID), NODE)
 
 

@@ -4,15 +4,18 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import cast
 
 import pytest
 
 from dawnchorus.fragment_stores.lmdb_store import LMDBStore
-from dawnchorus.fragment_stores.protocol import FORMAT, FragmentStore, ShardIdentity
+from dawnchorus.fragment_stores.protocol import FORMAT, NO_TURN, FragmentStore, ShardIdentity
 from dawnchorus.nodes import writer as writer_module
+from dawnchorus.nodes.clock import Clock
+from dawnchorus.nodes.counters import Counters
+from dawnchorus.nodes.housekeeping import Housekeeper
 from dawnchorus.nodes.shards import OwnedShard
 from dawnchorus.nodes.writer import CommitJob, Writer
 from dawnchorus.wire.errors import StoreDamaged, StoreError, StoreFull
@@ -32,6 +35,7 @@ from dawnchorus.wire.messages import (
     encode,
 )
 from tests.support.raw_nodes import PATIENCE_S, until
+from tests.support.write_ids import new_write_id
 
 OK = SectionStatus.OK
 FIRST = 1 << 40
@@ -53,13 +57,15 @@ class GatedStore:
     def version(self) -> int:
         return int(self.inner.version)
 
-    def commit(self, writes: Sequence[Write], now_ms: int) -> list[int | Refusal]:
+    def commit(
+        self, writes: Sequence[Write], now_ms: int, turn: AbstractContextManager[object] = NO_TURN
+    ) -> list[int | Refusal]:
         self.groups.append([write.agent for write in writes])
         self.entered.set()
         assert self.gate.wait(PATIENCE_S)
         if self.error is not None:
             raise self.error
-        return self.inner.commit(writes, now_ms)
+        return self.inner.commit(writes, now_ms, turn)
 
     def value(self, agent: bytes) -> bytes | None:
         with self.inner.snapshot() as snapshot:
@@ -80,7 +86,9 @@ class Bench:
         self.shards["live", 7] = OwnedShard("live", 7, 1, kinds, None, "it is lost")
         self.delivered: list[list[CommitJob]] = []
         self.threads: set[int] = set()
-        self.writer = Writer(asyncio.get_running_loop(), self.shards, self._deliver)
+        clock = Clock([])
+        housekeeper = Housekeeper([], clock, Counters())
+        self.writer = Writer(asyncio.get_running_loop(), self.shards, clock, self._deliver, housekeeper)
 
     def _deliver(self, jobs: list[CommitJob]) -> None:
         self.threads.add(threading.get_ident())
@@ -116,7 +124,7 @@ async def bench(tmp_path: Path) -> AsyncGenerator[Bench]:
 
 
 def put(agent: bytes, value: bytes = b"v", kind: str = "session") -> Write:
-    return Write(agent, b"w", 0, [Put(kind, 0, 0, value)])
+    return Write(agent, new_write_id(), 0, [Put(kind, 0, 0, value)])
 
 
 def job(
@@ -227,7 +235,7 @@ async def test_a_late_commit_is_told_so_and_not_applied(bench: Bench) -> None:
     ],
 )
 async def test_a_write_of_kinds_kept_elsewhere_is_refused_alone(bench: Bench, operations: list[Operation]) -> None:
-    bench.writer.submit(job((0, [put(b"a"), Write(b"b", b"w", 0, operations), put(b"c")])))
+    bench.writer.submit(job((0, [put(b"a"), Write(b"b", new_write_id(), 0, operations), put(b"c")])))
     [answer] = await bench.answered(1)
     first, refused, last = answer.sections[0].results
     assert (first, last) == (FIRST + 1, FIRST + 2)
@@ -237,9 +245,9 @@ async def test_a_write_of_kinds_kept_elsewhere_is_refused_alone(bench: Bench, op
 
 
 async def test_refusals_of_the_store_stand_at_their_writes(bench: Bench) -> None:
-    writes = [put(b""), put(b"a"), Write(b"x", b"w", 0, [Put("history", 0, 0, b"")]), put(b"\xff"), put(b"b")]
+    writes = [put(b""), put(b"a"), Write(b"x", new_write_id(), 0, [Put("history", 0, 0, b"")]), put(b"\xff"), put(b"b")]
     bench.writer.submit(job((0, writes)))
-    bench.writer.submit(job((0, [Write(b"nobody", b"w", 0, [Erase()])])))
+    bench.writer.submit(job((0, [Write(b"nobody", new_write_id(), 0, [Erase()])])))
     answers = await bench.answered(2)
     shown = [result if isinstance(result, int) else "refused" for result in answers[0].sections[0].results]
     assert shown == ["refused", FIRST + 1, "refused", "refused", FIRST + 2]
@@ -330,6 +338,19 @@ async def test_stopping_commits_and_answers_what_is_queued(tmp_path: Path) -> No
         assert [answer.request for answer in bench.answers] == list(range(50))
         assert bench.stores[0].value(b"49") == b"v"
         await stop_in_thread(bench.writer.stop)
+
+
+async def test_shards_of_one_group_wait_for_the_disk_together(tmp_path: Path) -> None:
+    async with bench_in(tmp_path) as bench:
+        for store in bench.stores:
+            store.gate.clear()
+        bench.writer.submit(job((0, [put(b"a")]), (1, [put(b"b")])))
+        for store in bench.stores:
+            assert store.entered.wait(PATIENCE_S)
+        for store in bench.stores:
+            store.gate.set()
+        [answer] = await bench.answered(1)
+        assert [section.status for section in answer.sections] == [OK, OK]
 
 
 async def test_stopping_gives_up_on_a_disk_that_hangs(tmp_path: Path) -> None:

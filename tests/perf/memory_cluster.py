@@ -25,6 +25,7 @@ class MemoryCluster:
         self.agents: dict[str, dict[str, object]] = {}
         self.broken: set[str] = set()
         self.refused: set[str] = set()
+        self.forgotten: set[str] = set()
         self.unavailable = False
 
     def wake(self, agent_id: str) -> Awaitable[MemoryState]:
@@ -45,6 +46,15 @@ class MemoryCluster:
     async def wake_many(self, agent_ids: Sequence[str]) -> list[MemoryState]:
         """All at once, in order."""
         return [self._state(agent_id) for agent_id in agent_ids]
+
+    async def save(self, agent_id: str, fragments: Mapping[str, object]) -> object:
+        """Keep some kinds of an agent; one of `forgotten` is acknowledged and not kept."""
+        await asyncio.sleep(0)
+        if agent_id in self.refused:
+            raise ClusterUnavailable("no room")
+        if agent_id not in self.forgotten:
+            self.agents.setdefault(agent_id, {}).update(fragments)
+        return dict.fromkeys(fragments, 1)
 
     async def save_many(self, saves: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
         """Keep them; one result each."""

@@ -24,6 +24,17 @@ async def test_every_server_of_a_raw_storm_is_asked_even_for_little(tmp_path: Pa
         assert [len(frame) for frame in await storm.run()] == [200] * 5
 
 
+async def test_an_echo_with_a_file_writes_before_it_answers(tmp_path: Path) -> None:
+    file = tmp_path / "synced"
+    async with raw_echo(tmp_path, reply_bytes=40, request_bytes=600, synced_file=file) as echo:
+        before = file.read_bytes()
+        block = before[:4096]
+        assert before == block * (len(before) // 4096)
+        assert len(await echo.run(20)) == 20
+        assert file.stat().st_mtime_ns > 0
+    assert not psutil.Process().children(recursive=True)
+
+
 async def test_the_echo_times_each_exchange(tmp_path: Path) -> None:
     async with raw_echo(tmp_path, reply_bytes=2700) as echo:
         times = await echo.run(200)

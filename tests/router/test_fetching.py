@@ -43,7 +43,9 @@ async def test_a_read_at_least_as_new_as_the_save_is_not_read_again() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1)
         nodes["old"].hold.add(Fetch)
-        saving = cluster.save("a", {"session": "new"})
+        saving = asyncio.ensure_future(cluster.save("a", {"session": "new"}))
+        for _ in range(3):
+            await asyncio.sleep(0)  # the turn of its start is over: it is on its way, before the fetch
         waking = asyncio.ensure_future(cluster.wake_many(["a"], deadline_s=LONG_S))
         await saving
         await eventually(lambda: len(nodes["old"].held) == 1)

@@ -5,10 +5,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from dawnchorus import InvalidRequestError, UnknownKindError
+from dawnchorus import FragmentUnavailable, InvalidRequestError, UnknownKindError
 from dawnchorus.router.ids import check_agent_id, sound_ids
 from dawnchorus.router.kinds import Kinds, encode_value
 from dawnchorus.wire.image import ENCODING_BYTES, ENCODING_MSGPACK
+from dawnchorus.wire.messages import Put
 from dawnchorus.wire.topology import KindSpec
 from tests.support.fake_nodes import fake_client, fake_topology, placement_of
 
@@ -66,10 +67,36 @@ async def test_one_name_is_not_taken_for_a_list_of_letters() -> None:
 
 def test_a_save_goes_by_store_with_required_kinds_first() -> None:
     operations = KINDS.by_store({"b": 1, "c": 2, "a": 3})
-    assert {store: [put.kind for put in puts] for store, puts in operations.items()} == {
+    kinds = {store: [put.kind for put in puts if isinstance(put, Put)] for store, puts in operations.items()}
+    assert kinds == {
         "one": ["a", "b"],
         "two": ["c"],
     }
+
+
+def test_an_expectation_is_a_mapping_zero_or_nothing() -> None:
+    assert KINDS.expectations(None, ["a"]) == {}
+    assert KINDS.expectations(0, ["a", "b", "c"]) == {"one": {"a": 0, "b": 0}, "two": {"c": 0}}
+    assert KINDS.expectations({"a": 5, "c": 6}, ["a", "b", "c"]) == {"one": {"a": 5}, "two": {"c": 6}}
+    assert KINDS.expectations({"b": 5}, ["a"]) == {"one": {"b": 5}}, "of a kind that is not written, in its store"
+    assert KINDS.expectations({}, ["a"]) == {}
+
+
+@pytest.mark.parametrize("expect", [1, -1, True, "a", [0], {"a": -1}, {"a": 1 << 64}, {"a": True}, {"d": 0}])
+def test_what_is_no_expectation_is_refused(expect: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="expect"):
+        KINDS.expectations(expect, ["a", "c"])
+
+
+async def test_an_expected_state_counts_for_the_kinds_being_written_and_must_know_them() -> None:
+    async with fake_client() as (cluster, nodes):
+        nodes.put("agent", profile=1, session=2)
+        state = await cluster.wake("agent", kinds=["profile", "history"])
+        kinds = Kinds(cluster.topology, None)
+        assert kinds.expectations(state, ["profile"]) == {"id": {"profile": state.version("profile")}}
+        assert kinds.expectations(state, ["history"]) == {"old": {"history": 0}}
+        with pytest.raises(FragmentUnavailable, match="session"):
+            kinds.expectations(state, ["profile", "session"])
 
 
 def test_a_delete_of_all_kinds_means_every_store_whole() -> None:

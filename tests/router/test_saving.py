@@ -1,8 +1,8 @@
 """What a save is told of each store, whatever a node answers or fails to: never more certain than it is."""
 
 import asyncio
-from typing import Any
 
+import msgspec
 import pytest
 
 from dawnchorus import (
@@ -10,11 +10,13 @@ from dawnchorus import (
     ClusterUnavailable,
     DeadlineExceeded,
     InvalidRequestError,
-    NotSupportedError,
     Saved,
     SaveIncomplete,
     SaveRefused,
+    SaveUndecidable,
     UnknownKindError,
+    VersionConflict,
+    connect,
 )
 from dawnchorus.wire.messages import (
     Commit,
@@ -25,8 +27,10 @@ from dawnchorus.wire.messages import (
     FaultCode,
     Put,
     Refusal,
+    RefusalCode,
     Request,
     SectionStatus,
+    Write,
     encode,
 )
 from dawnchorus.wire.topology import KindSpec
@@ -55,7 +59,9 @@ async def test_a_save_is_acknowledged_with_the_version_of_each_kind() -> None:
         saved = await cluster.save("a", {"profile": 1, "session": 2})
         assert saved.agent_id == "a"
         assert saved.versions == {"profile": nodes["id"].version, "session": nodes["live"].version}
-        assert len(bytes.fromhex(saved.write_id)) == 16
+        write_id, *seen = saved.write_id.split(".")
+        assert len(bytes.fromhex(write_id)) == 16
+        assert [part.split(":")[0] for part in seen] == ["id", "live"]
         state = await cluster.wake("a")
         assert {kind: state.version(kind) for kind in saved.versions} == saved.versions
         assert not nodes["old"].asked(Commit)
@@ -188,18 +194,140 @@ async def test_a_save_waits_for_a_node_that_comes_up_in_time() -> None:
         assert (await saving).versions == {"profile": nodes["id"].version}
 
 
-async def test_a_save_whose_connection_broke_is_unknown_at_once_and_never_sent_twice() -> None:
+def the_writes(node: FakeNode) -> list[Write]:
+    """Every write that a node was sent, in order."""
+    return [write for commit in node.asked(Commit) for section in commit.sections for write in section.writes]
+
+
+async def test_a_save_whose_connection_broke_is_sent_again_and_applied_once() -> None:
+    async with fake_client() as (cluster, nodes):
+        nodes["id"].hold.add(Commit)
+        saving = asyncio.ensure_future(cluster.save("a", {"profile": 1, "session": 2}, deadline_s=LONG_S))
+        await eventually(lambda: len(nodes["id"].held) == 1)
+        nodes["id"].stop()
+        nodes["id"].hold.clear()
+        nodes["id"].start()
+        saved = await saving
+        first, second = the_writes(nodes["id"])
+        assert not first.repeated
+        assert second == msgspec.structs.replace(first, repeated=True)
+        assert saved.versions == {"profile": nodes["id"].version, "session": nodes["live"].version}
+        assert len(the_writes(nodes["live"])) == 1, "who had answered is not asked again"
+        assert not leftovers(cluster)
+
+
+@pytest.mark.parametrize("status", [SectionStatus.DISK_FULL, SectionStatus.MOVED, SectionStatus.TOO_LATE])
+async def test_a_refusal_of_what_was_sent_before_says_nothing_of_the_first_time(status: SectionStatus) -> None:
     async with fake_client() as (cluster, nodes):
         nodes["id"].hold.add(Commit)
         saving = asyncio.ensure_future(cluster.save("a", {"profile": 1}, deadline_s=LONG_S))
         await eventually(lambda: len(nodes["id"].held) == 1)
         nodes["id"].stop()
+        nodes["id"].hold.clear()
+        answering(nodes["id"], status)
+        nodes["id"].start()
         with pytest.raises(DeadlineExceeded):
             await saving
-        nodes["id"].hold.clear()
-        nodes["id"].start()
-        await cluster.wake("a", deadline_s=LONG_S)
-        assert len(nodes["id"].asked(Commit)) == 1
+        nodes["id"].answer = nodes["id"].serve
+
+
+async def test_a_save_of_unknown_outcome_is_repeated_under_its_name_where_it_is_unknown() -> None:
+    async with fake_client() as (cluster, nodes):
+        nodes["id"].hold.add(Commit)
+        with pytest.raises(SaveIncomplete) as raised:
+            await cluster.save("a", {"profile": 1, "session": 2}, deadline_s=0.1)
+        assert raised.value.unknown == ("id",)
+        with pytest.raises(SaveIncomplete) as again:  # with the deadline that it had
+            await raised.value.retry()
+        assert again.value.write_id == raised.value.write_id
+        nodes["id"].release()
+        saved = await again.value.retry()
+        assert isinstance(saved, Saved)
+        assert saved.write_id == raised.value.write_id
+        assert saved.versions == {"profile": nodes["id"].version, "session": nodes["live"].version}
+        writes = the_writes(nodes["id"])
+        assert [write.repeated for write in writes] == [False, True, True]
+        assert len({(write.write_id, write.seen) for write in writes}) == 1
+        assert len(the_writes(nodes["live"])) == 1
+        assert not leftovers(cluster)
+
+
+async def test_another_client_repeats_a_save_by_its_name() -> None:
+    async with fake_client() as (cluster, nodes):
+        nodes["id"].hold.add(Commit)
+        with pytest.raises(DeadlineExceeded) as raised:
+            await cluster.save("a", {"profile": 1}, expect={"profile": 0}, deadline_s=0.1)
+        nodes["id"].release()
+        async with connect(cluster.topology) as other:
+            await other.save("b", {"profile": 2})
+            saved = await other.save("a", {"profile": 1}, expect={"profile": 0}, write_id=raised.value.write_id)
+        assert saved.versions["profile"] < nodes["id"].version, "it is answered with the first result"
+        first, _, second = the_writes(nodes["id"])
+        assert second == msgspec.structs.replace(first, repeated=True)
+
+
+async def test_a_save_carries_the_version_that_was_known_when_it_was_first_sent() -> None:
+    async with fake_client(shards={"id": 1}) as (cluster, nodes):
+        await cluster.save("a", {"profile": 1})
+        known = nodes["id"].version
+        nodes["id"].put("b", profile=1)
+        nodes["id"].put("c", profile=1)
+        await cluster.save("a", {"profile": 2})
+        assert [write.seen for write in the_writes(nodes["id"])] == [0, known]
+        assert known < nodes["id"].version - 2
+
+
+async def test_a_conflict_says_what_is_there() -> None:
+    async with fake_client() as (cluster, nodes):
+        answering(nodes["id"], SectionStatus.OK, Refusal("other", RefusalCode.CONFLICT, {"profile": 9}))
+        with pytest.raises(VersionConflict) as raised:
+            await cluster.save("a", {"profile": 1}, expect=0)
+        assert raised.value.found == {"profile": 9}
+        with pytest.raises(SaveIncomplete) as incomplete:
+            await cluster.save("a", {"profile": 1, "session": 2}, expect=0)
+        assert incomplete.value.conflicting == {"profile": 9}
+        assert incomplete.value.saved == {"session": nodes["live"].version}
+        with pytest.raises(VersionConflict):
+            await cluster.delete("a", ["profile"], expect=0)
+        results = await cluster.save_many({"a": {"profile": 1}, "b": {"session": 2}})
+        assert [type(result).__name__ for result in results.values()] == ["VersionConflict", "Saved"]
+
+
+async def test_a_save_that_is_repeated_too_late_is_undecidable() -> None:
+    async with fake_client() as (cluster, nodes):
+        answering(nodes["id"], SectionStatus.OK, Refusal("the log reaches back to 9", RefusalCode.UNDECIDABLE))
+        with pytest.raises(SaveUndecidable, match="id: the log reaches back to 9"):
+            await cluster.save("a", {"profile": 1}, write_id="01.id:5")
+
+
+async def test_what_a_save_expects_goes_to_the_store_that_keeps_it() -> None:
+    async with fake_client() as (cluster, nodes):
+        saved = await cluster.save("a", {"profile": 1, "session": 2})
+        state = await cluster.wake("a")
+        await cluster.save("a", {"profile": 3, "history": 3}, expect=state)
+        await cluster.save("a", {"profile": 4}, expect={"profile": 17})
+        await cluster.save("a", {"profile": 5, "session": 5}, expect=0)
+        await cluster.delete("a", expect=state)
+        profile, session = saved.versions["profile"], saved.versions["session"]
+        assert [write.expect for write in the_writes(nodes["id"])] == [
+            None,
+            {"profile": profile},
+            {"profile": 17},
+            {"profile": 0},
+            {"profile": profile},
+        ]
+        assert [write.expect for write in the_writes(nodes["live"])] == [None, {"session": 0}, {"session": session}]
+        assert [write.expect for write in the_writes(nodes["old"])] == [{"history": 0}, {"history": 0}]
+
+
+async def test_a_lifetime_comes_from_the_save_or_from_the_kind() -> None:
+    kinds = {"a": KindSpec("id"), "b": KindSpec("id", ttl_s=60.0)}
+    async with fake_client(kinds) as (cluster, nodes):
+        await cluster.save("agent", {"a": 1, "b": 2})
+        await cluster.save("agent", {"a": 1, "b": 2}, ttl_s=0.25)
+        await cluster.save_many({"agent": {"a": 1, "b": 2}})
+        lives = [{put.kind: put.ttl_ms for put in puts(write.operations)} for write in the_writes(nodes["id"])]
+        assert lives == [{"a": 0, "b": 60_000}, {"a": 250, "b": 250}, {"a": 0, "b": 60_000}]
 
 
 async def test_one_agents_error_leaves_the_others_saved() -> None:
@@ -237,19 +365,17 @@ async def test_what_cannot_be_sent_is_refused_before_anything_is() -> None:
                 await cluster.save("a", {"profile": 1}, deadline_s=deadline_s)
         with pytest.raises(InvalidRequestError, match="at least one kind"):
             await cluster.delete("a", [])
-        assert not any(node.asked(Commit) for node in nodes.values())
-
-
-LATER: list[dict[str, Any]] = [{"expect": 0}, {"ttl_s": 1.0}, {"write_id": "00"}]
-
-
-async def test_what_comes_with_later_steps_is_refused_plainly() -> None:
-    async with fake_client() as (cluster, nodes):
-        for later in LATER:
-            with pytest.raises(NotSupportedError, match=next(iter(later))):
-                await cluster.save("a", {"profile": 1}, **later)
-        with pytest.raises(NotSupportedError, match="expect"):
-            await cluster.delete("a", expect=0)
+        for ttl_s in (0, -1.0, float("nan"), float("inf"), 1e12):
+            with pytest.raises(InvalidRequestError, match="ttl_s"):
+                await cluster.save("a", {"profile": 1}, ttl_s=ttl_s)
+        for write_id in ("", "nonsense", "00" * 16, "01.id:-1"):
+            with pytest.raises(InvalidRequestError, match="write_id"):
+                await cluster.save("a", {"profile": 1}, write_id=write_id)
+        for expect in (1, True, "profile", {"profile": -1}, {"profile": True}, {"session": 1}):
+            with pytest.raises(InvalidRequestError, match="expect"):
+                await cluster.save("a", {"profile": 1}, expect=expect)  # type: ignore[arg-type]
+        with pytest.raises(UnknownKindError):
+            await cluster.save("a", {"profile": 1}, expect={"nonsense": 1})
         assert not any(node.asked(Commit) for node in nodes.values())
 
 

@@ -30,6 +30,7 @@ from dawnchorus.wire.messages import (
     Hello,
     ImageSection,
     Put,
+    Refusal,
     Reply,
     Request,
     Scan,
@@ -118,6 +119,8 @@ class FakeNode:
         self.ipc = ipc
         self.images: dict[tuple[str, bytes], bytes] = {}
         self.version = placement.generation << 40
+        self.applied: dict[bytes, int] = {}
+        """Version by write id: what is sent twice is applied once."""
         self.requests: list[Request] = []
         self.peers: list[bytes] = []
         """Who sent each of the requests."""
@@ -215,7 +218,7 @@ class FakeNode:
             return [images_frame(request.request, sections)]
         return [encode(self._reply(request))]
 
-    def _reply(self, request: Hello | Commit | Scan | Status) -> Reply:
+    def _reply(self, request: Request) -> Reply:
         if isinstance(request, Hello):
             placement, topology = encode_placement(self.placement), encode_topology(self.topology)
             uuid = self.placement.cluster_uuid
@@ -235,8 +238,12 @@ class FakeNode:
         return StatusReply(request.request, self.name, 0, 0, 0, [], {})
 
     def _commit(self, index: int, section: CommitSection) -> CommittedSection:
-        versions = [self._apply(section.store, write) for write in section.writes]
-        return CommittedSection(index, SectionStatus.OK, self.version, [*versions])
+        versions: list[int | Refusal] = []
+        for write in section.writes:
+            if write.write_id not in self.applied:
+                self.applied[write.write_id] = self._apply(section.store, write)
+            versions.append(self.applied[write.write_id])
+        return CommittedSection(index, SectionStatus.OK, self.version, versions)
 
     def _image(self, store: str, agent: bytes, kinds: list[str] | None) -> bytes | None:
         image = self.images.get((store, agent))

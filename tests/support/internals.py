@@ -2,11 +2,14 @@
 
 # pyright: reportPrivateUsage=false
 
+import random
 from collections.abc import Sequence
 
 from dawnchorus import Cluster
+from dawnchorus.router.link import Link
+from dawnchorus.router.router import Router
 
-__all__ = ["is_up", "leftovers", "stray_replies", "take_in"]
+__all__ = ["ReplyDropper", "drop_replies", "is_up", "leftovers", "stray_replies", "take_in"]
 
 
 def leftovers(cluster: Cluster) -> dict[str, int]:
@@ -40,3 +43,27 @@ def take_in(cluster: Cluster, replies: Sequence[tuple[str, bytes]]) -> None:
     router = cluster._router
     router._replies.extend([(node, memoryview(frame)) for node, frame in replies])
     router._turn()
+
+
+class ReplyDropper:
+    """Loses a share of the replies that come in to one client, as if they had never come; counts them."""
+
+    def __init__(self, router: Router, chance: random.Random, share: float) -> None:
+        self.dropped = 0
+        self._handle_frames = router.handle_frames
+        self._chance = chance
+        self.share = share
+
+    def handle_frames(self, link: Link, frames: list[memoryview]) -> None:
+        """Pass on what is not lost."""
+        kept = [frame for frame in frames if self._chance.random() >= self.share]
+        self.dropped += len(frames) - len(kept)
+        self._handle_frames(link, kept)
+
+
+def drop_replies(cluster: Cluster, chance: random.Random, *, share: float) -> ReplyDropper:
+    """Let a client lose a share of the replies to it from now on; its greetings come through."""
+    router = cluster._router
+    dropper = ReplyDropper(router, chance, share)
+    router.handle_frames = dropper.handle_frames  # type: ignore[method-assign]
+    return dropper

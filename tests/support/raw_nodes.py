@@ -46,6 +46,7 @@ from dawnchorus.wire.sockets import SocketOwner
 from dawnchorus.wire.topology import Topology
 from dawnchorus.wire.topology_file import load_topology
 from tests.support.clusters import write_topology
+from tests.support.write_ids import new_write_id
 
 __all__ = [
     "ALL_STORES",
@@ -108,7 +109,7 @@ def commit_of(values: dict[bytes, bytes], *, request: int = 1, store: str = "liv
     """A commit of one kind of each agent, a section for each shard."""
     by_shard: dict[int, list[Write]] = {}
     for agent, value in values.items():
-        write = Write(agent, b"w", 0, [Put(kind, 0, 0, value)])
+        write = Write(agent, new_write_id(), 0, [Put(kind, 0, 0, value)])
         by_shard.setdefault(shard_of(agent, SHARDS), []).append(write)
     sections = [CommitSection(store, shard, 1, writes) for shard, writes in sorted(by_shard.items())]
     return Commit(request, BUDGET_US, sections)
@@ -260,10 +261,18 @@ sys.exit(run_node(sys.argv[1], sys.argv[2], until_stdin_closes=True))
 class NodeProcess:
     """A node as a process; it ends with this one, however this one ends, as it holds the node's standard input."""
 
-    def __init__(self, path: Path, name: str = NODE, *, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        name: str = NODE,
+        *,
+        environment: dict[str, str] | None = None,
+        under: Sequence[str] = (),
+    ) -> None:
+        """Start it; `under` is a command that runs it, strace for example, and is ended by `close_input` only."""
         self.topology_path = path
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _RUN, str(path), name],
+            [*under, sys.executable, "-c", _RUN, str(path), name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -299,6 +308,14 @@ class NodeProcess:
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send it a signal; return its exit code."""
         self.process.send_signal(number)
+        code = self.process.wait(PATIENCE_S)
+        self._log_reader.join(PATIENCE_S)
+        return code
+
+    def close_input(self) -> int:
+        """Let it end as if its launcher had died; return its exit code."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
         code = self.process.wait(PATIENCE_S)
         self._log_reader.join(PATIENCE_S)
         return code

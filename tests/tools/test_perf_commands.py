@@ -1,9 +1,10 @@
-"""`perf storm` and `perf memory` from the command line: that they run, and what they print; perf/ has its own tests."""
+"""The `perf` commands from the command line: that they run, and what they print; perf/ has its own tests."""
 
 from pathlib import Path
 
 import orjson
 
+from dawnchorus.perf.folders import temporary_folder
 from tests.tools.command_line import error_of, run, run_json
 
 SMALL = ("--topology", "one-store", "--wake", "20")
@@ -38,3 +39,15 @@ def test_memory_prints_one_object() -> None:
     report = run_json("perf", "memory", *SMALL, "--agents", "50", "--storms", "2", "--value-bytes", "100")
     assert report["storms"] == 2
     assert len(report["nodes"]) == 2
+
+
+def test_save_prints_one_object_or_tables() -> None:
+    with temporary_folder() as folder:  # not pytest's, which lets PostgreSQL's user not pass through
+        folder.chmod(0o711)
+        small = ("--agents", "40", "--value-bytes", "50", "--runs", "1", "--folder", folder)
+        report = run_json("perf", "save", *small)
+        assert (report["agents"], report["savers"], report["topology"]) == (40, 20, "one-store")
+        assert report["ratios"]["concurrent_to_fdatasync"] > 0
+        text = run("perf", "save", *small, "--topology", "default").stdout.decode()
+        assert "40 agents saved" in text and "Beside the peers" in text
+        assert "need twice as many agents" in error_of("perf", "save", *small, "--savers", "30")

@@ -63,6 +63,17 @@ def test_a_node_that_is_down_and_a_shard_that_is_not_served_are_named() -> None:
     assert "two is down: node 'two' is not connected" in text
 
 
+def test_a_shard_whose_last_save_failed_is_named_and_counts_as_served() -> None:
+    full = ShardStatus("live", 7, 1, 1, 1_000, 1 << 20, "serving", "/d/live/0007: no space left on the disk")
+    answers: Answers = {"one": reply("one", "serving"), "two": StatusReply(1, "two", 1, 1, 1, [full], {})}
+    described = orjson.loads(orjson.dumps(describe("dev", NODES, answers)))
+    assert described["well"] is False
+    assert described["nodes"][1]["shards"][0]["trouble"] == "/d/live/0007: no space left on the disk"
+    text = rendered(answers)
+    assert "two: the last save to shard 7 of store live failed: /d/live/0007: no space left on the disk" in text
+    assert "not served" not in text
+
+
 def test_every_column_fits_an_ordinary_terminal() -> None:
     text = rendered({"one": reply("one", *["serving"] * 16), "two": reply("two", *["serving"] * 16)}, width=80)
     assert "…" not in text

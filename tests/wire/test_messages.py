@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dawnchorus.wire import messages
+from dawnchorus.wire.backup_messages import BackedUp, Backup
 from dawnchorus.wire.errors import ProtocolError
 from dawnchorus.wire.messages import (
     ABSENT,
@@ -54,7 +55,7 @@ EXAMPLES: list[tuple[Message, str]] = [
     (Hello(1, "dev", b"\x01\x02", "00ff"), "950101a3646576c4020102a430306666"),
     (
         Welcome("live-1", "ab" * 16, b"{}", b"\x80", "ipc:///run/x.ipc", 4 << 20),
-        "9702a66c6976652d31d9206162616261626162616261626162616261626162616261626162616261626162c4027b7dc40180b06970633a2f2f2f72756e2f782e697063ce00400000",
+        "9802a66c6976652d31d9206162616261626162616261626162616261626162616261626162616261626162c4027b7dc40180b06970633a2f2f2f72756e2f782e697063ce0040000090",
     ),
     (
         Fetch(
@@ -85,18 +86,23 @@ EXAMPLES: list[tuple[Message, str]] = [
                 )
             ],
         ),
-        "940508ccfa9194a46c69766503019194c40161c4011006939501a773657373696f6e0001c401019202a7636f6e746578749103",
+        "940508ccfa9194a46c69766503019196c40161c4011006939601a773657373696f6e0001c40101009202a7636f6e746578749103c0c2",
     ),
     (
         Committed(8, [CommittedSection(0, 0, 9, [9, 0, Refusal("no")]), CommittedSection(1, 1, 0, [], "moved")]),
-        "930608929500000993090091a26e6fa09501010090a56d6f766564",
+        "930608929500000993090093a26e6f01c0a09501010090a56d6f766564",
     ),
+    (
+        Backup(10, 1_000, "live", 3, 1, "/b/live-0003.mdb", 0),
+        "980c0acd03e8a46c6976650301b02f622f6c6976652d303030332e6d646200",
+    ),
+    (BackedUp(10, 0, 9, 2, 4_096, "ab", ""), "980d0a000902cd1000a26162a0"),
     (Scan(9, 1_000, "live", 0, 1, b"a", 100), "980709cd03e8a46c6976650001c4016164"),
     (Scanned(9, 0, [b"b", b"c"], False), "9508090092c40162c40163c2"),
     (Status(10, 1_000), "93090acd03e8"),
     (
-        StatusReply(10, "live-1", 4, 5, 6, [ShardStatus("live", 0, 1, 2, 3, 4, "serving")], {"fetches": 1}),
-        "980a0aa66c6976652d310405069197a46c6976650001020304a773657276696e6781a76665746368657301",
+        StatusReply(10, "live-1", 4, 5, 6, [ShardStatus("live", 0, 1, 2, 3, 4, "serving", "full")], {"fetches": 1}),
+        "980a0aa66c6976652d310405069198a46c6976650001020304a773657276696e67a466756c6c81a76665746368657301",
     ),
     (Fault(11, 4, "no", 5), "950b0b04a26e6f05"),
 ]
@@ -104,37 +110,63 @@ EXAMPLES: list[tuple[Message, str]] = [
 # Each struct's fields in their order: two of one type that changed places would show in no bytes.
 FIELDS = {
     "Hello": "protocol cluster client topology_digest",
-    "Welcome": "node cluster_uuid placement topology ipc frame_bytes_max",
+    "Welcome": "node cluster_uuid placement topology ipc frame_bytes_max versions",
     "FetchSection": "store shard epoch agents known",
     "Fetch": "request budget_us sections kinds",
     "ImageSection": "index offset status version sizes",
     "Images": "request now_ms sections last body",
-    "Put": "kind schema encoding value",
+    "Put": "kind schema encoding value ttl_ms",
     "Drop": "kind",
     "Erase": "",
-    "Write": "agent write_id seen operations",
+    "Write": "agent write_id seen operations expect repeated",
     "CommitSection": "store shard epoch writes",
     "Commit": "request budget_us sections",
-    "Refusal": "reason",
+    "Refusal": "reason code found",
     "CommittedSection": "index status version results detail",
     "Committed": "request sections",
     "Scan": "request budget_us store shard epoch position agents_max",
     "Scanned": "request status agents last",
     "Status": "request budget_us",
-    "ShardStatus": "store shard epoch version agents disk_bytes state",
+    "ShardStatus": "store shard epoch version agents disk_bytes state trouble",
     "StatusReply": "request node pid uptime_ms rss_bytes shards counters",
     "Fault": "request code detail retry_after_us",
+    "Backup": "request budget_us store shard epoch path rate_bytes_s",
+    "BackedUp": "request status version agents bytes checksum detail",
 }
+
+# What peers sent before fields were appended: read as ever, with the defaults of what they do not say.
+OLDER: list[tuple[Message, str]] = [
+    (
+        StatusReply(10, "live-1", 4, 5, 6, [ShardStatus("live", 0, 1, 2, 3, 4, "serving")], {"fetches": 1}),
+        "980a0aa66c6976652d310405069197a46c6976650001020304a773657276696e6781a76665746368657301",
+    ),
+    (
+        Welcome("live-1", "ab" * 16, b"{}", b"\x80", "ipc:///run/x.ipc", 4 << 20),
+        "9702a66c6976652d31d9206162616261626162616261626162616261626162616261626162616261626162c4027b7dc40180b06970633a2f2f2f72756e2f782e697063ce00400000",
+    ),
+    (
+        Commit(
+            8, 250, [CommitSection("live", 3, 1, [Write(b"a", b"\x10", 6, [Put("session", 0, 1, b"\x01"), Erase()])])]
+        ),
+        "940508ccfa9194a46c69766503019194c40161c4011006929501a773657373696f6e0001c401019103",
+    ),
+    (Committed(8, [CommittedSection(0, 0, 9, [9, 0, Refusal("no")])]), "930608919500000993090091a26e6fa0"),
+]
 
 names = st.text(max_size=20)
 blobs = st.binary(max_size=40)
 signed = st.integers(-(1 << 63), (1 << 64) - 1)
 numbers = st.integers(0, (1 << 64) - 1)
-operations = st.one_of(st.builds(Put, names, signed, signed, blobs), st.builds(Drop, names), st.builds(Erase))
-writes = st.builds(Write, blobs, blobs, signed, st.lists(operations, max_size=4))
+operations = st.one_of(st.builds(Put, names, signed, signed, blobs, numbers), st.builds(Drop, names), st.builds(Erase))
+expectations = st.none() | st.dictionaries(names, signed, max_size=3)
+writes = st.builds(Write, blobs, blobs, signed, st.lists(operations, max_size=4), expectations, st.booleans())
 anything: st.SearchStrategy[Any] = st.one_of(
     st.builds(Hello, signed, names, blobs, names),
-    st.builds(Welcome, names, names, blobs, blobs, names, signed),
+    st.builds(
+        Welcome, names, names, blobs, blobs, names, signed, st.lists(st.tuples(names, signed, signed), max_size=3)
+    ),
+    st.builds(Backup, numbers, numbers, names, signed, signed, names, numbers),
+    st.builds(BackedUp, signed, signed, signed, signed, signed, names, names),
     st.builds(
         Fetch,
         numbers,
@@ -170,7 +202,7 @@ anything: st.SearchStrategy[Any] = st.one_of(
                 numbers,
                 signed,
                 signed,
-                st.lists(signed | st.builds(Refusal, names), max_size=4),
+                st.lists(signed | st.builds(Refusal, names, signed, expectations), max_size=4),
                 names,
             ),
             max_size=4,
@@ -186,7 +218,7 @@ anything: st.SearchStrategy[Any] = st.one_of(
         signed,
         signed,
         signed,
-        st.lists(st.builds(ShardStatus, names, signed, signed, signed, signed, signed, names), max_size=4),
+        st.lists(st.builds(ShardStatus, names, signed, signed, signed, signed, signed, names, names), max_size=4),
         st.dictionaries(names, signed, max_size=4),
     ),
     st.builds(Fault, signed, signed, names, signed),
@@ -220,8 +252,14 @@ def test_the_bytes_of_a_message_never_change(message: Message, golden: str) -> N
     assert decode(bytes.fromhex(golden), message) == message
 
 
+@pytest.mark.parametrize(("message", "frame"), OLDER, ids=lambda value: type(value).__name__)
+def test_what_older_peers_send_is_read(message: Message, frame: str) -> None:
+    assert decode(bytes.fromhex(frame), message) == message
+
+
 def test_the_order_of_fields_never_changes() -> None:
     structs = {name: value for name, value in vars(messages).items() if hasattr(value, "__struct_fields__")}
+    structs |= {"Backup": Backup, "BackedUp": BackedUp}
     for name, struct in structs.items():
         known = FIELDS[name].split()
         assert list(struct.__struct_fields__[: len(known)]) == known, "fields are only ever appended"

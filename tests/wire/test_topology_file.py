@@ -54,8 +54,8 @@ stores = ["archive", "live"]
 NAMES = "a-z, 0-9, _ and -"
 DEADLINES = "1 to 600000"
 ENDPOINTS = "permitted: tcp://HOST:PORT"
-STORE_KEYS = "permitted: engine, shards, durability, wake"
-KIND_KEYS = "permitted: store, required, fallback"
+STORE_KEYS = "permitted: engine, shards, durability, sync_interval_ms, wake"
+KIND_KEYS = "permitted: store, required, ttl_s, fallback"
 NODE_KEYS = "permitted: name, endpoint, stores"
 SECTIONS = "permitted: [cluster], [stores.NAME], [fragments.KIND], [[nodes]]"
 NODE_0 = '(node "live-1")'
@@ -113,7 +113,8 @@ MISTAKES: list[tuple[str, str, str, tuple[str, ...]]] = [
         'stores.live.engine: unknown value "LMDB" (did you mean "lmdb"?)',
         ('permitted: "lmdb"',),
     ),
-    ('= "sync"', '= "async"', 'stores.live.durability: "async" is not supported yet', ('permitted now: "sync"',)),
+    ('= "sync"', '= "none"', 'stores.live.durability: unknown value "none"', ('"sync", "async"',)),
+    ('= "sync"', '= "async"\nsync_interval_ms = 0', "stores.live.sync_interval_ms: 0 is out of range", ("1 to 60000",)),
     ('= "sync"', '= "fsync"', 'stores.live.durability: unknown value "fsync"', ('permitted: "sync"',)),
     ("shards = 4", 'wake = "lazy"', 'stores.live.wake: "lazy" is not supported yet', ('permitted now: "eager"',)),
     ("shards = 4", 'wake = "never"', 'stores.live.wake: unknown value "never"', ('permitted: "eager"',)),
@@ -147,12 +148,14 @@ MISTAKES: list[tuple[str, str, str, tuple[str, ...]]] = [
     ('store = "live"', 'stor = "live"', "fragments.session.stor: unknown key", ('did you mean "store"?', KIND_KEYS)),
     ("required = true", 'required = "yes"', "fragments.session.required: must not be a string", ("true or false",)),
     ("required = true", "required = 1", "fragments.session.required: must not be an integer", ("true or false",)),
+    ("required = true", "ttl_s = 0", "fragments.session.ttl_s: 0.0 is out of range", ("seconds from 0.001",)),
     (
         "required = true",
-        "ttl_s = 60",
-        "fragments.session.ttl_s: expiry is not supported yet; remove it",
-        ("permitted now: store",),
+        "ttl_s = 1e10",
+        "fragments.session.ttl_s: 10000000000.0 is out of range",
+        ("or none for ever",),
     ),
+    ("required = true", 'ttl_s = "1d"', "fragments.session.ttl_s: must not be a string", ("seconds from 0.001",)),
     ("[fragments.history]", "[fragments.History]", "fragments.History:", (NAMES,)),
     ("{ pages = [1, 2] }", str(1 << 64), "fragments.history.fallback: cannot be encoded", ("64 bits",)),
     ("{ pages = [1, 2] }", f'"{"x" * FALLBACK_BYTES_MAX}"', "fragments.history.fallback: has 16387 bytes", ("16384",)),

@@ -1,0 +1,36 @@
+"""A copy of a shard becomes a shard again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lmdb
+import msgspec
+
+from ..wire.errors import StoreDamaged
+from .lmdb_errors import MAP_BYTES, translate
+from .lmdb_identity import read_identity
+from .protocol import ShardIdentity
+
+__all__ = ["give_identity"]
+
+
+def give_identity(folder: Path, identity: ShardIdentity) -> None:
+    """Let a copy that lies in a folder of its own be the shard that it is restored as: its epoch may have grown.
+
+    Raises:
+        StoreDamaged: the copy is not of this cluster, store and shard.
+        StoreError: it cannot be opened here.
+    """
+    known = read_identity(folder)
+    if known is None or msgspec.structs.replace(known, epoch=identity.epoch) != identity:
+        raise StoreDamaged(f"{folder}: the copy is of another shard: {known}")
+    if known == identity:
+        return
+    try:
+        with lmdb.open(str(folder), map_size=MAP_BYTES, max_dbs=4) as environment:
+            meta = environment.open_db(b"meta", create=False)
+            with environment.begin(meta, write=True) as transaction:
+                transaction.put(b"identity", msgspec.msgpack.encode(identity))
+    except (lmdb.Error, OSError) as error:
+        raise translate(error, folder) from error

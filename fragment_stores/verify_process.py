@@ -1,0 +1,42 @@
+"""The process in which shards are verified: a damaged file may end it, and is then what ended it.
+
+Standard input brings one path of an LMDB file a line; standard output, a JSON object a line: `{"entries": ...}` now and
+then, `{"where": ..., "detail": ...}` for each finding, and at last `{"done": {...}}` with what was seen.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import lmdb
+import msgspec
+
+from .verify import Finding, Verified, open_copy, verify_environment
+
+
+def _say(message: dict[str, object]) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(message) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _verify(path: Path) -> None:
+    verified = Verified()
+
+    def find(finding: Finding) -> None:
+        _say({"where": finding.where, "detail": finding.detail})
+
+    try:
+        environment = open_copy(path)
+    except (lmdb.Error, OSError) as error:
+        find(Finding("structure", f"LMDB cannot open it: {error}"))
+    else:
+        with environment:
+            for finding in verify_environment(environment, verified, lambda entries: _say({"entries": entries})):
+                find(finding)
+    _say({"done": msgspec.to_builtins(verified)})
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        _verify(Path(line.rstrip("\n")))

@@ -1,0 +1,69 @@
+"""What a node leaves behind when damaged data ends it, and what it makes of that at its next start.
+
+LMDB keeps no checksums. On a damaged page it may stop the process (its assertions call abort(3)) or read beyond the
+file's end (SIGBUS), and would do so again at every start. So a node lets Python write down such an end (faulthandler);
+where the next start finds that, every shard is read in another process before it is opened, and one that ends its
+reader, or that LMDB cannot walk, is named and not served. A start after any other end costs nothing.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from ..fragment_stores.lmdb_file import DATA_FILE, has_data
+from ..fragment_stores.verifying import FileVerifier
+
+__all__ = ["CRASH_CODES", "CrashRecord", "find_damaged"]
+
+CRASH_FILE: Final = "crash.txt"
+
+CRASH_CODES: Final = frozenset({-signal.SIGABRT, -signal.SIGBUS, -signal.SIGSEGV})
+"""Exit codes of a process that LMDB ended as it read a damaged page."""
+
+_log = logging.getLogger(__name__)
+
+
+class CrashRecord:
+    """How the node whose folder this is was ended by a fault, if it was; used as a context manager while it runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / CRASH_FILE
+        self.suspicious = self._path.exists() and self._path.stat().st_size > 0
+        """Whether the node was ended so, and no orderly end with sound data came since."""
+        self.damaged = False
+        """Whether damage was found: then the record stays, and the next start looks again."""
+
+    def __enter__(self) -> Self:
+        self._file = open(self._path, "ab")
+        faulthandler.enable(self._file, all_threads=False)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        faulthandler.disable()
+        self._file.close()
+        if kind is None and not self.damaged:
+            self._path.unlink(missing_ok=True)
+
+
+def find_damaged(folders: Iterable[Path]) -> dict[Path, str]:
+    """Return of those shard folders that cannot be read safely why, each read whole in another process."""
+    damaged: dict[Path, str] = {}
+    with FileVerifier() as verifier:
+        for folder in folders:
+            if not has_data(folder):
+                continue
+            found, _ = verifier.verify(folder / DATA_FILE)
+            broken = [finding.detail for finding in found if finding.where in ("structure", "meta")]
+            if broken:
+                damaged[folder] = f"{folder}: the data is damaged: {broken[0]}; restore a backup"
+            elif found:
+                _log.warning("shard has findings", extra={"path": str(folder), "detail": found[0].detail})
+    return damaged

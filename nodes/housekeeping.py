@@ -1,0 +1,109 @@
+"""What the writer thread does beside commits: sweeping expired fragments, and syncing stores of durability "async".
+
+Expired fragments are never shown, whether swept or not: readers judge by the shard's clock. The sweeper gives their
+space back. It waits a grace time, so that a clock that ran ahead a little costs nothing, and stands still for a while
+after the wall clock jumped: a person may set it right before anything is deleted by it. It works in small logged
+commits between those of clients, so that a wake or save waits for one of them at most.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from ..wire.errors import StoreError
+from .clock import Clock
+from .counters import Counters
+from .shards import OwnedShard
+
+__all__ = ["Housekeeper"]
+
+_SWEEP_EVERY_S: Final = 1.0
+_SWEEP_ROWS_MAX: Final = 200
+"""Expiry rows of one shard looked at in one commit: about 2 ms and one sync."""
+
+GRACE_MS: Final = 60_000
+"""How long an expired fragment stays before it is swept."""
+
+JUMP_PAUSE_S: Final = 300.0
+"""How long the sweeper stands still after the wall clock jumped."""
+
+_log = logging.getLogger(__name__)
+
+
+class Housekeeper:
+    """Work that is due from time to time, done in the writer's thread."""
+
+    def __init__(
+        self,
+        shards: Iterable[OwnedShard],
+        clock: Clock,
+        counters: Counters,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`monotonic` gives seconds; tests give their own."""
+        self._shards = list(shards)
+        self._clock = clock
+        self._counters = counters
+        self._monotonic = monotonic
+        self._sweep_due = monotonic() + _SWEEP_EVERY_S
+        self._paused_until = 0.0
+        self._sync_due = {id(shard): monotonic() + shard.sync_interval_s for shard in self._asynchronous()}
+
+    def due_in_s(self) -> float:
+        """Return how many seconds the writer may wait for commits before there is work here."""
+        return max(0.0, min([self._sweep_due, *self._sync_due.values()]) - self._monotonic())
+
+    def work_if_due(self) -> None:
+        """Do what is due; what fails is logged and tried again the next time."""
+        try:
+            self._work_if_due()
+        except Exception:  # a bug: it is not to end the thread that commits
+            _log.exception("housekeeping fails")
+
+    def _work_if_due(self) -> None:
+        now = self._monotonic()
+        for shard in self._asynchronous():
+            if self._sync_due[id(shard)] <= now:
+                self._sync_due[id(shard)] = now + shard.sync_interval_s
+                self._sync(shard)
+        if self._sweep_due <= now:
+            self._sweep_due = now + _SWEEP_EVERY_S
+            self._sweep(now)
+
+    def finish(self) -> None:
+        """Sync what is not synced yet: the node stops."""
+        for shard in self._asynchronous():
+            self._sync(shard)
+
+    def _asynchronous(self) -> list[OwnedShard]:
+        return [shard for shard in self._shards if shard.sync_interval_s and shard.fragments is not None]
+
+    def _sync(self, shard: OwnedShard) -> None:
+        if shard.fragments is None:
+            return
+        try:
+            shard.fragments.sync()
+        except StoreError as error:
+            shard.note(error)
+
+    def _sweep(self, now: float) -> None:
+        if self._clock.has_jumped():
+            self._paused_until = now + JUMP_PAUSE_S
+            _log.warning("the wall clock jumped: nothing is swept", extra={"pause_s": JUMP_PAUSE_S})
+        if now < self._paused_until:
+            return
+        clock_ms = self._clock.now_ms()
+        for shard in self._shards:
+            if shard.fragments is None:
+                continue
+            try:
+                looked_at, removed = shard.fragments.sweep(clock_ms - GRACE_MS, _SWEEP_ROWS_MAX, clock_ms)
+            except StoreError as error:
+                shard.note(error)
+                continue
+            self._counters.expired += removed
+            if looked_at == _SWEEP_ROWS_MAX:
+                self._sweep_due = now  # there is more: go on after the commits that wait

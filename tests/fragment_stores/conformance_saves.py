@@ -1,0 +1,321 @@
+"""The rules of the FragmentStore protocol for retries, expectations and expiry: they end those of `conformance`."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dawnchorus.fragment_stores.protocol import FragmentStore
+from dawnchorus.wire.image import Fragment, decode_image
+from dawnchorus.wire.limits import TTL_MS_MAX
+from dawnchorus.wire.messages import Drop, Erase, Operation, Put, Refusal, RefusalCode, Write
+from dawnchorus.wire.versions import first_version
+from tests.fragment_stores.conformance import FragmentStoreConformance, new_write_id, put, values, versions, write
+
+NEVER = 1 << 62
+
+
+def expecting(agent: bytes, expect: dict[str, int] | None, *operations: Operation) -> Write:
+    """A write with a condition, of an id of its own."""
+    return Write(agent, new_write_id(), 0, list(operations), expect)
+
+
+def session(value: bytes = b"v", ttl_ms: int = 0) -> Put:
+    return Put("session", 0, 0, value, ttl_ms)
+
+
+def again(first: Write, seen: int = 0) -> Write:
+    """The same write, sent once more by a client that had seen this version when it sent it first."""
+    return Write(first.agent, first.write_id, seen, first.operations, first.expect, repeated=True)
+
+
+def fragments(store: FragmentStore, agent: bytes) -> dict[str, Fragment]:
+    with store.snapshot() as snapshot:
+        [image] = snapshot.images([agent])
+        return decode_image(image) if len(image) else {}
+
+
+def code(result: int | Refusal) -> int:
+    assert isinstance(result, Refusal), result
+    return result.code
+
+
+class SavesConformance(FragmentStoreConformance):
+    """The rules of `conformance`, and those for what makes saves safe; `engine` is a subclass's."""
+
+    # --- retries ---
+
+    def test_a_repeated_write_is_answered_with_its_first_result(self, store: FragmentStore) -> None:
+        first = put("a", b"1")
+        [version] = versions(store.commit([first], 1))
+        assert store.commit([again(first)], 2) == [version]
+        assert store.commit([first], 3) == [version], "whether the client says that it repeats or not"
+        assert store.version == version
+        assert store.statistics().log_rows == 1
+        assert fragments(store, b"a")["session"].updated_ms == 1
+
+    def test_a_write_repeated_within_its_own_group_is_applied_once(self, store: FragmentStore) -> None:
+        first = put("a", b"1")
+        results = versions(store.commit([first, put("a", b"2"), again(first), put("b")], 1))
+        assert results[2] == results[0]
+        assert len(set(results)) == 3
+        assert fragments(store, b"a")["session"].value == b"2"
+        assert store.statistics().log_rows == 3
+
+    def test_a_repeated_write_undoes_nothing_that_came_in_between(self, store: FragmentStore) -> None:
+        first = put("a", b"1")
+        [version] = versions(store.commit([first], 1))
+        store.commit([put("a", b"2")], 2)
+        assert store.commit([again(first)], 3) == [version]
+        assert fragments(store, b"a")["session"].value == b"2"
+        store.commit([write(b"a", Erase())], 4)
+        assert store.commit([again(first)], 5) == [version]
+        assert fragments(store, b"a") == {}
+
+    def test_a_repeated_delete_deletes_nothing_that_was_saved_since(self, store: FragmentStore) -> None:
+        store.commit([put("a", b"1")], 1)
+        erase = write(b"a", Erase())
+        [gone] = versions(store.commit([erase], 2))
+        store.commit([put("a", b"2")], 3)
+        assert store.commit([again(erase)], 4) == [gone]
+        assert fragments(store, b"a")["session"].value == b"2"
+
+    def test_a_repeated_write_is_known_after_reopening_and_other_writes(self, path: Path) -> None:
+        first = put("a", b"1")
+        with self.opened(path, create=True, generation=1) as store:
+            seen = store.version
+            [version] = versions(store.commit([first], 1))
+            store.commit([put(f"other-{number}") for number in range(50)], 2)
+        for generation in (2, 3):
+            with self.opened(path, generation=generation) as store:
+                store.commit([put("a", b"%d" % generation), put("b")], 3)
+                assert store.commit([again(first, seen)], 4) == [version]
+                assert fragments(store, b"a")["session"].value == b"%d" % generation
+
+    def test_a_repeated_write_whose_expectation_no_longer_holds_was_applied_all_the_same(
+        self, store: FragmentStore
+    ) -> None:
+        first = expecting(b"a", {"session": 0}, session(b"1"))
+        [version] = versions(store.commit([first], 1))
+        assert store.commit([again(first)], 2) == [version]
+
+    def test_a_write_that_was_never_applied_is_applied_when_repeated(self, store: FragmentStore) -> None:
+        seen = store.version
+        store.commit([put("other")], 1)
+        late = put("a", b"late")
+        [version] = versions(store.commit([again(late, seen)], 2))
+        assert version == store.version
+        assert fragments(store, b"a")["session"].value == b"late"
+
+    def test_a_refused_write_may_be_applied_when_repeated(self, store: FragmentStore) -> None:
+        [version] = versions(store.commit([put("a")], 1))
+        early = expecting(b"a", {"session": version + 1}, session(b"early"))
+        assert code(store.commit([early], 1)[0]) == RefusalCode.CONFLICT
+        store.commit([put("a")], 1)
+        assert versions(store.commit([again(early)], 1)) == [version + 2]
+
+    def test_one_id_for_two_agents_is_refused(self, store: FragmentStore) -> None:
+        [version] = versions(store.commit([put("a", b"1", write_id=b"same")], 1))
+        refused, known = store.commit([put("b", b"2", write_id=b"same"), put("a", b"1", write_id=b"same")], 2)
+        assert code(refused) == RefusalCode.INVALID
+        assert known == version
+        in_one_group = store.commit([put("c", b"1", write_id=b"other"), put("d", b"2", write_id=b"other")], 3)
+        assert [isinstance(result, Refusal) for result in in_one_group] == [False, True]
+        with store.snapshot() as snapshot:
+            assert values(snapshot, [b"a", b"b", b"c", b"d"]) == [b"1", None, b"1", None]
+
+    def test_writes_without_an_id_are_never_taken_for_one_another(self, path: Path) -> None:
+        with self.opened(path, create=True, generation=1) as store:
+            assert (
+                len(set(versions(store.commit([put("a", b"1", write_id=b""), put("a", b"2", write_id=b"")], 1)))) == 2
+            )
+        with self.opened(path, generation=2) as store:
+            [version] = versions(store.commit([put("a", b"3", write_id=b"")], 2))
+            assert version == first_version(2) + 1
+            assert fragments(store, b"a")["session"].value == b"3"
+
+    # --- expectations ---
+
+    def test_a_conflict_says_what_is_there_and_changes_nothing(self, store: FragmentStore) -> None:
+        [version] = versions(store.commit([write(b"a", session(b"1"), Put("context", 0, 0, b"c"))], 1))
+        wrong = expecting(
+            b"a", {"session": version + 7, "context": version, "other": 0}, session(b"2"), Drop("context")
+        )
+        [result] = store.commit([wrong], 2)
+        assert isinstance(result, Refusal)
+        assert result.code == RefusalCode.CONFLICT
+        assert result.found == {"session": version, "context": version, "other": 0}
+        assert (store.version, store.statistics().log_rows) == (version, 1)
+        assert {kind: part.value for kind, part in fragments(store, b"a").items()} == {"session": b"1", "context": b"c"}
+
+    def test_of_a_group_only_the_conflicting_write_fails(self, store: FragmentStore) -> None:
+        [version] = versions(store.commit([put("a", b"1")], 1))
+        results = store.commit(
+            [
+                put("b", b"1"),
+                expecting(b"a", {"session": 0}, session(b"wrong")),
+                expecting(b"a", {"session": version}, session(b"2")),
+                expecting(b"a", {"session": version}, session(b"too late")),
+                put("c", b"1"),
+            ],
+            2,
+        )
+        assert [isinstance(result, Refusal) for result in results] == [False, True, False, True, False]
+        assert [code(results[1]), code(results[3])] == [RefusalCode.CONFLICT] * 2
+        with store.snapshot() as snapshot:
+            assert values(snapshot, [b"a", b"b", b"c"]) == [b"2", b"1", b"1"]
+            assert [row.agent for _, row in snapshot.log_after(version, 10)] == [b"b", b"a", b"c"]
+
+    def test_zero_expects_that_nothing_is_there(self, store: FragmentStore) -> None:
+        assert versions(store.commit([expecting(b"a", {"session": 0}, session())], 1))
+        assert code(store.commit([expecting(b"a", {"session": 0}, session())], 1)[0]) == RefusalCode.CONFLICT
+        store.commit([write(b"a", Erase())], 1)
+        assert versions(store.commit([expecting(b"a", {"session": 0}, session())], 1))
+
+    def test_a_delete_expects_like_any_write(self, store: FragmentStore) -> None:
+        [version] = versions(store.commit([put("a")], 1))
+        assert code(store.commit([expecting(b"a", {"session": 1}, Erase())], 1)[0]) == RefusalCode.CONFLICT
+        assert versions(store.commit([expecting(b"a", {"session": version}, Erase())], 1)) == [version + 1]
+        assert fragments(store, b"a") == {}
+
+    def test_many_who_expect_the_same_version_have_one_winner(self, store: FragmentStore) -> None:
+        version = 0
+        for _ in range(5):
+            writes = [expecting(b"a", {"session": version}, session(b"%d" % number)) for number in range(20)]
+            won = [result for result in store.commit(writes, 1) if isinstance(result, int)]
+            assert len(won) == 1
+            [version] = won
+
+    # --- expiry ---
+
+    def test_a_fragment_says_when_it_expires_by_the_shards_clock(self, store: FragmentStore) -> None:
+        store.commit([put("a")], 5_000)
+        store.commit([write(b"b", session(ttl_ms=100), Put("context", 0, 0, b"c"))], 4_000)
+        assert {kind: part.expires_ms for kind, part in fragments(store, b"b").items()} == {
+            "session": 5_100,
+            "context": 0,
+        }
+
+    def test_an_expired_fragment_counts_as_not_there(self, store: FragmentStore) -> None:
+        [version] = versions(store.commit([write(b"a", session(ttl_ms=100))], 1_000))
+        early = store.commit([expecting(b"a", {"session": 0}, session(b"2"))], 1_099)
+        assert code(early[0]) == RefusalCode.CONFLICT
+        late = store.commit([expecting(b"a", {"session": version}, session(b"2"))], 1_100)
+        assert code(late[0]) == RefusalCode.CONFLICT
+        assert isinstance(late[0], Refusal)
+        assert late[0].found == {"session": 0}
+        assert versions(store.commit([expecting(b"a", {"session": 0}, session(b"2"))], 1_100)) == [version + 1]
+
+    def test_the_sweeper_removes_what_expired_and_logs_it(self, store: FragmentStore) -> None:
+        store.commit([write(b"a", session(ttl_ms=100), Put("context", 0, 0, b"c")), put("b")], 1_000)
+        [version] = versions(store.commit([write(b"c", session(ttl_ms=100))], 1_000))
+        assert store.sweep(1_099, 10, 1_099) == (0, 0)
+        assert store.sweep(1_100, 10, 2_000) == (2, 2)
+        assert set(fragments(store, b"a")) == {"context"}
+        with store.snapshot() as snapshot:
+            assert values(snapshot, [b"b", b"c"]) == [b"v", None]
+            rows = [(row.agent, row.write_id, row.operations) for _, row in snapshot.log_after(version, 10)]
+        assert rows == [(b"a", b"", [(2, "session")]), (b"c", b"", [(2, "session")])]
+        assert store.version == version + 2
+        assert store.sweep(NEVER, 10, 2_000) == (0, 0)
+
+    def test_a_fragment_saved_again_outlives_its_first_expiry(self, store: FragmentStore) -> None:
+        store.commit([write(b"a", session(b"1", 100)), write(b"b", session(b"1", 100))], 1_000)
+        store.commit([write(b"a", session(b"2", 1_000)), put("b", b"2")], 1_050)
+        assert store.sweep(1_500, 10, 1_500) == (2, 0)
+        with store.snapshot() as snapshot:
+            assert values(snapshot, [b"a", b"b"]) == [b"2", b"2"]
+        assert store.sweep(2_050, 10, 2_050) == (1, 1)
+        with store.snapshot() as snapshot:
+            assert values(snapshot, [b"a", b"b"]) == [None, b"2"]
+
+    def test_the_sweeper_looks_at_so_many_rows_and_goes_on_the_next_time(self, path: Path) -> None:
+        with self.opened(path, create=True, generation=1) as store:
+            store.commit([write(b"agent-%d" % number, session(ttl_ms=100 + number)) for number in range(25)], 1_000)
+            assert store.sweep(NEVER, 10, 9_000) == (10, 10)
+            assert store.statistics().agents == 15
+        with self.opened(path, generation=2) as store:
+            assert store.sweep(1_120, 20, 9_000) == (11, 11), "those that expired first went first"
+            assert store.sweep(NEVER, 20, 9_000) == (4, 4)
+            assert store.statistics().agents == 0
+
+    def test_the_sweepers_writes_are_no_clients(self, path: Path) -> None:
+        with self.opened(path, create=True, generation=1) as store:
+            store.commit([write(b"a", session(ttl_ms=1))], 1_000)
+            store.sweep(NEVER, 10, 2_000)
+        with self.opened(path, generation=2) as store:
+            [version] = versions(store.commit([put("a", b"2", write_id=b"")], 2_000))
+            assert version == first_version(2) + 1
+
+    @pytest.mark.parametrize("ttl_ms", [TTL_MS_MAX + 1, (1 << 64) - 1])
+    def test_a_lifetime_beyond_all_limits_costs_its_sender_that_write(self, store: FragmentStore, ttl_ms: int) -> None:
+        results = store.commit([put("b"), write(b"a", session(ttl_ms=ttl_ms)), put("c")], 1_000)
+        assert [isinstance(result, Refusal) for result in results] == [False, True, False]
+        assert versions(store.commit([write(b"a", session(ttl_ms=TTL_MS_MAX))], 1_000))
+
+    def test_sweeps_and_commits_from_one_thread_leave_snapshots_of_another_whole(self, store: FragmentStore) -> None:
+        ended = threading.Event()
+        torn: list[Sequence[bytes | None]] = []
+
+        def look() -> None:
+            while not ended.is_set():
+                with store.snapshot() as snapshot:
+                    seen = values(snapshot, [b"a", b"b"])
+                    if (seen[0] is None) != (seen[1] is None):
+                        torn.append(seen)
+
+        looker = threading.Thread(target=look)
+        looker.start()
+        try:
+            for number in range(60):
+                store.commit([write(b"a", session(ttl_ms=1)), write(b"b", session(ttl_ms=1))], number * 10)
+                assert store.sweep(number * 10 + 5, 10, number * 10 + 5) == (2, 2)
+        finally:
+            ended.set()
+            looker.join()
+        assert not torn
+
+    # --- against a model ---
+
+    @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(data=st.data())
+    def test_any_row_of_repeated_and_conditional_writes_is_applied_once_and_in_order(
+        self, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        path = tmp_path_factory.mktemp("retries") / "shard"
+        sent: list[Write] = []
+        coin = st.booleans()
+        applied: dict[bytes, int] = {}
+        current: dict[bytes, tuple[int, bytes]] = {}  # version and value by agent
+        for generation in (1, 2):
+            with self.opened(path, create=generation == 1, generation=generation) as store:
+                for _ in range(data.draw(st.integers(1, 4))):
+                    group: list[Write] = []
+                    for _ in range(data.draw(st.integers(1, 5))):
+                        if len(sent) > 0 and data.draw(coin):
+                            group.append(again(data.draw(st.sampled_from(sent))))
+                            continue
+                        agent = data.draw(st.sampled_from([b"a", b"b"]))
+                        version = data.draw(st.sampled_from([None, 0, current.get(agent, (0, b""))[0]]))
+                        expect = None if version is None else {"session": version}
+                        group.append(expecting(agent, expect, session(b"%d" % len(sent))))
+                        sent.append(group[-1])
+                    for each, result in zip(group, store.commit(group, 1), strict=True):
+                        known = applied.get(each.write_id)
+                        there = current.get(each.agent, (0, b""))[0]
+                        if known is not None:
+                            assert result == known
+                        elif each.expect not in (None, {"session": there}):
+                            assert code(result) == RefusalCode.CONFLICT
+                        else:
+                            assert isinstance(result, int) and result > max([0, *applied.values()])
+                            [operation] = each.operations
+                            assert isinstance(operation, Put)
+                            applied[each.write_id] = result
+                            current[each.agent] = result, operation.value
+                for agent, (version, value) in current.items():
+                    assert fragments(store, agent) == {"session": Fragment(version, 0, 0, 1, 0, value)}
+                assert store.statistics().log_rows == len(applied)

@@ -1,0 +1,25 @@
+"""The log and the copies of the LMDB store: the rules of every engine."""
+
+from pathlib import Path
+
+import pytest
+
+from dawnchorus.fragment_stores import lmdb_store
+from dawnchorus.fragment_stores.lmdb_store import LMDBStore
+from dawnchorus.fragment_stores.protocol import FragmentStore
+from tests.fragment_stores.conformance import IDENTITY
+from tests.fragment_stores.log_conformance import LogConformance
+
+
+class TestLMDBLog(LogConformance):
+    """LMDB through the rules of every engine's log."""
+
+    @pytest.fixture(autouse=True)
+    def _short_log(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(lmdb_store, "LOG_ROWS_MAX", self.ROWS_MAX)
+
+    def open(self, path: Path, *, create: bool = False, generation: int = 1) -> FragmentStore:
+        """Open a shard."""
+        store = LMDBStore(path, IDENTITY, create=create)
+        store.begin_generation(generation)
+        return store

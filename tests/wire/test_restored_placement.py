@@ -1,0 +1,69 @@
+"""The placement of a cluster that comes back from a backup."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from dawnchorus.wire.control_store import FileControlStore
+from dawnchorus.wire.errors import PlacementError
+from dawnchorus.wire.placement import GENERATIONS_SKIPPED, ShardPlacement, initial_placement, restored
+from dawnchorus.wire.topology import KindSpec, NodeSpec, StoreSpec, Topology
+from dawnchorus.wire.versions import GENERATION_MAX
+
+
+def topology(*nodes: str, shards: int = 4) -> Topology:
+    """Two stores on these nodes."""
+    return Topology(
+        "test",
+        stores={"live": StoreSpec(shards=shards), "archive": StoreSpec(shards=1)},
+        kinds={"context": KindSpec("live")},
+        nodes={
+            name: NodeSpec(name, f"tcp://127.0.0.1:{7000 + n}", ("live", "archive")) for n, name in enumerate(nodes)
+        },
+    )
+
+
+PLACEMENT = msgspec.structs.replace(initial_placement(topology("a", "b"), "ab" * 16), generation=9, revision=30)
+
+
+def test_generation_and_revision_pass_over_what_may_have_been_used() -> None:
+    for newest in (3, 9):
+        made = restored(topology("a", "b"), PLACEMENT, newest)
+        assert (made.generation, made.revision) == (9 + GENERATIONS_SKIPPED, 30 + GENERATIONS_SKIPPED)
+    assert restored(topology("a", "b"), PLACEMENT, 500).generation == 500 + GENERATIONS_SKIPPED
+
+
+def test_every_shard_has_been_opened_and_keeps_its_owner() -> None:
+    made = restored(topology("a", "b", "c"), PLACEMENT, 1)
+    assert made.shards["live"] == tuple(ShardPlacement("ab"[number % 2], 1) for number in range(4))
+    assert made.cluster_uuid == PLACEMENT.cluster_uuid
+
+
+def test_shards_of_a_node_that_is_gone_are_spread_under_a_new_epoch() -> None:
+    made = restored(topology("b", "c"), PLACEMENT, 1)
+    assert made.shards["live"] == (
+        ShardPlacement("b", 2),
+        ShardPlacement("b", 1),
+        ShardPlacement("b", 2),
+        ShardPlacement("b", 1),
+    )
+    assert made.shards["archive"] == (ShardPlacement("b", 2),)
+
+
+def test_a_topology_that_contradicts_it_is_refused() -> None:
+    with pytest.raises(PlacementError, match="store 'live' has 4 shards, the topology says 5"):
+        restored(topology("a", shards=5), PLACEMENT, 1)
+
+
+def test_generations_that_are_used_up_are_refused() -> None:
+    with pytest.raises(PlacementError, match="beyond the last one"):
+        restored(topology("a", "b"), PLACEMENT, GENERATION_MAX - 1)
+
+
+async def test_a_restored_placement_is_kept_as_it_is_and_only_where_there_is_none(tmp_path: Path) -> None:
+    control = FileControlStore.in_folder(tmp_path / "data")
+    assert control.put_restored(PLACEMENT)
+    assert await control.read() == PLACEMENT
+    assert not control.put_restored(msgspec.structs.replace(PLACEMENT, generation=1))
+    assert await control.read() == PLACEMENT

@@ -1,0 +1,37 @@
+"""Folders whose names are as durable as what is kept in them.
+
+A file that is synced is in its folder after a crash only if the folder was synced as well (fsync(2), Notes).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["make_folder_durably", "sync_folder"]
+
+
+def make_folder_durably(folder: Path) -> None:
+    """Make a folder and its parents where they are missing, each durably.
+
+    Raises:
+        OSError: one cannot be made.
+    """
+    if folder.is_dir():
+        return
+    make_folder_durably(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make what was made, renamed or removed in a folder durable.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
