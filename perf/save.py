@@ -13,6 +13,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import shutil
+import subprocess
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -40,7 +42,7 @@ from .peers.redis_server import RedisUnavailable
 from .processes import ChildFailed, check_running, child_process, python_module
 from .progress import Progress, no_progress
 from .save_load import LoadAnswer, LoadOrder
-from .save_report import SaveBatches, SavePeers, SaveReport, render_save, save_ratios
+from .save_report import SaveBatches, SavePeers, SaveReport, SingleWakes, render_save, save_ratios
 from .saves import FreshValues, Saves, check_saved, check_shown, concurrent_saves, single_saves
 from .sleeping_cluster import sleeping_cluster
 from .topologies import TopologyName
@@ -60,7 +62,13 @@ SYNCS_SECONDS = 0.5
 """How long the disk's syncs are counted in each run; one takes 0.1 ms on a fast disk, 10 ms on a slow one."""
 
 LOAD_SECONDS = 30.0
-"""How long the other process's savers may take until each has saved once."""
+"""How long another process may take until it is at its work."""
+
+BACKUP_MB_PER_S = 20
+"""What the backup beside the wakes may write: less than by default, so that 26 MB take longer than the wakes."""
+
+BACKUP_BLOCK = 50
+"""Wakes before it is seen whether the backup still runs: 8 ms of more than a second."""
 
 
 class SaveOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,7 +130,8 @@ class _Contest:
     async def run(self, number: int, workload: SyntheticAgents) -> None:
         """One run with these values."""
         self._workload = workload
-        turns: list[Callable[[], Awaitable[None]]] = [self._save_many, self._singles, self._concurrent, self._wakes]
+        turns: list[Callable[[], Awaitable[None]]] = [self._save_many, self._singles, self._concurrent]
+        turns += [self._wakes, self._wakes_beside_backup]
         if self._peers.redis is not None:
             turns[1:1] = [self._redis_sets, self._redis_packed]
         if self._peers.postgres is not None:
@@ -192,11 +201,14 @@ class _Contest:
         syncs = await asyncio.to_thread(sync_rate, self._peers.file, SYNCS_SECONDS)
         self.per_second.setdefault("fdatasync", []).append(syncs)
 
+    def _woken_singly(self) -> list[int]:
+        """The agents of single wakes: such as are not saved just now."""
+        others = range(self._options.savers, self._options.agents)
+        return [others[index * 7919 % len(others)] for index in range(self._options.singles)]
+
     async def _wakes(self) -> None:
-        """Single wakes of agents that are not saved just now, first with nothing else going on."""
-        savers, singles = self._options.savers, self._options.singles
-        others = range(savers, self._options.agents)
-        agents = [others[index * 7919 % len(others)] for index in range(singles)]
+        """Single wakes, first with nothing else going on, then beside savers in another process."""
+        agents = self._woken_singly()
         await settle()
         await self._time_wakes("wake_idle", agents)
         order_path, answer_path = self._folder / "load-order.json", self._folder / "load-answer.json"
@@ -206,18 +218,33 @@ class _Contest:
         log = self._folder / "load.log"
         command = python_module(f"{__package__}.save_load", str(order_path), str(answer_path))
         with child_process(command, log=log) as process:
-            give_up = time.monotonic() + LOAD_SECONDS
-            while not answer_path.exists():
-                check_running(process, "the process of savers", log)
-                if time.monotonic() > give_up:
-                    raise ChildFailed(f"the other process's savers did not save once in {LOAD_SECONDS:.0f} s")
-                await asyncio.sleep(0.02)
+            await _until(answer_path.exists, process, "the process of savers", log)
             await self._time_wakes("wake_saving", agents)
             check_running(process, "the process of savers", log)
         load = msgspec.json.decode(answer_path.read_bytes(), type=LoadAnswer)
         if process.returncode:
             raise WrongResult(f"a save of the other process failed: {log.read_text(errors='replace')[-1000:].strip()}")
         self.per_second.setdefault("saving", []).append(load.saves / load.seconds)
+
+    async def _wakes_beside_backup(self) -> None:
+        """Single wakes while the command `backup` copies all shards, as often as it takes."""
+        folder, log = self._folder / "backup", self._folder / "backup.log"
+        tools = f"{(__package__ or '').rpartition('.')[0]}.tools.main"
+        rate = str(BACKUP_MB_PER_S)
+        command = python_module(tools, "backup", str(folder), "-t", str(self._topology), "--rate-mb", rate)
+        left = self._woken_singly()
+        await settle()
+        while left:
+            with child_process(command, log=log) as process:
+                await _until(lambda: any(folder.glob("*.mdb")), process, "the backup", log)
+                while True:
+                    await self._time_wakes("wake_backup", left[:BACKUP_BLOCK])
+                    del left[:BACKUP_BLOCK]
+                    if not left or process.poll() is not None:
+                        break
+                if await asyncio.to_thread(process.wait):
+                    raise WrongResult(f"the backup failed: {log.read_text(errors='replace')[-1000:].strip()}")
+            shutil.rmtree(folder)
 
     async def _time_wakes(self, name: str, agents: Sequence[int]) -> None:
         times, states = await single_wakes(self._cluster, [self._shown.ids[agent] for agent in agents])
@@ -226,6 +253,20 @@ class _Contest:
 
     def _add_ms(self, name: str, value: float) -> None:
         self.milliseconds.setdefault(name, []).append(value)
+
+
+async def _until(begun: Callable[[], bool], process: subprocess.Popen[bytes], what: str, log: Path) -> None:
+    """Wait until another process is at its work.
+
+    Raises:
+        ChildFailed: it ended, or does not come to it.
+    """
+    give_up = time.monotonic() + LOAD_SECONDS
+    while not begun():
+        check_running(process, what, log)
+        if time.monotonic() > give_up:
+            raise ChildFailed(f"{what} was not at work within {LOAD_SECONDS:.0f} s")
+        await asyncio.sleep(0.005)
 
 
 def as_bytes(word: str | bytes) -> bytes:
@@ -324,7 +365,8 @@ def _report(options: SaveOptions, contest: _Contest, peers: _Peers, disk: str, n
         raw_fsync_us=tails["raw_fsync"],
         fdatasync_per_s=rates["fdatasync"],
     )
-    idle, saving, concurrent = tails["wake_idle"], tails["wake_saving"], rates["concurrent"]
+    wakes = SingleWakes(tails["wake_idle"], tails["wake_saving"], tails["wake_backup"])
+    concurrent = rates["concurrent"]
     return SaveReport(
         agents=options.agents,
         fragments=len(SyntheticAgents(1, 1).kinds),
@@ -336,11 +378,12 @@ def _report(options: SaveOptions, contest: _Contest, peers: _Peers, disk: str, n
         single_us=tails["single"],
         savers=options.savers,
         concurrent_per_s=concurrent,
-        wake_idle_us=idle,
-        wake_saving_us=saving,
+        wake_idle_us=wakes.idle,
+        wake_saving_us=wakes.saving,
+        wake_backup_us=wakes.backup,
         saving_per_s=rates["saving"],
         peers=numbers,
-        ratios=save_ratios(spreads["save_many"], tails["single"], concurrent, idle, saving, numbers),
+        ratios=save_ratios(spreads["save_many"], tails["single"], concurrent, wakes, numbers),
         batches=SaveBatches(
             None if redis is None else redis.sets_choice,
             None if redis is None else redis.packed_choice,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -13,7 +15,16 @@ from .peers.redis_peer import Batch
 from .report import Target, ratio_cells
 from .topologies import TopologyName, node_count
 
-__all__ = ["SaveBatches", "SavePeers", "SaveRatios", "SaveReport", "render_save", "save_ratios", "save_targets"]
+__all__ = [
+    "SaveBatches",
+    "SavePeers",
+    "SaveRatios",
+    "SaveReport",
+    "SingleWakes",
+    "render_save",
+    "save_ratios",
+    "save_targets",
+]
 
 
 class SaveBatches(msgspec.Struct, frozen=True):
@@ -36,6 +47,14 @@ class SavePeers(msgspec.Struct, frozen=True):
     """4 KiB written and synced, one after the other"""
 
 
+class SingleWakes(NamedTuple):
+    """Single wakes with nothing else going on, beside savers, and beside a backup."""
+
+    idle: Tail
+    saving: Tail
+    backup: Tail
+
+
 class SaveRatios(msgspec.Struct, frozen=True):
     """Medians divided: 0.5 is half the peer's time. `concurrent_to_fdatasync` is of speeds: 10 is ten times as many."""
 
@@ -45,7 +64,8 @@ class SaveRatios(msgspec.Struct, frozen=True):
     single_to_raw_fsync: float
     concurrent_to_fdatasync: float
     wake_p99_saving_to_idle: float
-    """of 99th percentiles"""
+    wake_p99_backup_to_idle: float
+    """both of 99th percentiles"""
 
 
 class SaveReport(msgspec.Struct, frozen=True):
@@ -70,8 +90,10 @@ class SaveReport(msgspec.Struct, frozen=True):
     """single wakes of a cluster that does nothing else"""
     wake_saving_us: Tail
     """the same while so many savers in another process save what they can"""
+    wake_backup_us: Tail
+    """the same while all shards are backed up"""
     saving_per_s: float
-    """what they could meanwhile"""
+    """what the savers could meanwhile"""
     peers: SavePeers
     ratios: SaveRatios
     batches: SaveBatches
@@ -85,6 +107,7 @@ _TARGETS = {
     "single_to_raw_fsync": Target(3.0, 2.2),
     "concurrent_to_fdatasync": Target(10.0, 30.0),
     "wake_p99_saving_to_idle": Target(5.0, None),
+    "wake_p99_backup_to_idle": Target(2.0, None),
 }
 """For 10,000 agents with five fragments of 512 bytes and 1,000 savers, on one store."""
 
@@ -96,7 +119,7 @@ def save_targets(report: SaveReport) -> dict[str, Target]:
 
 
 def save_ratios(
-    save_many_ms: Spread, single_us: Tail, concurrent_per_s: float, idle_us: Tail, saving_us: Tail, peers: SavePeers
+    save_many_ms: Spread, single_us: Tail, concurrent_per_s: float, wakes: SingleWakes, peers: SavePeers
 ) -> SaveRatios:
     """The ratios of these medians, and of the wakes' 99th percentiles."""
 
@@ -109,7 +132,8 @@ def save_ratios(
         saves_to_postgres=ratio(peers.postgres_ms),
         single_to_raw_fsync=round(single_us.p50 / peers.raw_fsync_us.p50, 3),
         concurrent_to_fdatasync=round(concurrent_per_s / peers.fdatasync_per_s, 2),
-        wake_p99_saving_to_idle=round(saving_us.p99 / idle_us.p99, 2),
+        wake_p99_saving_to_idle=round(wakes.saving.p99 / wakes.idle.p99, 2),
+        wake_p99_backup_to_idle=round(wakes.backup.p99 / wakes.idle.p99, 2),
     )
 
 
@@ -157,6 +181,7 @@ def _singles_table(report: SaveReport) -> Table:
         ("limit: raw ZeroMQ echo with 4 KiB written and synced", report.peers.raw_fsync_us),
         ("dawnchorus: one wake after the other, nothing else going on", report.wake_idle_us),
         (f"dawnchorus: the same beside {report.savers:,} savers in another process ({rate})", report.wake_saving_us),
+        ("dawnchorus: the same while all shards are backed up", report.wake_backup_us),
     ]
     for what, tail in rows:
         table.add_row(what, f"{tail.p50:,.0f} us", f"{tail.p99:,.0f} us", f"{1e6 / tail.p50:,.0f}")
@@ -187,6 +212,7 @@ _RATIO_TEXTS = {
     "single_to_raw_fsync": "one save at a time to the raw echo with a sync",
     "concurrent_to_fdatasync": "saves/s of many savers to the disk's syncs/s",
     "wake_p99_saving_to_idle": "p99 of wakes beside savers to that of an idle cluster",
+    "wake_p99_backup_to_idle": "p99 of wakes beside a backup to that of an idle cluster",
 }
 
 

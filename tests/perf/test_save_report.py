@@ -12,6 +12,7 @@ from dawnchorus.perf.save_report import (
     SaveBatches,
     SavePeers,
     SaveReport,
+    SingleWakes,
     render_save,
     save_ratios,
     save_targets,
@@ -24,11 +25,12 @@ PEERS = SavePeers(
     raw_fsync_us=Tail(200.0, 400.0),
     fdatasync_per_s=5000.0,
 )
-SAVE_MANY, SINGLE, IDLE, SAVING = (
+SAVE_MANY, SINGLE, IDLE, SAVING, BACKUP = (
     Spread(80.0, 100.0, 120.0),
     Tail(500.0, 900.0),
     Tail(150.0, 300.0),
     Tail(200.0, 1800.0),
+    Tail(160.0, 450.0),
 )
 REPORT = SaveReport(
     agents=10_000,
@@ -43,9 +45,10 @@ REPORT = SaveReport(
     concurrent_per_s=60_000.0,
     wake_idle_us=IDLE,
     wake_saving_us=SAVING,
+    wake_backup_us=BACKUP,
     saving_per_s=50_000.0,
     peers=PEERS,
-    ratios=save_ratios(SAVE_MANY, SINGLE, 60_000.0, IDLE, SAVING, PEERS),
+    ratios=save_ratios(SAVE_MANY, SINGLE, 60_000.0, SingleWakes(IDLE, SAVING, BACKUP), PEERS),
     batches=SaveBatches(Batch(100, True), Batch(500, False), Upserts(1000, at_once=True)),
     notes=[],
 )
@@ -67,6 +70,7 @@ def test_ratios_are_of_medians_and_of_p99_for_wakes() -> None:
         "single_to_raw_fsync": 2.5,
         "concurrent_to_fdatasync": 12.0,
         "wake_p99_saving_to_idle": 6.0,
+        "wake_p99_backup_to_idle": 1.5,
     }
 
 
@@ -87,7 +91,7 @@ def test_the_tables_say_what_met_its_target_and_what_did_not() -> None:
 
 def test_a_peer_that_was_not_measured_is_said() -> None:
     peers = msgspec.structs.replace(PEERS, postgres_ms=None)
-    ratios = save_ratios(SAVE_MANY, SINGLE, 60_000.0, IDLE, SAVING, peers)
+    ratios = save_ratios(SAVE_MANY, SINGLE, 60_000.0, SingleWakes(IDLE, SAVING, BACKUP), peers)
     assert ratios.saves_to_postgres is None
     batches = msgspec.structs.replace(REPORT.batches, postgres=None)
     notes = ["PostgreSQL was not measured: it is not here"]
