@@ -98,7 +98,8 @@ async def _serve(topology: Topology, name: str, crashes: CrashRecord, *, until_s
         for shard in shards.values():
             if shard.fragments is not None:
                 shard.fragments.begin_generation(placement.generation)
-        node = FragmentNode(topology, placement, name, shards, ipc=_ipc_endpoint(placement, name))
+        ipc = _ipc_endpoint(placement, name) if topology.ipc else ""
+        node = FragmentNode(topology, placement, name, shards, ipc=ipc)
         node.start()
         try:
             _announce(topology, placement, name, len(shards))

@@ -133,15 +133,21 @@ class Channel(Generic[T]):
         raw = self._socket
         messages: list[T] = []
         room = DRAIN_BYTES_MAX
-        # EVENTS first: it costs 2 us where a receive that finds nothing costs 5.5.
-        while self._get_option(zmq.EVENTS) & _POLLIN:
-            message = self._receive(raw)
+        # The first receive is tried at once: what wakes a channel is nearly always a message. Before each further one
+        # EVENTS is looked at: it costs 2 us where a receive that finds nothing costs 5.5.
+        while True:
+            try:
+                message = self._receive(raw)
+            except zmq.Again:
+                break
             messages.append(message)
             room -= _size(message)
             if room <= 0 or len(messages) == _DRAIN_FRAMES_MAX:
                 # What is left must not wait for another edge. Where nothing is, the look that found nothing was the
                 # last at this socket, or a send of the handler's looks again.
                 self._look_again()
+                break
+            if not self._get_option(zmq.EVENTS) & _POLLIN:
                 break
         if messages:
             self._handle_messages(messages)

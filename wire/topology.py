@@ -34,8 +34,11 @@ __all__ = [
     "TOPOLOGY_FILE_BYTES_MAX",
     "TTL_S_MAX",
     "TTL_S_MIN",
+    "AdmissionSpec",
+    "BreakerSpec",
     "KindSpec",
     "NodeSpec",
+    "RetrySpec",
     "StoreSpec",
     "Topology",
     "decode_topology",
@@ -77,7 +80,7 @@ class StoreSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One state service: how its images are kept.
 
     `durability` "sync": acknowledged after the disk has it; "async": after the commit, and synced every
-    `sync_interval_ms` milliseconds. `wake` "eager": every wake fetches it.
+    `sync_interval_ms` milliseconds. `wake` "eager": every wake fetches it; "lazy": only one that names its kinds.
     """
 
     engine: str = "lmdb"
@@ -116,11 +119,51 @@ class NodeSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     stores: tuple[str, ...]
 
 
+class BreakerSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """When a router stops asking a node for a while (`router.breaker`).
+
+    It opens where of at least `requests_min` requests of the last `window_s` seconds a share of `failure_share` failed,
+    or `time_outs_in_a_row` got no answer, and lets one through again after `retry_after_s` seconds.
+    """
+
+    failure_share: float = 0.25
+    requests_min: int = 10
+    window_s: float = 10.0
+    time_outs_in_a_row: int = 5
+    retry_after_s: float = 5.0
+
+
+class RetrySpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """How many requests a router may send again (`router.retry_budget`).
+
+    At most a `share` of those sent for the first time, and `per_s` a second on top; each waits up to `jitter_ms`
+    milliseconds, drawn by chance, once its node is there again.
+    """
+
+    share: float = 0.2
+    per_s: float = 3.0
+    jitter_ms: int = 20
+
+
+class AdmissionSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """What a router sends to a node at once, and how much it lets wait (`router.window`, `router.waiting`).
+
+    `in_flight_max`: requests that a node has at once. An answer that took more than `slow_share` of its request's
+    budget makes the router send less. Where the oldest request has waited for more than `queue_share` of its budget,
+    new ones are shed.
+    """
+
+    in_flight_max: int = 256
+    slow_share: float = 0.5
+    queue_share: float = 0.25
+
+
 class Topology(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A cluster as topology.toml describes it; each mapping is in the order of the file.
 
     `data_dir` is an absolute path on the host that read the file, and empty where the topology came from a node.
-    Deadlines are in milliseconds and stand for calls that give none.
+    Deadlines are in milliseconds and stand for calls that give none. With `ipc` nodes offer a Unix socket, too, which
+    routers on the same host prefer.
     """
 
     name: str
@@ -130,6 +173,10 @@ class Topology(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     stores: Mapping[str, StoreSpec] = {}
     kinds: Mapping[str, KindSpec] = {}
     nodes: Mapping[str, NodeSpec] = {}
+    ipc: bool = True
+    breaker: BreakerSpec = BreakerSpec()
+    retries: RetrySpec = RetrySpec()
+    admission: AdmissionSpec = AdmissionSpec()
 
     def kinds_of(self, store: str) -> tuple[str, ...]:
         """Return the kinds kept in `store`, in the order of the file."""

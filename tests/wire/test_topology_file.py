@@ -4,14 +4,18 @@ import datetime
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from dawnchorus.wire.errors import ConfigurationError, TopologyError
 from dawnchorus.wire.topology import (
     FALLBACK_BYTES_MAX,
     TOPOLOGY_FILE_BYTES_MAX,
+    AdmissionSpec,
+    BreakerSpec,
     KindSpec,
     NodeSpec,
+    RetrySpec,
     StoreSpec,
     Topology,
     decode_topology,
@@ -57,7 +61,7 @@ ENDPOINTS = "permitted: tcp://HOST:PORT"
 STORE_KEYS = "permitted: engine, shards, durability, sync_interval_ms, wake"
 KIND_KEYS = "permitted: store, required, ttl_s, fallback"
 NODE_KEYS = "permitted: name, endpoint, stores"
-SECTIONS = "permitted: [cluster], [stores.NAME], [fragments.KIND], [[nodes]]"
+SECTIONS = "permitted: [cluster], [stores.NAME], [fragments.KIND], [[nodes]], [breaker], [retries], [admission]"
 NODE_0 = '(node "live-1")'
 NODE_1 = '(node "archive-1")'
 
@@ -99,6 +103,15 @@ MISTAKES: list[tuple[str, str, str, tuple[str, ...]]] = [
     ("= 1000", "= 1.5", "cluster.wake_deadline_ms: must not be a float", (DEADLINES,)),
     ("= 1000", "= true", "cluster.wake_deadline_ms: must not be a boolean", (DEADLINES,)),
     ("= 1000", '= "1s"', "cluster.wake_deadline_ms: must not be a string", (DEADLINES,)),
+    ("= 1000", "= 1000\nipc = 1", "cluster.ipc: must not be an integer", ("true or false",)),
+    # [breaker], [retries], [admission]
+    ("[cluster]", "[breaker]\nfailure_share = 0\n[cluster]", "breaker.failure_share: 0.0 is out of", ("0.001 to 1",)),
+    ("[cluster]", "[breaker]\nrequests_min = 2.5\n[cluster]", "breaker.requests_min: must not be a float", ("1 to",)),
+    ("[cluster]", "[breaker]\nwindow_s = nan\n[cluster]", "breaker.window_s: nan is out of", ("0.1 to 3600",)),
+    ("[cluster]", "breaker = 5\n[cluster]", "breaker: must be a table, not an integer", ("[breaker]",)),
+    ("[cluster]", "[retries]\nshares = 1\n[cluster]", "retries.shares: unknown key", ('did you mean "share"?',)),
+    ("[cluster]", "[retries]\njitter_ms = -1\n[cluster]", "retries.jitter_ms: -1 is out of", ("0 to 10000",)),
+    ("[cluster]", "[admission]\nin_flight_max = 0\n[cluster]", "admission.in_flight_max: 0 is out of", ("from 1",)),
     # [stores.NAME]
     ("durability", "durabilty", "stores.live.durabilty: unknown key", ('did you mean "durability"?', STORE_KEYS)),
     ("shards = 4", "zzz = 4", "stores.live.zzz: unknown key; permitted", (STORE_KEYS,)),
@@ -116,8 +129,8 @@ MISTAKES: list[tuple[str, str, str, tuple[str, ...]]] = [
     ('= "sync"', '= "none"', 'stores.live.durability: unknown value "none"', ('"sync", "async"',)),
     ('= "sync"', '= "async"\nsync_interval_ms = 0', "stores.live.sync_interval_ms: 0 is out of range", ("1 to 60000",)),
     ('= "sync"', '= "fsync"', 'stores.live.durability: unknown value "fsync"', ('permitted: "sync"',)),
-    ("shards = 4", 'wake = "lazy"', 'stores.live.wake: "lazy" is not supported yet', ('permitted now: "eager"',)),
-    ("shards = 4", 'wake = "never"', 'stores.live.wake: unknown value "never"', ('permitted: "eager"',)),
+    ("shards = 4", 'wake = "lazy"', "fragments.session.required: no wake asks for it", ('stores.live.wake is "lazy"',)),
+    ("shards = 4", 'wake = "never"', 'stores.live.wake: unknown value "never"', ('permitted: "eager", "lazy"',)),
     ("[stores.archive]", "[stores.Archive]", "stores.Archive:", ('"Archive" cannot be a name', NAMES)),
     ("[stores.archive]", '[stores."a.b"]', 'stores."a.b":', ('"a.b" cannot be a name', NAMES)),
     ("[stores.archive]", '[stores."../x"]', 'stores."../x":', (NAMES,)),
@@ -245,6 +258,22 @@ def test_the_unchanged_file_of_the_table_is_good(write: Callable[[str], Path], t
             "archive-1": NodeSpec("archive-1", "tcp://127.0.0.1:7412", ("archive", "live")),
         },
     )
+
+
+def test_the_defences_of_a_router_are_set_in_sections_of_their_own(write: Callable[[str], Path]) -> None:
+    text = "[breaker]\nretry_after_s = 1\n[retries]\nshare = 0\n[admission]\nqueue_share = 0.1\n"
+    topology = load_topology(write(text + GOOD.replace("= 1000", "= 1000\nipc = false")))
+    assert topology.breaker == BreakerSpec(retry_after_s=1.0)
+    assert topology.retries == RetrySpec(share=0.0)
+    assert topology.admission == AdmissionSpec(queue_share=0.1)
+    assert not topology.ipc
+    assert decode_topology(encode_topology(topology)) == msgspec.structs.replace(topology, data_dir="")
+
+
+def test_defaults_that_are_written_out_change_no_digest(write: Callable[[str], Path]) -> None:
+    plain = load_topology(write(GOOD))
+    text = "[breaker]\nretry_after_s = 5\n[retries]\nshare = 0.2\n[admission]\nqueue_share = 0.25\n"
+    assert load_topology(write(text + GOOD)).digest == plain.digest
 
 
 def test_the_repositorys_topology_is_five_kinds_in_three_stores_on_three_nodes() -> None:
