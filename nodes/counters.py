@@ -34,6 +34,8 @@ class Counters:
     """Frames that are no request: dropped, or answered with Fault BAD_REQUEST where their number could be read."""
     late: int = 0
     """Requests dropped because their budget was spent; a Commit is told so (TOO_LATE)."""
+    cancelled: int = 0
+    """Requests dropped because their router said that nobody waits for them."""
     shed: int = 0
     """Requests refused because their peer, or the writer, had too much waiting."""
     dropped_replies: int = 0

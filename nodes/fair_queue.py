@@ -8,6 +8,7 @@ without anybody else waiting for it.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Final, Generic, NamedTuple, TypeVar
 
 __all__ = ["PEER_QUEUE_BYTES_MAX", "PEER_QUEUE_LENGTH_MAX", "FairQueue"]
@@ -82,6 +83,22 @@ class FairQueue(Generic[T]):
         queue.pieces.appendleft(_Piece(work, size))
         queue.bytes += size
         self._give_turns(queue)
+
+    def waiting(self, peer: bytes) -> int:
+        """Return how many pieces of a peer's work wait."""
+        queue = self._queues.get(peer)
+        return len(queue.pieces) if queue is not None else 0
+
+    def discard(self, peer: bytes, unwanted: Callable[[T], bool]) -> int:
+        """Drop those pieces of a peer's work that are not wanted any more; return how many."""
+        queue = self._queues.get(peer)
+        if queue is None:
+            return 0
+        kept = deque(piece for piece in queue.pieces if not unwanted(piece.work))
+        dropped = len(queue.pieces) - len(kept)
+        queue.pieces = kept
+        queue.bytes = sum(piece.size for piece in kept)
+        return dropped
 
     def take(self) -> tuple[bytes, T, int] | None:
         """Return (peer, work, size) of the peer whose turn it is, None where nothing can be done now."""

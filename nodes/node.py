@@ -3,7 +3,7 @@
 How a request passes through:
 
     socket -> Channel: drained and stamped with the time, before any is served
-           -> FairQueue: one queue per welcomed peer, served in turn
+           -> Inbox: one queue per welcomed peer, served in turn; what is cancelled, or would come too late, goes
            -> Read (in the loop, a frame a turn)  or  Writer (a thread: group commit, sync, back to the loop)
            -> Peers: the reply, or its wait for a peer that does not read
 
@@ -17,7 +17,7 @@ import asyncio
 import logging
 import os
 import time
-from typing import Final, NamedTuple
+from typing import Final
 
 import psutil
 
@@ -28,6 +28,7 @@ from ..wire.messages import (
     PROTOCOL,
     BackedUp,
     Backup,
+    Cancel,
     Commit,
     Fault,
     FaultCode,
@@ -50,8 +51,8 @@ from ..wire.topology import Topology, encode_topology
 from .backups import BackupJob, Backups
 from .clock import Clock
 from .counters import Counters
-from .fair_queue import FairQueue
 from .housekeeping import Housekeeper
+from .inbox import Inbox, Reading, Received
 from .peers import Peers
 from .reads import Read, require_served
 from .shards import OwnedShard
@@ -75,25 +76,13 @@ _STOP_SECONDS: Final = 3.0
 _ANSWER_SECONDS: Final = 0.5
 """How long a stopping node waits for peers that do not take the answers to their last saves."""
 
+_DISK_RETRY_S: Final = 0.1
+"""How long a router is asked to stay away that sends more writes than the disk takes: 64 MiB take longer than this."""
+
 _FAULT_READ_BYTES_MAX: Final = 1 << 16
 """A refused frame's request number is looked for up to this size only: saying no must stay cheap."""
 
 _log = logging.getLogger(__name__)
-
-
-class _Received(NamedTuple):
-    """A frame, and when it was drained, in seconds of the monotonic clock."""
-
-    frame: bytes
-    drained: float
-
-
-class _Reading(NamedTuple):
-    """A fetch with frames still to come."""
-
-    frame: bytes
-    read: Read
-    deadline: float
 
 
 class FragmentNode:
@@ -117,7 +106,7 @@ class FragmentNode:
         self.counters = Counters()
         self._loop = asyncio.get_running_loop()
         self._started = time.monotonic()
-        self._queue: FairQueue[_Received | _Reading] = FairQueue()
+        self._inbox = Inbox(self.counters)
         self._turn_scheduled = False
         self._retry: asyncio.TimerHandle | None = None
         self._clock = Clock(shards.values())
@@ -169,11 +158,11 @@ class FragmentNode:
                 self.counters.garbage += 1
                 continue
             peer, frame = message
-            if peer not in self._queue:
+            if peer not in self._inbox:
                 self._greet(peer, frame)
-            elif not self._queue.put(peer, _Received(frame, now), len(frame)):
+            elif (shed := self._inbox.put(peer, frame, now)) is not None:
                 self.counters.shed += 1
-                self._refuse(peer, frame, FaultCode.OVERLOADED, "too many of your requests wait here")
+                self._refuse(peer, frame, FaultCode.OVERLOADED, shed.detail, shed.retry_after_s)
         if not self._turn_scheduled:
             self._turn()
 
@@ -186,7 +175,7 @@ class FragmentNode:
             return
         if isinstance(hello, Hello):
             self._welcome(peer, hello)
-        else:
+        elif not isinstance(hello, Cancel):
             self._fault(peer, hello.request, FaultCode.NO_HELLO, "a connection begins with Hello")
 
     def _welcome(self, peer: bytes, hello: Hello) -> None:
@@ -202,7 +191,7 @@ class FragmentNode:
         evicted = self._peers.add(peer)
         if evicted is not None:
             self._forget(evicted)
-        self._queue.add_peer(peer)
+        self._inbox.add_peer(peer)
         self._reply(
             peer,
             Welcome(
@@ -224,11 +213,12 @@ class FragmentNode:
 
     def _turn(self) -> None:
         self._turn_scheduled = False
-        end = time.monotonic() + _TURN_SECONDS
-        while (taken := self._queue.take()) is not None:
+        now = time.monotonic()
+        end = now + _TURN_SECONDS
+        while (taken := self._inbox.take(now)) is not None:
             peer, work, size = taken
             try:
-                if isinstance(work, _Reading):
+                if isinstance(work, Reading):
                     self._serve_read(peer, work, size)
                 else:
                     self._serve(peer, work, size)
@@ -236,12 +226,13 @@ class FragmentNode:
                 self.counters.internal_errors += 1
                 _log.exception("request fails")
                 self._refuse(peer, work.frame, FaultCode.INTERNAL, "see the node's log")
-            if time.monotonic() >= end:
+            now = time.monotonic()
+            if now >= end:
                 self._turn_scheduled = True
                 self._loop.call_soon(self._turn)
                 return
 
-    def _serve(self, peer: bytes, received: _Received, size: int) -> None:
+    def _serve(self, peer: bytes, received: Received, size: int) -> None:
         try:
             request = decode_request(received.frame)
         except ProtocolError as error:
@@ -251,14 +242,17 @@ class FragmentNode:
         if isinstance(request, Hello):
             self._welcome(peer, request)
             return
-        deadline = received.drained + request.budget_us / 1e6
+        if isinstance(request, Cancel):
+            return  # it is one though its first bytes are not: nothing is lost if it has no effect
+        sent_us = 0 if isinstance(request, Backup) else request.sent_us
+        deadline = self._inbox.deadline(peer, received, request.budget_us, sent_us)
         if isinstance(request, Fetch):
             try:
                 read = Read(request, self._shards)
             except InvalidRequestError as error:
                 self._fault(peer, request.request, FaultCode.BAD_REQUEST, str(error))
                 return
-            self._serve_read(peer, _Reading(received.frame, read, deadline), size)
+            self._serve_read(peer, Reading(received.frame, read, deadline), size)
         elif isinstance(request, Commit):
             self._serve_commit(peer, request, deadline, size)
         elif time.monotonic() > deadline:
@@ -274,7 +268,7 @@ class FragmentNode:
         else:
             self._reply(peer, self._status(request))
 
-    def _serve_read(self, peer: bytes, reading: _Reading, size: int) -> None:
+    def _serve_read(self, peer: bytes, reading: Reading, size: int) -> None:
         if time.monotonic() > reading.deadline:
             self.counters.late += 1
             return
@@ -288,7 +282,7 @@ class FragmentNode:
             self.counters.fetches += 1
             self.counters.images += reading.read.agents_read
         else:
-            self._queue.put_back(peer, reading, size)
+            self._inbox.put_back(peer, reading, size)
         self._send(peer, images)
 
     def _serve_commit(self, peer: bytes, commit: Commit, deadline: float, size: int) -> None:
@@ -298,7 +292,7 @@ class FragmentNode:
             self._fault(peer, commit.request, FaultCode.BAD_REQUEST, detail)
         elif not self._writer.submit(CommitJob(peer, commit, deadline, size)):
             self.counters.shed += 1
-            self._fault(peer, commit.request, FaultCode.OVERLOADED, "too many writes wait for the disk")
+            self._fault(peer, commit.request, FaultCode.OVERLOADED, "too many writes wait for the disk", _DISK_RETRY_S)
 
     def _deliver(self, jobs: list[CommitJob]) -> None:
         for job in jobs:
@@ -350,11 +344,11 @@ class FragmentNode:
         if sent is Sent.GONE:
             self._forget(peer)
         elif sent is Sent.FULL:
-            self._queue.block(peer)
+            self._inbox.block(peer)
             self._schedule_retry()
 
     def _forget(self, peer: bytes) -> None:
-        self.counters.dropped_replies += self._queue.remove_peer(peer)
+        self.counters.dropped_replies += self._inbox.remove_peer(peer)
 
     def _schedule_retry(self) -> None:
         if self._retry is None and self._peers.blocked:
@@ -366,17 +360,17 @@ class FragmentNode:
         for peer in gone:
             self._forget(peer)
         for peer in freed:
-            self._queue.unblock(peer)
+            self._inbox.unblock(peer)
         self._schedule_retry()
         if freed and not self._turn_scheduled:
             self._turn()
 
-    def _fault(self, peer: bytes, request: int, code: FaultCode, detail: str) -> None:
+    def _fault(self, peer: bytes, request: int, code: FaultCode, detail: str, retry_after_s: float = 0.0) -> None:
         self.counters.faults += 1
-        self._reply(peer, Fault(request, code, detail))
+        self._reply(peer, Fault(request, code, detail, int(retry_after_s * 1e6)))
 
-    def _refuse(self, peer: bytes, frame: bytes, code: FaultCode, detail: str) -> None:
+    def _refuse(self, peer: bytes, frame: bytes, code: FaultCode, detail: str, retry_after_s: float = 0.0) -> None:
         """Answer a frame that is not served with a Fault, if its request number can be read."""
         number = read_request_number(frame) if len(frame) <= _FAULT_READ_BYTES_MAX else None
         if number is not None:
-            self._fault(peer, number, code, detail)
+            self._fault(peer, number, code, detail, retry_after_s)

@@ -56,6 +56,11 @@ class Read:
         self._offset = 0
         self.agents_read = 0
 
+    @property
+    def request(self) -> int:
+        """The fetch's request number."""
+        return self._fetch.request
+
     def next_frame(self, now_ms: int) -> tuple[bytes, bool]:
         """Return the next Images frame and whether it was the last.
 

@@ -22,7 +22,9 @@ from ..wire.messages import (
     encode,
 )
 from ..wire.placement import Placement
+from .exchange import Exchange
 from .router import Router
+from .waiting import Priority
 
 __all__ = ["back_up_shard", "list_agents", "node_status"]
 
@@ -32,10 +34,10 @@ _PAGE_AGENTS: Final = 1_000
 R = TypeVar("R", Scanned, StatusReply, BackedUp)
 
 
-class _Call(Generic[R]):
+class _Call(Exchange, Generic[R]):
     """One request that is answered by one message of type R."""
 
-    __slots__ = ("_answer", "_reply_type", "_request", "deadline", "expected_bytes", "node", "number", "repeatable")
+    __slots__ = ("_answer", "_reply_type", "_request")
 
     def __init__(
         self,
@@ -43,21 +45,16 @@ class _Call(Generic[R]):
         deadline: float,
         expected_bytes: int,
         reply_type: type[R],
-        request: Callable[[int, int], Scan | Status | Backup],
-        *,
-        repeatable: bool = True,
+        request: Callable[[int, int, int], Scan | Status | Backup],
+        caller: object = None,
     ) -> None:
-        self.number = 0
-        self.node = node
-        self.deadline = deadline
-        self.expected_bytes = expected_bytes
-        self.repeatable = repeatable
+        super().__init__(node, deadline, expected_bytes, self if caller is None else caller, Priority.BACKGROUND)
         self._reply_type: type[R] = reply_type
         self._request = request
         self._answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
 
-    def encode(self, budget_us: int) -> bytes:
-        return encode(self._request(self.number, budget_us))
+    def encode(self, budget_us: int, sent_us: int) -> bytes:
+        return encode(self._request(self.number, budget_us, sent_us))
 
     def handle_reply(self, reply: Answer) -> bool:
         if not isinstance(reply, self._reply_type):
@@ -87,6 +84,23 @@ class _Call(Generic[R]):
             router.cancel([self])
 
 
+class _StatusCall(_Call[StatusReply]):
+    """A question how a node is: asked whatever the router thinks of it."""
+
+    __slots__ = ()
+
+    guarded = False
+
+
+class _BackupCall(_Call[BackedUp]):
+    """A copy of a shard: the node may still write, or have written, the file when the connection is there again."""
+
+    __slots__ = ()
+
+    repeatable = False
+    cancellable = False
+
+
 async def node_status(
     router: Router, nodes: Sequence[str], deadline_s: float
 ) -> dict[str, StatusReply | DawnchorusError]:
@@ -95,7 +109,7 @@ async def node_status(
 
     async def ask(node: str) -> StatusReply | DawnchorusError:
         try:
-            return await _Call(node, deadline, 1 << 16, StatusReply, Status).run(router)
+            return await _StatusCall(node, deadline, 1 << 16, StatusReply, Status).run(router)
         except DawnchorusError as error:
             return error
 
@@ -113,12 +127,10 @@ async def back_up_shard(
     assert router.placement is not None
     owner = router.placement.shards[store][shard]
 
-    def request(number: int, budget_us: int) -> Backup:
+    def request(number: int, budget_us: int, _sent_us: int) -> Backup:
         return Backup(number, budget_us, store, shard, owner.serving_epoch, path, rate_bytes_s)
 
-    # Not repeatable: the node may still write, or have written, the file when the connection is there again.
-    deadline = time.monotonic() + deadline_s
-    return await _Call(owner.node, deadline, 1 << 10, BackedUp, request, repeatable=False).run(router)
+    return await _BackupCall(owner.node, time.monotonic() + deadline_s, 1 << 10, BackedUp, request).run(router)
 
 
 async def list_agents(router: Router, stores: Sequence[str], page_deadline_s: float) -> AsyncGenerator[str, None]:
@@ -168,8 +180,8 @@ async def _list_shard(
     position = b""
     while True:
 
-        def page(number: int, budget_us: int, after: bytes = position) -> Scan:
-            return Scan(number, budget_us, store, shard, owner.serving_epoch, after, _PAGE_AGENTS)
+        def page(number: int, budget_us: int, sent_us: int, after: bytes = position) -> Scan:
+            return Scan(number, budget_us, store, shard, owner.serving_epoch, after, _PAGE_AGENTS, sent_us)
 
         call = _Call(owner.node, time.monotonic() + deadline_s, 1 << 16, Scanned, page)
         scanned = await call.run(router)

@@ -28,7 +28,7 @@ from ..wire.topology import Topology
 from ..wire.topology_file import load_topology
 from .agent_write import Saved
 from .calls import back_up_shard, list_agents, node_status
-from .coalescing import Coalescer
+from .coalescing import Choice, Coalescer
 from .fetching import Fetching, ImageSizes
 from .floors import Floors
 from .ids import check_agent_id, sound_ids
@@ -37,7 +37,7 @@ from .outcomes import Outcome
 from .parts import Group
 from .router import Router
 from .saver import Saver
-from .state import AgentState
+from .state import AgentState, WakeContext
 from .wakes import WakeMany, WakeStream, slices
 
 __all__ = ["Cluster", "connect"]
@@ -46,6 +46,8 @@ CONNECT_DEADLINE_S: Final = 5.0
 """How long `connect` waits for nodes that do not answer, where others do."""
 
 _DEADLINE_S_MAX: Final = 86_400.0
+
+_ALL_KINDS: Final = Choice(None)
 
 
 def connect(
@@ -91,7 +93,7 @@ class Cluster:
         self._connect_deadline_s = connect_deadline_s
         self._floors = Floors()
         self._sizes = ImageSizes()
-        self._readings: dict[tuple[str, ...] | None, Reading] = {}
+        self._readings: dict[Choice, Reading] = {}
         self._readings_revision = -1
         self._open = False
 
@@ -140,7 +142,8 @@ class Cluster:
         """
         agent = check_agent_id(agent_id)
         budget_s = self._wake_budget(deadline_s)
-        return self._coalescer.wake(agent_id, agent, None if kinds is None else as_kinds(kinds), budget_s)
+        choice = _ALL_KINDS if kinds is None else Choice(as_kinds(kinds))
+        return self._coalescer.wake(agent_id, agent, choice, budget_s)
 
     async def wake_many(
         self, ids: Iterable[str], kinds: Iterable[str] | None = None, deadline_s: float | None = None
@@ -157,7 +160,7 @@ class Cluster:
         """
         asked = list(ids)
         deadline = time.monotonic() + self._wake_budget(deadline_s)
-        reading = self._reading(None if kinds is None else as_kinds(kinds))
+        reading = self._reading(_ALL_KINDS if kinds is None else Choice(as_kinds(kinds)))
         waiting = WakeMany(deadline)
         fetch = partial(self._fetching, reading, held=True)
         for wanted in slices(asked):
@@ -170,7 +173,8 @@ class Cluster:
             return states
         # Some ids were asked for twice, or are none that an agent can have.
         by_id = {state.agent_id: state for state in states}
-        return [by_id.get(agent_id) or _unsound(agent_id, reading) for agent_id in asked]
+        context = reading.context(self._wake_again)
+        return [by_id.get(agent_id) or _unsound(agent_id, reading, context) for agent_id in asked]
 
     async def wake_stream(
         self, ids: Iterable[str], kinds: Iterable[str] | None = None, deadline_s: float | None = None
@@ -181,14 +185,14 @@ class Cluster:
         """
         asked = list(ids)
         deadline = time.monotonic() + self._wake_budget(deadline_s)
-        reading = self._reading(None if kinds is None else as_kinds(kinds))
+        reading = self._reading(_ALL_KINDS if kinds is None else Choice(as_kinds(kinds)))
         once = list(dict.fromkeys(asked))
         sound, agents = sound_ids(once)
         if len(sound) != len(once):
             known = set(sound)
             for agent_id in once:
                 if agent_id not in known:
-                    yield _unsound(agent_id, reading)
+                    yield _unsound(agent_id, reading, reading.context(self._wake_again))
         if sound:
             waiting = WakeStream()
             fetching = self._fetching(reading, sound, agents, deadline, waiting.handle_groups)
@@ -325,15 +329,23 @@ class Cluster:
     def _save_budget(self, deadline_s: float | None) -> float:
         return self.topology.save_deadline_ms / 1_000 if deadline_s is None else _checked(deadline_s)
 
-    def _reading(self, key: tuple[str, ...] | None) -> Reading:
+    def _wake_again(
+        self, agent_id: str, kinds: tuple[str, ...], deadline_s: float | None
+    ) -> asyncio.Future[AgentState]:
+        """Wake an agent for what a state of it lacks; never fails for what is missing."""
+        budget_s = self._wake_budget(deadline_s)
+        return self._coalescer.wake(agent_id, check_agent_id(agent_id), Choice(kinds, raises=False), budget_s)
+
+    def _reading(self, choice: Choice) -> Reading:
         placement = self._router.placement
         assert placement is not None
         if placement.revision != self._readings_revision:
             self._readings.clear()
             self._readings_revision = placement.revision
-        reading = self._readings.get(key)
+        reading = self._readings.get(choice)
         if reading is None:
-            reading = self._readings[key] = self._kinds.reading(placement, key)
+            reading = self._kinds.reading(placement, choice.kinds)._replace(raises=choice.raises)
+            self._readings[choice] = reading
         return reading
 
     def _fetching(
@@ -352,7 +364,7 @@ class Cluster:
             ids,
             agents,
             kinds=reading.kinds,
-            context=reading.context(),
+            context=reading.context(self._wake_again),
             deadline=deadline,
             floors=self._floors,
             sizes=self._sizes,
@@ -376,5 +388,5 @@ def _checked(deadline_s: float) -> float:
     return deadline_s
 
 
-def _unsound(agent_id: str, reading: Reading) -> AgentState:
-    return AgentState(agent_id, reading.context(), _images=(Outcome.FAULT,) * len(reading.routes.stores))
+def _unsound(agent_id: str, reading: Reading, context: WakeContext) -> AgentState:
+    return AgentState(agent_id, context, _images=(Outcome.FAULT,) * len(reading.routes.stores))

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol
 
 from .fetching import Fetching
 from .kinds import Reading
@@ -21,8 +21,12 @@ from .wakes import WakeBatch
 
 __all__ = ["Choice", "Coalescer", "Fetch"]
 
-Choice: TypeAlias = tuple[str, ...] | None
-"""Which kinds a wake asks for; None for all."""
+
+class Choice(NamedTuple):
+    """Which kinds a wake asks for, None for all; and whether it fails where what is required is missing."""
+
+    kinds: tuple[str, ...] | None
+    raises: bool = True
 
 
 class Fetch(Protocol):

@@ -22,6 +22,7 @@ from ..wire.messages import (
     SectionStatus,
     encode,
 )
+from .exchange import Exchange
 from .floors import Floors
 from .gather import Gather
 from .outcomes import Outcome
@@ -65,29 +66,24 @@ class ImageSizes:
         return max(1, min(MESSAGE_AGENTS_MAX, int(_MESSAGE_BYTES / largest)))
 
 
-class _FetchExchange:
+class _FetchExchange(Exchange):
     """Some parts of a fetch, at one node."""
 
-    __slots__ = ("_fetching", "_parts", "deadline", "expected_bytes", "node", "number")
-
-    repeatable = True
+    __slots__ = ("_fetching", "_parts")
 
     def __init__(self, fetching: Fetching, parts: list[Part]) -> None:
-        self.number = 0
-        self.node = parts[0].node
-        self.deadline = fetching.deadline
+        super().__init__(parts[0].node, fetching.deadline, fetching.expect(parts), fetching)
         self._fetching = fetching
         self._parts = parts
-        self.expected_bytes = fetching.expect(parts)
 
-    def encode(self, budget_us: int) -> bytes:
+    def encode(self, budget_us: int, sent_us: int) -> bytes:
         parts = self._parts
         if any(part.received for part in parts):
             # Sent before, on a connection that broke: what came whole is not asked for again, the rest from its start.
             parts = self._parts = [part for part in parts if not part.whole]
             for part in parts:
                 part.restart()
-        return self._fetching.encode(self.number, budget_us, parts)
+        return self._fetching.encode(self.number, budget_us, sent_us, parts)
 
     def handle_reply(self, reply: Answer) -> bool:
         if not isinstance(reply, Images):
@@ -206,7 +202,7 @@ class Fetching:
         stores = self.plan.routes.stores
         return int(sum([part.agents * self._sizes.mean(stores[part.store].name) for part in parts]))
 
-    def encode(self, number: int, budget_us: int, parts: list[Part]) -> bytes:
+    def encode(self, number: int, budget_us: int, sent_us: int, parts: list[Part]) -> bytes:
         """Return the frame that asks for these parts."""
         stores, agents, groups = self.plan.routes.stores, self.plan.agents, self.plan.groups
         sections: list[FetchSection] = []
@@ -214,7 +210,7 @@ class Fetching:
             group = groups[part.group]
             asked = agents[group.start : group.stop]
             sections.append(FetchSection(stores[part.store].name, part.shard, part.epoch, asked))
-        return encode(Fetch(number, budget_us, sections, self._kinds))
+        return encode(Fetch(number, budget_us, sections, self._kinds, sent_us))
 
     def handle_images(self, parts: list[Part], images: Images) -> None:
         """Take in a reply, and hand over the groups that it completed."""

@@ -1,118 +1,216 @@
 """Flow control towards one node: pure.
 
-The router keeps a window of bytes that it expects from a node, by the sizes seen, and sends no more requests than fill
-it; the rest wait here, in order. So a node's send queue stays short, however large the storm. While the node is not
-connected everything waits; what was on its way when the connection broke waits again if asking twice does no harm.
+Every request to a node passes through its NodeFlow, which says when it may go, and what became of those that went:
+
+    offer -> OPEN, FULL: refused at once, by the breaker or because the node is behind and newcomers only add to that
+          -> GO: it goes now
+          -> WAITS: the node is not connected, asked to be left alone for a moment, or has enough on its way;
+             poll_send gives it out when its turn has come
+    answered, timed out, refused, cancelled, or the connection broke: it is over, or waits to be sent again
+
+While the node is not connected everything waits; what was on its way when the connection broke waits again, if asking
+twice does no harm and the router's retry budget has one for it. Every `now` is in seconds of the monotonic clock.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections import deque
-from typing import Final, Generic, Protocol, TypeVar
+import enum
+from collections.abc import Callable
+from typing import Final
 
-__all__ = ["WINDOW_BYTES", "Exchange", "NodeFlow"]
+from ..wire.topology import AdmissionSpec, BreakerSpec
+from .breaker import Breaker, BreakerState
+from .exchange import Exchange
+from .waiting import WaitingQueue
+from .window import Window
 
-WINDOW_BYTES: Final = 12 << 20
-"""Bytes expected from one node at once: about twelve frames, of the sixteen that a node queues for one peer; at 1.6
-GB/s 7 ms of the wire, so that neither side waits for the other."""
+__all__ = ["NodeFlow", "Offer"]
 
+QUEUE_REQUESTS_MAX: Final = 4_096
+"""Requests that may wait for one node: a wake_many of five million agents. Each may hold 1,300 ids."""
 
-class Exchange(Protocol):
-    """One request to one node, on its way to its answer, as flow control sees it."""
-
-    number: int
-    """The request's number, a new one each time it is sent: no reply to an earlier sending can be taken for it."""
-
-    @property
-    def expected_bytes(self) -> int:
-        """How many bytes its reply is expected to have."""
-        ...
-
-    @property
-    def repeatable(self) -> bool:
-        """Whether it may be sent twice."""
-        ...
+_TIMER_SLACK_SECONDS: Final = 0.001
+"""The loop's timers have the grain of a millisecond and may fire that early."""
 
 
-E = TypeVar("E", bound=Exchange)
+class Offer(enum.Enum):
+    """What became of a request that was offered."""
+
+    GO = enum.auto()
+    """It has its number, and is to be sent now."""
+    WAITS = enum.auto()
+    """`poll_send` gives it out when its turn comes."""
+    OPEN = enum.auto()
+    """The breaker is open: the node is taken for dead."""
+    FULL = enum.auto()
+    """Too much waits for this node already."""
 
 
-class NodeFlow(Generic[E]):
+class NodeFlow:
     """Exchanges with one node: waiting, or on their way."""
 
-    def __init__(self) -> None:
-        self._waiting: deque[E] = deque()
-        self._sent: dict[int, E] = {}
-        self._expected_bytes = 0
+    def __init__(self, breaker: BreakerSpec, admission: AdmissionSpec) -> None:
+        self.breaker = Breaker(breaker)
+        self.window = Window(admission)
+        self._queue_share = admission.queue_share
+        self._waiting: WaitingQueue[Exchange] = WaitingQueue()
+        self._sent: dict[int, Exchange] = {}
         self._numbers = 0
+        self.paused_until = 0.0
+        """When the node may be sent something again."""
         self.up = False
+        self._up_since = 0.0
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._sent)
 
-    def add(self, exchange: E) -> None:
-        """Queue an exchange; `poll_send` gives it out when its turn comes."""
-        self._waiting.append(exchange)
+    # --- out ---
 
-    def poll_send(self) -> E | None:
-        """Return the next exchange to send now, numbered, None if none is; one always goes, however large."""
-        if not self.up or not self._waiting:
+    def offer(self, exchange: Exchange, now: float) -> Offer:
+        """Take an exchange, or refuse it at once."""
+        if exchange.guarded:
+            if len(self._waiting) and self._is_behind(exchange, now):
+                return Offer.FULL
+            if not self.breaker.admit(now):
+                return Offer.OPEN
+        if self._may_send(now) and not len(self._waiting) and self.window.has_room(exchange.expected_bytes):
+            self._number(exchange, now)
+            return Offer.GO
+        self._waiting.add(exchange, now)
+        return Offer.WAITS
+
+    def _is_behind(self, exchange: Exchange, now: float) -> bool:
+        """Return whether callers wait so long for their first turn that a new one had better be told at once."""
+        if len(self._waiting) >= QUEUE_REQUESTS_MAX:
+            return True
+        # A node that is not connected keeps everybody waiting: that is for the breaker to judge, and no measure of how it
+        # keeps up once it is there.
+        waited_s = min(self._waiting.longest_wait(now, exchange.priority), now - self._up_since)
+        return self.up and waited_s > self._queue_share * (exchange.deadline - now)
+
+    def poll_send(self, now: float) -> Exchange | None:
+        """Return the next exchange to send now, numbered, None if none is."""
+        if not self._may_send(now) or not len(self._waiting):
             return None
-        if self._sent and self._expected_bytes + self._waiting[0].expected_bytes > WINDOW_BYTES:
+        exchange = self._waiting.next()
+        if exchange is None or not self.window.has_room(exchange.expected_bytes):
             return None
-        exchange = self._waiting.popleft()
-        self._numbers += 1
-        exchange.number = self._numbers
-        self._sent[exchange.number] = exchange
-        self._expected_bytes += exchange.expected_bytes
+        self._waiting.pop(exchange)
+        self._number(exchange, now)
         return exchange
 
-    def find(self, number: int) -> E | None:
+    def _may_send(self, now: float) -> bool:
+        return self.up and now >= self.paused_until
+
+    def _number(self, exchange: Exchange, now: float) -> None:
+        self._numbers += 1
+        exchange.number = self._numbers
+        exchange.sent_at = now
+        exchange.sendings += 1
+        self._sent[exchange.number] = exchange
+        self.window.handle_sent(exchange.expected_bytes)
+
+    def handle_unsent(self, exchange: Exchange, now: float) -> None:
+        """Take back an exchange that `poll_send` gave out and the connection had no room for."""
+        self._forget(exchange.number)
+        exchange.sendings -= 1
+        self._waiting.add_first(exchange, now)
+
+    # --- over ---
+
+    def find(self, number: int) -> Exchange | None:
         """Return the exchange on its way with this number, None if there is none (any more)."""
         return self._sent.get(number)
 
-    def handle_unsent(self, exchange: E) -> None:
-        """Take back an exchange that `poll_send` gave out and the connection had no room for."""
+    def handle_answered(self, exchange: Exchange, now: float) -> None:
+        """An exchange has its whole answer."""
+        self.breaker.handle_success(now)
+        self.window.handle_answered(now, exchange.sent_at, exchange.deadline, exchange.expected_bytes)
         self._forget(exchange.number)
-        self._waiting.appendleft(exchange)
 
-    def handle_answered(self, number: int) -> None:
-        """Take note that an exchange is over."""
-        self._forget(number)
+    def handle_failed(self, exchange: Exchange, now: float) -> None:
+        """The node could not answer an exchange as it should: its own mistake."""
+        self._forget(exchange.number)
+        self.breaker.handle_failure(now)
 
-    def cancel(self, exchange: E) -> bool:
-        """Forget an exchange that nobody waits for any more; return whether it had been sent."""
-        if exchange.number in self._sent:
+    def handle_overloaded(self, exchange: Exchange, now: float, retry_after_s: float) -> None:
+        """The node has too much to do, and asks to be left alone for a while."""
+        self.breaker.handle_success(now)  # it is alive: what it needs is less, not a breaker
+        self.window.handle_slow(now, exchange.sent_at)
+        self._forget(exchange.number)
+        exchange.sendings -= 1  # it is as if it had not been sent: the node has done nothing of it
+        self.paused_until = max(self.paused_until, now + retry_after_s)
+
+    def handle_stray(self) -> None:
+        """The node answered something that nobody waits for any more: it is slow, not dead."""
+        self.breaker.handle_life()
+
+    def send_again(self, exchange: Exchange, now: float) -> None:
+        """Let an exchange that was sent wait for its turn once more, before all others."""
+        self._waiting.add_first(exchange, now)
+
+    def cancel(self, exchange: Exchange, now: float) -> bool:
+        """Forget an exchange that nobody waits for any more; return whether it is on its way."""
+        late = now >= exchange.deadline - _TIMER_SLACK_SECONDS
+        if self._sent.get(exchange.number) is exchange:
+            if late and exchange.guarded:
+                self.breaker.handle_time_out(now, now - exchange.sent_at)
+                self.window.handle_slow(now, exchange.sent_at)
+            elif exchange.guarded:
+                self.breaker.handle_abandoned()
             self._forget(exchange.number)
             return True
-        if self._waiting:
-            with contextlib.suppress(ValueError):  # it was over already
-                self._waiting.remove(exchange)
+        if self._waiting.remove(exchange) and exchange.guarded:
+            if late and not self.up:
+                self.breaker.handle_time_out(now, now - exchange.queued_at)
+            else:
+                self.breaker.handle_abandoned()
         return False
 
-    def handle_up(self) -> None:
-        """The node is connected: what waits may go."""
+    # --- the connection ---
+
+    def handle_up(self, resume_at: float) -> None:
+        """The node is connected: what waits may go, from `resume_at` on."""
         self.up = True
+        self._up_since = self.paused_until = resume_at
+        self.breaker.handle_up()
 
-    def handle_down(self) -> list[E]:
-        """The connection broke: return the exchanges whose outcome nobody will tell; the others wait again, first."""
+    def handle_down(self, now: float, may_repeat: Callable[[], bool]) -> list[Exchange]:
+        """The connection broke; return the exchanges that are over by that, the others wait again, first.
+
+        `may_repeat` takes one retry out of the router's budget.
+        """
         self.up = False
-        lost = [exchange for exchange in self._sent.values() if not exchange.repeatable]
-        self._waiting.extendleft(reversed([exchange for exchange in self._sent.values() if exchange.repeatable]))
-        self._sent.clear()
-        self._expected_bytes = 0
-        return lost
+        sent, self._sent = list(self._sent.values()), {}
+        self.window.reset()
+        if sent:
+            self.breaker.handle_failure(now)
+        lost: list[Exchange] = []
+        for exchange in reversed(sent):
+            if exchange.repeatable and exchange.deadline > now and may_repeat():
+                self._waiting.add_first(exchange, now)
+            else:
+                lost.append(exchange)
+        return lost[::-1]
 
-    def drain(self) -> list[E]:
+    def refused_by_breaker(self) -> list[Exchange]:
+        """Return and forget what waits while the breaker is open: there is no use in it."""
+        if self.breaker.state is not BreakerState.OPEN or not len(self._waiting):
+            return []
+        everything = self._waiting.drain()
+        for exchange in everything:
+            if not exchange.guarded:
+                self._waiting.add(exchange, exchange.queued_at)
+        return [exchange for exchange in everything if exchange.guarded]
+
+    def drain(self) -> list[Exchange]:
         """Return and forget everything (the router closes)."""
-        everything = [*self._sent.values(), *self._waiting]
+        everything = [*self._sent.values(), *self._waiting.drain()]
         self._sent.clear()
-        self._waiting.clear()
-        self._expected_bytes = 0
+        self.window.reset()
         return everything
 
     def _forget(self, number: int) -> None:
         exchange = self._sent.pop(number, None)
         if exchange is not None:
-            self._expected_bytes -= exchange.expected_bytes
+            self.window.handle_over(exchange.expected_bytes)

@@ -13,6 +13,7 @@ from ..wire.limits import FRAGMENT_BYTES_MAX
 from ..wire.messages import Operation, Put
 from ..wire.placement import Placement
 from ..wire.topology import TTL_S_MAX, TTL_S_MIN, Topology
+from .late_fill import Again
 from .plan import Routes
 from .state import AgentState, KindView, WakeContext
 
@@ -38,10 +39,12 @@ class Reading(NamedTuple):
     """The required kinds among them."""
     required_stores: tuple[tuple[int, bytes], ...]
     """Of each required kind, its store's index and its packed name, as an image that begins with it has it."""
+    raises: bool = True
+    """Whether a wake fails where it has not what is required; one that fills a state in does not."""
 
-    def context(self) -> WakeContext:
-        """Return what the states of one fetch share."""
-        return WakeContext(self.views, len(self.routes.stores))
+    def context(self, again: Again) -> WakeContext:
+        """Return what the states of one fetch share; `again` asks for more of one agent."""
+        return WakeContext(self.views, len(self.routes.stores), again)
 
 
 class Kinds:
@@ -156,12 +159,12 @@ class Kinds:
         return stores
 
     def reading(self, placement: Placement, kinds: Iterable[str] | None) -> Reading:
-        """Return how to read these kinds (None for all) under a placement.
+        """Return how to read these kinds (None for all but those of lazy stores) under a placement.
 
         Raises:
             UnknownKindError, InvalidRequestError: they cannot be asked for.
         """
-        chosen = list(self._topology.kinds) if kinds is None else list(as_kinds(kinds))
+        chosen = self._eager() if kinds is None else list(as_kinds(kinds))
         stores = list(dict.fromkeys(self.require(kind) for kind in chosen))
         if not stores:
             raise InvalidRequestError("a wake needs at least one kind")
@@ -177,6 +180,11 @@ class Kinds:
         required = tuple(kind for kind in self._topology.kinds if kind in chosen and self._is_required(kind))
         beginnings = tuple((views[kind].store, _encoder.encode(kind)) for kind in required)
         return Reading(Routes.of(placement, stores), None if whole else chosen, views, required, beginnings)
+
+    def _eager(self) -> list[str]:
+        """Return the kinds of the stores that every wake fetches; of all, where none is eager."""
+        kinds, stores = self._topology.kinds, self._topology.stores
+        return [kind for kind, spec in kinds.items() if stores[spec.store].wake != "lazy"] or list(kinds)
 
     def _is_required(self, kind: str) -> bool:
         spec = self._topology.kinds.get(kind)

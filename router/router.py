@@ -1,8 +1,10 @@
 """The router: links to all nodes, flow control towards each, and the exchanges on their way.
 
 How a request passes through: an exchange (a fetch, commit, scan or status for one node) is handed to `submit`; its
-node's `NodeFlow` says when it may go; it is encoded with what is left of its deadline and sent on the node's `Link`;
-its replies come back by number until one is the last. Whoever made the exchange keeps its deadline, and calls `cancel`.
+node's `NodeFlow` says whether and when it may go; it is encoded with what is left of its deadline and sent on the
+node's `Link`; its replies come back by number until one is the last. Whoever made the exchange keeps its deadline, and
+calls `cancel`. What was sent and got no answer because the connection broke, or because the node had too much to do,
+is sent again, within its deadline and one budget for all of the router's retries.
 
 The placement comes with every Welcome; the newest revision counts.
 """
@@ -11,16 +13,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import secrets
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import Final, Protocol
+from typing import Final
 
 from ..wire.errors import ClusterUnavailable, PlacementError, ProtocolError, TopologyError
 from ..wire.messages import (
     PROTOCOL,
-    Answer,
+    Cancel,
     Fault,
     FaultCode,
     Hello,
@@ -29,49 +32,23 @@ from ..wire.messages import (
     decode_reply,
     encode,
 )
-from ..wire.placement import Placement, decode_placement
+from ..wire.placement import Placement, decode_placement, require_placed
 from ..wire.sockets import SocketOwner
-from ..wire.topology import Topology, decode_topology
-from .flow import NodeFlow
+from ..wire.topology import RetrySpec, Topology, decode_topology
+from .exchange import Exchange
+from .flow import NodeFlow, Offer
 from .link import Link
+from .retry_budget import RetryBudget
 
-__all__ = ["Exchange", "Router"]
+__all__ = ["Router"]
 
 _TURN_FRAMES_MAX: Final = 8
 """Replies taken in before timers and tasks get their turn: 8 MiB, about 4 ms."""
 
+_CANCEL_WORTH_S: Final = 0.005
+"""A node drops by itself what is late: telling it that nobody waits pays for what has longer to go."""
+
 _log = logging.getLogger(__name__)
-
-
-class Exchange(Protocol):
-    """One request to one node, on its way to its answer."""
-
-    number: int
-    node: str
-    deadline: float
-    """In seconds of the monotonic clock."""
-
-    @property
-    def expected_bytes(self) -> int:
-        """How many bytes its reply is expected to have."""
-        ...
-
-    @property
-    def repeatable(self) -> bool:
-        """Whether it may be sent twice."""
-        ...
-
-    def encode(self, budget_us: int) -> bytes:
-        """Return its frame."""
-        ...
-
-    def handle_reply(self, reply: Answer) -> bool:
-        """Take in a reply; return whether it was the last. Raises ProtocolError for one that does not fit."""
-        ...
-
-    def handle_failure(self, code: FaultCode | None, reason: str) -> None:
-        """It will get no answer: the node said so (`code`), or the connection broke and it cannot be repeated."""
-        ...
 
 
 class Router:
@@ -82,16 +59,21 @@ class Router:
         self._sockets = SocketOwner()
         self._links: dict[str, Link] = {}
         self._bootstrap: Link | None = None
-        self._flows: dict[str, NodeFlow[Exchange]] = {}
+        self._flows: dict[str, NodeFlow] = {}
+        self._resumptions: dict[str, asyncio.TimerHandle] = {}
         self._client = secrets.token_bytes(8)
         self._replies: deque[tuple[str, memoryview]] = deque()
         self._turn_scheduled = False
         self._refusals: dict[str, str] = {}
         self._welcomed = asyncio.Event()
+        self._jitter = random.Random()
         self.topology: Topology | None = None
+        self.retries = RetryBudget(RetrySpec())
         self.placement: Placement | None = None
         self._versions: dict[tuple[str, int], int] = {}
         self.closed = False
+        self.requests_sent = 0
+        """Requests that went to nodes, those sent again among them."""
         self.stray_replies = 0
         """Replies to requests that nobody waits for any more, and frames that are no reply."""
 
@@ -120,7 +102,7 @@ class Router:
                 break
         if self.topology is None or self.placement is None:
             raise ClusterUnavailable(self._why_unavailable(source, deadline_s))
-        _require_placed(self.topology, self.placement)
+        require_placed(self.topology, self.placement)
         return self.topology, self.placement
 
     def _answered(self) -> bool:
@@ -139,10 +121,11 @@ class Router:
 
     def _connect_to(self, topology: Topology) -> None:
         self.topology = topology
+        self.retries = RetryBudget(topology.retries)
         hello = self._hello(topology.name, topology.digest)
         for name, node in topology.nodes.items():
             if name not in self._links:
-                self._flows[name] = NodeFlow()
+                self._flows[name] = NodeFlow(topology.breaker, topology.admission)
                 self._links[name] = Link(self._sockets, node.endpoint, hello, self, name)
 
     def _hello(self, cluster: str, digest: str) -> bytes:
@@ -169,12 +152,21 @@ class Router:
             self._connect_to(topology)
         else:
             self._refusals.pop(link.node, None)
-            self._flows[link.node].handle_up()
-            self._pump(link.node)
+            self._handle_node_up(link.node)
         self._welcomed.set()
 
+    def _handle_node_up(self, node: str) -> None:
+        flow, now = self._flows[node], time.monotonic()
+        # All routers of a node that comes back are there at the same moment: who has something to send waits a little.
+        jitter_s = self._jitter_max_s() * self._jitter.random() if len(flow) else 0.0
+        flow.handle_up(now + jitter_s)
+        self._pump(node)
+
+    def _jitter_max_s(self) -> float:
+        return 0.0 if self.topology is None else self.topology.retries.jitter_ms / 1_000
+
     def handle_down(self, link: Link) -> None:
-        """The connection to a node broke: what may be repeated waits for the next one."""
+        """The connection to a node broke: what may be repeated waits for the next one, as far as the budget goes."""
         flow = self._flows.get(link.node)
         if flow is not None:
             # Replies of the broken connection that were not taken in yet are asked for again with the rest.
@@ -182,8 +174,10 @@ class Router:
             others = [reply for reply in self._replies if reply[0] != link.node]
             self._replies.clear()
             self._replies.extend(others)
-            for exchange in flow.handle_down():
+            now = time.monotonic()
+            for exchange in flow.handle_down(now, lambda: self.retries.withdraw(now)):
                 exchange.handle_failure(None, f"the connection to node {link.node!r} broke")
+            self._give_up_waiting(link.node)
 
     def handle_refused(self, link: Link, reason: str) -> None:
         """A node does not take this router."""
@@ -213,6 +207,8 @@ class Router:
         for flow in self._flows.values():
             for exchange in flow.drain():
                 exchange.handle_failure(None, "the cluster was closed")
+        for resumption in self._resumptions.values():
+            resumption.cancel()
         for link in self._links.values():
             link.close()
         if self._bootstrap is not None:
@@ -223,47 +219,79 @@ class Router:
     # --- requests ---
 
     def submit(self, exchanges: Iterable[Exchange]) -> None:
-        """Send exchanges, each when its node's window has room for it."""
-        nodes: list[str] = []
+        """Send exchanges, each when its node has room for it; those refused are told so in the next turn of the loop.
+
+        In the order given, which goes round the nodes.
+        """
+        now = time.monotonic()
+        refused: list[tuple[Exchange, Offer]] = []
         for exchange in exchanges:
             flow = self._flows.get(exchange.node)
             if flow is None:
-                # A node that the placement names and the topology at hand does not: it may yet be learned of.
-                flow = self._flows[exchange.node] = NodeFlow()
-            flow.add(exchange)
-            nodes.append(exchange.node)
-        # In the order given, which goes round the nodes: none waits for another's share to be encoded.
-        for node in nodes:
-            self._send_next(node)
+                flow = self._new_flow(exchange.node)
+            offer = flow.offer(exchange, now)
+            if offer is Offer.GO:
+                self._send(flow, exchange, now)
+            elif offer is not Offer.WAITS:
+                refused.append((exchange, offer))
+        if refused:
+            self._loop.call_soon(_refuse, refused)
 
-    def cancel(self, exchanges: Iterable[Exchange]) -> bool:
-        """Forget exchanges that nobody waits for any more; their replies are ignored. Return whether any was sent."""
-        sent = False
-        nodes: dict[str, None] = {}
+    def _new_flow(self, node: str) -> NodeFlow:
+        """Make the flow of a node that the placement names and the topology at hand does not: it may yet be learned."""
+        assert self.topology is not None, "nothing is submitted before the cluster is known"
+        flow = self._flows[node] = NodeFlow(self.topology.breaker, self.topology.admission)
+        return flow
+
+    def cancel(self, exchanges: Iterable[Exchange]) -> None:
+        """Forget exchanges that nobody waits for any more; their replies are ignored.
+
+        Where a node may still be spared work it is told.
+        """
+        now = time.monotonic()
+        numbers: dict[str, list[int]] = {}
         for exchange in exchanges:
-            sent |= self._flows[exchange.node].cancel(exchange)
-            nodes[exchange.node] = None
-        for node in nodes:
+            spared = numbers.setdefault(exchange.node, [])
+            on_its_way = self._flows[exchange.node].cancel(exchange, now)
+            if on_its_way and exchange.cancellable and exchange.deadline - now > _CANCEL_WORTH_S:
+                spared.append(exchange.number)
+        for node, spared in numbers.items():
+            if spared:
+                self._links[node].send(encode(Cancel(spared)))
+            self._give_up_waiting(node)
             self._pump(node)
-        return sent
+
+    def _give_up_waiting(self, node: str) -> None:
+        """Tell what waits for a node that has just been taken for dead."""
+        for exchange in self._flows[node].refused_by_breaker():
+            exchange.handle_failure(None, _REFUSALS[Offer.OPEN][1])
 
     def _pump(self, node: str) -> None:
-        while self._send_next(node):
-            pass
-
-    def _send_next(self, node: str) -> bool:
+        """Send what may go to a node now; where it is to be left alone for a while, come back then."""
         flow = self._flows[node]
-        exchange = flow.poll_send()
-        if exchange is None:
-            return False
-        budget_us = int((exchange.deadline - time.monotonic()) * 1e6)
+        now = time.monotonic()
+        while (exchange := flow.poll_send(now)) is not None:
+            if not self._send(flow, exchange, now):
+                return
+        if now < flow.paused_until and node not in self._resumptions:
+            self._resumptions[node] = self._loop.call_at(flow.paused_until, self._resume, node)
+
+    def _resume(self, node: str) -> None:
+        del self._resumptions[node]
+        self._pump(node)
+
+    def _send(self, flow: NodeFlow, exchange: Exchange, now: float) -> bool:
+        budget_us = int((exchange.deadline - now) * 1e6)
         if budget_us <= 0:
-            flow.handle_answered(exchange.number)  # its owner's timer is about to say so
+            flow.cancel(exchange, now)  # its owner's timer is about to say so
             return True
-        if self._links[node].send(exchange.encode(budget_us)):
-            return True
-        flow.handle_unsent(exchange)
-        return False
+        if not self._links[exchange.node].send(exchange.encode(budget_us, int(now * 1e6))):
+            flow.handle_unsent(exchange, now)
+            return False
+        self.requests_sent += 1
+        if exchange.sendings == 1:
+            self.retries.handle_request(now)
+        return True
 
     # --- replies ---
 
@@ -300,43 +328,60 @@ class Router:
             return
         if exchange is None:
             self.stray_replies += 1  # late: its deadline has passed
+            flow.handle_stray()
             return
         try:
             last = exchange.handle_reply(reply)
         except ProtocolError as error:
             self._stray(node, str(error))
-            last = True
+            flow.handle_failed(exchange, time.monotonic())
             exchange.handle_failure(None, f"node {node!r} answered something else: {error}")
+            self._give_up_waiting(node)
+            return
         if last:
-            flow.handle_answered(exchange.number)
+            flow.handle_answered(exchange, time.monotonic())
             self._pump(node)
 
-    def _handle_fault(self, node: str, flow: NodeFlow[Exchange], exchange: Exchange | None, fault: Fault) -> None:
+    def _handle_fault(self, node: str, flow: NodeFlow, exchange: Exchange | None, fault: Fault) -> None:
         if fault.code == FaultCode.NO_HELLO:
             self._links[node].reopen()  # the node has forgotten this router: begin again, and repeat what may be
         elif exchange is not None:
-            flow.handle_answered(exchange.number)
+            now = time.monotonic()
+            if fault.code == FaultCode.OVERLOADED:
+                if self._handle_overloaded(flow, exchange, fault, now):
+                    return
+            elif fault.code == FaultCode.INTERNAL:
+                flow.handle_failed(exchange, now)
+            else:
+                flow.handle_answered(exchange, now)
             exchange.handle_failure(_fault_code(fault.code), fault.detail)
+            self._give_up_waiting(node)
             self._pump(node)
+
+    def _handle_overloaded(self, flow: NodeFlow, exchange: Exchange, fault: Fault, now: float) -> bool:
+        """Leave the node alone for as long as it asks; return whether the exchange is sent again then."""
+        pause_s = fault.retry_after_us / 1e6 + self._jitter_max_s() * self._jitter.random()
+        flow.handle_overloaded(exchange, now, pause_s)
+        if not exchange.repeatable or exchange.deadline <= now + pause_s or not self.retries.withdraw(now):
+            return False
+        flow.send_again(exchange, now)
+        self._pump(exchange.node)
+        return True
 
     def _stray(self, node: str, reason: str) -> None:
         self.stray_replies += 1
         _log.warning("reply is ignored", extra={"node": node, "detail": reason})
 
 
-def _require_placed(topology: Topology, placement: Placement) -> None:
-    """Refuse a topology by which fragments would be looked for where they are not. One that knows less is fine."""
-    for kind, spec in topology.kinds.items():
-        store = placement.kinds.get(kind)
-        if store is None:
-            raise PlacementError(
-                f"cluster {placement.cluster!r} does not know kind {kind!r} of this topology; restart its nodes with it"
-            )
-        if store != spec.store:
-            raise PlacementError(
-                f"kind {kind!r} is kept in store {store!r} of cluster {placement.cluster!r}, this topology says "
-                f"{spec.store!r}; use the topology that the cluster was started with"
-            )
+_REFUSALS: Final[dict[Offer, tuple[FaultCode | None, str]]] = {
+    Offer.OPEN: (None, "the node is taken for dead (its breaker is open)"),
+    Offer.FULL: (FaultCode.OVERLOADED, "too much waits for the node already"),
+}
+
+
+def _refuse(refused: list[tuple[Exchange, Offer]]) -> None:
+    for exchange, offer in refused:
+        exchange.handle_failure(*_REFUSALS[offer])
 
 
 def _fault_code(code: int) -> FaultCode:

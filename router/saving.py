@@ -24,6 +24,7 @@ from ..wire.messages import (
     encode,
 )
 from .agent_write import AgentWrite
+from .exchange import Exchange
 from .router import Router
 
 __all__ = ["Saving"]
@@ -53,28 +54,19 @@ class _Section:
         return CommitSection(self.store, self.shard, self.epoch, writes)
 
 
-class _CommitExchange:
-    """Some sections of a save, at one node."""
+class _CommitExchange(Exchange):
+    """Some sections of a save, at one node. Sent twice, a refusal says nothing of what became of the first."""
 
-    __slots__ = ("_saving", "deadline", "node", "number", "sections", "sendings", "size", "writes")
+    __slots__ = ("_saving", "sections", "size", "writes")
 
-    repeatable = True
+    cancellable = False
 
     def __init__(self, saving: Saving, node: str) -> None:
-        self.number = 0
-        self.node = node
-        self.deadline = saving.deadline
-        self.sendings = 0
-        """How often it was sent: after the first time, a refusal says nothing of what became of the first."""
+        super().__init__(node, saving.deadline, 0, saving)
         self._saving = saving
         self.sections: dict[tuple[str, int], _Section] = {}
         self.size = 0
         self.writes = 0
-
-    @property
-    def expected_bytes(self) -> int:
-        # What is on its way to the node counts as well: one window bounds both directions.
-        return self.size + _RESULT_BYTES * self.writes
 
     def add(self, store: str, shard: int, epoch: int, write: AgentWrite, size: int) -> None:
         section = self.sections.get((store, shard))
@@ -83,12 +75,13 @@ class _CommitExchange:
         section.writes.append(write)
         self.size += size
         self.writes += 1
+        # What is on its way to the node counts as well: one window bounds both directions.
+        self.expected_bytes += size + _RESULT_BYTES
 
-    def encode(self, budget_us: int) -> bytes:
-        repeated = self.sendings > 0
-        self.sendings += 1
+    def encode(self, budget_us: int, sent_us: int) -> bytes:
+        repeated = self.sendings > 1
         sections = [section.to_message(repeated=repeated) for section in self.sections.values()]
-        return encode(Commit(self.number, budget_us, sections))
+        return encode(Commit(self.number, budget_us, sections, sent_us))
 
     def handle_reply(self, reply: Answer) -> bool:
         if not isinstance(reply, Committed):
@@ -102,9 +95,10 @@ class _CommitExchange:
         return True
 
     def handle_failure(self, code: FaultCode | None, reason: str) -> None:
-        if code is not None and code != FaultCode.INTERNAL and self.sendings == 1:
+        never_sent = not self.sendings
+        if never_sent or (code is not None and code != FaultCode.INTERNAL and self.sendings == 1):
             for section in self.sections.values():
-                self._saving.refuse(section, f"{code.name}: {reason}")
+                self._saving.refuse(section, f"{code.name}: {reason}" if code else reason)
         self._saving.handle_answered(self)
 
 

@@ -7,15 +7,17 @@ looked at, into the type registered for its kind.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
 import msgspec
 
 from ..wire.errors import FragmentAbsent, FragmentUnavailable, FragmentUndecodable, ProtocolError, UnknownKindError
 from ..wire.image import ENCODING_BYTES, ENCODING_MSGPACK, Fragment, decode_image
+from .late_fill import Again, fill
 from .outcomes import WHOLE, Item, Outcome
 from .parts import Group
 
@@ -33,10 +35,12 @@ class KindView(NamedTuple):
 class WakeContext:
     """What the states of one fetch share: how to read their kinds, and the nodes' clocks."""
 
-    __slots__ = ("_clock_offsets_ms", "kinds")
+    __slots__ = ("_clock_offsets_ms", "again", "kinds")
 
-    def __init__(self, kinds: Mapping[str, KindView], stores: int) -> None:
+    def __init__(self, kinds: Mapping[str, KindView], stores: int, again: Again) -> None:
         self.kinds = kinds
+        self.again = again
+        """How to ask for more."""
         self._clock_offsets_ms = [0] * stores
 
     def note_clock(self, store: int, now_ms: int) -> None:
@@ -63,6 +67,7 @@ class AgentState(msgspec.Struct, gc=False, eq=False, repr_omit_defaults=True):
     _images: tuple[Item, ...] | None = None
     _decoded: dict[int, dict[str, Fragment] | None] | None = None
     _values: dict[str, Any] | None = None
+    _later: dict[str, AgentState] | None = None  # the state that shows a kind in this one's place, by kind
 
     def __getitem__(self, kind: str) -> Any:
         """Return the value of a kind; of a degraded one its fallback.
@@ -113,14 +118,45 @@ class AgentState(msgspec.Struct, gc=False, eq=False, repr_omit_defaults=True):
     @property
     def degraded(self) -> tuple[str, ...]:
         """The kinds asked for that are not OK, ABSENT or EXPIRED."""
-        return tuple(
-            kind for kind, view in self._context.kinds.items() if view.store >= 0 and self._look(kind)[0] not in WHOLE
-        )
+        return tuple([kind for kind in self._asked() if self._look(kind)[0] not in WHOLE])
 
     @property
     def complete(self) -> bool:
         """Whether every kind asked for is OK, ABSENT or EXPIRED."""
         return not self.degraded
+
+    def settle(
+        self, deadline_s: float | None = None, *, callback: Callable[[Self], None] | None = None
+    ) -> asyncio.Future[Self]:
+        """Ask again for the kinds that could not be had; return a future of this state, completed as far as it goes.
+
+        It begins at once and ends by `deadline_s` from now (None: as a wake); `callback` is then called with the state,
+        whether the future is awaited or not. What still could not be had stays degraded: look at `complete`.
+
+        Raises (when awaited):
+            ClusterUnavailable: the cluster was closed.
+        """
+        return fill(self, self.degraded, self._context.again, deadline_s, callback)
+
+    async def fetch(self, kind: str, deadline_s: float | None = None) -> Any:
+        """Return the value of a kind that the wake did not ask for (of a lazy store, as a rule), fetched now.
+
+        One that the state has already is returned as it is; `deadline_s`: seconds from now, None: as a wake.
+
+        Raises: as `state[kind]`; ClusterUnavailable: the cluster was closed.
+        """
+        if kind in self._context.kinds and (kind not in self._asked() or self.outcome(kind) not in WHOLE):
+            await fill(self, (kind,), self._context.again, deadline_s)
+        return self[kind]
+
+    def take_over(self, fresh: AgentState, kinds: tuple[str, ...]) -> None:
+        """Show these kinds as a fresher state of the same agent has them."""
+        if self._later is None:
+            self._later = {}
+        for kind in kinds:
+            self._later[kind] = fresh
+            if self._values is not None:
+                self._values.pop(kind, None)  # a fallback may have been shown
 
     def detach(self) -> Self:
         """Return this state, owning its bytes: it keeps no reply alive.
@@ -134,8 +170,13 @@ class AgentState(msgspec.Struct, gc=False, eq=False, repr_omit_defaults=True):
         return kind in self._context.kinds and self.outcome(kind) is Outcome.OK
 
     def __repr__(self) -> str:
-        asked = (kind for kind, view in self._context.kinds.items() if view.store >= 0)
-        return f"AgentState({self.agent_id!r}, {', '.join(f'{kind}={self.outcome(kind).name}' for kind in asked)})"
+        outcomes = ", ".join([f"{kind}={self.outcome(kind).name}" for kind in self._asked()])
+        return f"AgentState({self.agent_id!r}, {outcomes})"
+
+    def _asked(self) -> list[str]:
+        """Return the kinds that were asked for, by the wake or later."""
+        later = self._later or ()
+        return [kind for kind, view in self._context.kinds.items() if view.store >= 0 or kind in later]
 
     def _value(self, kind: str) -> Any:
         outcome, fragment = self._look(kind)
@@ -160,6 +201,8 @@ class AgentState(msgspec.Struct, gc=False, eq=False, repr_omit_defaults=True):
         if view is None:
             known = ", ".join(self._context.kinds)
             raise UnknownKindError(f"there is no kind {kind!r}; the topology has {known}")
+        if self._later is not None and (later := self._later.get(kind)) is not None:
+            return later._look(kind)
         if view.store < 0:
             raise FragmentUnavailable(f"agent {self.agent_id!r}: {kind} was not asked for in this wake")
         images = self._images

@@ -41,6 +41,8 @@ drop work when the budget that it came with is spent. It ends at its own deadlin
 
 def verdict(state: AgentState, reading: Reading) -> Exception | None:
     """Return what `wake` raises for a state, None where it returns the state."""
+    if not reading.raises:
+        return None
     outcomes = [(kind, state.outcome(kind)) for kind in reading.required or reading.views if _asked(reading, kind)]
     if reading.required:
         missing = tuple(kind for kind, outcome in outcomes if outcome not in WHOLE)

@@ -23,6 +23,7 @@ from dawnchorus import (
 )
 from tests.support.clusters import RunningCluster, eventually, running, write_topology
 from tests.support.internals import is_up, leftovers
+from tests.support.timing import bare_timer, percentile
 
 IDS = [f"agent-{number}" for number in range(1_000)]
 LONG_S = 20.0
@@ -31,8 +32,13 @@ GONE = {Outcome.TIMEOUT, Outcome.UNAVAILABLE}
 
 @pytest.fixture(scope="module")
 async def nodes(ipc_folder: object, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[RunningCluster]:
-    """A cluster whose nodes may be killed; every test leaves it whole."""
-    async with running(write_topology(tmp_path_factory.mktemp("dies"))) as nodes:
+    """A cluster whose nodes may be killed; every test leaves it whole.
+
+    Its breakers never open: here every wake waits for its node until its deadline (tests/test_cluster_resilience.py has
+    the others).
+    """
+    never = "[breaker]\ntime_outs_in_a_row = 1000000\nrequests_min = 1000000\n"
+    async with running(write_topology(tmp_path_factory.mktemp("dies"), sections=never)) as nodes:
         async with connect(nodes.path) as cluster:
             saves = {agent_id: dict.fromkeys(cluster.topology.kinds, agent_id) for agent_id in IDS}
             assert all(isinstance(result, Saved) for result in (await cluster.save_many(saves)).values())
@@ -51,18 +57,6 @@ async def cluster(nodes: RunningCluster) -> AsyncGenerator[Cluster]:
 def assert_own(state: AgentState, kinds: Sequence[str]) -> None:
     """These kinds are there, and are the agent's own."""
     assert {kind: state[kind] for kind in kinds} == dict.fromkeys(kinds, state.agent_id)
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least this share does not exceed."""
-    return sorted(values)[math.ceil(share * len(values)) - 1]
-
-
-def bare_timer(loop: asyncio.AbstractEventLoop, seconds: float) -> "asyncio.Future[float]":
-    """A timer by itself: a future of the moment at which it ended."""
-    ended: asyncio.Future[float] = loop.create_future()
-    loop.call_later(seconds, lambda: ended.set_result(time.monotonic()))
-    return ended
 
 
 class Storm:

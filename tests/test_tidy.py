@@ -27,20 +27,28 @@ FUNCTION_LINES_MAX = 70
 # may import one of IMPURE.
 IMPURE = {"zmq", "asyncio", "threading", "time", "uvloop"}
 PURE = [
+    "nodes/backlog.py",
+    "nodes/delays.py",
     "nodes/fair_queue.py",
     "fragment_stores/merge.py",
     "router/agent_write.py",
+    "router/breaker.py",
+    "router/exchange.py",
     "router/floors.py",
     "router/flow.py",
     "router/gather.py",
     "router/outcomes.py",
     "router/parts.py",
     "router/plan.py",
+    "router/retry_budget.py",
+    "router/waiting.py",
+    "router/window.py",
     "wire/errors.py",
     "wire/hashing.py",
     "wire/image.py",
     "wire/limits.py",
     "wire/messages.py",
+    "wire/peeking.py",
     "wire/placement.py",
     "wire/versions.py",
 ]

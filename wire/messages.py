@@ -6,7 +6,9 @@ newer one fills in what it does not get (https://jcristharif.com/msgspec/schema-
 
 A request carries `request`, a number chosen by its sender, and `budget_us`, what is left of its deadline in
 microseconds: hosts' clocks differ, so no wall-clock time crosses the wire. The receiver counts it from when it took the
-frame off its socket.
+frame off its socket. `sent_us` is the sender's monotonic clock when it sent the request: it means nothing by itself,
+but a receiver that knows the least that it ever differed from its own clock also knows how long a frame lay in the
+sockets between (`nodes.delays`). 0: not said.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ __all__ = [
     "Answer",
     "BackedUp",
     "Backup",
+    "Cancel",
     "Commit",
     "CommitSection",
     "Committed",
@@ -113,6 +116,7 @@ class Fetch(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=3):
     budget_us: Number
     sections: list[FetchSection]
     kinds: list[str] | None = None
+    sent_us: Number = 0
 
 
 class ImageSection(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -197,6 +201,7 @@ class Commit(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=5):
     request: Number
     budget_us: Number
     sections: list[CommitSection]
+    sent_us: Number = 0
 
 
 class Refusal(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -237,6 +242,7 @@ class Scan(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=7):
     epoch: int
     position: bytes
     agents_max: Number
+    sent_us: Number = 0
 
 
 class Scanned(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=8):
@@ -253,6 +259,7 @@ class Status(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=9):
 
     request: Number
     budget_us: Number
+    sent_us: Number = 0
 
 
 class ShardStatus(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -292,7 +299,13 @@ class Fault(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=11):
     retry_after_us: int = 0
 
 
-Request: TypeAlias = Hello | Fetch | Commit | Scan | Status | Backup
+class Cancel(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=14):
+    """Nobody waits any more for the answers to these requests of this connection: those not begun need not be."""
+
+    requests: list[Number]
+
+
+Request: TypeAlias = Hello | Fetch | Commit | Scan | Status | Backup | Cancel
 Answer: TypeAlias = Images | Committed | Scanned | StatusReply | BackedUp
 Reply: TypeAlias = Welcome | Answer | Fault
 Message: TypeAlias = Request | Reply

@@ -337,3 +337,18 @@ def _loses(given: Any, kept: Any) -> bool:
 
 def _is_moving(placement: Placement) -> bool:
     return any(placed.migration is not None for shards in placement.shards.values() for placed in shards)
+
+
+def require_placed(topology: Topology, placement: Placement) -> None:
+    """Refuse a topology by which fragments would be looked for where they are not. One that knows less is fine."""
+    for kind, spec in topology.kinds.items():
+        store = placement.kinds.get(kind)
+        if store is None:
+            raise PlacementError(
+                f"cluster {placement.cluster!r} does not know kind {kind!r} of this topology; restart its nodes with it"
+            )
+        if store != spec.store:
+            raise PlacementError(
+                f"kind {kind!r} is kept in store {store!r} of cluster {placement.cluster!r}, this topology says "
+                f"{spec.store!r}; use the topology that the cluster was started with"
+            )

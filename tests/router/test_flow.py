@@ -1,199 +1,318 @@
 """Flow control towards one node, by itself and against a model of it."""
 
 from collections import deque
-from dataclasses import dataclass
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from dawnchorus.router.flow import WINDOW_BYTES, NodeFlow
+from dawnchorus.router.breaker import BreakerState
+from dawnchorus.router.exchange import Exchange
+from dawnchorus.router.flow import QUEUE_REQUESTS_MAX, NodeFlow, Offer
+from dawnchorus.router.waiting import Priority
+from dawnchorus.router.window import WINDOW_BYTES_MAX
+from dawnchorus.wire.messages import Answer
+from dawnchorus.wire.statuses import FaultCode
+from dawnchorus.wire.topology import AdmissionSpec, BreakerSpec
+
+NEVER = BreakerSpec(requests_min=1_000_000, time_outs_in_a_row=1_000_000)
+LONG_S = 1e6
 
 
-@dataclass(eq=False)
-class Request:
+class Request(Exchange):
     """An exchange, as flow control sees it."""
 
-    expected_bytes: int = 1_000
-    repeatable: bool = True
-    number: int = 0
+    def __init__(
+        self,
+        expected_bytes: int = 1_000,
+        *,
+        repeatable: bool = True,
+        guarded: bool = True,
+        deadline: float = LONG_S,
+        caller: object = None,
+        priority: Priority = Priority.URGENT,
+    ) -> None:
+        super().__init__("node", deadline, expected_bytes, caller, priority)
+        self.repeatable = repeatable  # type: ignore[misc] # pyright: ignore
+        self.guarded = guarded  # type: ignore[misc] # pyright: ignore
+
+    def encode(self, budget_us: int, sent_us: int) -> bytes:
+        raise AssertionError("flow control encodes nothing")
+
+    def handle_reply(self, reply: Answer) -> bool:
+        raise AssertionError("flow control takes no replies")
+
+    def handle_failure(self, code: FaultCode | None, reason: str) -> None:
+        raise AssertionError("flow control tells nobody")
 
 
-def up_with(*requests: Request) -> NodeFlow[Request]:
-    """A connected flow with these waiting."""
-    flow = NodeFlow[Request]()
-    flow.handle_up()
+def flow_with(*requests: Request, up: bool = True, breaker: BreakerSpec = NEVER) -> NodeFlow:
+    """A flow, connected if not said otherwise, with these offered."""
+    flow = NodeFlow(breaker, AdmissionSpec(in_flight_max=1_000))
+    if up:
+        flow.handle_up(0.0)
     for request in requests:
-        flow.add(request)
+        flow.offer(request, 0.0)
     return flow
 
 
+def poll_all(flow: NodeFlow, now: float = 0.0) -> list[Exchange]:
+    polled: list[Exchange] = []
+    while (exchange := flow.poll_send(now)) is not None:
+        polled.append(exchange)
+    return polled
+
+
+def granted() -> bool:
+    return True
+
+
 def test_nothing_is_sent_while_the_node_is_not_connected() -> None:
-    flow = NodeFlow[Request]()
     request = Request()
-    flow.add(request)
-    assert flow.poll_send() is None
-    flow.handle_up()
-    assert flow.poll_send() is request
+    flow = flow_with(up=False)
+    assert flow.offer(request, 0.0) is Offer.WAITS
+    assert flow.poll_send(0.0) is None
+    flow.handle_up(0.0)
+    assert flow.poll_send(0.0) is request
+
+
+def test_what_may_go_goes_at_once_with_a_number_of_its_own() -> None:
+    first, second = Request(), Request()
+    flow = flow_with()
+    assert flow.offer(first, 3.0) is flow.offer(second, 3.0) is Offer.GO
+    assert first.number != second.number
+    assert first.sent_at == 3.0 and first.sendings == 1
+    assert flow.find(first.number) is first
 
 
 def test_requests_beyond_the_window_wait_for_an_answer() -> None:
-    first, second = Request(WINDOW_BYTES - 10), Request(11)
-    flow = up_with(first, second)
-    assert flow.poll_send() is first
-    assert flow.poll_send() is None
-    flow.handle_answered(first.number)
-    assert flow.poll_send() is second
+    first, second = Request(WINDOW_BYTES_MAX - 10), Request(11)
+    flow = flow_with(first, second)
+    assert flow.poll_send(0.0) is None
+    flow.handle_answered(first, 0.1)
+    assert flow.poll_send(0.1) is second
 
 
-def test_requests_that_fill_the_window_exactly_all_go() -> None:
-    flow = up_with(Request(WINDOW_BYTES - 10), Request(10))
-    assert flow.poll_send() is not None
-    assert flow.poll_send() is not None
-
-
-def test_one_request_larger_than_the_window_goes_alone() -> None:
-    small, huge, last = Request(1), Request(3 * WINDOW_BYTES), Request(1)
-    flow = up_with(small, huge, last)
-    assert flow.poll_send() is small
-    assert flow.poll_send() is None
-    flow.handle_answered(small.number)
-    assert flow.poll_send() is huge
-    assert flow.poll_send() is None
+def test_nobody_overtakes_what_waits() -> None:
+    first, large, small = Request(10), Request(WINDOW_BYTES_MAX), Request(10, caller="other")
+    flow = flow_with(first, large)
+    assert flow.offer(small, 0.0) is Offer.WAITS
+    flow.handle_answered(first, 0.1)
+    assert flow.poll_send(0.1) is large
 
 
 def test_after_a_break_what_was_sent_goes_again_first_and_in_order() -> None:
-    requests = [Request(), Request(), Request()]
-    flow = up_with(*requests)
-    sent = [flow.poll_send(), flow.poll_send()]
-    assert sent == requests[:2]
-    assert flow.handle_down() == []
-    assert flow.poll_send() is None
-    flow.handle_up()
-    assert [flow.poll_send() for _ in requests] == requests
+    requests = [Request(), Request(), Request(WINDOW_BYTES_MAX)]
+    flow = flow_with(*requests)
+    assert flow.handle_down(1.0, granted) == []
+    assert flow.poll_send(1.0) is None
+    flow.handle_up(1.0)
+    assert poll_all(flow, 1.0) == requests[:2]
+    assert [request.sendings for request in requests] == [2, 2, 0]
 
 
 def test_after_a_break_what_may_not_be_sent_twice_is_reported_lost() -> None:
-    save, read, waiting_save = Request(repeatable=False), Request(), Request(repeatable=False)
-    flow = up_with(save, read)
-    flow.poll_send()
-    flow.poll_send()
-    flow.add(waiting_save)  # never sent, so it is not lost
-    assert flow.handle_down() == [save]
-    flow.handle_up()
-    assert flow.poll_send() is read
-    assert flow.poll_send() is waiting_save
-    assert flow.poll_send() is None
+    save, read, waiting_save = Request(repeatable=False), Request(), Request(WINDOW_BYTES_MAX, repeatable=False)
+    flow = flow_with(save, read, waiting_save)  # the last was never sent, so it is not lost
+    assert flow.handle_down(1.0, granted) == [save]
+    flow.handle_up(1.0)
+    assert flow.poll_send(1.0) is read
+    flow.handle_answered(read, 1.0)
+    assert poll_all(flow, 1.0) == [waiting_save]
+
+
+def test_after_a_break_no_more_is_sent_again_than_the_budget_has() -> None:
+    requests = [Request() for _ in range(5)]
+    flow = flow_with(*requests)
+    left = [True, True]
+    lost = flow.handle_down(1.0, lambda: bool(left) and left.pop())
+    assert len(lost) == 3
+    flow.handle_up(1.0)
+    assert set(poll_all(flow, 1.0)) == set(requests) - set(lost)
+
+
+def test_after_a_break_nobody_asks_again_for_what_is_too_late() -> None:
+    late = Request(deadline=0.9)
+    assert flow_with(late).handle_down(1.0, granted) == [late]
 
 
 def test_a_break_opens_the_window_again() -> None:
-    large = Request(WINDOW_BYTES, repeatable=False)
-    flow = up_with(large, Request(WINDOW_BYTES))
-    flow.poll_send()
-    assert flow.poll_send() is None
-    flow.handle_down()
-    flow.handle_up()
-    assert flow.poll_send() is not None
+    flow = flow_with(Request(WINDOW_BYTES_MAX, repeatable=False), Request(WINDOW_BYTES_MAX))
+    assert flow.poll_send(0.0) is None
+    flow.handle_down(1.0, granted)
+    flow.handle_up(1.0)
+    assert flow.poll_send(1.0) is not None
 
 
 def test_a_reply_to_an_earlier_sending_finds_nothing() -> None:
     request = Request()
-    flow = up_with(request)
-    flow.poll_send()
+    flow = flow_with(request)
     earlier = request.number
-    flow.handle_down()
-    flow.handle_up()
-    flow.poll_send()
+    flow.handle_down(1.0, granted)
+    flow.handle_up(1.0)
+    poll_all(flow, 1.0)
     assert flow.find(earlier) is None
     assert flow.find(request.number) is request
 
 
-def test_cancel_tells_whether_it_had_been_sent() -> None:
-    sent, waiting = Request(), Request()
-    flow = up_with(sent)
-    flow.poll_send()
-    flow.add(waiting)
-    assert flow.cancel(waiting) is False
-    assert flow.cancel(sent) is True
-    assert flow.cancel(sent) is False
+def test_cancel_tells_whether_it_is_on_its_way() -> None:
+    sent, waiting = Request(), Request(WINDOW_BYTES_MAX)
+    flow = flow_with(sent, waiting)
+    assert flow.cancel(waiting, 0.0) is False
+    assert flow.cancel(sent, 0.0) is True
+    assert flow.cancel(sent, 0.0) is False
     assert len(flow) == 0
+    assert (flow.window.in_flight, flow.window.expected_bytes) == (0, 0)
 
 
 def test_what_the_connection_had_no_room_for_goes_first_again() -> None:
     first, second = Request(), Request()
-    flow = up_with(first, second)
-    flow.poll_send()
-    flow.handle_unsent(first)
-    assert [flow.poll_send(), flow.poll_send()] == [first, second]
+    flow = flow_with(first, second)
+    flow.handle_unsent(second, 0.0)
+    flow.handle_unsent(first, 0.0)
+    assert [request.sendings for request in (first, second)] == [0, 0]
+    assert poll_all(flow) == [first, second]
+
+
+def test_a_node_that_asks_to_be_left_alone_is_until_then() -> None:
+    refused, other = Request(), Request()
+    flow = flow_with(refused)
+    flow.handle_overloaded(refused, 1.0, 0.5)
+    flow.send_again(refused, 1.0)
+    assert flow.offer(other, 1.2) is Offer.WAITS
+    assert flow.poll_send(1.4) is None
+    assert poll_all(flow, 1.5) == [refused, other]
+
+
+def test_newcomers_are_told_at_once_where_others_wait_for_long() -> None:
+    flow = flow_with(Request(), Request(WINDOW_BYTES_MAX, caller="a"))
+    assert flow.offer(Request(caller="b", deadline=0.2 + 1.0), 0.2) is Offer.WAITS
+    assert flow.offer(Request(caller="c", deadline=0.3 + 1.0), 0.3) is Offer.FULL
+    assert flow.offer(Request(caller="d", deadline=0.3 + 10.0), 0.3) is Offer.WAITS  # it has time
+    assert flow.offer(Request(caller="e", deadline=0.3 + 1.0, guarded=False), 0.3) is Offer.WAITS
+
+
+def test_what_waited_for_the_connection_says_nothing_of_how_the_node_keeps_up() -> None:
+    flow = flow_with(Request(WINDOW_BYTES_MAX), Request(WINDOW_BYTES_MAX, caller="a"), up=False)
+    flow.handle_up(50.0)
+    assert flow.poll_send(50.0) is not None
+    assert flow.offer(Request(caller="b", deadline=51.0), 50.1) is Offer.WAITS
+    assert flow.offer(Request(caller="c", deadline=51.4), 50.4) is Offer.FULL
+
+
+def test_what_waits_is_bounded() -> None:
+    flow = flow_with(up=False)
+    offers = [flow.offer(Request(), 0.0) for _ in range(QUEUE_REQUESTS_MAX + 1)]
+    assert offers[-2:] == [Offer.WAITS, Offer.FULL]
+
+
+def test_a_dead_node_is_taken_for_dead_after_a_run_of_time_outs_and_asked_again_after_a_while() -> None:
+    flow = flow_with(breaker=BreakerSpec(time_outs_in_a_row=2, retry_after_s=5.0))
+    for second in range(2):
+        request = Request(deadline=second + 1.0)
+        assert flow.offer(request, float(second)) is Offer.GO
+        flow.cancel(request, second + 1.0)
+    assert flow.breaker.state is BreakerState.OPEN
+    assert flow.offer(Request(), 2.1) is Offer.OPEN
+    assert flow.offer(Request(guarded=False), 2.1) is not Offer.OPEN
+    probe = Request()
+    assert flow.offer(probe, 7.1) is Offer.GO
+    assert flow.offer(Request(), 7.1) is Offer.OPEN
+    flow.handle_answered(probe, 7.2)
+    assert flow.offer(Request(), 7.2) is Offer.GO
+
+
+def test_a_node_that_answers_too_late_is_slow_and_not_dead() -> None:
+    flow = flow_with(breaker=BreakerSpec(time_outs_in_a_row=2, requests_min=1_000))
+    for second in range(10):
+        request = Request(deadline=second + 1.0)
+        flow.offer(request, float(second))
+        flow.cancel(request, second + 1.0)
+        flow.handle_stray()
+    assert flow.breaker.state is BreakerState.CLOSED
+
+
+def test_what_waits_for_a_node_taken_for_dead_is_given_back_but_for_questions_how_it_is() -> None:
+    waiting, question = Request(deadline=9.0), Request(guarded=False)
+    flow = flow_with(waiting, question, up=False, breaker=BreakerSpec(time_outs_in_a_row=1))
+    assert flow.refused_by_breaker() == []
+    late = Request(deadline=1.0)
+    flow.offer(late, 0.0)
+    flow.cancel(late, 1.0)
+    assert flow.refused_by_breaker() == [waiting]
+    assert len(flow) == 1
 
 
 def test_drain_gives_everything_back_once() -> None:
-    sent, waiting = Request(), Request()
-    flow = up_with(sent)
-    flow.poll_send()
-    flow.add(waiting)
+    sent, waiting = Request(), Request(WINDOW_BYTES_MAX)
+    flow = flow_with(sent, waiting)
     assert set(flow.drain()) == {sent, waiting}
     assert len(flow) == 0
     assert flow.drain() == []
 
 
 class FlowAgainstItsModel(RuleBasedStateMachine):
-    """A flow does what two plain lists would, and never gives a number out twice."""
+    """A flow with one caller does what two plain lists would, and never gives a number out twice."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.flow = NodeFlow[Request]()
+        self.flow = NodeFlow(NEVER, AdmissionSpec(in_flight_max=4))
         self.up = False
         self.waiting = deque[Request]()
         self.sent: list[Request] = []
         self.numbers: set[int] = set()
 
-    @rule(
-        size=st.sampled_from([0, 1, WINDOW_BYTES // 3, WINDOW_BYTES // 2, WINDOW_BYTES * 2]), repeatable=st.booleans()
-    )
-    def add(self, size: int, repeatable: bool) -> None:
-        request = Request(size, repeatable)
-        self.flow.add(request)
-        self.waiting.append(request)
-
-    @rule()
-    def poll(self) -> None:
-        request = self.flow.poll_send()
+    def has_room(self, request: Request) -> bool:
         on_their_way = sum(sent.expected_bytes for sent in self.sent)
-        may_go = (
-            self.up
-            and self.waiting
-            and (not self.sent or on_their_way + self.waiting[0].expected_bytes <= WINDOW_BYTES)
-        )
-        if not may_go:
-            assert request is None
-            return
-        assert request is not None
-        assert request is self.waiting.popleft()
+        return not self.sent or (len(self.sent) < 4 and on_their_way + request.expected_bytes <= self.flow.window.bytes)
+
+    def note_sent(self, request: Request) -> None:
         assert request.number not in self.numbers
         self.numbers.add(request.number)
         self.sent.append(request)
+
+    @rule(
+        size=st.sampled_from([0, 1, WINDOW_BYTES_MAX // 3, WINDOW_BYTES_MAX // 2, WINDOW_BYTES_MAX * 2]),
+        repeatable=st.booleans(),
+    )
+    def offer(self, size: int, repeatable: bool) -> None:
+        request = Request(size, repeatable=repeatable)
+        goes = self.up and not self.waiting and self.has_room(request)
+        assert self.flow.offer(request, 0.0) is (Offer.GO if goes else Offer.WAITS)
+        if goes:
+            self.note_sent(request)
+        else:
+            self.waiting.append(request)
+
+    @rule()
+    def poll(self) -> None:
+        request = self.flow.poll_send(0.0)
+        if not (self.up and self.waiting and self.has_room(self.waiting[0])):
+            assert request is None
+            return
+        assert request is self.waiting[0]
+        self.note_sent(self.waiting.popleft())
 
     @precondition(lambda self: self.sent)
     @rule(data=st.data())
     def answer(self, data: st.DataObject) -> None:
         request = self.sent.pop(data.draw(st.integers(0, len(self.sent) - 1)))
         assert self.flow.find(request.number) is request
-        self.flow.handle_answered(request.number)
+        self.flow.handle_answered(request, 0.0)
         assert self.flow.find(request.number) is None
 
     @precondition(lambda self: self.sent)
     @rule()
     def unsent(self) -> None:
         request = self.sent.pop()
-        self.flow.handle_unsent(request)
+        self.flow.handle_unsent(request, 0.0)
         self.waiting.appendleft(request)
 
     @precondition(lambda self: self.sent or self.waiting)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         request = data.draw(st.sampled_from([*self.sent, *self.waiting]))
-        assert self.flow.cancel(request) is (request in self.sent)
+        assert self.flow.cancel(request, 0.0) is (request in self.sent)
         if request in self.sent:
             self.sent.remove(request)
         else:
@@ -201,12 +320,13 @@ class FlowAgainstItsModel(RuleBasedStateMachine):
 
     @rule()
     def come_up(self) -> None:
-        self.flow.handle_up()
+        self.flow.handle_up(0.0)
         self.up = True
 
     @rule()
     def go_down(self) -> None:
-        assert self.flow.handle_down() == [request for request in self.sent if not request.repeatable]
+        lost = [request for request in self.sent if not request.repeatable]
+        assert self.flow.handle_down(0.0, granted) == lost
         self.waiting.extendleft(reversed([request for request in self.sent if request.repeatable]))
         self.sent.clear()
         self.up = False
@@ -215,6 +335,8 @@ class FlowAgainstItsModel(RuleBasedStateMachine):
     def nothing_is_lost(self) -> None:
         assert len(self.flow) == len(self.sent) + len(self.waiting)
         assert self.flow.up is self.up
+        assert self.flow.window.in_flight == len(self.sent)
+        assert self.flow.window.expected_bytes == sum(request.expected_bytes for request in self.sent)
 
 
 TestFlowAgainstItsModel = FlowAgainstItsModel.TestCase

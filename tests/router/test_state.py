@@ -1,5 +1,6 @@
 """What an agent shows of itself: values, versions, and an honest word for everything else."""
 
+import asyncio
 import copy
 import gc
 import sys
@@ -32,6 +33,11 @@ KINDS = {"profile": 0, "preference": 0, "session": 1, "history": 2, "unasked": -
 FALLBACK = {"language": "en", "tags": ["a"]}
 
 
+def never_again(agent_id: str, kinds: tuple[str, ...], deadline_s: float | None) -> asyncio.Future[Any]:
+    """States made by hand have no cluster to ask again."""
+    raise AssertionError(f"{agent_id} is asked for {kinds} again")
+
+
 def state_of(
     images: Sequence[Item],
     *,
@@ -48,7 +54,7 @@ def state_of(
         )
         for kind, store in KINDS.items()
     }
-    return AgentState("agent", context or WakeContext(views, 3), _images=tuple(images))
+    return AgentState("agent", context or WakeContext(views, 3, never_again), _images=tuple(images))
 
 
 def image(version: int = 5, *, expires_ms: int = 0, encoding: int = ENCODING_MSGPACK, **values: object) -> bytes:

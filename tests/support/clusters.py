@@ -54,12 +54,13 @@ def write_topology(
     nodes: Mapping[str, Sequence[str]] = DEFAULT_NODES,
     kinds: str = _KINDS,
     ports: Sequence[int] | None = None,
+    sections: str = "",
 ) -> Path:
-    """Write a topology file: the default's kinds and stores, few shards, on free ports."""
+    """Write a topology file: the default's kinds and stores, few shards, on free ports; `sections` are further ones."""
     stores = list(dict.fromkeys(store for listed in nodes.values() for store in listed))
     lines = ["[cluster]", f'name = "{name}"', 'data_dir = "data"']
     lines += [f"[stores.{store}]\nshards = {shards}" for store in stores]
-    lines.append(kinds)
+    lines += [kinds, sections]
     for (node, listed), port in zip(nodes.items(), ports or free_ports(len(nodes)), strict=True):
         shown = ", ".join(f'"{store}"' for store in listed)
         lines.append(f'[[nodes]]\nname = "{node}"\nendpoint = "tcp://127.0.0.1:{port}"\nstores = [{shown}]')

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 import zmq
@@ -19,6 +19,7 @@ from dawnchorus.wire.hashing import shard_of
 from dawnchorus.wire.image import Fragment, decode_image, encode_image, select_kinds
 from dawnchorus.wire.limits import FRAME_BYTES_MAX
 from dawnchorus.wire.messages import (
+    Cancel,
     Commit,
     CommitSection,
     Committed,
@@ -46,10 +47,11 @@ from dawnchorus.wire.messages import (
 )
 from dawnchorus.wire.placement import Placement, encode_placement, initial_placement, with_new_generation
 from dawnchorus.wire.sockets import SocketOwner, bind
-from dawnchorus.wire.topology import KindSpec, NodeSpec, StoreSpec, Topology, encode_topology
+from dawnchorus.wire.topology import BreakerSpec, KindSpec, NodeSpec, StoreSpec, Topology, encode_topology
 from tests.support.clusters import free_ports
 
 __all__ = [
+    "NEVER_OPENS",
     "FakeNode",
     "FakeNodes",
     "fake_client",
@@ -62,24 +64,37 @@ __all__ = [
 
 CLUSTER_UUID = "0123456789abcdef" * 2
 
-R = TypeVar("R", Hello, Fetch, Commit, Scan, Status)
+R = TypeVar("R", Hello, Fetch, Commit, Scan, Status, Cancel)
+
+
+NEVER_OPENS = BreakerSpec(requests_min=1_000_000, time_outs_in_a_row=1_000_000)
+"""The breaker of tests about other things: their nodes fail as often as they like."""
 
 
 def fake_topology(
-    *, kinds: Mapping[str, KindSpec] | None = None, shards: Mapping[str, int] | None = None, name: str = "fake"
+    *,
+    kinds: Mapping[str, KindSpec] | None = None,
+    shards: Mapping[str, int] | None = None,
+    name: str = "fake",
+    **settings: Any,
 ) -> Topology:
-    """Return a topology with one node for each store, on free ports: profile, session and history, a store each."""
+    """Return a topology with one node for each store, on free ports: profile, session and history, a store each.
+
+    `settings` are further fields of the topology.
+    """
     kinds = kinds or {"profile": KindSpec("id", required=True), "session": KindSpec("live"), "history": KindSpec("old")}
     stores = list(dict.fromkeys(spec.store for spec in kinds.values()))
     ports = free_ports(len(stores))
     return Topology(
         name,
-        stores={store: StoreSpec(shards=(shards or {}).get(store, 2)) for store in stores},
+        stores=settings.pop("stores", None)
+        or {store: StoreSpec(shards=(shards or {}).get(store, 2)) for store in stores},
         kinds=kinds,
         nodes={
             f"{store}-1": NodeSpec(f"{store}-1", f"tcp://127.0.0.1:{port}", (store,))
             for store, port in zip(stores, ports, strict=True)
         },
+        **cast("dict[str, Any]", {"breaker": NEVER_OPENS, **settings}),
     )
 
 
@@ -155,6 +170,8 @@ class FakeNode:
             request = decode_request(frame)
             self.requests.append(request)
             self.peers.append(peer)
+            if isinstance(request, Cancel):
+                continue
             frames = self.answer(request)
             if type(request) in self.hold:
                 self.held.append((peer, frames))
@@ -235,6 +252,7 @@ class FakeNode:
             )
             page = after[: request.agents_max]
             return Scanned(request.request, SectionStatus.OK, page, len(page) == len(after))
+        assert isinstance(request, Status), "a fake node keeps no backups, and leaves what is cancelled"
         return StatusReply(request.request, self.name, 0, 0, 0, [], {})
 
     def _commit(self, index: int, section: CommitSection) -> CommittedSection:
@@ -274,10 +292,10 @@ class FakeNodes(dict[str, FakeNode]):
 
 @contextlib.asynccontextmanager
 async def fake_client(
-    kinds: Mapping[str, KindSpec] | None = None, shards: Mapping[str, int] | None = None
+    kinds: Mapping[str, KindSpec] | None = None, shards: Mapping[str, int] | None = None, **settings: Any
 ) -> AsyncGenerator[tuple[Cluster, FakeNodes]]:
     """Connect a client to fake nodes, one for each store: id, live and old, if no other kinds are given."""
-    topology = fake_topology(kinds=kinds, shards=shards)
+    topology = fake_topology(kinds=kinds, shards=shards, **settings)
     async with fake_cluster(topology) as nodes, connect(topology) as cluster:
         yield cluster, nodes
 
@@ -287,7 +305,7 @@ def refusing(code: FaultCode, *requests: type[Request]) -> Callable[[Request], l
 
     def answer(request: Request) -> list[bytes]:
         assert isinstance(request, requests), f"not meant for {request}"
-        assert not isinstance(request, Hello)
+        assert not isinstance(request, Hello | Cancel)
         return [encode(Fault(request.request, code, "as the test wants it"))]
 
     return answer

@@ -4,12 +4,13 @@
 
 import random
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from dawnchorus import Cluster
 from dawnchorus.router.link import Link
 from dawnchorus.router.router import Router
 
-__all__ = ["ReplyDropper", "drop_replies", "is_up", "leftovers", "stray_replies", "take_in"]
+__all__ = ["ReplyDropper", "drop_replies", "is_up", "leftovers", "sendings", "stray_replies", "take_in"]
 
 
 def leftovers(cluster: Cluster) -> dict[str, int]:
@@ -18,7 +19,8 @@ def leftovers(cluster: Cluster) -> dict[str, int]:
     flows = router._flows.values()
     tables = {
         "exchanges": sum(map(len, flows)),
-        "expected bytes": sum(flow._expected_bytes for flow in flows),
+        "in flight": sum(flow.window.in_flight for flow in flows),
+        "expected bytes": sum(flow.window.expected_bytes for flow in flows),
         "replies": len(router._replies),
         "pending": len(wakes._pending),
         "under way": sum(map(len, wakes._under_way.values())),
@@ -36,6 +38,19 @@ def is_up(cluster: Cluster, node: str) -> bool:
 def stray_replies(cluster: Cluster) -> int:
     """Return how many replies came that nobody waited for, or that were none."""
     return cluster._router.stray_replies
+
+
+class Sendings(NamedTuple):
+    """Requests that a client sent: all of them, and those that had to be sent once anyway."""
+
+    all: int
+    needed: int
+
+
+def sendings(cluster: Cluster) -> Sendings:
+    """Return what a client has sent so far."""
+    router = cluster._router
+    return Sendings(router.requests_sent, router.requests_sent - router.retries.retries)
 
 
 def take_in(cluster: Cluster, replies: Sequence[tuple[str, bytes]]) -> None:

@@ -14,6 +14,7 @@ from dawnchorus.wire.errors import ProtocolError
 from dawnchorus.wire.messages import (
     ABSENT,
     UNCHANGED,
+    Cancel,
     Commit,
     CommitSection,
     Committed,
@@ -63,8 +64,9 @@ EXAMPLES: list[tuple[Message, str]] = [
             1_000_000,
             [FetchSection("live", 3, 1, [b"a", "ä/1".encode()], [0, 5]), FetchSection("archive", 0, 2, [b"a"])],
             ["session"],
+            77,
         ),
-        "950307ce000f42409295a46c697665030192c40161c404c3a42f3192000595a761726368697665000291c40161c091a773657373696f6e",
+        "960307ce000f42409295a46c697665030192c40161c404c3a42f3192000595a761726368697665000291c40161c091a773657373696f6e4d",
     ),
     (
         Images(
@@ -85,8 +87,9 @@ EXAMPLES: list[tuple[Message, str]] = [
                     "live", 3, 1, [Write(b"a", b"\x10", 6, [Put("session", 0, 1, b"\x01"), Drop("context"), Erase()])]
                 )
             ],
+            77,
         ),
-        "940508ccfa9194a46c69766503019196c40161c4011006939601a773657373696f6e0001c40101009202a7636f6e746578749103c0c2",
+        "950508ccfa9194a46c69766503019196c40161c4011006939601a773657373696f6e0001c40101009202a7636f6e746578749103c0c24d",
     ),
     (
         Committed(8, [CommittedSection(0, 0, 9, [9, 0, Refusal("no")]), CommittedSection(1, 1, 0, [], "moved")]),
@@ -97,14 +100,15 @@ EXAMPLES: list[tuple[Message, str]] = [
         "980c0acd03e8a46c6976650301b02f622f6c6976652d303030332e6d646200",
     ),
     (BackedUp(10, 0, 9, 2, 4_096, "ab", ""), "980d0a000902cd1000a26162a0"),
-    (Scan(9, 1_000, "live", 0, 1, b"a", 100), "980709cd03e8a46c6976650001c4016164"),
+    (Scan(9, 1_000, "live", 0, 1, b"a", 100, 77), "990709cd03e8a46c6976650001c40161644d"),
     (Scanned(9, 0, [b"b", b"c"], False), "9508090092c40162c40163c2"),
-    (Status(10, 1_000), "93090acd03e8"),
+    (Status(10, 1_000, 77), "94090acd03e84d"),
     (
         StatusReply(10, "live-1", 4, 5, 6, [ShardStatus("live", 0, 1, 2, 3, 4, "serving", "full")], {"fetches": 1}),
         "980a0aa66c6976652d310405069198a46c6976650001020304a773657276696e67a466756c6c81a76665746368657301",
     ),
     (Fault(11, 4, "no", 5), "950b0b04a26e6f05"),
+    (Cancel([7, 300]), "920e9207cd012c"),
 ]
 
 # Each struct's fields in their order: two of one type that changed places would show in no bytes.
@@ -112,7 +116,7 @@ FIELDS = {
     "Hello": "protocol cluster client topology_digest",
     "Welcome": "node cluster_uuid placement topology ipc frame_bytes_max versions",
     "FetchSection": "store shard epoch agents known",
-    "Fetch": "request budget_us sections kinds",
+    "Fetch": "request budget_us sections kinds sent_us",
     "ImageSection": "index offset status version sizes",
     "Images": "request now_ms sections last body",
     "Put": "kind schema encoding value ttl_ms",
@@ -120,22 +124,26 @@ FIELDS = {
     "Erase": "",
     "Write": "agent write_id seen operations expect repeated",
     "CommitSection": "store shard epoch writes",
-    "Commit": "request budget_us sections",
+    "Commit": "request budget_us sections sent_us",
     "Refusal": "reason code found",
     "CommittedSection": "index status version results detail",
     "Committed": "request sections",
-    "Scan": "request budget_us store shard epoch position agents_max",
+    "Scan": "request budget_us store shard epoch position agents_max sent_us",
     "Scanned": "request status agents last",
-    "Status": "request budget_us",
+    "Status": "request budget_us sent_us",
     "ShardStatus": "store shard epoch version agents disk_bytes state trouble",
     "StatusReply": "request node pid uptime_ms rss_bytes shards counters",
     "Fault": "request code detail retry_after_us",
     "Backup": "request budget_us store shard epoch path rate_bytes_s",
     "BackedUp": "request status version agents bytes checksum detail",
+    "Cancel": "requests",
 }
 
 # What peers sent before fields were appended: read as ever, with the defaults of what they do not say.
 OLDER: list[tuple[Message, str]] = [
+    (Fetch(7, 1_000, [FetchSection("live", 3, 1, [b"a"])]), "950307cd03e89195a46c697665030191c40161c0c0"),
+    (Scan(9, 1_000, "live", 0, 1, b"a", 100), "980709cd03e8a46c6976650001c4016164"),
+    (Status(10, 1_000), "93090acd03e8"),
     (
         StatusReply(10, "live-1", 4, 5, 6, [ShardStatus("live", 0, 1, 2, 3, 4, "serving")], {"fetches": 1}),
         "980a0aa66c6976652d310405069197a46c6976650001020304a773657276696e6781a76665746368657301",
@@ -175,6 +183,7 @@ anything: st.SearchStrategy[Any] = st.one_of(
             st.builds(FetchSection, names, signed, signed, st.lists(blobs), st.none() | st.lists(signed)), max_size=4
         ),
         st.none() | st.lists(names),
+        numbers,
     ),
     st.builds(
         Images,
@@ -208,9 +217,10 @@ anything: st.SearchStrategy[Any] = st.one_of(
             max_size=4,
         ),
     ),
-    st.builds(Scan, numbers, numbers, names, signed, signed, blobs, numbers),
+    st.builds(Scan, numbers, numbers, names, signed, signed, blobs, numbers, numbers),
     st.builds(Scanned, signed, signed, st.lists(blobs), st.booleans()),
-    st.builds(Status, numbers, numbers),
+    st.builds(Status, numbers, numbers, numbers),
+    st.builds(Cancel, st.lists(numbers, max_size=5)),
     st.builds(
         StatusReply,
         signed,
@@ -341,7 +351,7 @@ def test_fields_that_a_newer_peer_appends_to_writes_and_operations_are_passed_ov
 @pytest.mark.parametrize(
     ("message", "missing"),
     [
-        (Fetch(1, 2, [], None), 1),
+        (Fetch(1, 2, [], None), 2),
         (Fault(1, 2, "", 0), 2),
     ],
 )

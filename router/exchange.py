@@ -1,0 +1,75 @@
+"""One request to one node, on its way to its answer.
+
+Who makes one keeps its deadline, and calls `Router.cancel` when it has come. The router and its flow control keep here
+what they know of it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from ..wire.messages import Answer
+from ..wire.statuses import FaultCode
+from .waiting import Priority
+
+__all__ = ["Exchange"]
+
+
+class Exchange(ABC):
+    """A request. Its subclasses know what is asked, and what to do with the answer."""
+
+    __slots__ = (
+        "caller",
+        "deadline",
+        "expected_bytes",
+        "node",
+        "number",
+        "priority",
+        "queued_at",
+        "sendings",
+        "sent_at",
+        "waits",
+    )
+
+    repeatable: ClassVar[bool] = True
+    """Whether asking twice does no harm."""
+    cancellable: ClassVar[bool] = True
+    """Whether the node may leave it when nobody waits any more."""
+    guarded: ClassVar[bool] = True
+    """Whether breaker and admission apply: not to a question how the node is."""
+
+    def __init__(
+        self,
+        node: str,
+        deadline: float,
+        expected_bytes: int,
+        caller: object,
+        priority: Priority = Priority.URGENT,
+    ) -> None:
+        """`deadline` is in seconds of the monotonic clock; callers (compared by identity) take turns."""
+        self.node = node
+        self.deadline = deadline
+        self.expected_bytes = expected_bytes
+        """How many bytes its reply is expected to have."""
+        self.caller = caller
+        self.priority = priority
+        self.number = 0
+        """A new one each time it is sent: no reply to an earlier sending can be taken for it."""
+        self.sendings = 0
+        """How often it was sent."""
+        self.sent_at = 0.0
+        self.queued_at = 0.0
+        self.waits = False
+
+    @abstractmethod
+    def encode(self, budget_us: int, sent_us: int) -> bytes:
+        """Return its frame."""
+
+    @abstractmethod
+    def handle_reply(self, reply: Answer) -> bool:
+        """Take in a reply; return whether it was the last. Raises ProtocolError for one that does not fit."""
+
+    @abstractmethod
+    def handle_failure(self, code: FaultCode | None, reason: str) -> None:
+        """It will get no answer: the node said so (`code`), or it cannot be had: not connected, or taken for dead."""

@@ -1,0 +1,81 @@
+"""Late fill: what a wake could not give by its deadline, asked for once more, and put into the state that it gave.
+
+A wake ends at its deadline with what there is, and the agent starts with less. `AgentState.settle` completes it later,
+`AgentState.fetch` brings what a wake does not ask for by itself (kinds of lazy stores). Both ask again, under a
+deadline of their own, for just those kinds: nodes drop what comes after its budget, so that nothing of the first asking
+is still under way. Many states that are settled in one turn of the loop travel together, as wakes do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+__all__ = ["Again", "Fillable", "fill"]
+
+_log = logging.getLogger(__name__)
+
+
+class Fillable(Protocol):
+    """A state that can be given more."""
+
+    @property
+    def agent_id(self) -> str:
+        """Whose it is."""
+        ...
+
+    def take_over(self, fresh: Any, kinds: tuple[str, ...]) -> None:
+        """Show these kinds as a fresher state has them."""
+        ...
+
+
+class Again(Protocol):
+    """Wakes an agent once more, for some kinds; the future fails only where the cluster is closed."""
+
+    def __call__(self, agent_id: str, kinds: tuple[str, ...], deadline_s: float | None) -> asyncio.Future[Any]:
+        """Return the future of the fresh state."""
+        ...
+
+
+S = TypeVar("S", bound=Fillable)
+
+
+def fill(
+    state: S,
+    kinds: tuple[str, ...],
+    again: Again,
+    deadline_s: float | None,
+    callback: Callable[[S], None] | None = None,
+) -> asyncio.Future[S]:
+    """Ask again for some kinds of a state; return a future of the state, done when they have come or by the deadline.
+
+    `callback` is then called with the state, whether anybody awaits the future or not.
+    """
+    done: asyncio.Future[S] = asyncio.get_running_loop().create_future()
+
+    def settle() -> None:
+        if not done.done():
+            done.set_result(state)
+        if callback is not None:
+            try:
+                callback(state)
+            except Exception:
+                _log.exception("a callback of settle fails", extra={"agent_id": state.agent_id})
+
+    def handle_woken(woken: asyncio.Future[Any]) -> None:
+        error = None if woken.cancelled() else woken.exception()
+        if error is not None:
+            if not done.done():
+                done.set_exception(error)
+            return
+        if not woken.cancelled():
+            state.take_over(woken.result(), kinds)
+        settle()
+
+    if kinds:
+        again(state.agent_id, kinds, deadline_s).add_done_callback(handle_woken)
+    else:
+        settle()
+    return done

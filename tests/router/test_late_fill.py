@@ -1,0 +1,148 @@
+"""Late fill and lazy stores: what a wake did not give is asked for again, and put into the state that it gave."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from dawnchorus import AgentState, ClusterUnavailable, FragmentAbsent, FragmentUnavailable, Outcome, UnknownKindError
+from dawnchorus.wire.messages import Fetch
+from dawnchorus.wire.topology import KindSpec, StoreSpec
+from tests.support.fake_nodes import FakeNodes, fake_client
+from tests.support.internals import leftovers
+
+KINDS = {
+    "profile": KindSpec("id", required=True),
+    "session": KindSpec("live", fallback={"fresh": True}),
+    "history": KindSpec("old"),
+}
+LAZY: dict[str, Any] = {
+    "stores": {"id": StoreSpec(shards=2), "live": StoreSpec(shards=2), "old": StoreSpec(shards=2, wake="lazy")}
+}
+SHORT_S, LONG_S = 0.1, 20.0
+
+
+def put(nodes: FakeNodes, *agents: str) -> None:
+    for agent in agents:
+        nodes.put(agent, profile=f"p {agent}", session=f"s {agent}", history=f"h {agent}")
+
+
+async def test_settle_completes_a_state_with_what_comes_later() -> None:
+    async with fake_client(KINDS) as (cluster, nodes):
+        put(nodes, "a")
+        nodes["live"].hold.add(Fetch)
+        state = await cluster.wake("a", deadline_s=SHORT_S)
+        assert state.degraded == ("session",)
+        assert state["session"] == {"fresh": True}
+        assert state.outcome("session") is Outcome.TIMEOUT, "a fallback never looks like OK"
+        settling = state.settle(LONG_S)
+        assert not settling.done()
+        nodes["live"].release()
+        assert await settling is state
+        assert state.complete and state["session"] == "s a" and state.version("session") > 0
+        assert state["profile"] == "p a"
+        assert not leftovers(cluster)
+
+
+async def test_settle_ends_at_its_deadline_and_stays_honest() -> None:
+    async with fake_client(KINDS) as (cluster, nodes):
+        put(nodes, "a")
+        nodes["live"].hold.add(Fetch)
+        state = await cluster.wake("a", deadline_s=SHORT_S)
+        assert await state.settle(SHORT_S) is state
+        assert state.degraded == ("session",) and state["session"] == {"fresh": True}
+        nodes["live"].release()
+        assert (await state.settle(LONG_S)).complete
+
+
+async def test_settle_asks_only_for_what_is_missing_and_many_states_travel_together() -> None:
+    agents = [f"agent-{number}" for number in range(50)]
+    async with fake_client(KINDS, {"id": 1, "live": 1, "old": 1}) as (cluster, nodes):
+        put(nodes, *agents)
+        nodes["live"].hold.add(Fetch)
+        states = await cluster.wake_many(agents, deadline_s=SHORT_S)
+        nodes["live"].release()
+        before = {store: len(node.asked(Fetch)) for store, node in nodes.items()}
+        settled = await asyncio.gather(*[state.settle(LONG_S) for state in states])
+        assert [state["session"] for state in settled] == [f"s {agent}" for agent in agents]
+        asked = {store: len(node.asked(Fetch)) - before[store] for store, node in nodes.items()}
+        assert asked == {"id": 0, "live": 1, "old": 0}
+
+
+async def test_a_required_kind_that_could_not_be_had_can_be_settled_too() -> None:
+    async with fake_client(KINDS) as (cluster, nodes):
+        put(nodes, "a")
+        nodes["id"].hold.add(Fetch)
+        (state,) = await cluster.wake_many(["a"], deadline_s=SHORT_S)
+        assert state.outcome("profile") is Outcome.TIMEOUT
+        await state.settle(SHORT_S)  # raises nothing: look at the state
+        assert state.outcome("profile") is Outcome.TIMEOUT
+        nodes["id"].release()
+        await state.settle(LONG_S)
+        assert state["profile"] == "p a"
+
+
+async def test_a_callback_is_told_though_nobody_awaits() -> None:
+    told: list[AgentState] = []
+    async with fake_client(KINDS) as (cluster, nodes):
+        put(nodes, "a", "b")
+        nodes["live"].hold.add(Fetch)
+        state = await cluster.wake("a", deadline_s=SHORT_S)
+        state.settle(LONG_S, callback=told.append)
+        nodes["live"].release()
+        whole = await cluster.wake("b", deadline_s=LONG_S)
+        assert told == [state] and state.complete
+        whole.settle(callback=told.append)
+        assert told == [state, whole], "nothing to wait for: it is told at once"
+
+
+async def test_settle_says_that_the_cluster_was_closed() -> None:
+    async with fake_client(KINDS) as (cluster, nodes):
+        put(nodes, "a")
+        nodes["live"].hold.add(Fetch)
+        state = await cluster.wake("a", deadline_s=SHORT_S)
+        settling = state.settle(LONG_S)
+        cluster.close()
+        with pytest.raises(ClusterUnavailable):
+            await settling
+
+
+async def test_a_lazy_store_is_asked_only_for_kinds_that_are_named() -> None:
+    async with fake_client(KINDS, **LAZY) as (cluster, nodes):
+        put(nodes, "a")
+        state = await cluster.wake("a", deadline_s=LONG_S)
+        assert state.complete and not nodes["old"].asked(Fetch)
+        with pytest.raises(FragmentUnavailable, match="not asked for"):
+            state.outcome("history")
+        assert await state.fetch("history", LONG_S) == "h a"
+        assert state["history"] == "h a" and state.outcome("history") is Outcome.OK
+        assert await state.fetch("history") == "h a"
+        assert len(nodes["old"].asked(Fetch)) == 1
+        named = await cluster.wake("a", kinds=["profile", "history"], deadline_s=LONG_S)
+        assert named["history"] == "h a"
+
+
+async def test_fetch_says_what_it_could_not_bring() -> None:
+    async with fake_client(KINDS, **LAZY) as (cluster, nodes):
+        nodes.put("a", profile="p", session="s")
+        state = await cluster.wake("a", deadline_s=LONG_S)
+        with pytest.raises(FragmentAbsent):
+            await state.fetch("history", LONG_S)
+        with pytest.raises(UnknownKindError):
+            await state.fetch("herstory")
+        other = await cluster.wake("a", deadline_s=LONG_S)
+        nodes["old"].hold.add(Fetch)
+        with pytest.raises(FragmentUnavailable):
+            await other.fetch("history", SHORT_S)
+        assert other.degraded == ("history",)
+        nodes["old"].release()
+        assert (await other.settle(LONG_S)).complete
+
+
+async def test_a_kind_fetched_later_counts_in_an_expected_state() -> None:
+    async with fake_client(KINDS, **LAZY) as (cluster, nodes):
+        put(nodes, "a")
+        state = await cluster.wake("a", deadline_s=LONG_S)
+        await state.fetch("history", LONG_S)
+        await cluster.save("a", {"history": "more"}, expect=state, deadline_s=LONG_S)
+        assert "history=OK" in repr(state)

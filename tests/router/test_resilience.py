@@ -1,0 +1,213 @@
+"""What a router does for a node in trouble, and for those who wait, with nodes that answer as a test says."""
+
+import asyncio
+import time
+
+import pytest
+
+from dawnchorus import DawnchorusError, Outcome, SaveRefused, WakeIncomplete
+from dawnchorus.wire.messages import Cancel, Commit, Fault, Fetch, Request, Status, encode
+from dawnchorus.wire.statuses import FaultCode
+from dawnchorus.wire.topology import AdmissionSpec, BreakerSpec, RetrySpec
+from tests.support.clusters import eventually
+from tests.support.fake_nodes import FakeNode, FakeNodes, fake_client
+from tests.support.internals import is_up, leftovers
+
+SHORT_S, LONG_S = 0.1, 20.0
+QUICK = BreakerSpec(time_outs_in_a_row=2, requests_min=1_000, retry_after_s=0.3)
+NO_RETRIES = RetrySpec(share=0.0, per_s=0.0)
+
+
+def put(nodes: FakeNodes, *agents: str) -> None:
+    for agent in agents:
+        nodes.put(agent, profile=agent, session=agent, history=agent)
+
+
+def overloaded(node: FakeNode, times: int, retry_after_us: int) -> None:
+    """Let a node refuse its next fetches as too much."""
+    left = [times]
+
+    def answer(request: Request) -> list[bytes]:
+        if isinstance(request, Fetch) and left[0]:
+            left[0] -= 1
+            return [encode(Fault(request.request, FaultCode.OVERLOADED, "busy", retry_after_us))]
+        return node.serve(request)
+
+    node.answer = answer
+
+
+# --- the breaker ---
+
+
+async def test_a_dead_node_costs_no_time_once_its_breaker_is_open_and_is_probed_after_a_while() -> None:
+    async with fake_client(breaker=QUICK) as (cluster, nodes):
+        put(nodes, "a")
+        live = nodes["live"]
+        live.hold.add(Fetch)
+        for _ in range(2):
+            assert (await cluster.wake("a", deadline_s=SHORT_S)).outcome("session") is Outcome.TIMEOUT
+        asked = len(live.asked(Fetch))
+        for _ in range(5):
+            began = time.monotonic()
+            state = await cluster.wake("a", deadline_s=LONG_S)
+            assert time.monotonic() - began < LONG_S / 2, "it does not wait for its deadline"
+            assert state.outcome("session") is Outcome.UNAVAILABLE and state["profile"] == "a"
+        assert len(live.asked(Fetch)) == asked, "nothing is sent to it"
+        live.release()
+        await asyncio.sleep(QUICK.retry_after_s)
+        assert (await cluster.wake("a", deadline_s=LONG_S)).complete
+        assert (await cluster.wake("a", deadline_s=LONG_S)).complete
+        assert not leftovers(cluster)
+
+
+async def test_one_probe_goes_at_a_time_to_a_node_that_may_have_recovered() -> None:
+    async with fake_client(breaker=QUICK) as (cluster, nodes):
+        put(nodes, "a", "b")
+        live = nodes["live"]
+        live.hold.add(Fetch)
+        for _ in range(2):
+            await cluster.wake("a", deadline_s=SHORT_S)
+        await asyncio.sleep(QUICK.retry_after_s)
+        asked = len(live.asked(Fetch))
+        probing = cluster.wake("a", deadline_s=LONG_S)
+        await asyncio.sleep(0)
+        other = await cluster.wake("b", deadline_s=LONG_S)
+        assert other.outcome("session") is Outcome.UNAVAILABLE
+        live.release()
+        assert (await probing).complete
+        assert len(live.asked(Fetch)) == asked + 1
+
+
+async def test_a_save_to_a_node_taken_for_dead_is_refused_at_once_and_how_it_is_can_still_be_asked() -> None:
+    async with fake_client(breaker=QUICK) as (cluster, nodes):
+        put(nodes, "a")
+        live = nodes["live"]
+        live.hold.add(Fetch)
+        for _ in range(2):
+            await cluster.wake("a", deadline_s=SHORT_S)
+        with pytest.raises(SaveRefused, match="taken for dead"):
+            await cluster.save("a", {"session": "new"}, deadline_s=LONG_S)
+        assert not live.asked(Commit)
+        assert not isinstance((await cluster.status(LONG_S))["live-1"], DawnchorusError)
+        assert live.asked(Status)
+
+
+async def test_a_required_kind_of_a_dead_node_fails_the_wake_at_once() -> None:
+    async with fake_client(breaker=QUICK) as (cluster, nodes):
+        put(nodes, "a")
+        nodes["id"].hold.add(Fetch)
+        for _ in range(2):
+            with pytest.raises(WakeIncomplete):
+                await cluster.wake("a", deadline_s=SHORT_S)
+        began = time.monotonic()
+        with pytest.raises(WakeIncomplete, match="UNAVAILABLE") as caught:
+            await cluster.wake("a", deadline_s=LONG_S)
+        assert time.monotonic() - began < LONG_S / 2
+        assert caught.value.state["session"] == "a"
+
+
+# --- overload ---
+
+
+async def test_a_node_that_asks_to_be_left_alone_is_and_then_answers_the_same_wake() -> None:
+    async with fake_client() as (cluster, nodes):
+        put(nodes, "a", "b")
+        live = nodes["live"]
+        overloaded(live, 1, 200_000)
+        began = time.monotonic()
+        waking = cluster.wake("a", deadline_s=LONG_S)
+        await eventually(lambda: bool(live.asked(Fetch)))
+        other = cluster.wake("b", deadline_s=LONG_S)
+        await asyncio.sleep(0.1)
+        assert len(live.asked(Fetch)) == 1, "nobody else is sent there meanwhile"
+        assert (await waking).complete and (await other).complete
+        assert time.monotonic() - began >= 0.2
+
+
+async def test_what_a_node_has_no_time_for_before_the_deadline_is_shed_at_once() -> None:
+    async with fake_client() as (cluster, nodes):
+        put(nodes, "a")
+        overloaded(nodes["live"], 1, int(LONG_S * 2e6))
+        began = time.monotonic()
+        state = await cluster.wake("a", deadline_s=LONG_S)
+        assert state.outcome("session") is Outcome.SHED and state["profile"] == "a"
+        assert time.monotonic() - began < LONG_S / 2
+
+
+async def test_without_a_retry_left_a_refused_wake_is_shed() -> None:
+    async with fake_client(retries=NO_RETRIES) as (cluster, nodes):
+        put(nodes, "a")
+        overloaded(nodes["live"], 1, 0)
+        assert (await cluster.wake("a", deadline_s=LONG_S)).outcome("session") is Outcome.SHED
+
+
+async def test_newcomers_are_shed_at_once_where_others_have_waited_long_for_a_slow_node() -> None:
+    async with fake_client(admission=AdmissionSpec(in_flight_max=1, queue_share=0.01)) as (cluster, nodes):
+        put(nodes, "a", "b", "c")
+        live = nodes["live"]
+        live.hold.add(Fetch)
+        first = cluster.wake("a", deadline_s=LONG_S)  # on its way
+        await eventually(lambda: bool(live.held))
+        second = cluster.wake("b", deadline_s=LONG_S)  # waits
+        await asyncio.sleep(LONG_S * 0.01 + 0.05)
+        began = time.monotonic()
+        shed = await cluster.wake("c", deadline_s=LONG_S)
+        assert shed.outcome("session") is Outcome.SHED and shed["profile"] == "c"
+        assert time.monotonic() - began < LONG_S / 2
+        live.release()
+        assert (await first).complete and (await second).complete
+        assert not leftovers(cluster)
+
+
+# --- retries and cancelling ---
+
+
+async def test_a_reply_lost_with_its_connection_is_asked_for_again_if_the_budget_has_a_retry() -> None:
+    async with fake_client() as (cluster, nodes):
+        put(nodes, "a")
+        live = nodes["live"]
+        live.hold.add(Fetch)
+        waking = cluster.wake("a", deadline_s=LONG_S)
+        await eventually(lambda: bool(live.held))
+        live.stop()
+        live.hold.clear()
+        live.start()
+        assert (await waking).complete
+
+
+async def test_without_a_retry_left_it_is_unavailable_and_the_rest_is_there() -> None:
+    async with fake_client(retries=NO_RETRIES) as (cluster, nodes):
+        put(nodes, "a")
+        live = nodes["live"]
+        live.hold.add(Fetch)
+        waking = cluster.wake("a", deadline_s=LONG_S)
+        await eventually(lambda: bool(live.held))
+        live.stop()
+        state = await waking
+        assert state.outcome("session") is Outcome.UNAVAILABLE and state["history"] == "a"
+        live.hold.clear()
+        live.start()
+        await eventually(lambda: is_up(cluster, "live-1"))
+        assert (await cluster.wake("a", deadline_s=LONG_S)).complete
+
+
+async def test_a_node_is_told_of_what_nobody_waits_for_any_more() -> None:
+    async with fake_client() as (cluster, nodes):
+        put(nodes, "a")
+        live = nodes["live"]
+        live.hold.add(Fetch)
+        many = asyncio.ensure_future(cluster.wake_many(["a"], deadline_s=LONG_S))
+        await eventually(lambda: bool(live.held))
+        many.cancel()
+        await eventually(lambda: bool(live.asked(Cancel)))
+        assert live.asked(Cancel) == [Cancel([live.asked(Fetch)[0].request])]
+        assert not nodes["id"].asked(Cancel), "what was answered is not cancelled"
+
+
+async def test_a_node_is_not_told_of_what_it_drops_by_itself() -> None:
+    async with fake_client() as (cluster, nodes):
+        put(nodes, "a")
+        nodes["live"].hold.add(Fetch)
+        await cluster.wake("a", deadline_s=SHORT_S)
+        await asyncio.sleep(0.05)
+        assert not nodes["live"].asked(Cancel)
