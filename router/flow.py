@@ -83,8 +83,8 @@ class NodeFlow:
         """Return whether callers wait so long for their first turn that a new one had better be told at once."""
         if len(self._waiting) >= QUEUE_REQUESTS_MAX:
             return True
-        # A node that is not connected keeps everybody waiting: that is for the breaker to judge, and no measure of how it
-        # keeps up once it is there.
+        # A node that is not connected keeps everybody waiting: that is for the breaker to judge, and no measure of how
+        # it keeps up once it is there.
         waited_s = min(self._waiting.longest_wait(now, exchange.priority), now - self._up_since)
         return self.up and waited_s > self._queue_share * (exchange.deadline - now)
 
