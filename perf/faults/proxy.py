@@ -48,6 +48,11 @@ class TcpProxy:
         """Its endpoint, as a topology names it."""
         return f"tcp://{_HOST}:{self.port}"
 
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes that wait to be written."""
+        return sum(side.pending_bytes for side in self._sides)
+
     async def open(self) -> None:
         """Take connections."""
         if self._server is None:
@@ -91,7 +96,7 @@ class _Side(asyncio.Protocol):
         self._is_client = other is None
         self._transport: asyncio.Transport | None = None
         self._pending: deque[tuple[float, bytes]] = deque()
-        self._pending_bytes = 0
+        self.pending_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._gone = False
@@ -134,8 +139,8 @@ class _Side(asyncio.Protocol):
         if self._pending:
             due = max(due, self._pending[-1][0])
         self._pending.append((due, data))
-        self._pending_bytes += len(data)
-        if self._pending_bytes > PENDING_BYTES_MAX:
+        self.pending_bytes += len(data)
+        if self.pending_bytes > PENDING_BYTES_MAX:
             self._let_read(False)
         if self._timer is None and self._transport is not None:
             self._timer = loop.call_at(due, self._write_due)
@@ -149,13 +154,13 @@ class _Side(asyncio.Protocol):
         # A timer may fire a millisecond early: then a little is left for another one.
         while self._pending and self._pending[0][0] <= loop.time():
             _, data = self._pending.popleft()
-            self._pending_bytes -= len(data)
+            self.pending_bytes -= len(data)
             transport.write(data)
         if self._pending:
             self._timer = loop.call_at(self._pending[0][0], self._write_due)
         elif self._ending:
             transport.close()
-        if self._pending_bytes <= PENDING_BYTES_MAX:
+        if self.pending_bytes <= PENDING_BYTES_MAX:
             self._let_read(True)
 
     def pause_writing(self) -> None:
@@ -197,7 +202,7 @@ class _Side(asyncio.Protocol):
     def _forget(self) -> None:
         self._proxy.leave(self)
         self._pending.clear()
-        self._pending_bytes = 0
+        self.pending_bytes = 0
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
