@@ -28,6 +28,10 @@ FUNCTION_LINES_MAX = 70
 IMPURE = {"zmq", "asyncio", "threading", "time", "uvloop"}
 PURE = [
     "nodes/fair_queue.py",
+    "perf/chaos/counts.py",
+    "perf/chaos/ramp.py",
+    "perf/chaos/schedule.py",
+    "perf/chaos/script.py",
     "fragment_stores/merge.py",
     "router/agent_write.py",
     "router/floors.py",

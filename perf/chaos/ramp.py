@@ -1,7 +1,8 @@
 """Finds the best goodput of a cluster, by short loads at growing rates: pure.
 
 Goodput is complete wakes a second. It grows with the rate until the cluster cannot do more; then it stays or falls. The
-ramp ends where the cluster has twice not done what it was offered, or after RATES_MAX loads.
+ramp grows until the cluster has twice not done what it was offered, or has been offered RATES_MAX rates; then it tries
+rates between the last that was done and the next.
 """
 
 from __future__ import annotations
@@ -11,31 +12,49 @@ from typing import Final
 __all__ = ["RATES_MAX", "Ramp"]
 
 _GROWTH: Final = 1.6
-"""From rate to rate: the best goodput is then missed by a quarter at most, and ten rates span a factor of 69."""
+"""From rate to rate: eight of them span a factor of 27."""
+
+_BETWEEN: Final = 3
+"""The last step is cut into so many: the best goodput is missed by 15 % at most, also where overload makes it fall."""
 
 _DONE_SHARE: Final = 0.9
 """Of what was offered must come back complete for the cluster to have done it."""
 
-RATES_MAX: Final = 10
+_GROWING_MAX: Final = 10
+
+RATES_MAX: Final = _GROWING_MAX + _BETWEEN - 1
 
 
 class Ramp:
     """Rates to be tried, one after the other."""
 
     def __init__(self, first_rate: float) -> None:
-        self._rate = first_rate
+        self._rates = [first_rate]
         self._tried = 0
         self._overrun = 0
+        self._done_rate: float | None = None
+        self._growing = True
         self.best_per_s = 0.0
         """The best goodput so far."""
 
     def poll_rate(self) -> float | None:
         """Return the next rate to try, None where the best is known."""
-        return None if self._overrun == 2 or self._tried == RATES_MAX else self._rate
+        return self._rates[0] if self._rates else None
 
     def handle_goodput(self, per_s: float) -> None:
         """Take in what the cluster could of the rate that was given out."""
+        rate = self._rates.pop(0)
         self.best_per_s = max(self.best_per_s, per_s)
         self._tried += 1
-        self._overrun = self._overrun + 1 if per_s < _DONE_SHARE * self._rate else 0
-        self._rate *= _GROWTH
+        if not self._growing:
+            return
+        if per_s >= _DONE_SHARE * rate:
+            self._done_rate, self._overrun = rate, 0
+        else:
+            self._overrun += 1
+        if self._overrun < 2 and self._tried < _GROWING_MAX:
+            self._rates.append(rate * _GROWTH)
+            return
+        self._growing = False
+        if self._overrun and self._done_rate is not None:
+            self._rates += [self._done_rate * _GROWTH ** (step / _BETWEEN) for step in range(1, _BETWEEN)]

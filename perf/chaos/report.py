@@ -11,7 +11,19 @@ from rich.text import Text
 
 from .counts import Latency, WakeCounts
 
-__all__ = ["ChaosReport", "Healing", "MemoryUse", "OverloadReport", "PhaseReport", "render_chaos", "unproven_phase"]
+__all__ = [
+    "NOTHING",
+    "ChaosReport",
+    "Healing",
+    "MemoryUse",
+    "OverloadReport",
+    "PhaseReport",
+    "render_chaos",
+    "unproven_phase",
+]
+
+NOTHING = "nothing was done"
+"""The fault of a phase without one."""
 
 GOODPUT_SHARE_MIN = 0.8
 """What must be left of the best goodput when three times as much is offered."""
@@ -88,7 +100,7 @@ class ChaosReport(msgspec.Struct, frozen=True):
 
 def unproven_phase(phase: str, why: str) -> PhaseReport:
     """A phase that could not be had here."""
-    return PhaseReport(phase, "nothing", unproven=why)
+    return PhaseReport(phase, NOTHING, unproven=why)
 
 
 def render_chaos(report: ChaosReport) -> RenderableType:
@@ -137,7 +149,11 @@ def _remarks(phase: PhaseReport) -> Iterator[str]:
     if phase.unproven is not None:
         yield f"left unproven: {phase.unproven}"
         return
-    yield phase.fault + _healing_text(phase.healing)
+    said = [] if phase.fault == NOTHING else [phase.fault]
+    if phase.healing is not None:
+        said.append(_healing_text(phase.healing))
+    if said:
+        yield "; ".join(said)
     if phase.wakes is not None:
         yield from _wakes_remarks(phase.wakes)
     if phase.overload is not None:
@@ -147,14 +163,12 @@ def _remarks(phase: PhaseReport) -> Iterator[str]:
         yield f"anonymous memory of load and client {sizes[0]} MiB before, {sizes[1]} at most, {sizes[2]} after"
 
 
-def _healing_text(healing: Healing | None) -> str:
-    if healing is None:
-        return ""
+def _healing_text(healing: Healing) -> str:
     if healing.last_incomplete_ms is None:
-        return f"; {healing.since} wakes were not complete again by the end"
+        return f"{healing.since} wakes were not complete again by the end"
     if not healing.last_incomplete_ms:
-        return f"; {healing.since} every wake was complete"
-    return f"; {healing.since} the last wake that was not complete began {healing.last_incomplete_ms:,.0f} ms later"
+        return f"{healing.since} every wake was complete"
+    return f"{healing.since} the last wake that was not complete began {healing.last_incomplete_ms:,.0f} ms later"
 
 
 def _wakes_remarks(wakes: WakeCounts) -> Iterator[str]:

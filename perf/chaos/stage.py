@@ -30,7 +30,7 @@ from ..workload import SyntheticAgents
 from .load import Load, LoadRun, last_incomplete_ms, own_memory
 from .options import ChaosOptions
 from .overload import overload
-from .report import Healing, MemoryUse, PhaseReport
+from .report import NOTHING, Healing, MemoryUse, PhaseReport
 from .script import Step
 
 __all__ = ["run_steps"]
@@ -146,13 +146,13 @@ class _Stage:
 
     async def _healthy(self, seconds: float) -> PhaseReport:
         self._client = self._direct
-        return self._report("healthy", await self._offer(seconds), "nothing was done")
+        return self._report("healthy", await self._offer(seconds), NOTHING)
 
     async def _after(self, seconds: float) -> PhaseReport:
         since_ns, since = self._ended_ns, self._ended
         offered = await self._offer(seconds)
         healing = Healing(since, last_incomplete_ms(offered.run, since_ns))
-        return self._report("after", offered, "nothing was done", healing)
+        return self._report("after", offered, NOTHING, healing)
 
     async def _stopped(self, seconds: float) -> PhaseReport:
         self._client = self._direct
@@ -187,7 +187,7 @@ class _Stage:
             offered = await self._offer(seconds)
         if kills.at_ns:
             self._end("after the last kill", kills.at_ns[-1])
-        words = f"{self._node} was killed {len(kills.at_ns)} times, {every_s:g} s after it was up or later"
+        words = f"{self._node} was killed {len(kills.at_ns)} times, every {every_s:g} s or as soon as it was up again"
         return self._report("dying", offered, words)
 
     async def _flapping(self, seconds: float) -> PhaseReport:

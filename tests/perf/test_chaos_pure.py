@@ -174,12 +174,13 @@ def ramped(ramp: Ramp, capacity: float, falling: float = 1.0) -> list[float]:
 def test_a_ramp_finds_about_the_best_goodput(capacity: float, falling: float) -> None:
     ramp = Ramp(500)
     rates = ramped(ramp, capacity, falling)
-    assert capacity / 1.6 <= ramp.best_per_s <= capacity
-    assert rates == sorted(rates) and len([rate for rate in rates if rate > capacity / 0.9]) <= 2
+    assert 0.85 * capacity <= ramp.best_per_s <= capacity
+    assert len(rates) <= RATES_MAX
+    assert len([rate for rate in rates if rate > capacity / 0.9]) <= 4
 
 
 def test_a_ramp_ends() -> None:
-    assert len(ramped(Ramp(500), math.inf)) == RATES_MAX
+    assert len(ramped(Ramp(500), math.inf)) == 10
     slow = Ramp(500)
     assert len(ramped(slow, 100)) == 2 and slow.best_per_s == 100
     dead = Ramp(500)

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-from dawnchorus.perf.faults import seclusion
 from dawnchorus.perf.faults.seclusion import CannotSeclude, packets_dropped, why_not
 
 PROGRAM = """
@@ -67,5 +66,5 @@ def test_why_packets_cannot_be_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1_000)
     assert why_not() == "only root may drop packets"
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(seclusion.shutil, "which", lambda *_args, **_kwargs: None)
+    monkeypatch.setattr("shutil.which", lambda *_args, **_kwargs: None)
     assert "apt-get install nftables" in str(why_not())
