@@ -80,7 +80,7 @@ async def overload(
         after_incomplete=late.degraded + late.failed,
     )
     healing = Healing("after the load", last_incomplete_ms(after, run.end_ns))
-    peak = run.memory_peak
+    peak = max(before, run.memory_peak)
     del run, after
     return PhaseReport(
         phase="overload",

@@ -220,7 +220,7 @@ class _Stage:
     def _report(self, phase: str, offered: _Offered, words: str, healing: Healing | None = None) -> PhaseReport:
         run = offered.run
         wakes = run.counts.counts(run.unsent)
-        peak = run.memory_peak
+        peak = max(offered.before, run.memory_peak)
         # Its records go before memory is looked at.
         del offered.run, run
         memory = MemoryUse(offered.before, peak, own_memory())

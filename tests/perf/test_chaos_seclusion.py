@@ -66,5 +66,9 @@ def test_why_packets_cannot_be_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1_000)
     assert why_not() == "only root may drop packets"
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr("shutil.which", lambda *_args, **_kwargs: None)
+    monkeypatch.setattr("shutil.which", no_program)
     assert "apt-get install nftables" in str(why_not())
+
+
+def no_program(_name: str, path: str = "") -> None:
+    """As `shutil.which` where there is none."""
