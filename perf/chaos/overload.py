@@ -1,4 +1,4 @@
-"""Overload: a cluster is offered three times what it can do.
+"""Overload: a cluster is offered three times what it can do, RATE_MAX at most.
 
 Its nodes are throttled, so that one process on the same machine can offer that much. First the best goodput is found,
 by a short ramp; then an ordinary rate shows what is normal; then comes the load, and the ordinary rate again.
@@ -31,9 +31,13 @@ a millisecond the nodes would be bound by requests, and more wakes in each would
 TIMES: Final = 3
 """So many times the best goodput is offered."""
 
+RATE_MAX: Final = 25_000.0
+"""Wakes a second that one process can offer and take in beside the nodes on two cores: with 80,000 it was late by two
+seconds. Where three times the best goodput would be more, less than that is offered, and said."""
+
 FIRST_RATE: Final = 500.0
 
-NORMAL_SHARE: Final = 0.25
+NORMAL_SHARE: Final = 0.1
 """The ordinary rate, of the best goodput."""
 
 RECOVERED_NS: Final = 2_000_000_000
@@ -60,17 +64,20 @@ async def overload(
         normal_ms = normal.counts.counts().latency_ms
         del normal
         before = own_memory()
-        run = await load.run(client, best_per_s * TIMES, seconds, TICK_MS)
+        rate = max(1.0, min(RATE_MAX, best_per_s * TIMES))
+        run = await load.run(client, rate, seconds, TICK_MS)
         after = await load.run(client, normal_per_s, _NORMAL_SECONDS, TICK_MS)
     wakes = run.counts.counts(run.unsent)
     goodput_per_s = wakes.complete / seconds
     # A share of nothing is nothing: where the cluster could do nothing at all there is no sense in dividing.
     share = goodput_per_s / best_per_s if best_per_s else 0.0
+    times = rate / best_per_s if best_per_s else 0.0
     late = after.counts.counts(since_ns=run.end_ns + RECOVERED_NS)
     found = OverloadReport(
         running_ms=RUNNING_MS,
         period_ms=PERIOD_MS,
         best_per_s=round(best_per_s, 1),
+        times=round(times, 2),
         offered_per_s=round(wakes.offered / seconds, 1),
         goodput_per_s=round(goodput_per_s, 1),
         goodput_share=round(share, 3),
@@ -84,9 +91,9 @@ async def overload(
     del run, after
     return PhaseReport(
         phase="overload",
-        fault=f"every node ran {RUNNING_MS:g} ms of {PERIOD_MS:g}, and {TIMES} times the best goodput was offered",
+        fault=f"every node ran {RUNNING_MS:g} ms of {PERIOD_MS:g}",
         seconds=seconds,
-        rate=round(best_per_s * TIMES, 1),
+        rate=round(rate, 1),
         wakes=wakes,
         memory=MemoryUse(before, peak, own_memory()),
         healing=healing,

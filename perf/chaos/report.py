@@ -54,6 +54,8 @@ class OverloadReport(msgspec.Struct, frozen=True):
     """every node was let run for so much of each period"""
     best_per_s: float
     """the best of all rates that were tried before"""
+    times: float
+    """so many times the best was to be offered: three, or as much as one process can"""
     offered_per_s: float
     goodput_per_s: float
     goodput_share: float
@@ -182,10 +184,11 @@ def _wakes_remarks(wakes: WakeCounts) -> Iterator[str]:
 
 
 def _overload_remarks(overload: OverloadReport, wakes: WakeCounts | None) -> Iterator[str]:
+    missed = "" if overload.goodput_share >= GOODPUT_SHARE_MIN else f"; must be {GOODPUT_SHARE_MIN} at least: missed"
     yield (
-        f"best goodput {overload.best_per_s:,.0f}/s, offered {overload.offered_per_s:,.0f}/s, goodput then "
-        f"{overload.goodput_per_s:,.0f}/s: {overload.goodput_share:.2f} of the best"
-        + ("" if overload.goodput_share >= GOODPUT_SHARE_MIN else f"; must be {GOODPUT_SHARE_MIN} at least: missed")
+        f"best goodput {overload.best_per_s:,.0f}/s, offered {overload.times:.1f} times that, "
+        f"{overload.offered_per_s:,.0f}/s; goodput then {overload.goodput_per_s:,.0f}/s: "
+        f"{overload.goodput_share:.2f} of the best{missed}"
     )
     if wakes is not None and wakes.complete_ms is not None:
         told = wakes.shed_ms

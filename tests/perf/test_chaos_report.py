@@ -37,6 +37,7 @@ OVERLOAD = OverloadReport(
     running_ms=2.0,
     period_ms=20.0,
     best_per_s=5_000.0,
+    times=3.0,
     offered_per_s=15_000.0,
     goodput_per_s=4_500.0,
     goodput_share=0.9,
@@ -121,7 +122,7 @@ def test_what_is_stuck_or_unsent_is_said() -> None:
 
 def test_overload_is_told_in_words() -> None:
     text = text_of(phase_with("overload", overload=OVERLOAD))
-    assert "best goodput 5,000/s, offered 15,000/s, goodput then 4,500/s: 0.90 of the best" in text
+    assert "best goodput 5,000/s, offered 3.0 times that, 15,000/s; goodput then 4,500/s: 0.90 of the best" in text
     assert "missed" not in text
     assert "shed ones were told after 0.3, p99 2.5 ms" in text
     assert "12.0 and 30.0 ms before, 13.0 and 31.0 ms from two seconds after the load on" in text
