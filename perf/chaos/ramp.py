@@ -1,8 +1,8 @@
 """Finds the best goodput of a cluster, by short loads at growing rates: pure.
 
 Goodput is complete wakes a second. It grows with the rate until the cluster cannot do more; then it stays or falls. The
-ramp grows until the cluster has twice not done what it was offered, or has been offered RATES_MAX rates; then it tries
-rates between the last that was done and the next.
+ramp grows until the cluster has not done what it was offered three times in a row, or ten rates were tried; then it
+tries rates between the last that was done and the next.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ _BETWEEN: Final = 3
 
 _DONE_SHARE: Final = 0.9
 """Of what was offered must come back complete for the cluster to have done it."""
+
+_OVERRUNS_MAX: Final = 3
+"""Rates not done, one after the other, after which there is nothing more to be had: a machine has its bad moments."""
 
 _GROWING_MAX: Final = 10
 
@@ -52,7 +55,7 @@ class Ramp:
             self._done_rate, self._overrun = rate, 0
         else:
             self._overrun += 1
-        if self._overrun < 2 and self._tried < _GROWING_MAX:
+        if self._overrun < _OVERRUNS_MAX and self._tried < _GROWING_MAX:
             self._rates.append(rate * _GROWTH)
             return
         self._growing = False

@@ -49,9 +49,8 @@ class Healing(msgspec.Struct, frozen=True):
 class OverloadReport(msgspec.Struct, frozen=True):
     """What became of the goodput, in complete wakes a second."""
 
-    running_ms: float
-    period_ms: float
-    """every node was let run for so much of each period"""
+    share_of_core: float
+    """that each node was let have"""
     best_per_s: float
     """the best of all rates that were tried before"""
     times: float

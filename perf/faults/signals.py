@@ -1,4 +1,4 @@
-"""Faults by signal: nodes stopped, nodes that get only a slice of the time, nodes killed."""
+"""Faults by signal: nodes stopped, nodes that get only a share of a core, nodes killed."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ async def stopped(pids: Sequence[int], folder: Path) -> AsyncGenerator[None]:
 
 
 @contextlib.asynccontextmanager
-async def throttled(pids: Sequence[int], running_ms: float, period_ms: float, folder: Path) -> AsyncGenerator[None]:
-    """Let these processes run for `running_ms` of each `period_ms`, all in the same slices, while the block runs."""
-    async with _held(pids, running_ms, period_ms, folder):
+async def throttled(pids: Sequence[int], share: float, period_ms: float, folder: Path) -> AsyncGenerator[None]:
+    """Let each of these processes have this share of a core, within periods so long, while the block runs."""
+    async with _held(pids, share, period_ms, folder):
         yield
 
 
 @contextlib.asynccontextmanager
-async def _held(pids: Sequence[int], running_ms: float, period_ms: float, folder: Path) -> AsyncGenerator[None]:
+async def _held(pids: Sequence[int], share: float, period_ms: float, folder: Path) -> AsyncGenerator[None]:
     log = folder / f"hold-{time.monotonic_ns()}.log"
     program = str(Path(__file__).with_name("hold.py"))
-    command = [sys.executable, "-I", "-S", program, str(running_ms), str(period_ms), *map(str, pids)]
+    command = [sys.executable, "-I", "-S", program, str(share), str(period_ms), *map(str, pids)]
     with _let_go(pids), child_process(command, log=log) as process:
         end = time.monotonic() + _HOLD_SECONDS
         while not log.read_bytes().startswith(HOLDING):

@@ -34,8 +34,7 @@ WAKES = WakeCounts(
 )
 MEMORY = MemoryUse(50 << 20, 60 << 20, 51 << 20)
 OVERLOAD = OverloadReport(
-    running_ms=2.0,
-    period_ms=20.0,
+    share_of_core=0.1,
     best_per_s=5_000.0,
     times=3.0,
     offered_per_s=15_000.0,
