@@ -94,13 +94,23 @@ def write_topology(topology: TopologyName, workload: Workload, folder: Path) -> 
 
 
 def default_text(
-    name: str, data_dir: str, wake_deadline_ms: int, save_deadline_ms: int, endpoints: Sequence[str]
+    name: str,
+    data_dir: str,
+    wake_deadline_ms: int,
+    save_deadline_ms: int,
+    endpoints: Sequence[str],
+    *,
+    ipc: bool = True,
 ) -> str:
-    """The default topology with these settings; `endpoints` are those of identity-1, live-1 and archive-1."""
+    """The default topology with these settings; `endpoints` are those of identity-1, live-1 and archive-1.
+
+    Without `ipc` nodes can be reached over TCP alone.
+    """
     nodes = [
         _node_text(node, endpoint, store) for (node, store), endpoint in zip(_DEFAULT_NODES, endpoints, strict=True)
     ]
-    return _cluster_text(name, data_dir, wake_deadline_ms, save_deadline_ms) + _DEFAULT_FRAGMENTS + "".join(nodes)
+    cluster = _cluster_text(name, data_dir, wake_deadline_ms, save_deadline_ms) + ("" if ipc else "ipc = false\n")
+    return cluster + _DEFAULT_FRAGMENTS + "".join(nodes)
 
 
 def _one_store_text(workload: Workload, endpoints: Sequence[str]) -> str:

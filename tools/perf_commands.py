@@ -1,4 +1,4 @@
-"""The commands `perf storm`, `perf save` and `perf memory`: the harness from the command line."""
+"""The commands `perf storm`, `perf save`, `perf memory` and `perf chaos`: the harness from the command line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from pathlib import Path
 import click
 import msgspec
 
+from ..perf.chaos.options import NODES, ChaosOptions
+from ..perf.chaos.report import render_chaos
+from ..perf.chaos.run import chaos
+from ..perf.chaos.script import PHASE_NAMES, parse_phases
 from ..perf.memory import MemoryOptions, memory, render_memory
 from ..perf.progress import Progress
 from ..perf.report import render
@@ -26,7 +30,7 @@ __all__ = ["perf"]
 
 @click.group()
 def perf() -> None:
-    """Measure: wake storms and durable saves beside their peers and limits, and memory.
+    """Measure: wake storms and durable saves beside their peers and limits, memory, and wakes while things go wrong.
 
     Everything is measured on clusters that are started for it in a temporary folder, and gone afterwards.
     """
@@ -226,6 +230,86 @@ async def _memory(options: MemoryOptions, as_json: bool) -> int:
         click.echo(msgspec.json.encode(report))
     else:
         result_console().print(render_memory(report))
+    return 0
+
+
+@perf.command("chaos")
+@click.option(
+    "--phases",
+    default=",".join(ChaosOptions().phases),
+    show_default=True,
+    metavar="NAME,...",
+    help=f"What follows each other, of: {', '.join(PHASE_NAMES)}.",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=1, max=100_000),
+    default=ChaosOptions().rate,
+    show_default=True,
+    help="Wakes a second; overload finds its own.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0.1, max=3_600),
+    default=ChaosOptions().seconds,
+    show_default=True,
+    help="Length of an ordinary phase; flapping takes five times as long, overload three and a third.",
+)
+@click.option(
+    "--agents",
+    type=click.IntRange(min=1),
+    default=ChaosOptions().agents,
+    show_default=True,
+    help="Made-up agents asleep.",
+)
+@click.option(
+    "--deadline-ms",
+    type=click.IntRange(min=1, max=60_000),
+    default=ChaosOptions().deadline_ms,
+    show_default=True,
+    help="Of each wake.",
+)
+@click.option(
+    "--node",
+    type=click.Choice(NODES),
+    default=ChaosOptions().node,
+    show_default=True,
+    help="What the faults are done to; without identity-1 wakes fail, without another they are degraded.",
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Chooses the order in which agents are woken.")
+@json_option("Print one JSON object.")
+def chaos_command(
+    phases: str, rate: float, seconds: float, agents: int, deadline_ms: int, node: str, seed: int, as_json: bool
+) -> int:
+    """Wake agents at a steady rate while a node is stopped, late, killed, flapping or cut off, or all are overloaded.
+
+    Every wake's start is planned beforehand, and its latency counts from there: what stalls cannot hide. Packets are
+    dropped in a network namespace of their own, which takes root and nft; without them that phase is left unproven.
+
+    \b
+    Example:
+      dawnchorus perf chaos
+      dawnchorus perf chaos --phases healthy,stopped,after --seconds 10 --json
+    """
+    options = ChaosOptions(
+        phases=parse_phases(phases),
+        rate=rate,
+        seconds=seconds,
+        agents=agents,
+        deadline_ms=deadline_ms,
+        node=node,
+        seed=seed,
+    )
+    return run(_chaos(options, as_json))
+
+
+async def _chaos(options: ChaosOptions, as_json: bool) -> int:
+    with progress_bar("chaos") as bar:
+        report = await chaos(options, _show_on(bar))
+    if as_json:
+        click.echo(msgspec.json.encode(report))
+    else:
+        result_console().print(render_chaos(report))
     return 0
 
 

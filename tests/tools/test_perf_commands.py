@@ -51,3 +51,14 @@ def test_save_prints_one_object_or_tables() -> None:
         text = run("perf", "save", *small, "--topology", "default").stdout.decode()
         assert "40 agents saved" in text and "Beside the peers" in text
         assert "need twice as many agents" in error_of("perf", "save", *small, "--savers", "30")
+
+
+def test_chaos_prints_one_object_or_tables() -> None:
+    small = ("--seconds", "0.3", "--agents", "100", "--rate", "100")
+    report = run_json("perf", "chaos", *small, "--phases", "healthy,after")
+    assert [phase["phase"] for phase in report["phases"]] == ["healthy", "after"]
+    assert report["phases"][0]["wakes"]["offered"] > 0
+    text = run("perf", "chaos", *small, "--phases", "healthy").stdout.decode()
+    assert "100 wakes a second" in text and "│ healthy" in text
+    assert "there is no phase 'nonsense'" in error_of("perf", "chaos", *small, "--phases", "nonsense")
+    assert "too few" in error_of("perf", "chaos", *small, "--deadline-ms", "10000")

@@ -1,0 +1,1 @@
+"""The harness `perf chaos`: a steady load of wakes against a cluster that a script of faults is done to."""
