@@ -112,16 +112,16 @@ async def test_a_node_that_stops_and_goes_on_every_300_ms_grows_and_sticks_nothi
     pid = nodes.launcher.pids()["archive-1"]
     overdue: list[float] = []
     memory: list[int] = []
-    stopping = False
+    stopping = asyncio.Event()
 
     async def wake_on(agents: Sequence[str]) -> None:
-        while not stopping:
+        while not stopping.is_set():
             for agent_id in agents:
                 took_s, state = await timed(cluster, agent_id, 0.5)
                 overdue.append(took_s - 0.5)
                 assert state["session"] == agent_id
                 await asyncio.sleep(0.01)
-                if stopping:
+                if stopping.is_set():
                     return
 
     async with asyncio.TaskGroup() as wakers:
@@ -132,7 +132,7 @@ async def test_a_node_that_stops_and_goes_on_every_300_ms_grows_and_sticks_nothi
             await asyncio.sleep(0.3)
             if turn % 10 == 9:
                 memory.append(anonymous_bytes(pid))
-        stopping = True
+        stopping.set()
     nodes.signal("archive-1", signal.SIGCONT)
     assert max(overdue) < 5.0, "no request is stuck"
     assert memory[-1] <= memory[0] * 1.1 + (1 << 20)
@@ -142,17 +142,17 @@ async def test_a_node_that_stops_and_goes_on_every_300_ms_grows_and_sticks_nothi
 async def test_with_a_node_that_dies_and_comes_back_no_more_is_sent_again_than_the_budget_has(
     nodes: RunningCluster, cluster: Cluster
 ) -> None:
-    stopping = False
+    stopping = asyncio.Event()
     outcomes: set[Outcome] = set()
 
     async def wake_on(agents: Sequence[str]) -> None:
-        while not stopping:
+        while not stopping.is_set():
             for agent_id in agents:
                 try:
                     outcomes.add((await cluster.wake(agent_id, deadline_s=1.0)).outcome("history"))
                 except WakeIncomplete as error:
                     outcomes.add(error.state.outcome("history"))
-                if stopping:
+                if stopping.is_set():
                     return
                 await asyncio.sleep(chance.uniform(0, 0.02))  # so that they do not all travel together
 
@@ -165,7 +165,7 @@ async def test_with_a_node_that_dies_and_comes_back_no_more_is_sent_again_than_t
             await nodes.kill("archive-1")
             await nodes.served_again("archive-1", starts + 1)
             await asyncio.sleep(0.5)
-        stopping = True
+        stopping.set()
     sent = sendings(cluster)
     assert sent.all > 1_000, "an idle run proves nothing"
     assert Outcome.OK in outcomes
