@@ -26,7 +26,9 @@ _BUCKETS: Final = 10
 """Parts of the rolling window: outcomes are forgotten a tenth of it at a time."""
 
 _PATIENCE_S: Final = 0.05
-"""A time-out counts only if the node had at least this long: a caller's tiny deadline says nothing about the node."""
+"""A time-out counts only if the node had at least this long: a caller's tiny deadline says nothing about the node. And
+in a run it counts only so long after the one before: a hundred wakes that end in one moment are one moment's evidence,
+and that may have been a stall of this process."""
 
 
 class BreakerState(enum.Enum):
@@ -54,13 +56,24 @@ class _Bucket:
 class Breaker:
     """Outcomes of the requests to one node. Every `now` is in seconds of the monotonic clock."""
 
-    __slots__ = ("_bucket", "_buckets", "_probing", "_retry_at", "_spec", "_time_outs", "opened", "state")
+    __slots__ = (
+        "_bucket",
+        "_buckets",
+        "_next_time_out",
+        "_probing",
+        "_retry_at",
+        "_spec",
+        "_time_outs",
+        "opened",
+        "state",
+    )
 
     def __init__(self, spec: BreakerSpec) -> None:
         self._spec = spec
         self._bucket = _Bucket(0.0)
         self._buckets = deque([self._bucket])
         self._time_outs = 0  # in a row
+        self._next_time_out = 0.0
         self._retry_at = 0.0
         self._probing = False
         self.state = BreakerState.CLOSED
@@ -109,7 +122,9 @@ class Breaker:
         if waited_s < _PATIENCE_S:
             self.handle_abandoned()
             return
-        self._time_outs += 1
+        if now >= self._next_time_out:
+            self._next_time_out = now + _PATIENCE_S
+            self._time_outs += 1
         if self.state is BreakerState.CLOSED and self._time_outs >= self._spec.time_outs_in_a_row:
             self._open(now)
         else:

@@ -369,6 +369,7 @@ class Cluster:
             floors=self._floors,
             sizes=self._sizes,
             handle_groups=handle_groups,
+            required=reading.needed_stores,
             held=held,
         )
 

@@ -27,6 +27,7 @@ class Exchange(ABC):
         "number",
         "priority",
         "queued_at",
+        "required",
         "sendings",
         "sent_at",
         "waits",
@@ -46,14 +47,20 @@ class Exchange(ABC):
         expected_bytes: int,
         caller: object,
         priority: Priority = Priority.URGENT,
+        *,
+        required: bool = False,
     ) -> None:
-        """`deadline` is in seconds of the monotonic clock; callers (compared by identity) take turns."""
+        """`deadline` is in seconds of the monotonic clock; callers (compared by identity) take turns.
+
+        `required`: what it asks for makes no sense to its caller without this one's answer.
+        """
         self.node = node
         self.deadline = deadline
         self.expected_bytes = expected_bytes
         """How many bytes its reply is expected to have."""
         self.caller = caller
         self.priority = priority
+        self.required = required
         self.number = 0
         """A new one each time it is sent: no reply to an earlier sending can be taken for it."""
         self.sendings = 0

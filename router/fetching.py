@@ -7,7 +7,7 @@ agent's own, and none is older than a save of that agent which this router has s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import repeat
 from typing import Final
 
@@ -72,7 +72,8 @@ class _FetchExchange(Exchange):
     __slots__ = ("_fetching", "_parts")
 
     def __init__(self, fetching: Fetching, parts: list[Part]) -> None:
-        super().__init__(parts[0].node, fetching.deadline, fetching.expect(parts), fetching)
+        required = any([part.store in fetching.required for part in parts])
+        super().__init__(parts[0].node, fetching.deadline, fetching.expect(parts), fetching, required=required)
         self._fetching = fetching
         self._parts = parts
 
@@ -119,10 +120,12 @@ class Fetching:
         floors: Floors,
         sizes: ImageSizes,
         handle_groups: Callable[[list[Group]], None],
+        required: Collection[int],
         held: bool = False,
     ) -> None:
         """Plan it; `start` sends it. `kinds` is None where all kinds of each store are asked for.
 
+        `required`: numbers of the stores without which an agent is of no use to whoever asks.
         `held`: whoever takes the groups shows none of them before it has the last, calls `refresh` then, and `abandon`
         in the end.
         """
@@ -134,6 +137,7 @@ class Fetching:
         self._handle_groups = handle_groups
         self._held = held
         self.deadline = deadline
+        self.required = required
         per_message = sizes.agents_per_message(routes) if len(agents) > 1 else 1
         self.plan = plan(agents, routes, min(per_message, GROUP_AGENTS_MAX))
         self._gather = Gather(self.plan)
@@ -160,6 +164,10 @@ class Fetching:
             self._floors.extend_fetch(deadline)
             for exchange in self._exchanges:
                 exchange.deadline = deadline
+
+    def catch_up(self) -> None:
+        """Take in what has come already: call it before a deadline is judged."""
+        self._router.take_in()
 
     def expire(self) -> None:
         """The last deadline has come: hand over what there is, and forget the rest."""
@@ -269,6 +277,7 @@ class Fetching:
             floors=self._floors,
             sizes=self._sizes,
             handle_groups=take_over,
+            required=self.required,
         )
         self._refetches.append(refetch)
         refetch.start()

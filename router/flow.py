@@ -15,6 +15,7 @@ twice does no harm and the router's retry budget has one for it. Every `now` is 
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -69,7 +70,7 @@ class NodeFlow:
     def offer(self, exchange: Exchange, now: float) -> Offer:
         """Take an exchange, or refuse it at once."""
         if exchange.guarded:
-            if len(self._waiting) and self._is_behind(exchange, now):
+            if len(self._waiting) and self.pressure(exchange, now) >= 1.0:
                 return Offer.FULL
             if not self.breaker.admit(now):
                 return Offer.OPEN
@@ -79,14 +80,23 @@ class NodeFlow:
         self._waiting.add(exchange, now)
         return Offer.WAITS
 
-    def _is_behind(self, exchange: Exchange, now: float) -> bool:
-        """Return whether callers wait so long for their first turn that a new one had better be told at once."""
+    @property
+    def is_crowded(self) -> bool:
+        """Whether anything waits."""
+        return len(self._waiting) > 0
+
+    def pressure(self, exchange: Exchange, now: float) -> float:
+        """Return how far behind the node is for a newcomer: the wait there is, as a share of the wait that it may have.
+
+        From 1 on it had better be told at once.
+        """
         if len(self._waiting) >= QUEUE_REQUESTS_MAX:
-            return True
+            return math.inf
         # A node that is not connected keeps everybody waiting: that is for the breaker to judge, and no measure of how
         # it keeps up once it is there.
         waited_s = min(self._waiting.longest_wait(now, exchange.priority), now - self._up_since)
-        return self.up and waited_s > self._queue_share * (exchange.deadline - now)
+        may_wait_s = self._queue_share * (exchange.deadline - now)
+        return waited_s / may_wait_s if self.up and may_wait_s > 0 else 0.0
 
     def poll_send(self, now: float) -> Exchange | None:
         """Return the next exchange to send now, numbered, None if none is."""

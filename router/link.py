@@ -82,6 +82,10 @@ class _Connection:
         """Send a frame; return False where libzmq's queue is full."""
         return self._channel.send(frame) is Sent.OK
 
+    def poll(self) -> None:
+        """Hand over what has come and was not taken in yet."""
+        self._channel.poll()
+
     def close(self) -> None:
         """Close the socket; what it had queued is dropped."""
         if self._open:
@@ -119,6 +123,11 @@ class Link:
     def send(self, frame: bytes) -> bool:
         """Send a request; return False where there is no connection, or no room on it."""
         return self._used is not None and self._used.send(frame)
+
+    def poll(self) -> None:
+        """Hand over what has come and was not taken in yet."""
+        if self._used is not None:
+            self._used.poll()
 
     def close(self) -> None:
         """Close the connection for good."""

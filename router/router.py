@@ -17,7 +17,7 @@ import random
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from ..wire.errors import ClusterUnavailable, PlacementError, ProtocolError, TopologyError
@@ -39,6 +39,7 @@ from .exchange import Exchange
 from .flow import NodeFlow, Offer
 from .link import Link
 from .retry_budget import RetryBudget
+from .shedding import REFUSALS, is_shed_whole, refuse
 
 __all__ = ["Router"]
 
@@ -47,6 +48,9 @@ _TURN_FRAMES_MAX: Final = 8
 
 _CANCEL_WORTH_S: Final = 0.005
 """A node drops by itself what is late: telling it that nobody waits pays for what has longer to go."""
+
+_TAKE_IN_SECONDS: Final = 0.005
+"""How long what has come already may keep a deadline that is being judged: some 500 replies of single wakes."""
 
 _log = logging.getLogger(__name__)
 
@@ -218,29 +222,32 @@ class Router:
 
     # --- requests ---
 
-    def submit(self, exchanges: Iterable[Exchange]) -> None:
+    def submit(self, exchanges: Collection[Exchange]) -> None:
         """Send exchanges, each when its node has room for it; those refused are told so in the next turn of the loop.
 
-        In the order given, which goes round the nodes.
+        They are one caller's, in an order that goes round the nodes.
         """
         now = time.monotonic()
         refused: list[tuple[Exchange, Offer]] = []
-        for exchange in exchanges:
-            flow = self._flows.get(exchange.node)
-            if flow is None:
-                flow = self._new_flow(exchange.node)
+        flows = [self._flow(exchange.node) for exchange in exchanges]
+        if any([flow.is_crowded for flow in flows]) and is_shed_whole(exchanges, flows, now):
+            self._loop.call_soon(refuse, [(exchange, Offer.FULL) for exchange in exchanges])
+            return
+        for exchange, flow in zip(exchanges, flows, strict=True):
             offer = flow.offer(exchange, now)
             if offer is Offer.GO:
                 self._send(flow, exchange, now)
             elif offer is not Offer.WAITS:
                 refused.append((exchange, offer))
         if refused:
-            self._loop.call_soon(_refuse, refused)
+            self._loop.call_soon(refuse, refused)
 
-    def _new_flow(self, node: str) -> NodeFlow:
-        """Make the flow of a node that the placement names and the topology at hand does not: it may yet be learned."""
-        assert self.topology is not None, "nothing is submitted before the cluster is known"
-        flow = self._flows[node] = NodeFlow(self.topology.breaker, self.topology.admission)
+    def _flow(self, node: str) -> NodeFlow:
+        flow = self._flows.get(node)
+        if flow is None:
+            # A node that the placement names and the topology at hand does not: it may yet be learned of.
+            assert self.topology is not None, "nothing is submitted before the cluster is known"
+            flow = self._flows[node] = NodeFlow(self.topology.breaker, self.topology.admission)
         return flow
 
     def cancel(self, exchanges: Iterable[Exchange]) -> None:
@@ -264,7 +271,7 @@ class Router:
     def _give_up_waiting(self, node: str) -> None:
         """Tell what waits for a node that has just been taken for dead."""
         for exchange in self._flows[node].refused_by_breaker():
-            exchange.handle_failure(None, _REFUSALS[Offer.OPEN][1])
+            exchange.handle_failure(None, REFUSALS[Offer.OPEN][1])
 
     def _pump(self, node: str) -> None:
         """Send what may go to a node now; where it is to be left alone for a while, come back then."""
@@ -300,6 +307,14 @@ class Router:
         self._replies.extend([(link.node, frame) for frame in frames])
         if not self._turn_scheduled:
             self._turn()
+
+    def take_in(self) -> None:
+        """Take in what has come already, before a deadline is judged: a loop that stalled runs its timers first."""
+        for link in self._links.values():
+            link.poll()
+        end = time.monotonic() + _TAKE_IN_SECONDS
+        while self._replies and time.monotonic() < end:
+            self._handle_frame(*self._replies.popleft())
 
     def _turn(self) -> None:
         self._turn_scheduled = False
@@ -371,17 +386,6 @@ class Router:
     def _stray(self, node: str, reason: str) -> None:
         self.stray_replies += 1
         _log.warning("reply is ignored", extra={"node": node, "detail": reason})
-
-
-_REFUSALS: Final[dict[Offer, tuple[FaultCode | None, str]]] = {
-    Offer.OPEN: (None, "the node is taken for dead (its breaker is open)"),
-    Offer.FULL: (FaultCode.OVERLOADED, "too much waits for the node already"),
-}
-
-
-def _refuse(refused: list[tuple[Exchange, Offer]]) -> None:
-    for exchange, offer in refused:
-        exchange.handle_failure(*_REFUSALS[offer])
 
 
 def _fault_code(code: int) -> FaultCode:

@@ -127,8 +127,10 @@ class WakeMany:
             self._done.set_result(None)
 
     def _expire(self) -> None:
-        for fetching in self._slices:
-            fetching.expire()
+        self._slices[0].catch_up()
+        if not self._done.done():
+            for fetching in self._slices:
+                fetching.expire()
 
 
 class WakeStream:
@@ -149,7 +151,7 @@ class WakeStream:
     async def run(self, fetching: Fetching) -> AsyncGenerator[AgentState, None]:
         """Fetch, and yield states as they come; ends by the deadline."""
         self._fetching = fetching
-        timer = asyncio.get_running_loop().call_at(fetching.deadline, fetching.expire)
+        timer = asyncio.get_running_loop().call_at(fetching.deadline, self._expire)
         try:
             fetching.start()
             left = len(fetching.plan.order)
@@ -163,6 +165,11 @@ class WakeStream:
         finally:
             timer.cancel()
             fetching.abandon()
+
+    def _expire(self) -> None:
+        assert self._fetching is not None
+        self._fetching.catch_up()
+        self._fetching.expire()
 
 
 class _Waiter(NamedTuple):
@@ -314,6 +321,9 @@ class WakeBatch:
         self._timer = None
         fetching = self._fetching
         assert fetching is not None
+        fetching.catch_up()
+        if fetching.complete:
+            return
         now = time.monotonic() + _TIMER_SLACK_SECONDS
         if fetching.deadline <= now:
             fetching.expire()

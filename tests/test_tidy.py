@@ -45,6 +45,7 @@ PURE = [
     "router/parts.py",
     "router/plan.py",
     "router/retry_budget.py",
+    "router/shedding.py",
     "router/waiting.py",
     "router/window.py",
     "wire/errors.py",

@@ -112,6 +112,11 @@ class Channel(Generic[T]):
             self._look_again()
         return Sent.OK
 
+    def poll(self) -> None:
+        """Hand over what has come, without waiting for the loop to say so."""
+        if not self._closed and self._get_option(zmq.EVENTS) & _POLLIN:
+            self._on_readable()
+
     def close(self) -> None:
         """Take the socket off the loop; nothing is handed over afterwards."""
         if not self._closed:

@@ -64,6 +64,16 @@ def test_a_run_of_time_outs_opens_it() -> None:
     assert state_of(breaker) is BreakerState.OPEN
 
 
+def test_many_time_outs_of_one_moment_are_one() -> None:
+    breaker = Breaker(BreakerSpec(requests_min=10_000))
+    for moment in (0.0, 0.06, 0.12, 0.18):
+        for _ in range(100):
+            breaker.handle_time_out(moment, 1.0)
+    assert state_of(breaker) is BreakerState.CLOSED
+    breaker.handle_time_out(0.24, 1.0)
+    assert state_of(breaker) is BreakerState.OPEN
+
+
 def test_any_answer_ends_a_run_of_time_outs_also_a_late_one() -> None:
     breaker = Breaker(BreakerSpec(requests_min=1_000))
     for second in range(20):

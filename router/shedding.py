@@ -1,0 +1,41 @@
+"""Whom to tell at once that there is no use in waiting, and what: pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from ..wire.statuses import FaultCode
+from .exchange import Exchange
+from .flow import NodeFlow, Offer
+
+__all__ = ["REFUSALS", "is_shed_whole", "refuse"]
+
+_SHED_WHOLE_PRESSURE: Final = 0.5
+"""From here on a required node counts as behind, where another is overloaded."""
+
+REFUSALS: Final[dict[Offer, tuple[FaultCode | None, str]]] = {
+    Offer.OPEN: (None, "the node is taken for dead (its breaker is open)"),
+    Offer.FULL: (FaultCode.OVERLOADED, "too much waits for the node already"),
+}
+
+
+def refuse(refused: Iterable[tuple[Exchange, Offer]]) -> None:
+    """Tell exchanges that they were not taken, and why."""
+    for exchange, offer in refused:
+        exchange.handle_failure(*REFUSALS[offer])
+
+
+def is_shed_whole(exchanges: Iterable[Exchange], flows: Sequence[NodeFlow], now: float) -> bool:
+    """Return whether a caller that would not get everything had better get nothing.
+
+    One overloaded node costs its fragments. But where the required ones' nodes are behind as well, a wake that is not
+    whole takes from them what another needs to be whole: with three overloaded nodes that each shed two thirds by
+    themselves, one wake of 27 would be.
+    """
+    pressures = [
+        (exchange.required, flow.pressure(exchange, now)) for exchange, flow in zip(exchanges, flows, strict=True)
+    ]
+    if max([pressure for _, pressure in pressures]) < 1.0:
+        return False
+    return max([pressure for required, pressure in pressures if required], default=0.0) >= _SHED_WHOLE_PRESSURE
