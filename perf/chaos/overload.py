@@ -21,8 +21,8 @@ __all__ = ["overload"]
 
 SHARE: Final = 0.04
 PERIOD_MS: Final = 20.0
-"""What each node has of a core, within periods short against the deadline. The best goodput was then some 6,000/s, three
-times which one process can offer beside the nodes on two cores; with 0.03 it was 1,500, with 0.1 18,000."""
+"""What each node has of a core, within periods short against the deadline. The best goodput was then 3,000 to 6,000/s,
+three times which one process can offer beside the nodes on two cores; with 0.03 it was 1,500, with 0.1 18,000."""
 
 TICK_MS: Final = 5.0
 """The load comes in bursts this far apart. A request costs a node as much as some thirty agents in it: with one request

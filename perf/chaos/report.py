@@ -175,7 +175,9 @@ def _healing_text(healing: Healing) -> str:
 def _wakes_remarks(wakes: WakeCounts) -> Iterator[str]:
     if wakes.stuck:
         yield f"{wakes.stuck:,} wakes were STUCK: they had not ended long after their deadline"
-    elif wakes.past_deadline_ms is not None and wakes.latency_ms is not None:
+    elif wakes.past_deadline_ms is None:
+        yield "every wake ended by its deadline"
+    else:
         past = wakes.past_deadline_ms
         yield f"every wake ended; p99 of those past their deadline {past.p99:,.1f} ms past it, {past.max:,.1f} at most"
     if wakes.unsent:

@@ -95,6 +95,8 @@ def test_a_person_sees_a_line_for_each_phase() -> None:
     assert "stopped: something was done" in text
     assert "every wake ended; p99 of those past their deadline 3.5 ms past it, 7.7 at most" in text
     assert "Note: it rained" in text
+    in_time = msgspec.structs.replace(WAKES, past_deadline_ms=None)
+    assert "healthy: every wake ended by its deadline" in text_of(phase_with("healthy", wakes=in_time))
 
 
 def test_what_could_not_be_had_is_said_and_not_left_out() -> None:
