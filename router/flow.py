@@ -63,18 +63,23 @@ class NodeFlow:
         self._up_since = 0.0
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._sent)
+        return self._waiting.length + len(self._sent)
 
     # --- out ---
 
     def offer(self, exchange: Exchange, now: float) -> Offer:
         """Take an exchange, or refuse it at once."""
         if exchange.guarded:
-            if len(self._waiting) and self.pressure(exchange, now) >= 1.0:
+            if self._waiting.length and self.pressure(exchange, now) >= 1.0:
                 return Offer.FULL
             if not self.breaker.admit(now):
                 return Offer.OPEN
-        if self._may_send(now) and not len(self._waiting) and self.window.has_room(exchange.expected_bytes):
+        if (
+            self.up
+            and not self._waiting.length
+            and now >= self.paused_until
+            and self.window.has_room(exchange.expected_bytes)
+        ):
             self._number(exchange, now)
             return Offer.GO
         self._waiting.add(exchange, now)
@@ -83,14 +88,14 @@ class NodeFlow:
     @property
     def is_crowded(self) -> bool:
         """Whether anything waits."""
-        return len(self._waiting) > 0
+        return self._waiting.length > 0
 
     def pressure(self, exchange: Exchange, now: float) -> float:
         """Return how far behind the node is for a newcomer: the wait there is, as a share of the wait that it may have.
 
         From 1 on it had better be told at once.
         """
-        if len(self._waiting) >= QUEUE_REQUESTS_MAX:
+        if self._waiting.length >= QUEUE_REQUESTS_MAX:
             return math.inf
         # A node that is not connected keeps everybody waiting: that is for the breaker to judge, and no measure of how
         # it keeps up once it is there.
@@ -100,7 +105,7 @@ class NodeFlow:
 
     def poll_send(self, now: float) -> Exchange | None:
         """Return the next exchange to send now, numbered, None if none is."""
-        if not self._may_send(now) or not len(self._waiting):
+        if not self.up or not self._waiting.length or now < self.paused_until:
             return None
         exchange = self._waiting.next()
         if exchange is None or not self.window.has_room(exchange.expected_bytes):
@@ -108,9 +113,6 @@ class NodeFlow:
         self._waiting.pop(exchange)
         self._number(exchange, now)
         return exchange
-
-    def _may_send(self, now: float) -> bool:
-        return self.up and now >= self.paused_until
 
     def _number(self, exchange: Exchange, now: float) -> None:
         self._numbers += 1
@@ -205,7 +207,7 @@ class NodeFlow:
 
     def refused_by_breaker(self) -> list[Exchange]:
         """Return and forget what waits while the breaker is open: there is no use in it."""
-        if self.breaker.state is not BreakerState.OPEN or not len(self._waiting):
+        if self.breaker.state is not BreakerState.OPEN or not self._waiting.length:
             return []
         everything = self._waiting.drain()
         for exchange in everything:

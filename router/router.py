@@ -355,7 +355,8 @@ class Router:
             return
         if last:
             flow.handle_answered(exchange, time.monotonic())
-            self._pump(node)
+            if flow.is_crowded:
+                self._pump(node)
 
     def _handle_fault(self, node: str, flow: NodeFlow, exchange: Exchange | None, fault: Fault) -> None:
         if fault.code == FaultCode.NO_HELLO:

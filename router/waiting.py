@@ -40,7 +40,7 @@ _PRIORITIES: Final = len(Priority)
 class WaitingQueue(Generic[W]):
     """Requests to one node that may not go yet. Every `now` is in seconds of the monotonic clock."""
 
-    __slots__ = ("_callers", "_first", "_length", "_newcomers")
+    __slots__ = ("_callers", "_first", "_newcomers", "length")
 
     def __init__(self) -> None:
         self._first: deque[W] = deque()  # to be sent again: before all others
@@ -48,10 +48,8 @@ class WaitingQueue(Generic[W]):
         # The first request of each caller that has had no turn yet. Callers have them in this order, so that what waits
         # no more is always dropped soon.
         self._newcomers: tuple[deque[W], ...] = tuple(deque[W]() for _ in range(_PRIORITIES))
-        self._length = 0
-
-    def __len__(self) -> int:
-        return self._length
+        self.length = 0
+        """How many wait: a plain number, as it is looked at for every request."""
 
     def add(self, request: W, now: float) -> None:
         """Let a request wait behind those of its caller."""
@@ -99,8 +97,8 @@ class WaitingQueue(Generic[W]):
         if not request.waits:
             return False
         request.waits = False
-        self._length -= 1
-        if not self._length:
+        self.length -= 1
+        if not self.length:
             self._clear()  # what stands there still is over: nothing is to be kept alive by it
         return True
 
@@ -120,7 +118,7 @@ class WaitingQueue(Generic[W]):
         for request in everything:
             request.waits = False
         self._clear()
-        self._length = 0
+        self.length = 0
         return everything
 
     def _clear(self) -> None:
@@ -132,7 +130,7 @@ class WaitingQueue(Generic[W]):
     def _note(self, request: W, now: float) -> None:
         request.waits = True
         request.queued_at = now
-        self._length += 1
+        self.length += 1
 
     @staticmethod
     def _drop_gone(queue: deque[W]) -> None:

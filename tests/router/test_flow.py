@@ -48,7 +48,7 @@ class Request(Exchange):
 
 def flow_with(*requests: Request, up: bool = True, breaker: BreakerSpec = NEVER) -> NodeFlow:
     """A flow, connected if not said otherwise, with these offered."""
-    flow = NodeFlow(breaker, AdmissionSpec(in_flight_max=1_000))
+    flow = NodeFlow(breaker, AdmissionSpec(in_flight_max=1_000, queue_share=0.25))
     if up:
         flow.handle_up(0.0)
     for request in requests:

@@ -32,7 +32,7 @@ def take_all(queue: WaitingQueue[Request]) -> list[Request]:
     taken: list[Request] = []
     while (request := take(queue)) is not None:
         taken.append(request)
-    assert len(queue) == 0
+    assert queue.length == 0
     return taken
 
 
@@ -74,7 +74,7 @@ def test_what_waits_no_more_is_passed_over() -> None:
     queue = filled(first, second, third)
     assert queue.remove(first)
     assert not queue.remove(first)
-    assert len(queue) == 2
+    assert queue.length == 2
     assert take_all(queue) == [second, third]
 
 
@@ -85,7 +85,7 @@ def test_the_longest_wait_is_that_of_callers_without_a_turn_yet() -> None:
     assert queue.longest_wait(10.0, Priority.URGENT) == 8.0
     take(queue)
     assert queue.longest_wait(10.0, Priority.URGENT) == 0.0
-    assert len(queue) == 1
+    assert queue.length == 1
 
 
 def test_a_wake_is_not_judged_by_how_long_listings_wait() -> None:
@@ -112,7 +112,7 @@ def test_drain_gives_everything_back_once() -> None:
     again = Request()
     queue.add_first(again, 0.0)
     assert set(map(id, queue.drain())) == {id(request) for request in [requests[0], requests[1], requests[3], again]}
-    assert len(queue) == 0
+    assert queue.length == 0
     assert queue.drain() == []
 
 
@@ -132,7 +132,7 @@ def test_nothing_is_lost_or_given_out_twice(steps: list[tuple[str, int, bool]]) 
                 out.append(taken)
         elif waiting:
             assert queue.remove(waiting.pop(caller % len(waiting)))
-        assert len(queue) == len(waiting)
+        assert queue.length == len(waiting)
     left = take_all(queue)
     assert set(map(id, left)) == set(map(id, waiting))
     assert len(set(map(id, out))) == len(out)
