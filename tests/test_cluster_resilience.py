@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from dawnchorus import AgentState, Cluster, DawnchorusError, Outcome, Saved, WakeIncomplete, connect
+from dawnchorus.perf.faults.proxy import delayed, tcp_proxy
+from dawnchorus.wire.topology import parse_endpoint
 from tests.support.clusters import RunningCluster, anonymous_bytes, eventually, running, write_topology
 from tests.support.internals import is_up, leftovers, sendings
 from tests.support.timing import bare_timer, percentile
@@ -188,3 +190,34 @@ async def test_a_save_that_a_hanging_node_takes_up_too_late_is_not_applied(
     for _ in range(20):
         assert (await cluster.wake("hung", ["history"], LONG_S))["history"] == "before"
         await asyncio.sleep(0.01)
+
+
+async def test_a_node_that_answers_200_ms_late_keeps_no_other_waiting_and_settle_brings_its_fragments(
+    ipc_folder: object, tmp_path: Path
+) -> None:
+    path = write_topology(tmp_path, cluster_keys="ipc = false")
+    async with running(path) as nodes, tcp_proxy(parse_endpoint(nodes.endpoint("archive-1"))[1]) as proxy:
+        behind_proxy = tmp_path / "client.toml"
+        behind_proxy.write_text(path.read_text().replace(nodes.endpoint("archive-1"), proxy.endpoint))
+        async with connect(behind_proxy) as cluster:
+            saves = {agent_id: dict.fromkeys(cluster.topology.kinds, agent_id) for agent_id in IDS[:100]}
+            assert all(isinstance(result, Saved) for result in (await cluster.save_many(saves)).values())
+            async with delayed(proxy, reply_s=0.2):
+                states = await cluster.wake_many(IDS[:100], deadline_s=0.1)
+                for state in states:
+                    assert state.outcome("history") is Outcome.TIMEOUT
+                    assert_only_history_lacks(state)
+                settled = await asyncio.gather(*[state.settle(LONG_S) for state in states])
+                assert settled == states
+                assert all(state.complete and state["history"] == state.agent_id for state in states)
+
+
+async def test_a_stall_of_this_process_is_not_held_against_the_nodes(nodes: RunningCluster, cluster: Cluster) -> None:
+    await cluster.wake_many(IDS, deadline_s=LONG_S)
+    for _ in range(10):
+        waking = [cluster.wake(agent_id, deadline_s=0.05) for agent_id in IDS[:20]]
+        await asyncio.sleep(0)  # they are on their way
+        time.sleep(0.1)  # noqa: ASYNC251 - the stall: deadlines pass while the answers lie in the sockets
+        states = await asyncio.gather(*waking)
+        assert all(state.complete for state in states), "what has come by its deadline is shown"
+    assert (await cluster.wake(IDS[0], deadline_s=LONG_S)).complete

@@ -159,6 +159,25 @@ async def test_newcomers_are_shed_at_once_where_others_have_waited_long_for_a_sl
         assert not leftovers(cluster)
 
 
+async def test_where_required_nodes_are_behind_too_a_wake_that_would_not_be_whole_is_shed_whole() -> None:
+    async with fake_client(admission=AdmissionSpec(in_flight_max=1, queue_share=0.01)) as (cluster, nodes):
+        put(nodes, "a", "b", "c")
+        for node in nodes.values():
+            node.hold.add(Fetch)
+        first = cluster.wake("a", deadline_s=LONG_S)
+        await eventually(lambda: all(node.held for node in nodes.values()))
+        second = cluster.wake("b", deadline_s=LONG_S)
+        await asyncio.sleep(LONG_S * 0.01 + 0.05)
+        with pytest.raises(WakeIncomplete) as caught:
+            await cluster.wake("c", deadline_s=LONG_S)
+        assert {caught.value.state.outcome(kind) for kind in cluster.topology.kinds} == {Outcome.SHED}
+        for node in nodes.values():
+            node.release()
+        assert (await first).complete and (await second).complete
+        assert all(len(node.asked(Fetch)) == 2 for node in nodes.values()), "the shed wake cost nobody anything"
+        assert not leftovers(cluster)
+
+
 # --- retries and cancelling ---
 
 

@@ -55,10 +55,14 @@ def write_topology(
     kinds: str = _KINDS,
     ports: Sequence[int] | None = None,
     sections: str = "",
+    cluster_keys: str = "",
 ) -> Path:
-    """Write a topology file: the default's kinds and stores, few shards, on free ports; `sections` are further ones."""
+    """Write a topology file: the default's kinds and stores, few shards, on free ports.
+
+    `sections` are further ones, `cluster_keys` further lines of [cluster].
+    """
     stores = list(dict.fromkeys(store for listed in nodes.values() for store in listed))
-    lines = ["[cluster]", f'name = "{name}"', 'data_dir = "data"']
+    lines = ["[cluster]", f'name = "{name}"', 'data_dir = "data"', cluster_keys]
     lines += [f"[stores.{store}]\nshards = {shards}" for store in stores]
     lines += [kinds, sections]
     for (node, listed), port in zip(nodes.items(), ports or free_ports(len(nodes)), strict=True):
