@@ -199,12 +199,12 @@ class LMDBStore:
             for write in writes:
                 before = self._applied.get(write.write_id) or work.applied.get(write.write_id)
                 if before is not None:
-                    work.results.append(self._first_result(transaction, write, before))
+                    work.results.append(self._first_result(transaction, write, before, work))
                 elif write.repeated and write.seen < self._trimmed:
                     work.results.append(undecidable(self._trimmed))
                 else:
                     work.results.append(self._apply(transaction, write, work))
-            return work.rows > 0
+            return bool(work.rows)
 
         return self._transact(apply_all, now_ms, turn).results
 
@@ -223,7 +223,10 @@ class LMDBStore:
                     if not fill(transaction, work):
                         transaction.abort()
                         return work
-                    work.forgotten = self._trim(transaction, self._log_rows + work.rows - LOG_ROWS_MAX)
+                    # Versions only grow, so the rows go behind the last: LMDB appends without a search.
+                    with transaction.cursor(self._log) as log:
+                        log.putmulti(work.rows, append=True)
+                    work.forgotten = self._trim(transaction, self._log_rows + len(work.rows) - LOG_ROWS_MAX)
                     transaction.put(b"clock", CLOCK.pack(work.version, work.clock_ms), db=self._meta)
             except lmdb.MapFullError as error:
                 if self._map_bytes >= MAP_BYTES_MAX or not self._grow():
@@ -263,14 +266,20 @@ class LMDBStore:
         """Let what one transaction has come to be the store's state: it is committed."""
         self.version, self.clock_ms = work.version, work.clock_ms
         self._applied.update(work.applied)
-        self._log_rows += work.rows - len(work.forgotten)
+        self._log_rows += len(work.rows) - len(work.forgotten)
         for version, write_id in work.forgotten:
             self._trimmed = version
             self._applied.pop(write_id, None)
 
-    def _first_result(self, transaction: lmdb.Transaction[memoryview], write: Write, version: int) -> int | Refusal:
-        """Return what a write that was applied before is answered with."""
-        row = transaction.get(version.to_bytes(8, "big"), db=self._log)
+    def _first_result(
+        self, transaction: lmdb.Transaction[memoryview], write: Write, version: int, work: CommitWork
+    ) -> int | Refusal:
+        """Return what a write that was applied before, maybe in this very transaction, is answered with."""
+        row: bytes | memoryview | None
+        if version > self.version:
+            row = work.rows[version - self.version - 1][1]
+        else:
+            row = transaction.get(version.to_bytes(8, "big"), db=self._log)
         if row is not None and row_decoder.decode(row).agent != write.agent:
             return of_another_agent(write)
         return version
@@ -295,10 +304,8 @@ class LMDBStore:
                 expires_ms = work.clock_ms + operation.ttl_ms
                 transaction.put(expires_ms.to_bytes(8, "big") + write.agent, b"", db=self._expiry)
         row = LogRow(write.agent, write.write_id, operations_of(write))
-        # Versions only grow, so each row goes behind the last: LMDB appends without a search.
-        transaction.put(version.to_bytes(8, "big"), _encoder.encode(row), append=True, db=self._log)
+        work.rows.append((version.to_bytes(8, "big"), _encoder.encode(row)))
         work.version = version
-        work.rows += 1
         if write.write_id:
             work.applied[write.write_id] = version
         return version
