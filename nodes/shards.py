@@ -137,7 +137,10 @@ def open_shards(
             try:
                 if folder in damaged:
                     raise StoreDamaged(damaged[folder])
-                owned.fragments = LMDBStore(folder, identity, create=epoch == 0, durable=not owned.sync_interval_s)
+                # A topology that lacks a kind which was ever placed is refused (`reconcile`): these are all.
+                owned.fragments = LMDBStore(
+                    folder, identity, create=epoch == 0, durable=not owned.sync_interval_s, kinds=owned.kinds
+                )
                 owned.fragments.warm_up()
             except StoreDamaged as error:
                 owned.note(error)

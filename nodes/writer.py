@@ -86,11 +86,11 @@ class _ShardGroup:
         fragments = self.shard.fragments
         assert fragments is not None, "require_served let it pass"
         try:
-            with turn:
-                refusals = [_refuse_unknown_kinds(write, self.shard) for write in self.writes]
-            if not any(refusals):
+            # All of them together: 0.2 us a write of five kinds instead of 0.5, too little for a turn of its own.
+            if _named_kinds(self.writes) <= self.shard.kinds:
                 self.results = fragments.commit(self.writes, now_ms, turn)
                 return
+            refusals = [_refuse_unknown_kinds(write, self.shard) for write in self.writes]
             sound = [write for write, refusal in zip(self.writes, refusals, strict=True) if refusal is None]
             applied = iter(fragments.commit(sound, now_ms, turn))
             self.results = [next(applied) if refusal is None else refusal for refusal in refusals]
@@ -221,6 +221,15 @@ class Writer:
     def _finish(self, group: list[CommitJob]) -> None:
         self._queued_bytes -= sum(job.size for job in group)
         self._deliver(group)
+
+
+def _named_kinds(writes: list[Write]) -> set[str]:
+    """Return every kind that one of the writes names."""
+    kinds = {operation.kind for write in writes for operation in write.operations if not isinstance(operation, Erase)}
+    for write in writes:
+        if write.expect:
+            kinds.update(write.expect)
+    return kinds
 
 
 def _refuse_unknown_kinds(write: Write, shard: OwnedShard) -> Refusal | None:

@@ -87,69 +87,60 @@ def parse_token(text: str) -> WriteToken:
     return WriteToken(write_id, seen)
 
 
-class AgentWrite:
-    """One agent's operations by store, with what each expects, and what became of each."""
+class AgentWrite(msgspec.Struct, eq=False, gc=False):
+    """One agent's operations by store, with what each expects, and what became of each.
 
-    __slots__ = (
-        "agent",
-        "agent_id",
-        "conflicts",
-        "expect",
-        "hashed",
-        "open_parts",
-        "operations",
-        "refused",
-        "repeated",
-        "sizes",
-        "token",
-        "undecidable",
-        "versions",
-    )
+    A Struct, because a save_many makes one for each agent: 0.3 us beside looking at its values, where an initializer of
+    our own took 0.8, and the garbage collector need not look at it.
 
-    def __init__(
-        self,
-        agent_id: str,
-        agent: bytes,
-        token: WriteToken,
-        operations: Mapping[str, list[Operation]],
-        expect: Mapping[str, Mapping[str, int]] | None = None,
-        *,
-        repeated: bool = False,
-        hashed: int | None = None,
-    ) -> None:
-        """Take it; nothing is sent.
+    Raises:
+        InvalidRequestError: its values for a store do not fit into one message.
+    """
 
-        `expect`: store -> kind -> version. `repeated`: it may have been sent before. `hashed`: its hash, where known.
+    agent_id: str
+    agent: bytes
+    token: WriteToken
+    operations: Mapping[str, list[Operation]]
+    expect: Mapping[str, Mapping[str, int]] | None = None
+    """store -> kind -> version."""
+    repeated: bool = False
+    """Whether it may have been sent before."""
+    hashed: int = -1
+    """The agent's hash; where it is not given it is computed."""
+    open_parts: int = 0
+    """How many stores' parts are on their way."""
+    versions: Mapping[str, int] = _NOTHING
+    """Stores that acknowledged, with the version."""
+    refused: Mapping[str, str] = _NOTHING
+    """Stores in which surely nothing was written, with the reason."""
+    conflicts: Mapping[str, dict[str, int]] = _NOTHING
+    """Stores in which nothing was written because of what is there: kind -> version."""
+    undecidable: Mapping[str, str] = _NOTHING
+    """Stores that can no longer tell, with the reason."""
 
-        Raises:
-            InvalidRequestError: its values for a store do not fit into one message.
-        """
-        self.agent_id = agent_id
-        self.agent = agent
-        self.hashed = hash_agent(agent) if hashed is None else hashed
-        self.token = token
-        self.operations = operations
-        self.expect = _NOTHING if expect is None else expect
-        self.repeated = repeated
-        self.sizes = {store: _size(agent, some) for store, some in operations.items()}
-        """Bytes of its write to each store, about."""
-        for store, size in self.sizes.items():
+    def __post_init__(self) -> None:
+        if self.hashed < 0:
+            self.hashed = hash_agent(self.agent)
+        for store in self.operations:
+            size = self.size(store)
             if size > FRAME_BYTES_MAX - FRAME_BYTES_TARGET:
-                raise InvalidRequestError(f"agent {agent_id!r}: {size:,} bytes for store {store!r} are too many")
-        self.open_parts = 0
-        """How many stores' parts are on their way."""
-        self.versions: dict[str, int] = {}
-        """Stores that acknowledged, with the version."""
-        self.refused: Mapping[str, str] = _NOTHING
-        """Stores in which surely nothing was written, with the reason."""
-        self.conflicts: Mapping[str, dict[str, int]] = _NOTHING
-        """Stores in which nothing was written because of what is there: kind -> version."""
-        self.undecidable: Mapping[str, str] = _NOTHING
-        """Stores that can no longer tell, with the reason."""
+                raise InvalidRequestError(f"agent {self.agent_id!r}: {size:,} bytes for store {store!r} are too many")
+
+    def size(self, store: str) -> int:
+        """Return the bytes of the write to one store, about.
+
+        Counted twice rather than kept: a dictionary each costs as much, and brings on a collection of 4 ms.
+        """
+        operations = self.operations[store]
+        size = len(self.agent) + _WRITE_BYTES * (1 + len(operations))
+        for operation in operations:
+            if isinstance(operation, Put):
+                size += len(operation.value)
+        return size
 
     def to_message(self, store: str, *, repeated: bool) -> Write:
         """Return the write for one store."""
-        expect = self.expect.get(store)
+        expect = None if self.expect is None else self.expect.get(store)
         return Write(
             self.agent,
             self.token.write_id,
@@ -162,7 +153,7 @@ class AgentWrite:
     def handle_result(self, store: str, result: int | Refusal) -> None:
         """Take in what a node answered for one store."""
         if not isinstance(result, Refusal):
-            self.versions[store] = result
+            self.versions = {**self.versions, store: result}
         elif result.code == RefusalCode.CONFLICT and result.found is not None:
             self.conflicts = {**self.conflicts, store: result.found}
         elif result.code == RefusalCode.UNDECIDABLE:
@@ -177,7 +168,7 @@ class AgentWrite:
     def again(self) -> AgentWrite:
         """Return the same save, to be sent again to the stores that have not acknowledged it."""
         write = AgentWrite(self.agent_id, self.agent, self.token, self.operations, self.expect, repeated=True)
-        write.versions.update(self.versions)
+        write.versions = self.versions
         return write
 
     @property
@@ -190,10 +181,11 @@ class AgentWrite:
         """Return what the caller gets of this agent; `kinds_of` gives the kinds of a store that is erased whole."""
         saved: dict[str, int] = {}
         for store, version in self.versions.items():
-            kinds = [operation.kind for operation in self.operations[store] if not isinstance(operation, Erase)]
-            if len(kinds) < len(self.operations[store]):
-                kinds += kinds_of(store)
-            saved |= dict.fromkeys(kinds, version)
+            for operation in self.operations[store]:
+                if isinstance(operation, Erase):
+                    saved |= dict.fromkeys(kinds_of(store), version)
+                else:
+                    saved[operation.kind] = version
         if len(self.versions) == len(self.operations):
             return Saved(self.agent_id, saved, self.token)
         write_id = str(self.token)
@@ -217,11 +209,3 @@ class AgentWrite:
             refused=dict(self.refused),
             unknown=unknown,
         )
-
-
-def _size(agent: bytes, operations: Sequence[Operation]) -> int:
-    size = len(agent) + _WRITE_BYTES * (1 + len(operations))
-    for operation in operations:
-        if isinstance(operation, Put):
-            size += len(operation.value)
-    return size

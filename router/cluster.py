@@ -375,10 +375,11 @@ class Cluster:
 
     def _handle_acknowledged(self, store: str, acknowledged: list[tuple[bytes, int]]) -> None:
         """Saves are durable: no wake that ends from now on may show what was there before."""
-        now = time.monotonic()
-        for agent, version in acknowledged:
-            self._floors.note(store, agent, version, now)
-            self._coalescer.forget(agent)
+        if self._floors.are_needed:  # for 10,000 agents 3 ms, which a save_many by itself need not spend
+            now = time.monotonic()
+            for agent, version in acknowledged:
+                self._floors.note(store, agent, version, now)
+        self._coalescer.forget([agent for agent, _ in acknowledged])
 
 
 def _checked(deadline_s: float) -> float:

@@ -70,11 +70,12 @@ class Coalescer:
             self._pending[choice] = batch
         return batch.add(agent_id, agent, budget_s)
 
-    def forget(self, agent: bytes) -> None:
-        """Let no wake join what is under way for this agent: it was saved meanwhile."""
+    def forget(self, agents: Sequence[bytes]) -> None:
+        """Let no wake join what is under way for these agents: they were saved meanwhile."""
         for under_way in self._under_way.values():
             if under_way:
-                under_way.pop(agent.decode(), None)
+                for agent in agents:
+                    under_way.pop(agent.decode(), None)
 
     def close(self, error: Exception) -> None:
         """Fail every wake that waits."""

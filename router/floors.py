@@ -34,6 +34,11 @@ class Floors:
     def __len__(self) -> int:
         return len(self._notes)
 
+    @property
+    def are_needed(self) -> bool:
+        """Whether a fetch is under way: without one nothing is noted."""
+        return self._fetches > 0
+
     def begin_fetch(self, deadline: float) -> None:
         """A fetch begins; it ends by its deadline (seconds)."""
         self._fetches += 1

@@ -136,7 +136,7 @@ class Saving:
             owners = self._placement.shards[store]
             shard = write.hashed % len(owners)
             owner = owners[shard]
-            size = write.sizes[store]
+            size = write.size(store)
             exchange = self._filling.get(owner.node)
             if exchange is not None and (
                 exchange.size + size > FRAME_BYTES_TARGET or exchange.writes >= _MESSAGE_WRITES_MAX

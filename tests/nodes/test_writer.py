@@ -244,6 +244,16 @@ async def test_a_write_of_kinds_kept_elsewhere_is_refused_alone(bench: Bench, op
     assert [bench.stores[0].value(agent) for agent in (b"a", b"b", b"c")] == [b"v", None, b"v"]
 
 
+async def test_a_write_that_expects_a_kind_kept_elsewhere_is_refused_alone(bench: Bench) -> None:
+    expecting = Write(b"b", new_write_id(), 0, [Put("session", 0, 0, b"v")], {"history": 0})
+    bench.writer.submit(job((0, [put(b"a"), expecting])))
+    [answer] = await bench.answered(1)
+    first, refused = answer.sections[0].results
+    assert first == FIRST + 1
+    assert isinstance(refused, Refusal)
+    assert refused.reason == "store 'live' keeps no kind 'history', of which a version is expected"
+
+
 async def test_refusals_of_the_store_stand_at_their_writes(bench: Bench) -> None:
     writes = [put(b""), put(b"a"), Write(b"x", new_write_id(), 0, [Put("history", 0, 0, b"")]), put(b"\xff"), put(b"b")]
     bench.writer.submit(job((0, writes)))
