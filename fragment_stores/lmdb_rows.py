@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Set
 from typing import Final
 
 import lmdb
 
 from ..wire.messages import Drop, Erase, Put, Refusal, RefusalCode, Write
 
-__all__ = ["CLOCK", "CommitWork", "due_rows", "of_another_agent", "operations_of", "replaces_all", "undecidable"]
+__all__ = ["CLOCK", "CommitWork", "due_rows", "of_another_agent", "operations_of", "undecidable"]
 
 
 CLOCK: Final = struct.Struct(">QQ")
@@ -56,14 +55,6 @@ def undecidable(trimmed: int) -> Refusal:
 def of_another_agent(write: Write) -> Refusal:
     """Return the refusal of a write whose id names a write to another agent."""
     return Refusal(f"write id {write.write_id.hex()} is that of a write to another agent")
-
-
-def replaces_all(write: Write, kinds: Set[str]) -> bool:
-    """Return whether a write puts each of these kinds, whatever was there; False where none are known."""
-    operations = write.operations
-    if not kinds or len(operations) != len(kinds) or write.expect is not None:
-        return False
-    return {operation.kind for operation in operations if isinstance(operation, Put)} == kinds
 
 
 def operations_of(write: Write) -> list[tuple[int, str]]:

@@ -19,7 +19,7 @@ given it up because the meta page could not be written (MDB_PANIC): what that co
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
@@ -37,7 +37,7 @@ from .lmdb_copy import copy_shard
 from .lmdb_errors import FAILURES, MAP_BYTES, MAP_BYTES_MAX, translate
 from .lmdb_file import DATA_FILE, has_data, make_folder, open_environment, read_ahead, require_whole
 from .lmdb_identity import decode_identity, read_identity, require_identity
-from .lmdb_rows import CLOCK, CommitWork, due_rows, of_another_agent, operations_of, replaces_all, undecidable
+from .lmdb_rows import CLOCK, CommitWork, due_rows, of_another_agent, operations_of, undecidable
 from .lmdb_snapshot import LMDBSnapshot, row_decoder
 from .log_pins import LogPins
 from .merge import merge
@@ -65,15 +65,12 @@ _encoder = msgspec.msgpack.Encoder()
 class LMDBStore:
     """One shard: one environment in one folder, open once in one process."""
 
-    def __init__(
-        self, path: Path, identity: ShardIdentity, *, create: bool, durable: bool = True, kinds: Set[str] = frozenset()
-    ) -> None:
+    def __init__(self, path: Path, identity: ShardIdentity, *, create: bool, durable: bool = True) -> None:
         """Open the shard in folder `path`.
 
         `identity` is what the placement says of it; `create` permits to make it where it does not exist yet. With
         `durable` every commit is synced when it returns; without, `sync` does it: the death of the process then loses
         nothing, that of the machine what was not synced, and may leave the file damaged (mdb_env_open, MDB_NOSYNC).
-        `kinds`: all that an image of the shard can hold, none where that is not known.
 
         Raises:
             StoreDamaged: it is missing though it should exist, or is damaged.
@@ -87,7 +84,6 @@ class LMDBStore:
             raise StoreDamaged(f"{path}: the shard's data is missing though it was written before; restore a backup")
         self.identity = identity
         self._durable = durable
-        self._kinds = kinds
         self._gate = Gate()
         self._pins = LogPins()
         self._map_bytes = MAP_BYTES
@@ -291,9 +287,7 @@ class LMDBStore:
     def _apply(self, transaction: lmdb.Transaction[memoryview], write: Write, work: CommitWork) -> int | Refusal:
         version = work.version + 1
         try:
-            # Of an image that is replaced whole nothing is read: its memory is cold, 1 us of the 7 that a write takes.
-            is_read = 0 < len(write.agent) <= _KEY_BYTES_MAX and not replaces_all(write, self._kinds)
-            before = transaction.get(write.agent) if is_read else None
+            before = transaction.get(write.agent) if 0 < len(write.agent) <= _KEY_BYTES_MAX else None
             merged = merge(before, write, version, work.clock_ms)
         except ProtocolError as error:
             return Refusal(f"the agent's image is damaged: {error}")

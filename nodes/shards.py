@@ -137,10 +137,7 @@ def open_shards(
             try:
                 if folder in damaged:
                     raise StoreDamaged(damaged[folder])
-                # A topology that lacks a kind which was ever placed is refused (`reconcile`): these are all.
-                owned.fragments = LMDBStore(
-                    folder, identity, create=epoch == 0, durable=not owned.sync_interval_s, kinds=owned.kinds
-                )
+                owned.fragments = LMDBStore(folder, identity, create=epoch == 0, durable=not owned.sync_interval_s)
                 owned.fragments.warm_up()
             except StoreDamaged as error:
                 owned.note(error)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-from contextlib import closing
 from pathlib import Path
 
 import lmdb
@@ -17,12 +16,10 @@ from dawnchorus.fragment_stores import lmdb_file, lmdb_store
 from dawnchorus.fragment_stores.lmdb_store import LMDBStore, read_identity
 from dawnchorus.fragment_stores.protocol import FragmentStore
 from dawnchorus.wire.errors import StoreDamaged, StoreError, StoreFull
-from dawnchorus.wire.image import decode_image
-from dawnchorus.wire.messages import Drop, Erase, Operation, Put, Refusal, RefusalCode, Write
+from dawnchorus.wire.messages import Erase, Refusal, RefusalCode
 from dawnchorus.wire.versions import first_version
 from tests.fragment_stores.conformance import IDENTITY, put, values, versions, write
 from tests.fragment_stores.conformance_saves import SavesConformance, again
-from tests.support.write_ids import new_write_id
 
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 
@@ -188,28 +185,6 @@ def test_a_damaged_image_refuses_writes_to_its_agent_alone(tmp_path: Path) -> No
         assert isinstance(good, int)
         with store.snapshot() as snapshot:
             assert [bytes(image) for image in snapshot.images([b"bad"])] == [b"no image"]
-
-
-def test_a_write_of_all_kinds_replaces_the_image_unread_and_no_other_write_does(tmp_path: Path) -> None:
-    with closing(LMDBStore(tmp_path, IDENTITY, create=True, kinds={"session", "context"})) as store:
-        store.begin_generation(1)
-
-        def kinds_after(*operations: Operation, expect: dict[str, int] | None = None) -> dict[str, bytes]:
-            store.commit([Write(b"a", new_write_id(), 0, list(operations), expect)], 1)
-            with store.snapshot() as snapshot:
-                image = decode_image(snapshot.images([b"a"])[0])
-            return {kind: fragment.value for kind, fragment in image.items()}
-
-        def puts(value: bytes, *kinds: str) -> list[Operation]:
-            return [Put(kind, 0, 0, value) for kind in kinds]
-
-        assert kinds_after(*puts(b"1", "session", "context")) == {"session": b"1", "context": b"1"}
-        assert kinds_after(*puts(b"2", "context", "session")) == {"session": b"2", "context": b"2"}
-        assert kinds_after(*puts(b"3", "session")) == {"session": b"3", "context": b"2"}
-        assert kinds_after(*puts(b"4", "session", "session")) == {"session": b"4", "context": b"2"}
-        assert kinds_after(Put("session", 0, 0, b"5"), Drop("context")) == {"session": b"5"}
-        conflicting = kinds_after(*puts(b"6", "session", "context"), expect={"session": 0})
-        assert conflicting == {"session": b"5"}
 
 
 def test_a_damaged_row_of_the_log_is_named(tmp_path: Path) -> None:
