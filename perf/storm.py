@@ -198,8 +198,10 @@ class _Contest:
             check_encoded(values, [encoded.get(kind) for kind in self._workload.kinds], "redis.asyncio")
 
     def _ids(self, sample: Sequence[int]) -> list[str]:
+        """The ids made anew, as a request brings them, and as the keys for Redis are: not 10,000 of 100,000 old strings
+        that lie anywhere in memory."""
         ids = self._workload.ids
-        return [ids[agent] for agent in sample]
+        return [ids[agent].encode().decode() for agent in sample]
 
 
 async def storm(options: StormOptions, progress: Progress = no_progress) -> StormReport:
