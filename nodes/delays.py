@@ -42,7 +42,9 @@ class Delays:
             self._peers[peer] = _Least(difference_s, drained + _MEMORY_S)
             return 0.0
         if drained > least.until:
-            least.before, least.now, least.until = least.now, difference_s, drained + _MEMORY_S
+            # A while in which nothing came says nothing of the clocks any more.
+            least.before = least.now if drained <= least.until + _MEMORY_S else difference_s
+            least.now, least.until = difference_s, drained + _MEMORY_S
         elif difference_s < least.now:
             least.now = difference_s
         return max(0.0, difference_s - min(least.now, least.before))

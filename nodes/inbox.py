@@ -23,6 +23,9 @@ __all__ = ["Inbox", "Reading", "Received", "Shed", "Work"]
 
 _CANCELLABLE: Final = {Fetch.__struct_config__.tag, Scan.__struct_config__.tag}
 
+_CANCEL_BYTES_MAX: Final = 4_096
+"""CANCEL_NUMBERS_MAX numbers of nine bytes, and room: a drain of 256 of them then takes 2 ms."""
+
 _FULL_RETRY_S: Final = 0.05
 """How long a router is asked to stay away whose queue here is full: about what a full queue of small reads takes."""
 
@@ -60,6 +63,7 @@ class Inbox:
         self._queue: FairQueue[Work] = FairQueue()
         self._delays = Delays()
         self._backlog = Backlog()
+        self._cancels: dict[bytes, list[bytes]] = {}
         self.add_peer = self._queue.add_peer
         self.block = self._queue.block
         self.unblock = self._queue.unblock
@@ -77,7 +81,7 @@ class Inbox:
     def put(self, peer: bytes, frame: bytes, drained: float) -> Shed | None:
         """Take in a known peer's frame; return why it may not wait, None where it may or is done with."""
         if is_cancel(frame):
-            self._cancel(peer, frame)
+            self._cancels.setdefault(peer, []).append(frame)
             return None
         if peer in self._backlog:
             seen = peek_request(frame)
@@ -101,19 +105,31 @@ class Inbox:
         """Return when a request's budget is spent."""
         return received.drained - self._delays.queued_s(peer, sent_us, received.drained) + budget_us / 1e6
 
-    def _cancel(self, peer: bytes, frame: bytes) -> None:
+    def handle_drained(self) -> None:
+        """All that was drained is put: drop what was cancelled, in one look at each peer's queue."""
+        if not self._cancels:
+            return
+        cancels, self._cancels = self._cancels, {}
+        for peer, frames in cancels.items():
+            numbers = frozenset([number for frame in frames for number in self._cancelled_by(frame)])
+
+            def is_unwanted(work: Work, numbers: frozenset[int] = numbers) -> bool:
+                if isinstance(work, Reading):
+                    return work.read.request in numbers
+                seen = peek_request(work.frame)
+                return seen is not None and seen[0] in _CANCELLABLE and seen[1] in numbers
+
+            self._counters.cancelled += self._queue.discard(peer, is_unwanted)
+            if not self._queue.waiting(peer):
+                self._backlog.remove_peer(peer)  # nothing will be taken that could say that it is no longer behind
+
+    def _cancelled_by(self, frame: bytes) -> list[int]:
         try:
+            if len(frame) > _CANCEL_BYTES_MAX:
+                raise ProtocolError("a Cancel is small")
             cancel = decode_request(frame)
         except ProtocolError:
             self._counters.garbage += 1
-            return
+            return []
         assert isinstance(cancel, Cancel), "its tag says so"
-        numbers = frozenset(cancel.requests)
-
-        def is_unwanted(work: Work) -> bool:
-            if isinstance(work, Reading):
-                return work.read.request in numbers
-            seen = peek_request(work.frame)
-            return seen is not None and seen[0] in _CANCELLABLE and seen[1] in numbers
-
-        self._counters.cancelled += self._queue.discard(peer, is_unwanted)
+        return cancel.requests

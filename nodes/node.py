@@ -45,6 +45,7 @@ from ..wire.messages import (
     encode,
     read_request_number,
 )
+from ..wire.peeking import peek_request
 from ..wire.placement import Placement, encode_placement
 from ..wire.sockets import SocketOwner, bind, remove_ipc_file
 from ..wire.topology import Topology, encode_topology
@@ -52,7 +53,7 @@ from .backups import BackupJob, Backups
 from .clock import Clock
 from .counters import Counters
 from .housekeeping import Housekeeper
-from .inbox import Inbox, Reading, Received
+from .inbox import Inbox, Reading, Received, Shed
 from .peers import Peers
 from .reads import Read, require_served
 from .shards import OwnedShard
@@ -161,10 +162,16 @@ class FragmentNode:
             if peer not in self._inbox:
                 self._greet(peer, frame)
             elif (shed := self._inbox.put(peer, frame, now)) is not None:
-                self.counters.shed += 1
-                self._refuse(peer, frame, FaultCode.OVERLOADED, shed.detail, shed.retry_after_s)
+                self._shed(peer, frame, shed)
+        self._inbox.handle_drained()
         if not self._turn_scheduled:
             self._turn()
+
+    def _shed(self, peer: bytes, frame: bytes, shed: Shed) -> None:
+        self.counters.shed += 1
+        seen = peek_request(frame)  # of any size: who is told at once does not wait, nor ask again
+        if seen is not None:
+            self._fault(peer, seen[1], FaultCode.OVERLOADED, shed.detail, shed.retry_after_s)
 
     def _greet(self, peer: bytes, frame: bytes) -> None:
         try:
@@ -369,8 +376,8 @@ class FragmentNode:
         self.counters.faults += 1
         self._reply(peer, Fault(request, code, detail, int(retry_after_s * 1e6)))
 
-    def _refuse(self, peer: bytes, frame: bytes, code: FaultCode, detail: str, retry_after_s: float = 0.0) -> None:
+    def _refuse(self, peer: bytes, frame: bytes, code: FaultCode, detail: str) -> None:
         """Answer a frame that is not served with a Fault, if its request number can be read."""
         number = read_request_number(frame) if len(frame) <= _FAULT_READ_BYTES_MAX else None
         if number is not None:
-            self._fault(peer, number, code, detail, retry_after_s)
+            self._fault(peer, number, code, detail)

@@ -130,9 +130,16 @@ class Breaker:
         else:
             self.handle_failure(now)
 
-    def handle_life(self) -> None:
-        """The node answered, too late: it is no sign of success, but the run of time-outs ends."""
+    def handle_life(self, now: float) -> None:
+        """The node answered, too late: the time-out that this was is no failure, and an open breaker may try again."""
         self._time_outs = 0
+        if self.state is BreakerState.OPEN:
+            self._retry_at = now
+            return
+        for bucket in reversed(self._buckets):
+            if bucket.failures:
+                bucket.failures -= 1
+                return
 
     def handle_abandoned(self) -> None:
         """Nobody waits for a request any more, and nothing is known of it: if it was the probe, there is none now."""

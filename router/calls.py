@@ -76,8 +76,11 @@ class _Call(Exchange, Generic[R]):
         router.submit([self])
         try:
             async with asyncio.timeout_at(self.deadline):
-                return await self._answer
+                return await asyncio.shield(self._answer)
         except TimeoutError:
+            router.take_in()  # a loop that stalled runs its timers before it looks at what has come
+            if self._answer.done() and not self._answer.cancelled():
+                return self._answer.result()
             how = "did not answer in time" if router.is_up(self.node) else "is not connected"
             raise ClusterUnavailable(f"node {self.node!r} {how}") from None
         finally:
@@ -85,10 +88,11 @@ class _Call(Exchange, Generic[R]):
 
 
 class _StatusCall(_Call[StatusReply]):
-    """A question how a node is: asked whatever the router thinks of it."""
+    """A question how a node is: asked whatever the router thinks of it, and once: that it is overloaded is an answer."""
 
     __slots__ = ()
 
+    repeatable = False
     guarded = False
 
 

@@ -30,6 +30,7 @@ class Exchange(ABC):
         "required",
         "sendings",
         "sent_at",
+        "unserved",
         "waits",
     )
 
@@ -37,6 +38,8 @@ class Exchange(ABC):
     """Whether asking twice does no harm."""
     cancellable: ClassVar[bool] = True
     """Whether the node may leave it when nobody waits any more."""
+    waits_for_disk: ClassVar[bool] = False
+    """Whether a node that has too much of these may well have time for others."""
     guarded: ClassVar[bool] = True
     """Whether breaker and admission apply: not to a question how the node is."""
 
@@ -65,6 +68,8 @@ class Exchange(ABC):
         """A new one each time it is sent: no reply to an earlier sending can be taken for it."""
         self.sendings = 0
         """How often it was sent."""
+        self.unserved = 0
+        """How often of these the node surely did nothing of it."""
         self.sent_at = 0.0
         self.queued_at = 0.0
         self.waits = False

@@ -70,7 +70,7 @@ class NodeFlow:
     def offer(self, exchange: Exchange, now: float) -> Offer:
         """Take an exchange, or refuse it at once."""
         if exchange.guarded:
-            if self._waiting.length and self.pressure(exchange, now) >= 1.0:
+            if (self._waiting.length or now < self.paused_until) and self.pressure(exchange, now) >= 1.0:
                 return Offer.FULL
             if not self.breaker.admit(now):
                 return Offer.OPEN
@@ -87,7 +87,7 @@ class NodeFlow:
 
     @property
     def is_crowded(self) -> bool:
-        """Whether anything waits."""
+        """Whether newcomers have to wait."""
         return self._waiting.length > 0
 
     def pressure(self, exchange: Exchange, now: float) -> float:
@@ -95,7 +95,7 @@ class NodeFlow:
 
         From 1 on it had better be told at once.
         """
-        if self._waiting.length >= QUEUE_REQUESTS_MAX:
+        if self._waiting.length >= QUEUE_REQUESTS_MAX or self.paused_until >= exchange.deadline:
             return math.inf
         # A node that is not connected keeps everybody waiting: that is for the breaker to judge, and no measure of how
         # it keeps up once it is there.
@@ -148,14 +148,21 @@ class NodeFlow:
     def handle_overloaded(self, exchange: Exchange, now: float, retry_after_s: float) -> None:
         """The node has too much to do, and asks to be left alone for a while."""
         self.breaker.handle_success(now)  # it is alive: what it needs is less, not a breaker
-        self.window.handle_slow(now, exchange.sent_at)
+        if not exchange.waits_for_disk:
+            self.window.handle_slow(now, exchange.sent_at)
+            self.paused_until = max(self.paused_until, now + retry_after_s)
         self._forget(exchange.number)
-        exchange.sendings -= 1  # it is as if it had not been sent: the node has done nothing of it
-        self.paused_until = max(self.paused_until, now + retry_after_s)
+        exchange.unserved += 1
 
-    def handle_stray(self) -> None:
+    def handle_stray(self, now: float) -> None:
         """The node answered something that nobody waits for any more: it is slow, not dead."""
-        self.breaker.handle_life()
+        self.breaker.handle_life(now)
+
+    def drop(self, exchange: Exchange) -> None:
+        """Forget an exchange that `poll_send` gave out, and that it is too late to send."""
+        self._forget(exchange.number)
+        exchange.sendings -= 1
+        self.breaker.handle_abandoned()
 
     def send_again(self, exchange: Exchange, now: float) -> None:
         """Let an exchange that was sent wait for its turn once more, before all others."""

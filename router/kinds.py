@@ -40,7 +40,7 @@ class Reading(NamedTuple):
     required_stores: tuple[tuple[int, bytes], ...]
     """Of each required kind, its store's index and its packed name, as an image that begins with it has it."""
     needed_stores: tuple[int, ...] = ()
-    """Indices of the stores without which an agent is of no use: those of required kinds; all, where there are none."""
+    """Indices of the stores without which an agent is of no use: those of required kinds."""
     raises: bool = True
     """Whether a wake fails where it has not what is required; one that fills a state in does not."""
 
@@ -181,7 +181,7 @@ class Kinds:
         whole = all(kind in chosen for store in stores for kind in self._topology.kinds_of(store))
         required = tuple(kind for kind in self._topology.kinds if kind in chosen and self._is_required(kind))
         beginnings = tuple((views[kind].store, _encoder.encode(kind)) for kind in required)
-        needed = tuple(dict.fromkeys([views[kind].store for kind in required])) or tuple(range(len(stores)))
+        needed = tuple(dict.fromkeys([views[kind].store for kind in required]))
         return Reading(Routes.of(placement, stores), None if whole else chosen, views, required, beginnings, needed)
 
     def _eager(self) -> list[str]:

@@ -13,6 +13,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
+from ..wire.errors import ClusterUnavailable
+
 __all__ = ["Again", "Fillable", "fill"]
 
 _log = logging.getLogger(__name__)
@@ -51,13 +53,22 @@ def fill(
 ) -> asyncio.Future[S]:
     """Ask again for some kinds of a state; return a future of the state, done when they have come or by the deadline.
 
-    `callback` is then called with the state, whether anybody awaits the future or not.
+    `callback` is called with the state then, and also where the cluster was closed, whether anybody awaits or not.
+
+    Raises:
+        InvalidRequestError: the deadline is outside the limits.
+    Raises (when awaited):
+        ClusterUnavailable: the cluster is closed.
     """
     done: asyncio.Future[S] = asyncio.get_running_loop().create_future()
 
-    def settle() -> None:
+    def settle(error: BaseException | None) -> None:
         if not done.done():
-            done.set_result(state)
+            if error is None:
+                done.set_result(state)
+            else:
+                done.set_exception(error)
+                done.exception()  # whoever awaits it gets it; where nobody does, nothing is to be logged about it
         if callback is not None:
             try:
                 callback(state)
@@ -66,16 +77,15 @@ def fill(
 
     def handle_woken(woken: asyncio.Future[Any]) -> None:
         error = None if woken.cancelled() else woken.exception()
-        if error is not None:
-            if not done.done():
-                done.set_exception(error)
-            return
-        if not woken.cancelled():
+        if error is None and not woken.cancelled():
             state.take_over(woken.result(), kinds)
-        settle()
+        settle(error)
 
-    if kinds:
+    if not kinds:
+        settle(None)
+        return done
+    try:
         again(state.agent_id, kinds, deadline_s).add_done_callback(handle_woken)
-    else:
-        settle()
+    except ClusterUnavailable as error:
+        settle(error)
     return done

@@ -8,6 +8,7 @@ little. (Finagle's RetryBudget, https://twitter.github.io/finagle/guide/Clients.
 from __future__ import annotations
 
 import math
+import random
 from collections import deque
 from typing import Final
 
@@ -62,6 +63,10 @@ class RetryBudget:
         self._second.retries += 1
         self.retries += 1
         return True
+
+    def jitter_s(self) -> float:
+        """Return how long to wait before a retry, drawn by chance: not everybody is to come at the same moment."""
+        return random.random() * self._spec.jitter_ms / 1_000
 
     def _roll(self, now: float) -> None:
         """Begin a new second, and forget those that are ten seconds old."""

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import secrets
 import time
 from collections import deque
 from collections.abc import Collection, Iterable
+from itertools import chain
 from typing import Final
 
 from ..wire.errors import ClusterUnavailable, PlacementError, ProtocolError, TopologyError
+from ..wire.limits import CANCEL_NUMBERS_MAX
 from ..wire.messages import (
     PROTOCOL,
     Cancel,
@@ -34,6 +35,7 @@ from ..wire.messages import (
 )
 from ..wire.placement import Placement, decode_placement, require_placed
 from ..wire.sockets import SocketOwner
+from ..wire.statuses import fault_code
 from ..wire.topology import RetrySpec, Topology, decode_topology
 from .exchange import Exchange
 from .flow import NodeFlow, Offer
@@ -65,12 +67,12 @@ class Router:
         self._bootstrap: Link | None = None
         self._flows: dict[str, NodeFlow] = {}
         self._resumptions: dict[str, asyncio.TimerHandle] = {}
+        self._delayed: set[Exchange] = set()
         self._client = secrets.token_bytes(8)
         self._replies: deque[tuple[str, memoryview]] = deque()
         self._turn_scheduled = False
         self._refusals: dict[str, str] = {}
         self._welcomed = asyncio.Event()
-        self._jitter = random.Random()
         self.topology: Topology | None = None
         self.retries = RetryBudget(RetrySpec())
         self.placement: Placement | None = None
@@ -117,10 +119,8 @@ class Router:
     def _why_unavailable(self, source: Topology | str, deadline_s: float) -> str:
         name = f"cluster {source.name!r}" if isinstance(source, Topology) else source
         if self._refusals:
-            reasons = "; ".join(sorted(set(self._refusals.values())))
-            return f"{name}: no node takes this client: {reasons}"
-        endpoints = [link.endpoint for link in self._links.values()] or [str(source)]
-        tried = ", ".join(endpoints)
+            return f"{name}: no node takes this client: {'; '.join(sorted(set(self._refusals.values())))}"
+        tried = ", ".join([link.endpoint for link in self._links.values()] or [str(source)])
         return f"{name}: no node answered within {deadline_s:g} s ({tried}); is it up? `dawnchorus up` starts it"
 
     def _connect_to(self, topology: Topology) -> None:
@@ -162,12 +162,12 @@ class Router:
     def _handle_node_up(self, node: str) -> None:
         flow, now = self._flows[node], time.monotonic()
         # All routers of a node that comes back are there at the same moment: who has something to send waits a little.
-        jitter_s = self._jitter_max_s() * self._jitter.random() if len(flow) else 0.0
+        before = self._resumptions.pop(node, None)
+        if before is not None:
+            before.cancel()
+        jitter_s = self.retries.jitter_s() if len(flow) else 0.0
         flow.handle_up(now + jitter_s)
         self._pump(node)
-
-    def _jitter_max_s(self) -> float:
-        return 0.0 if self.topology is None else self.topology.retries.jitter_ms / 1_000
 
     def handle_down(self, link: Link) -> None:
         """The connection to a node broke: what may be repeated waits for the next one, as far as the budget goes."""
@@ -208,9 +208,9 @@ class Router:
             return
         self.closed = True
         # Exchanges first: whoever waits is told before the links say that they are down.
-        for flow in self._flows.values():
-            for exchange in flow.drain():
-                exchange.handle_failure(None, "the cluster was closed")
+        delayed, self._delayed = self._delayed, set()
+        for exchange in [*delayed, *chain.from_iterable([flow.drain() for flow in self._flows.values()])]:
+            exchange.handle_failure(None, "the cluster was closed")
         for resumption in self._resumptions.values():
             resumption.cancel()
         for link in self._links.values():
@@ -259,12 +259,13 @@ class Router:
         numbers: dict[str, list[int]] = {}
         for exchange in exchanges:
             spared = numbers.setdefault(exchange.node, [])
+            self._delayed.discard(exchange)
             on_its_way = self._flows[exchange.node].cancel(exchange, now)
             if on_its_way and exchange.cancellable and exchange.deadline - now > _CANCEL_WORTH_S:
                 spared.append(exchange.number)
         for node, spared in numbers.items():
-            if spared:
-                self._links[node].send(encode(Cancel(spared)))
+            for start in range(0, len(spared), CANCEL_NUMBERS_MAX):
+                self._links[node].send(encode(Cancel(spared[start : start + CANCEL_NUMBERS_MAX])))
             self._give_up_waiting(node)
             self._pump(node)
 
@@ -290,7 +291,7 @@ class Router:
     def _send(self, flow: NodeFlow, exchange: Exchange, now: float) -> bool:
         budget_us = int((exchange.deadline - now) * 1e6)
         if budget_us <= 0:
-            flow.cancel(exchange, now)  # its owner's timer is about to say so
+            flow.drop(exchange)  # its owner's timer is about to say so
             return True
         if not self._links[exchange.node].send(exchange.encode(budget_us, int(now * 1e6))):
             flow.handle_unsent(exchange, now)
@@ -322,8 +323,7 @@ class Router:
         for _ in range(_TURN_FRAMES_MAX):
             if not replies:
                 return
-            node, frame = replies.popleft()
-            self._handle_frame(node, frame)
+            self._handle_frame(*replies.popleft())
         if replies and not self._turn_scheduled:
             self._turn_scheduled = True
             self._loop.call_soon(self._turn)
@@ -343,7 +343,7 @@ class Router:
             return
         if exchange is None:
             self.stray_replies += 1  # late: its deadline has passed
-            flow.handle_stray()
+            flow.handle_stray(time.monotonic())
             return
         try:
             last = exchange.handle_reply(reply)
@@ -352,6 +352,7 @@ class Router:
             flow.handle_failed(exchange, time.monotonic())
             exchange.handle_failure(None, f"node {node!r} answered something else: {error}")
             self._give_up_waiting(node)
+            self._pump(node)
             return
         if last:
             flow.handle_answered(exchange, time.monotonic())
@@ -370,27 +371,30 @@ class Router:
                 flow.handle_failed(exchange, now)
             else:
                 flow.handle_answered(exchange, now)
-            exchange.handle_failure(_fault_code(fault.code), fault.detail)
+            exchange.handle_failure(fault_code(fault.code), fault.detail)
             self._give_up_waiting(node)
             self._pump(node)
 
     def _handle_overloaded(self, flow: NodeFlow, exchange: Exchange, fault: Fault, now: float) -> bool:
         """Leave the node alone for as long as it asks; return whether the exchange is sent again then."""
-        pause_s = fault.retry_after_us / 1e6 + self._jitter_max_s() * self._jitter.random()
+        pause_s = fault.retry_after_us / 1e6 + self.retries.jitter_s()
         flow.handle_overloaded(exchange, now, pause_s)
         if not exchange.repeatable or exchange.deadline <= now + pause_s or not self.retries.withdraw(now):
             return False
-        flow.send_again(exchange, now)
-        self._pump(exchange.node)
+        if exchange.waits_for_disk:
+            self._delayed.add(exchange)
+            self._loop.call_later(pause_s, self._send_delayed, flow, exchange)
+        else:
+            flow.send_again(exchange, now)
+            self._pump(exchange.node)
         return True
+
+    def _send_delayed(self, flow: NodeFlow, exchange: Exchange) -> None:
+        if exchange in self._delayed:
+            self._delayed.discard(exchange)
+            flow.send_again(exchange, time.monotonic())
+            self._pump(exchange.node)
 
     def _stray(self, node: str, reason: str) -> None:
         self.stray_replies += 1
         _log.warning("reply is ignored", extra={"node": node, "detail": reason})
-
-
-def _fault_code(code: int) -> FaultCode:
-    try:
-        return FaultCode(code)
-    except ValueError:
-        return FaultCode.INTERNAL

@@ -60,6 +60,7 @@ class _CommitExchange(Exchange):
     __slots__ = ("_saving", "sections", "size", "writes")
 
     cancellable = False
+    waits_for_disk = True
 
     def __init__(self, saving: Saving, node: str) -> None:
         super().__init__(node, saving.deadline, 0, saving)
@@ -79,7 +80,7 @@ class _CommitExchange(Exchange):
         self.expected_bytes += size + _RESULT_BYTES
 
     def encode(self, budget_us: int, sent_us: int) -> bytes:
-        repeated = self.sendings > 1
+        repeated = self.sendings - self.unserved > 1
         sections = [section.to_message(repeated=repeated) for section in self.sections.values()]
         return encode(Commit(self.number, budget_us, sections, sent_us))
 
@@ -90,13 +91,14 @@ class _CommitExchange(Exchange):
         for section in reply.sections:
             if section.index >= len(asked):
                 raise ProtocolError(f"section {section.index} of {len(asked)}")
-            self._saving.handle_section(asked[section.index], section, sendings=self.sendings)
+            self._saving.handle_section(asked[section.index], section, sendings=self.sendings - self.unserved)
         self._saving.handle_answered(self)
         return True
 
     def handle_failure(self, code: FaultCode | None, reason: str) -> None:
-        never_sent = not self.sendings
-        if never_sent or (code is not None and code != FaultCode.INTERNAL and self.sendings == 1):
+        if code is not None and code not in (FaultCode.INTERNAL, FaultCode.OVERLOADED):
+            self.unserved += 1  # the node refused it as a whole; flow control has counted where that was for too much
+        if self.sendings == self.unserved:
             for section in self.sections.values():
                 self._saving.refuse(section, f"{code.name}: {reason}" if code else reason)
         self._saving.handle_answered(self)
@@ -158,7 +160,7 @@ class Saving:
         if not self._waiting:
             self._finish()
             return
-        self._timer = asyncio.get_running_loop().call_at(self.deadline, self._finish)
+        self._timer = asyncio.get_running_loop().call_at(self.deadline, self._expire)
         self._router.submit(filling.values())
 
     async def run(self) -> None:
@@ -208,6 +210,10 @@ class Saving:
                 write.open_parts -= 1
                 if not write.open_parts:
                     self._handle_settled(write)
+
+    def _expire(self) -> None:
+        self._router.take_in()
+        self._finish()
 
     def _finish(self) -> None:
         """All is answered, or it is too late, or nobody waits any more."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from ..wire.statuses import FaultCode
@@ -26,16 +26,15 @@ def refuse(refused: Iterable[tuple[Exchange, Offer]]) -> None:
         exchange.handle_failure(*REFUSALS[offer])
 
 
-def is_shed_whole(exchanges: Iterable[Exchange], flows: Sequence[NodeFlow], now: float) -> bool:
+def is_shed_whole(exchanges: Collection[Exchange], flows: Sequence[NodeFlow], now: float) -> bool:
     """Return whether a caller that would not get everything had better get nothing.
 
-    One overloaded node costs its fragments. But where the required ones' nodes are behind as well, a wake that is not
-    whole takes from them what another needs to be whole: with three overloaded nodes that each shed two thirds by
-    themselves, one wake of 27 would be.
+    One overloaded node costs its fragments. But where the required ones' nodes are behind as well (all nodes, where
+    nothing is required), a wake that is not whole takes from them what another needs to be whole: with three overloaded
+    nodes that each shed two thirds by themselves, one wake of 27 would be.
     """
-    pressures = [
-        (exchange.required, flow.pressure(exchange, now)) for exchange, flow in zip(exchanges, flows, strict=True)
-    ]
-    if max([pressure for _, pressure in pressures]) < 1.0:
+    pressures = [flow.pressure(exchange, now) for exchange, flow in zip(exchanges, flows, strict=True)]
+    if max(pressures) < 1.0:
         return False
-    return max([pressure for required, pressure in pressures if required], default=0.0) >= _SHED_WHOLE_PRESSURE
+    required = [pressure for exchange, pressure in zip(exchanges, pressures, strict=True) if exchange.required]
+    return (max(required) if required else min(pressures)) >= _SHED_WHOLE_PRESSURE

@@ -151,9 +151,13 @@ class AgentState(msgspec.Struct, gc=False, eq=False, repr_omit_defaults=True):
 
     def take_over(self, fresh: AgentState, kinds: tuple[str, ...]) -> None:
         """Show these kinds as a fresher state of the same agent has them."""
+        fresh.detach()  # it keeps no reply alive, whoever keeps this one
+        asked = self._asked()
         if self._later is None:
             self._later = {}
         for kind in kinds:
+            if kind in asked and self.outcome(kind) in WHOLE and fresh.outcome(kind) not in WHOLE:
+                continue  # another asking brought it meanwhile
             self._later[kind] = fresh
             if self._values is not None:
                 self._values.pop(kind, None)  # a fallback may have been shown

@@ -11,6 +11,7 @@ RFC 5681, section 3.1.)
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from ..wire.topology import AdmissionSpec
@@ -23,6 +24,9 @@ GB/s 7 ms of the wire, so that neither side waits for the other."""
 
 _WINDOW_BYTES_MIN: Final = 16 << 10
 """A few single wakes: less would not tell whether the node has recovered."""
+
+_PATIENCE_S: Final = 0.01
+"""What took no longer than this is never slow, however short its deadline: it is what a storm of 10,000 takes."""
 
 _DECREASE: Final = 0.7
 _INCREASE_REQUESTS: Final = 4
@@ -37,7 +41,7 @@ class Window:
     def __init__(self, spec: AdmissionSpec) -> None:
         self._in_flight_max = spec.in_flight_max
         self._slow_share = spec.slow_share
-        self._decreased_at = 0.0
+        self._decreased_at = -math.inf
         self.bytes = float(WINDOW_BYTES_MAX)
         """Its size now."""
         self.expected_bytes = 0
@@ -63,7 +67,7 @@ class Window:
 
     def handle_answered(self, now: float, sent_at: float, deadline: float, expected_bytes: int) -> None:
         """A request that was sent at `sent_at` and had until `deadline` was answered."""
-        if now - sent_at > self._slow_share * (deadline - sent_at):
+        if now - sent_at > max(self._slow_share * (deadline - sent_at), _PATIENCE_S):
             self.handle_slow(now, sent_at)
         elif self.bytes < WINDOW_BYTES_MAX:
             grown = self.bytes + expected_bytes * min(1.0, _INCREASE_REQUESTS * expected_bytes / self.bytes)
@@ -71,7 +75,8 @@ class Window:
 
     def handle_slow(self, now: float, sent_at: float) -> None:
         """A request sent at `sent_at` was answered late, or not, or refused for too much work."""
-        if sent_at >= self._decreased_at:  # what was sent before a decrease tells nothing about it
+        # What was sent before a decrease tells nothing about it, nor a time-out after no time about the node.
+        if sent_at > self._decreased_at and now - sent_at >= _PATIENCE_S:
             self._decreased_at = now
             used = min(self.bytes, float(self.expected_bytes))  # a window that is not filled limits nothing
             self.bytes = max(used * _DECREASE, float(_WINDOW_BYTES_MIN))

@@ -9,6 +9,7 @@ from typing import Final
 
 __all__ = [
     "AGENT_ID_BYTES_MAX",
+    "CANCEL_NUMBERS_MAX",
     "FRAGMENT_BYTES_MAX",
     "FRAME_BYTES_MAX",
     "FRAME_BYTES_TARGET",
@@ -38,6 +39,9 @@ FRAME_BYTES_MAX: Final = 4 << 20
 
 SECTIONS_MAX: Final = 4_096
 """Sections of one request; a router sends a few dozen."""
+
+CANCEL_NUMBERS_MAX: Final = 256
+"""Requests that one Cancel names."""
 
 REQUEST_AGENTS_MAX: Final = 65_536
 """Agents or writes of one request, over all its sections; a router sends about 1,300 at most. Bounds what one frame can

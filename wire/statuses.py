@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["FaultCode", "RefusalCode", "SectionStatus"]
+__all__ = ["FaultCode", "RefusalCode", "SectionStatus", "fault_code"]
 
 
 class SectionStatus(enum.IntEnum):
@@ -44,3 +44,11 @@ class RefusalCode(enum.IntEnum):
     """What is there is not what it expects; `found` says what is."""
     UNDECIDABLE = 3
     """It may have been applied before, and the log no longer reaches back far enough to tell."""
+
+
+def fault_code(code: int) -> FaultCode:
+    """Return the code of a Fault; one that is not known here is a mistake of the node."""
+    try:
+        return FaultCode(code)
+    except ValueError:
+        return FaultCode.INTERNAL

@@ -42,6 +42,12 @@ def test_clocks_that_drift_apart_are_followed() -> None:
     assert delays.queued_s(ROUTER, sent(3_601.0), 3_600 * 1.0001 + 2.0) >= 1.9
 
 
+def test_after_an_idle_hour_the_clocks_are_compared_anew() -> None:
+    delays = Delays()
+    delays.queued_s(ROUTER, sent(1.0), 0.0)
+    assert delays.queued_s(ROUTER, sent(3_601.0), 3_600.18) == 0.0  # they drifted apart by 50 us a second
+
+
 @given(st.lists(st.tuples(st.floats(0, 10), st.floats(0, 0.5)), min_size=1, max_size=50), st.floats(1, 1e6))
 def test_it_never_says_more_than_was_and_less_by_the_quickest_at_most(
     requests: list[tuple[float, float]], offset_s: float

@@ -20,6 +20,12 @@ def inbox_of(*requests: Request, drained: float = 0.0, peer: bytes = PEER) -> tu
     return inbox, counters
 
 
+def cancel(inbox: Inbox, *numbers: int, peer: bytes = PEER) -> None:
+    """Let a Cancel come, alone in its drain."""
+    assert inbox.put(peer, encode(Cancel(list(numbers))), 0.0) is None
+    inbox.handle_drained()
+
+
 def fetch(number: int, budget_us: int = 1_000_000) -> Fetch:
     return Fetch(number, budget_us, [])
 
@@ -34,7 +40,7 @@ def frames_left(inbox: Inbox) -> Sequence[bytes]:
 def test_what_is_cancelled_before_its_turn_is_dropped_and_counted() -> None:
     scan, commit = Scan(3, 9, "s", 0, 1, b"", 5), Commit(4, 9, [])
     inbox, counters = inbox_of(fetch(1), fetch(2), scan, commit)
-    assert inbox.put(PEER, encode(Cancel([1, 3, 4, 99])), 0.0) is None
+    cancel(inbox, 1, 3, 4, 99)
     assert frames_left(inbox) == [encode(fetch(2)), encode(commit)]  # a save is never dropped for it
     assert counters.cancelled == 2
 
@@ -43,14 +49,14 @@ def test_a_read_with_frames_to_come_can_be_cancelled() -> None:
     inbox, counters = inbox_of()
     reading = Reading(encode(fetch(7)), Read(fetch(7), {}), 1.0)
     inbox.put_back(PEER, reading, 10)
-    inbox.put(PEER, encode(Cancel([7])), 0.0)
+    cancel(inbox, 7)
     assert inbox.take(0.0) is None
     assert counters.cancelled == 1
 
 
 def test_one_peer_cannot_cancel_anothers_requests() -> None:
     inbox, counters = inbox_of(fetch(1), peer=OTHER)
-    inbox.put(PEER, encode(Cancel([1])), 0.0)
+    cancel(inbox, 1)
     assert frames_left(inbox) == [encode(fetch(1))]
     assert counters.cancelled == 0
 
@@ -58,7 +64,9 @@ def test_one_peer_cannot_cancel_anothers_requests() -> None:
 def test_a_cancel_that_is_none_is_counted_as_garbage() -> None:
     inbox, counters = inbox_of(fetch(1))
     assert inbox.put(PEER, b"\x92\x0e\xc1", 0.0) is None
-    assert counters.garbage == 1
+    assert inbox.put(PEER, encode(Cancel(list(range(1, 5_000)))), 0.0) is None  # far more than a router names
+    inbox.handle_drained()
+    assert counters.garbage == 2
     assert frames_left(inbox) == [encode(fetch(1))]
 
 
@@ -69,6 +77,13 @@ def test_a_peer_is_told_at_once_what_would_come_too_late() -> None:
     assert shed == Shed("the node is too far behind to answer in time", 0.2)
     assert inbox.put(PEER, encode(fetch(5, budget_us=500_000)), 0.4) is None
     assert inbox.put(OTHER, encode(fetch(6, budget_us=1_000)), 0.4) is None, "other peers have turns of their own"
+
+
+def test_a_peer_whose_work_is_all_cancelled_is_not_behind() -> None:
+    inbox, _counters = inbox_of(fetch(1), fetch(2))
+    inbox.take(2.0)
+    cancel(inbox, 2)
+    assert inbox.put(PEER, encode(fetch(3, budget_us=1_000)), 3.0) is None
 
 
 def test_a_peer_without_work_is_not_behind() -> None:

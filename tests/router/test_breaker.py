@@ -79,10 +79,26 @@ def test_any_answer_ends_a_run_of_time_outs_also_a_late_one() -> None:
     for second in range(20):
         breaker.handle_time_out(float(second), 1.0)
         if second % 4 == 3:
-            breaker.handle_life()
+            breaker.handle_life(float(second))
         elif second % 4 == 1:
             breaker.handle_success(float(second))
     assert state_of(breaker) is BreakerState.CLOSED
+
+
+def test_late_answers_take_their_time_outs_out_of_the_share() -> None:
+    breaker = Breaker(SPEC)
+    for tenth in range(200):  # a node that answers 200 ms late, and wakes that have 100 ms
+        breaker.handle_time_out(tenth / 10, 0.1)
+        breaker.handle_life(tenth / 10 + 0.1)
+    assert state_of(breaker) is BreakerState.CLOSED
+
+
+def test_a_late_answer_of_a_node_taken_for_dead_is_worth_a_probe() -> None:
+    breaker = opened()
+    assert not breaker.admit(1.0)
+    breaker.handle_life(1.0)
+    assert breaker.admit(1.0)
+    assert not breaker.admit(1.0)
 
 
 def test_a_deadline_too_short_for_any_node_counts_nothing() -> None:

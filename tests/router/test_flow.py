@@ -184,6 +184,34 @@ def test_a_node_that_asks_to_be_left_alone_is_until_then() -> None:
     assert poll_all(flow, 1.5) == [refused, other]
 
 
+def test_a_node_with_too_many_writes_is_asked_for_reads_all_the_same() -> None:
+    save = Request()
+    save.waits_for_disk = True  # type: ignore[misc] # pyright: ignore
+    flow = flow_with(save)
+    before = flow.window.bytes
+    flow.handle_overloaded(save, 1.0, 0.5)
+    assert flow.window.bytes == before
+    assert flow.offer(Request(), 1.1) is Offer.GO
+
+
+def test_who_has_less_time_than_a_node_asks_for_is_told_at_once() -> None:
+    refused = Request()
+    flow = flow_with(refused)
+    flow.handle_overloaded(refused, 1.0, 0.6)
+    assert flow.offer(Request(deadline=1.5), 1.0) is Offer.FULL
+    assert flow.offer(Request(deadline=1.7), 1.0) is Offer.WAITS
+
+
+def test_what_is_too_late_to_be_sent_was_never_sent_and_says_nothing_of_the_node() -> None:
+    flow = flow_with(*[Request(deadline=1.0) for _ in range(200)], up=False)
+    flow.handle_up(2.0)
+    before = flow.window.bytes
+    while (late := flow.poll_send(2.0)) is not None:
+        flow.drop(late)
+        assert late.sendings == 0
+    assert len(flow) == 0 and flow.window.bytes == before
+
+
 def test_newcomers_are_told_at_once_where_others_wait_for_long() -> None:
     flow = flow_with(Request(), Request(WINDOW_BYTES_MAX, caller="a"))
     assert flow.offer(Request(caller="b", deadline=0.2 + 1.0), 0.2) is Offer.WAITS
@@ -228,7 +256,7 @@ def test_a_node_that_answers_too_late_is_slow_and_not_dead() -> None:
         request = Request(deadline=second + 1.0)
         flow.offer(request, float(second))
         flow.cancel(request, second + 1.0)
-        flow.handle_stray()
+        flow.handle_stray(second + 1.1)
     assert flow.breaker.state is BreakerState.CLOSED
 
 

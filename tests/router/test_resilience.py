@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from dawnchorus import DawnchorusError, Outcome, SaveRefused, WakeIncomplete
+from dawnchorus import DawnchorusError, DeadlineExceeded, Outcome, SaveRefused, WakeIncomplete
 from dawnchorus.wire.messages import Cancel, Commit, Fault, Fetch, Request, Status, encode
 from dawnchorus.wire.statuses import FaultCode
 from dawnchorus.wire.topology import AdmissionSpec, BreakerSpec, RetrySpec
@@ -230,3 +230,66 @@ async def test_a_node_is_not_told_of_what_it_drops_by_itself() -> None:
         await cluster.wake("a", deadline_s=SHORT_S)
         await asyncio.sleep(0.05)
         assert not nodes["live"].asked(Cancel)
+
+
+async def test_a_wake_given_up_by_its_caller_is_cancelled_at_its_nodes() -> None:
+    async with fake_client() as (cluster, nodes):
+        put(nodes, "a")
+        live = nodes["live"]
+        live.hold.add(Fetch)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(SHORT_S):
+                await cluster.wake("a", deadline_s=LONG_S)
+        await eventually(lambda: bool(live.asked(Cancel)))
+        assert live.asked(Cancel) == [Cancel([live.asked(Fetch)[0].request])]
+        assert not leftovers(cluster)
+
+
+async def test_a_save_that_may_have_been_applied_is_never_told_as_refused() -> None:
+    async with fake_client() as (cluster, nodes):
+        live = nodes["live"]
+        live.hold.add(Commit)
+        saving = asyncio.ensure_future(cluster.save("a", {"session": "new"}, deadline_s=2.0))
+        await eventually(lambda: bool(live.held))  # applied, and its answer is lost with the connection
+        live.stop()
+        live.hold.clear()
+        live.answer = lambda request: (
+            [encode(Fault(request.request, FaultCode.OVERLOADED, "busy", 50_000))]
+            if isinstance(request, Commit)
+            else live.serve(request)
+        )
+        live.start()
+        with pytest.raises(DeadlineExceeded) as caught:
+            await saving
+        live.answer = live.serve
+        await caught.value.retry()
+        assert (await cluster.wake("a", ["session"], LONG_S))["session"] == "new"
+
+
+async def test_a_save_that_every_sending_of_was_refused_is_told_as_refused() -> None:
+    async with fake_client() as (cluster, nodes):
+        live = nodes["live"]
+        live.answer = lambda request: (
+            [encode(Fault(request.request, FaultCode.OVERLOADED, "busy", 10_000))]
+            if isinstance(request, Commit)
+            else live.serve(request)
+        )
+        with pytest.raises(SaveRefused, match="OVERLOADED"):
+            await cluster.save("a", {"session": "new"}, deadline_s=LONG_S)
+
+
+async def test_settle_and_fetch_at_once_never_take_back_what_one_brought() -> None:
+    async with fake_client() as (cluster, nodes):
+        put(nodes, "a")
+        live = nodes["live"]
+        live.hold.add(Fetch)
+        state = await cluster.wake("a", deadline_s=SHORT_S)
+        failing = state.settle(SHORT_S)
+        fetching = asyncio.ensure_future(state.fetch("session", LONG_S))
+        await asyncio.sleep(SHORT_S / 2)
+        live.release(2)
+        live.held.clear()
+        await failing
+        live.release()
+        assert await fetching == "a"
+        assert state.complete

@@ -37,5 +37,7 @@ def test_a_wake_is_shed_whole_where_its_required_nodes_are_behind(
     assert is_shed_whole(exchanges, flows, 100.0) is shed
 
 
-def test_what_requires_nothing_is_never_shed_whole() -> None:
-    assert not is_shed_whole([Request(deadline=101.0)], [flow_that_waits(0.9)], 100.0)
+@pytest.mark.parametrize(("least", "shed"), [(0.0, False), (0.09, False), (0.12, True)])
+def test_where_nothing_is_required_all_nodes_have_to_be_behind(least: float, shed: bool) -> None:
+    flows = [flow_that_waits(0.25), flow_that_waits(least)]
+    assert is_shed_whole([Request(deadline=101.0), Request(deadline=101.0)], flows, 100.0) is shed

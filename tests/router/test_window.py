@@ -42,6 +42,15 @@ def test_a_slow_answer_makes_it_smaller_than_what_was_on_its_way_once_for_all_of
     assert window.bytes == 0.7 * 700_000
 
 
+def test_a_tiny_deadline_says_nothing_of_the_node() -> None:
+    window = Window(AdmissionSpec())
+    window.handle_sent(1_000)
+    before = window.bytes
+    window.handle_answered(0.002, 0.0, 0.003, 1_000)
+    window.handle_slow(0.005, 0.0)
+    assert window.bytes == before
+
+
 def test_answers_in_good_time_make_it_larger_again_up_to_its_most() -> None:
     window = Window(AdmissionSpec())
     window.handle_sent(100_000)

@@ -19,6 +19,7 @@ def leftovers(cluster: Cluster) -> dict[str, int]:
     flows = router._flows.values()
     tables = {
         "exchanges": sum(map(len, flows)),
+        "delayed": len(router._delayed),
         "in flight": sum(flow.window.in_flight for flow in flows),
         "expected bytes": sum(flow.window.expected_bytes for flow in flows),
         "replies": len(router._replies),
