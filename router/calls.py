@@ -88,7 +88,7 @@ class _Call(Exchange, Generic[R]):
 
 
 class _StatusCall(_Call[StatusReply]):
-    """A question how a node is: asked whatever the router thinks of it, and once: that it is overloaded is an answer."""
+    """A question how a node is: asked whatever the router thinks of it, and once: "overloaded" is an answer."""
 
     __slots__ = ()
 
