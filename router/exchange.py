@@ -68,7 +68,7 @@ class Exchange(ABC):
         """A new one each time it is sent: no reply to an earlier sending can be taken for it."""
         self.sendings = 0
         """How often it was sent."""
-        self.unserved = 0
+        self.unserved: int = 0
         """How often of these the node surely did nothing of it."""
         self.sent_at = 0.0
         self.queued_at = 0.0
