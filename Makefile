@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml requirements/dev.txt
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-servers: ## have redis-server and PostgreSQL for the comparisons: installed from Debian if they may be, else said
+servers: ## have redis-server, PostgreSQL, strace and nft: installed from Debian if they may be, else said
 	@.ci/servers
 
 storm: setup servers ## start the default cluster, wake 10,000 agents of 100,000, show it beside Redis
