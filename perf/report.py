@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
+
 import msgspec
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -11,7 +13,7 @@ from .measure import Spread, Tail
 from .peers.redis_peer import Batch
 from .topologies import TopologyName, node_count
 
-__all__ = ["Batches", "Peers", "Ratios", "StormReport", "Target", "ratio_cells", "ratios_of", "render", "targets_of"]
+__all__ = ["Batches", "Peers", "Ratios", "StormReport", "Target", "ratios_of", "ratios_table", "render", "targets_of"]
 
 
 class Batches(msgspec.Struct, frozen=True):
@@ -132,7 +134,8 @@ def render(report: StormReport) -> RenderableType:
         f"from {nodes} node processes (topology {report.topology}); {report.runs} alternated runs",
     )
     notes = [Text(f"Note: {note}", style="yellow") for note in report.notes]
-    return Group(head, _times_table(report), _ratios_table(report), *notes)
+    ratios = ratios_table(report.ratios, _RATIO_TEXTS, targets_of(report), {"closed_loop_to_redis_natural"})
+    return Group(head, _times_table(report), ratios, *notes)
 
 
 def _times_table(report: StormReport) -> Table:
@@ -186,8 +189,10 @@ _RATIO_TEXTS = {
 }
 
 
-def _ratios_table(report: StormReport) -> Table:
-    targets = targets_of(report)
+def ratios_table(
+    ratios: msgspec.Struct, texts: Mapping[str, str], targets: Mapping[str, Target], speeds: Container[str]
+) -> Table:
+    """The ratios that `texts` name, each beside its target, if any; of those in `speeds` more is faster."""
     table = Table(title="Beside the peers (medians divided)", title_justify="left", title_style="bold")
     table.add_column("what")
     table.add_column("ratio", justify="right")
@@ -195,11 +200,11 @@ def _ratios_table(report: StormReport) -> Table:
     if targets:
         table.add_column("must", justify="right")
         table.add_column("aim", justify="right")
-    for name, text in _RATIO_TEXTS.items():
-        value: float | None = getattr(report.ratios, name)
-        faster_is_more = name.startswith("closed_loop")
+    for name, text in texts.items():
+        value: float | None = getattr(ratios, name)
+        faster_is_more = name in speeds
         target = targets.get(name)
-        cells = [text, *ratio_cells(value, target, faster_is_more=faster_is_more)]
+        cells = [text, *_ratio_cells(value, target, faster_is_more=faster_is_more)]
         if targets:
             sign = ">=" if faster_is_more else "<="
             cells.append(f"{sign} {target.must:g}" if target else "")
@@ -208,7 +213,7 @@ def _ratios_table(report: StormReport) -> Table:
     return table
 
 
-def ratio_cells(value: float | None, target: Target | None, *, faster_is_more: bool) -> list[Text | str]:
+def _ratio_cells(value: float | None, target: Target | None, *, faster_is_more: bool) -> list[Text | str]:
     """A ratio and what it means in words, coloured by whether it is what it must be."""
     if value is None:
         return ["-", "not measured"]

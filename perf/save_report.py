@@ -12,7 +12,7 @@ from rich.text import Text
 from .measure import Spread, Tail
 from .peers.postgres_peer import Upserts
 from .peers.redis_peer import Batch
-from .report import Target, ratio_cells
+from .report import Target, ratios_table
 from .topologies import TopologyName, node_count
 
 __all__ = [
@@ -146,7 +146,8 @@ def render_save(report: SaveReport) -> RenderableType:
         f"{report.runs} alternated runs",
     )
     notes = [Text(f"Note: {note}", style="yellow") for note in report.notes]
-    return Group(head, _batches_table(report), _singles_table(report), _ratios_table(report), *notes)
+    ratios = ratios_table(report.ratios, _RATIO_TEXTS, save_targets(report), {"concurrent_to_fdatasync"})
+    return Group(head, _batches_table(report), _singles_table(report), ratios, *notes)
 
 
 def _batches_table(report: SaveReport) -> Table:
@@ -214,25 +215,3 @@ _RATIO_TEXTS = {
     "wake_p99_saving_to_idle": "p99 of wakes beside savers to that of an idle cluster",
     "wake_p99_backup_to_idle": "p99 of wakes beside a backup to that of an idle cluster",
 }
-
-
-def _ratios_table(report: SaveReport) -> Table:
-    targets = save_targets(report)
-    table = Table(title="Beside the peers (medians divided)", title_justify="left", title_style="bold")
-    table.add_column("what")
-    table.add_column("ratio", justify="right")
-    table.add_column("in words")
-    if targets:
-        table.add_column("must", justify="right")
-        table.add_column("aim", justify="right")
-    for name, text in _RATIO_TEXTS.items():
-        value: float | None = getattr(report.ratios, name)
-        faster_is_more = name == "concurrent_to_fdatasync"
-        target = targets.get(name)
-        cells = [text, *ratio_cells(value, target, faster_is_more=faster_is_more)]
-        if targets:
-            sign = ">=" if faster_is_more else "<="
-            cells.append(f"{sign} {target.must:g}" if target else "")
-            cells.append(f"{sign} {target.aim:g}" if target and target.aim is not None else "")
-        table.add_row(*cells)
-    return table

@@ -93,8 +93,10 @@ class NodeFlow:
     def pressure(self, exchange: Exchange, now: float) -> float:
         """Return how far behind the node is for a newcomer: the wait there is, as a share of the wait that it may have.
 
-        From 1 on it had better be told at once.
+        From 1 on it had better be told at once. What is not guarded may wait as long as it likes.
         """
+        if not exchange.guarded:
+            return 0.0
         if self._waiting.length >= QUEUE_REQUESTS_MAX or self.paused_until >= exchange.deadline:
             return math.inf
         # A node that is not connected keeps everybody waiting: that is for the breaker to judge, and no measure of how

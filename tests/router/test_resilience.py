@@ -171,8 +171,12 @@ async def test_where_required_nodes_are_behind_too_a_wake_that_would_not_be_whol
         with pytest.raises(WakeIncomplete) as caught:
             await cluster.wake("c", deadline_s=LONG_S)
         assert {caught.value.state.outcome(kind) for kind in cluster.topology.kinds} == {Outcome.SHED}
+        asking = asyncio.ensure_future(cluster.status(LONG_S))
+        await asyncio.sleep(0.01)
+        assert not asking.done(), "how a node is can be asked however far behind it is"
         for node in nodes.values():
             node.release()
+        assert not any(isinstance(answer, DawnchorusError) for answer in (await asking).values())
         assert (await first).complete and (await second).complete
         assert all(len(node.asked(Fetch)) == 2 for node in nodes.values()), "the shed wake cost nobody anything"
         assert not leftovers(cluster)
