@@ -15,15 +15,15 @@ from dawnchorus import (
     DawnchorusError,
     DeadlineExceeded,
     Outcome,
-    Saved,
     SaveIncomplete,
     SaveRefused,
     WakeIncomplete,
     connect,
 )
-from tests.support.clusters import RunningCluster, eventually, running, write_topology
-from tests.support.internals import is_up, leftovers
+from tests.support.clusters import RunningCluster, eventually, write_topology
+from tests.support.internals import is_up
 from tests.support.timing import bare_timer, percentile
+from tests.support.troubled import filled, recovering_client
 
 IDS = [f"agent-{number}" for number in range(1_000)]
 LONG_S = 20.0
@@ -38,20 +38,15 @@ async def nodes(ipc_folder: object, tmp_path_factory: pytest.TempPathFactory) ->
     the others).
     """
     never = "[breaker]\ntime_outs_in_a_row = 1000000\nrequests_min = 1000000\n"
-    async with running(write_topology(tmp_path_factory.mktemp("dies"), sections=never)) as nodes:
-        async with connect(nodes.path) as cluster:
-            saves = {agent_id: dict.fromkeys(cluster.topology.kinds, agent_id) for agent_id in IDS}
-            assert all(isinstance(result, Saved) for result in (await cluster.save_many(saves)).values())
+    async with filled(write_topology(tmp_path_factory.mktemp("dies"), sections=never), IDS) as nodes:
         yield nodes
 
 
 @pytest.fixture
 async def cluster(nodes: RunningCluster) -> AsyncGenerator[Cluster]:
     """A client, connected to all nodes; at the end they are all up again, and the client has let go of everything."""
-    async with connect(nodes.path) as cluster:
+    async with recovering_client(nodes.path) as cluster:
         yield cluster
-        await eventually(lambda: all(is_up(cluster, node) for node in cluster.topology.nodes))
-        await eventually(lambda: not leftovers(cluster))
 
 
 def assert_own(state: AgentState, kinds: Sequence[str]) -> None:

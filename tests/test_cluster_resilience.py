@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from dawnchorus import AgentState, Cluster, DawnchorusError, Outcome, Saved, WakeIncomplete, connect
+from dawnchorus import AgentState, Cluster, DawnchorusError, Outcome, WakeIncomplete, connect
 from dawnchorus.perf.faults.proxy import delayed, tcp_proxy
 from dawnchorus.wire.topology import parse_endpoint
-from tests.support.clusters import RunningCluster, anonymous_bytes, eventually, running, write_topology
+from tests.support.clusters import RunningCluster, anonymous_bytes, eventually, write_topology
 from tests.support.internals import is_up, leftovers, sendings
 from tests.support.timing import bare_timer, percentile
+from tests.support.troubled import filled, recovering_client
 
 IDS = [f"agent-{number}" for number in range(1_000)]
 LONG_S = 20.0
@@ -28,20 +29,15 @@ TRIES = 3
 @pytest.fixture(scope="module")
 async def nodes(ipc_folder: object, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[RunningCluster]:
     """A cluster whose nodes may be stopped and killed; every test leaves it whole."""
-    async with running(write_topology(tmp_path_factory.mktemp("trouble"))) as nodes:
-        async with connect(nodes.path) as cluster:
-            saves = {agent_id: dict.fromkeys(cluster.topology.kinds, agent_id) for agent_id in IDS}
-            assert all(isinstance(result, Saved) for result in (await cluster.save_many(saves)).values())
+    async with filled(write_topology(tmp_path_factory.mktemp("trouble")), IDS) as nodes:
         yield nodes
 
 
 @pytest.fixture
 async def cluster(nodes: RunningCluster) -> AsyncGenerator[Cluster]:
     """A client of its own for each test, whole and holding nothing at the end."""
-    async with connect(nodes.path) as cluster:
+    async with recovering_client(nodes.path) as cluster:
         yield cluster
-        await eventually(lambda: all(is_up(cluster, node) for node in cluster.topology.nodes))
-        await eventually(lambda: not leftovers(cluster))
 
 
 async def timed(cluster: Cluster, agent_id: str, deadline_s: float) -> tuple[float, AgentState]:
@@ -196,20 +192,17 @@ async def test_a_node_that_answers_200_ms_late_keeps_no_other_waiting_and_settle
     ipc_folder: object, tmp_path: Path
 ) -> None:
     path = write_topology(tmp_path, cluster_keys="ipc = false")
-    async with running(path) as nodes, tcp_proxy(parse_endpoint(nodes.endpoint("archive-1"))[1]) as proxy:
+    async with filled(path, IDS[:100]) as nodes, tcp_proxy(parse_endpoint(nodes.endpoint("archive-1"))[1]) as proxy:
         behind_proxy = tmp_path / "client.toml"
         behind_proxy.write_text(path.read_text().replace(nodes.endpoint("archive-1"), proxy.endpoint))
-        async with connect(behind_proxy) as cluster:
-            saves = {agent_id: dict.fromkeys(cluster.topology.kinds, agent_id) for agent_id in IDS[:100]}
-            assert all(isinstance(result, Saved) for result in (await cluster.save_many(saves)).values())
-            async with delayed(proxy, reply_s=0.2):
-                states = await cluster.wake_many(IDS[:100], deadline_s=0.1)
-                for state in states:
-                    assert state.outcome("history") is Outcome.TIMEOUT
-                    assert_only_history_lacks(state)
-                settled = await asyncio.gather(*[state.settle(LONG_S) for state in states])
-                assert settled == states
-                assert all(state.complete and state["history"] == state.agent_id for state in states)
+        async with connect(behind_proxy) as cluster, delayed(proxy, reply_s=0.2):
+            states = await cluster.wake_many(IDS[:100], deadline_s=0.1)
+            for state in states:
+                assert state.outcome("history") is Outcome.TIMEOUT
+                assert_only_history_lacks(state)
+            settled = await asyncio.gather(*[state.settle(LONG_S) for state in states])
+            assert settled == states
+            assert all(state.complete and state["history"] == state.agent_id for state in states)
 
 
 async def test_a_stall_of_this_process_is_not_held_against_the_nodes(nodes: RunningCluster, cluster: Cluster) -> None:
