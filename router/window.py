@@ -26,7 +26,7 @@ _WINDOW_BYTES_MIN: Final = 16 << 10
 """A few single wakes: less would not tell whether the node has recovered."""
 
 _PATIENCE_S: Final = 0.01
-"""What took no longer than this is never slow, however short its deadline: it is what a storm of 10,000 takes."""
+"""What took no longer than this is never slow, however short its deadline: a few turns of a busy loop take as long."""
 
 _DECREASE: Final = 0.7
 _INCREASE_REQUESTS: Final = 4
