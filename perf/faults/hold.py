@@ -4,7 +4,8 @@
 
 A process of its own, tied to the harness: should that be killed outright, its nodes still run on, see the end of their
 standard input and end; a stopped one would see nothing and stay for ever. It imports nothing of the package, so that it
-is up within 20 ms. It writes one line as soon as they are held, and ends with SIGTERM.
+is up within 20 ms. It writes one line as soon as they are held (with a share: as soon as it counts), and ends with
+SIGTERM.
 
 A share is one of CPU time, as a quota of cgroups has it, not of time: a process that finds no core free loses nothing,
 and what one has used too much, because a busy machine let it be stopped late, is taken from it afterwards.
@@ -12,6 +13,7 @@ and what one has used too much, because a busy machine let it be stopped late, i
 
 from __future__ import annotations
 
+import glob
 import os
 import signal
 import sys
@@ -34,6 +36,7 @@ class _Held:
 
     def __init__(self, pid: int) -> None:
         # A pidfd is of this one process for ever: no number given anew to somebody else can be hit.
+        self._pid = pid
         self._pidfd = os.pidfd_open(pid)
         # The CPU clock of another process (clock_getcpuclockid(3), which Python lacks): MAKE_PROCESS_CPUCLOCK of
         # linux/posix-timers.h with CPUCLOCK_SCHED, nanoseconds of all its threads together.
@@ -48,6 +51,10 @@ class _Held:
             signal.pidfd_send_signal(self._pidfd, what)
         except ProcessLookupError:
             pass  # it has ended meanwhile
+
+    def runs(self) -> bool:
+        """Whether a thread of it still runs: one that does sees a SIGSTOP a moment after it was sent."""
+        return any(state not in b"TtXZ" for state in _states(self._pid))
 
     def look(self, gained_s: float, quota_s: float) -> None:
         """Let it use so much more, and hold it or let it go."""
@@ -66,6 +73,19 @@ class _Held:
             self.send(signal.SIGCONT)
 
 
+def _states(pid: int) -> list[bytes]:
+    """What each thread of a process does, a letter of proc_pid_stat(5) for each; none where the process has ended."""
+    states: list[bytes] = []
+    for path in glob.glob(f"/proc/{pid}/task/*/stat"):
+        try:
+            with open(path, "rb") as stat:
+                # Behind the name, which stands in parentheses and may hold any byte.
+                states.append(stat.read().rpartition(b") ")[2][:1])
+        except (FileNotFoundError, ProcessLookupError):
+            pass  # this thread has ended meanwhile
+    return states
+
+
 def hold(pids: Sequence[int], share: float, period_s: float) -> None:
     """Hold the processes until SIGTERM or SIGINT; each gets `share` of a core, within each period or a few of them."""
     ends = {signal.SIGTERM, signal.SIGINT}
@@ -76,6 +96,9 @@ def hold(pids: Sequence[int], share: float, period_s: float) -> None:
         if not share:
             for process in held:
                 process.send(signal.SIGSTOP)
+            while any(process.runs() for process in held):
+                if signal.sigtimedwait(ends, 0.0005):
+                    return
         os.write(1, HOLDING)
         looked_s = time.monotonic()
         while not signal.sigtimedwait(ends, period_s / LOOKS):
