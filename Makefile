@@ -14,7 +14,7 @@ help: ## list the targets
 
 setup: $(STAMP) ## build .venv: pinned requirements, then this package, editable
 
-$(STAMP): pyproject.toml requirements/dev.txt
+$(STAMP): pyproject.toml setup.py fragment_stores/lmdb_lookup.c requirements/dev.txt
 	@test -n "$(PYTHON)" || { echo "No Python of 3.11 or newer was found. On Debian: apt-get install python3 python3-venv" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "$(PYTHON) cannot make virtual environments. On Debian: apt-get install python3-venv" >&2; exit 1; }
@@ -63,5 +63,5 @@ pin: setup ## resolve requirements/dev.txt anew from pyproject.toml, with hashes
 		--custom-compile-command "make pin" --output-file requirements/dev.txt pyproject.toml
 
 clean: ## remove .venv and everything built; data under var/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist *.egg-info fragment_stores/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

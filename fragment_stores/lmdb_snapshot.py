@@ -6,14 +6,16 @@ from collections.abc import Callable, Sequence
 from itertools import repeat
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import lmdb
 import msgspec
 
 from ..wire.errors import InvalidRequestError, LogTrimmed
 from ..wire.limits import AGENT_ID_BYTES_MAX
+from .lmdb_databases import IMAGES, Databases
 from .lmdb_errors import FAILURES, translate
+from .lmdb_lookup import LOOK_UP_MIN, look_up
 from .protocol import LogRow
 
 __all__ = ["LMDBSnapshot", "row_decoder"]
@@ -24,31 +26,39 @@ row_decoder: Final = msgspec.msgpack.Decoder(LogRow)
 class LMDBSnapshot:
     """A read transaction on one shard; `release` is called once, when it is closed."""
 
-    __slots__ = ("_log", "_meta", "_path", "_release", "_transaction", "version")
+    __slots__ = ("_databases", "_path", "_release", "_transaction", "version")
 
     def __init__(
         self,
         transaction: lmdb.Transaction[memoryview],
-        log: Any,
-        meta: Any,
+        databases: Databases,
         path: Path,
         version: int,
         release: Callable[[], None],
     ) -> None:
         self._transaction = transaction
+        self._databases = databases
         self._path = path
         self._release: Callable[[], None] | None = release
-        self._log, self._meta = log, meta  # of type lmdb._Database: py-lmdb gives it no public name
         self.version = version
 
     def images(self, agents: Sequence[bytes]) -> list[bytes | memoryview]:
-        """Return the image of each agent, empty where there is none; 0.2 to 0.45 us each when warm."""
+        """Return the image of each agent, empty where there is none; 0.4 us each for many, up to 1 us for a few."""
         try:
+            if len(agents) >= LOOK_UP_MIN and (images := self._look_up(list(agents))) is not None:
+                return images
             return list(map(self._transaction.get, agents, repeat(b"")))
         except lmdb.BadValsizeError as error:
             raise InvalidRequestError("an agent id is empty") from error
         except lmdb.Error as error:
             raise translate(error, self._path) from error
+
+    def _look_up(self, agents: list[bytes]) -> list[bytes | memoryview] | None:
+        """Look them all up at once; None where that cannot be done, and LMDB has to be asked for each."""
+        record = self._transaction.get(IMAGES, db=self._databases.main)
+        if look_up is None or record is None:
+            return None
+        return look_up(record, self._databases.page_bytes, agents)
 
     def agents_after(self, position: bytes, agents_max: int) -> list[bytes]:
         """Return ids in byte order, those greater than `position`, at most `agents_max`."""
@@ -73,7 +83,7 @@ class LMDBSnapshot:
             raise LogTrimmed(version, trimmed)
         rows: list[tuple[int, LogRow]] = []
         try:
-            with self._transaction.cursor(self._log) as cursor:
+            with self._transaction.cursor(self._databases.log) as cursor:
                 here = cursor.set_range((version + 1).to_bytes(8, "big"))
                 while here and len(rows) < rows_max:
                     rows.append((int.from_bytes(cursor.key(), "big"), row_decoder.decode(cursor.value())))
@@ -85,7 +95,7 @@ class LMDBSnapshot:
     def log_trimmed(self) -> int:
         """Return the newest version whose row has gone from the log, 0 if none has."""
         try:
-            return int.from_bytes(self._transaction.get(b"trimmed", b"", db=self._meta), "big")
+            return int.from_bytes(self._transaction.get(b"trimmed", b"", db=self._databases.meta), "big")
         except lmdb.Error as error:
             raise translate(error, self._path) from error
 

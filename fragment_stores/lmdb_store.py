@@ -1,12 +1,5 @@
 """A shard in one LMDB environment.
 
-Four databases in it:
-    images   agent id -> image
-    log      version, 8 bytes big-endian -> LogRow; in the same transaction as the write, trimmed to a length
-    expiry   expires_ms, 8 bytes big-endian, + agent id -> nothing
-    meta     "identity" -> ShardIdentity; "clock" -> version and clock_ms, 8 bytes each, big-endian;
-             "trimmed" -> the newest version whose row has gone from the log, 8 bytes, big-endian
-
 Reads go from the memory map into the reply without a copy; a view lives as long as its transaction. The one writer's
 commit is durable when it returns: LMDB syncs the data pages before the meta page that makes them visible (copy on
 write, no log; http://www.lmdb.tech/doc/). A process that is killed leaves nothing to recover but a reader's slot, which
@@ -34,6 +27,7 @@ from ..wire.messages import Drop, Put, Refusal, Write
 from ..wire.versions import first_version
 from .gate import Gate
 from .lmdb_copy import copy_shard
+from .lmdb_databases import open_databases
 from .lmdb_errors import FAILURES, MAP_BYTES, MAP_BYTES_MAX, translate
 from .lmdb_file import DATA_FILE, has_data, make_folder, open_environment, read_ahead, require_whole
 from .lmdb_identity import decode_identity, read_identity, require_identity
@@ -112,28 +106,25 @@ class LMDBStore:
     def _open_databases(self, *, create: bool) -> None:
         environment, identity = self._environment, self.identity
         environment.reader_check()
-        self._images = environment.open_db(b"images", create=create)
-        self._log = environment.open_db(b"log", create=create)
-        self._expiry = environment.open_db(b"expiry", create=create)
-        self._meta = environment.open_db(b"meta", create=create)
+        self._databases = databases = open_databases(environment, create=create)
         with environment.begin(write=create) as transaction:
-            known = transaction.get(b"identity", db=self._meta)
+            known = transaction.get(b"identity", db=databases.meta)
             if known is None:
                 if not create:
                     raise StoreDamaged(f"{self.path}: the shard does not say whose it is; restore a backup")
-                transaction.put(b"identity", _encoder.encode(identity), db=self._meta)
-                transaction.put(b"clock", CLOCK.pack(0, 0), db=self._meta)
+                transaction.put(b"identity", _encoder.encode(identity), db=databases.meta)
+                transaction.put(b"clock", CLOCK.pack(0, 0), db=databases.meta)
             else:
                 require_identity(decode_identity(known, self.path), identity, self.path)
-            clock = transaction.get(b"clock", db=self._meta)
+            clock = transaction.get(b"clock", db=databases.meta)
             if clock is None or len(clock) != CLOCK.size:
                 raise StoreDamaged(f"{self.path}: the shard's clock is missing; restore a backup")
             self.version, self.clock_ms = CLOCK.unpack(clock)
-            self._log_rows = transaction.stat(self._log)["entries"]
-            self._trimmed = int.from_bytes(transaction.get(b"trimmed", b"", db=self._meta), "big")
+            self._log_rows = transaction.stat(databases.log)["entries"]
+            self._trimmed = int.from_bytes(transaction.get(b"trimmed", b"", db=databases.meta), "big")
             self._applied = {
                 row_decoder.decode(row).write_id: int.from_bytes(key, "big")
-                for key, row in transaction.cursor(self._log)
+                for key, row in transaction.cursor(databases.log)
             }
             self._applied.pop(b"", None)  # the sweeper's writes have no id
 
@@ -175,11 +166,11 @@ class LMDBStore:
         # The version is read before the transaction begins, so the transaction is never older than it says.
         version = self.version
         try:
-            transaction = self._environment.begin(self._images, buffers=True)
+            transaction = self._environment.begin(self._databases.images, buffers=True)
         except lmdb.Error as error:
             self._gate.leave()
             raise translate(error, self.path) from error
-        return LMDBSnapshot(transaction, self._log, self._meta, self.path, version, self._gate.leave)
+        return LMDBSnapshot(transaction, self._databases, self.path, version, self._gate.leave)
 
     def pin_log(self, position: int) -> AbstractContextManager[None]:
         """Keep the rows after a position in the log."""
@@ -188,7 +179,7 @@ class LMDBStore:
     def write_copy(self, sink: Callable[[bytes], None]) -> CopiedShard:
         """Hand a compacted copy to `sink`, from one read transaction."""
         with self._gate.passed():
-            return copy_shard(self._environment, self._images, self._meta, self.path, sink)
+            return copy_shard(self._environment, self._databases.images, self._databases.meta, self.path, sink)
 
     def commit(
         self, writes: Sequence[Write], now_ms: int, turn: AbstractContextManager[object] = NO_TURN
@@ -219,15 +210,15 @@ class LMDBStore:
             work = CommitWork(self.version, max(now_ms, self.clock_ms))
             try:
                 # The turn ends before the transaction does: its commit, and so its sync, is outside.
-                with self._environment.begin(self._images, write=True, buffers=True) as transaction, turn:
+                with self._environment.begin(self._databases.images, write=True, buffers=True) as transaction, turn:
                     if not fill(transaction, work):
                         transaction.abort()
                         return work
                     # Versions only grow, so the rows go behind the last: LMDB appends without a search.
-                    with transaction.cursor(self._log) as log:
+                    with transaction.cursor(self._databases.log) as log:
                         log.putmulti(work.rows, append=True)
                     work.forgotten = self._trim(transaction, self._log_rows + len(work.rows) - LOG_ROWS_MAX)
-                    transaction.put(b"clock", CLOCK.pack(work.version, work.clock_ms), db=self._meta)
+                    transaction.put(b"clock", CLOCK.pack(work.version, work.clock_ms), db=self._databases.meta)
             except lmdb.MapFullError as error:
                 if self._map_bytes >= MAP_BYTES_MAX or not self._grow():
                     raise translate(error, self.path) from error
@@ -279,7 +270,7 @@ class LMDBStore:
         if version > self.version:
             row = work.rows[version - self.version - 1][1]
         else:
-            row = transaction.get(version.to_bytes(8, "big"), db=self._log)
+            row = transaction.get(version.to_bytes(8, "big"), db=self._databases.log)
         if row is not None and row_decoder.decode(row).agent != write.agent:
             return of_another_agent(write)
         return version
@@ -302,7 +293,7 @@ class LMDBStore:
         for operation in write.operations:
             if isinstance(operation, Put) and operation.ttl_ms:
                 expires_ms = work.clock_ms + operation.ttl_ms
-                transaction.put(expires_ms.to_bytes(8, "big") + write.agent, b"", db=self._expiry)
+                transaction.put(expires_ms.to_bytes(8, "big") + write.agent, b"", db=self._databases.expiry)
         row = LogRow(write.agent, write.write_id, operations_of(write))
         work.rows.append((version.to_bytes(8, "big"), _encoder.encode(row)))
         work.version = version
@@ -315,7 +306,7 @@ class LMDBStore:
         forgotten: list[tuple[int, bytes]] = []
         if rows <= 0:
             return forgotten
-        with self._pins.lock, transaction.cursor(self._log) as cursor:
+        with self._pins.lock, transaction.cursor(self._databases.log) as cursor:
             limit = self._pins.trim_limit()
             here = cursor.first()
             while here and len(forgotten) < min(rows, _TRIM_ROWS_MAX):
@@ -327,13 +318,13 @@ class LMDBStore:
             if forgotten:
                 self._pins.note(forgotten[-1][0])
         if forgotten:
-            transaction.put(b"trimmed", forgotten[-1][0].to_bytes(8, "big"), db=self._meta)
+            transaction.put(b"trimmed", forgotten[-1][0].to_bytes(8, "big"), db=self._databases.meta)
         return forgotten
 
     def sweep(self, before_ms: int, rows_max: int, now_ms: int) -> tuple[int, int]:
         """Remove fragments that expired by `before_ms`, in one logged commit."""
         try:
-            with self._gate.passed(), self._environment.begin(self._expiry, buffers=True) as transaction:
+            with self._gate.passed(), self._environment.begin(self._databases.expiry, buffers=True) as transaction:
                 due = due_rows(transaction.cursor(), before_ms, rows_max)
         except lmdb.Error as error:
             raise translate(error, self.path) from error
@@ -346,7 +337,7 @@ class LMDBStore:
             agents = dict.fromkeys(due.values())
             removed = sum([self._sweep_agent(transaction, agent, before_ms, work) for agent in agents])
             for row in due:
-                transaction.delete(row, db=self._expiry)
+                transaction.delete(row, db=self._databases.expiry)
             return True
 
         self._transact(sweep_all, now_ms)
@@ -381,7 +372,7 @@ class LMDBStore:
     def statistics(self) -> StoreStatistics:
         """Return the sizes of the shard."""
         with self._gate.passed(), self._environment.begin() as transaction:
-            agents = transaction.stat(self._images)["entries"]
+            agents = transaction.stat(self._databases.images)["entries"]
         used = os.stat(self.path / DATA_FILE).st_blocks * 512
         return StoreStatistics(agents, self._log_rows, used)
 

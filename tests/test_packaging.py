@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ["fragment_stores", "nodes", "perf", "router", "tools", "wire"]
+LOOKUP = "dawnchorus/fragment_stores/_lmdb_lookup"  # the compiled part
 NOT_SHIPPED = Path("perf/benchmarks")  # microbenchmarks use the package from outside, as tests do
 
 
@@ -38,10 +39,14 @@ def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def copy_project(target: Path) -> None:
     """Copy what a build reads, with links as links."""
-    keep = {*FOLDERS, "src", "pyproject.toml", "README.md", "LICENSE"}
+    keep = {*FOLDERS, "src", "pyproject.toml", "setup.py", "README.md", "LICENSE"}
 
     def ignore(folder: str, names: list[str]) -> set[str]:
-        return set(names) - keep if Path(folder) == ROOT else {"__pycache__"} & set(names)
+        return (
+            set(names) - keep
+            if Path(folder) == ROOT
+            else {name for name in names if name == "__pycache__" or name.endswith(".so")}
+        )
 
     shutil.copytree(ROOT, target, symlinks=True, ignore=ignore)
 
@@ -76,7 +81,21 @@ def test_sdist_and_wheel_hold_every_python_file(tmp_path: Path) -> None:
         (entry_points,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
         assert "dawnchorus = dawnchorus.tools.main:main" in archive.read(entry_points).decode()
         assert any(name.endswith("licenses/LICENSE") for name in archive.namelist())
-    assert sorted(names) == sorted([*python_files(), "dawnchorus/py.typed"])
+    compiled = [f"{LOOKUP}.abi3.so"] if shutil.which("cc") else []
+    assert sorted(names) == sorted([*python_files(), "dawnchorus/py.typed", f"{LOOKUP}.pyi", *compiled])
+
+
+def test_without_a_compiler_the_package_is_built_all_the_same(tmp_path: Path) -> None:
+    copy_project(tmp_path / "project")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(tmp_path), "."]
+    environment = os.environ | {"CC": "/nonexistent/cc"}
+    built = subprocess.run(
+        command, cwd=tmp_path / "project", env=environment, capture_output=True, text=True, check=False
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as archive:
+        assert f"{LOOKUP}.abi3.so" not in archive.namelist()
+        assert f"{LOOKUP}.pyi" in archive.namelist()
 
 
 @pytest.fixture(scope="module")

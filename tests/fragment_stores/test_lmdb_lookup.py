@@ -1,0 +1,204 @@
+"""Lookups by the compiled part: what LMDB itself says, or no answer; and never the end of the process."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Generator, Sequence
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from dawnchorus.fragment_stores import lmdb_snapshot
+from dawnchorus.fragment_stores.lmdb_databases import IMAGES, Databases, open_databases
+from dawnchorus.fragment_stores.lmdb_lookup import LOOK_UP_MIN, look_up
+from dawnchorus.fragment_stores.lmdb_store import LMDBStore
+from dawnchorus.wire.errors import InvalidRequestError
+from tests.fragment_stores.conformance import IDENTITY, put
+
+pytestmark = pytest.mark.skipif(
+    look_up is None and not shutil.which("cc"), reason="there is no C compiler here, so there is no compiled part"
+)
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Generator[lmdb.Environment]:
+    """An environment as the store opens it, without its syncs."""
+    environment = lmdb.open(str(tmp_path / "shard"), map_size=1 << 32, max_dbs=4, sync=False)
+    yield environment
+    environment.close()
+
+
+def found(
+    transaction: lmdb.Transaction[memoryview], databases: Databases, keys: Sequence[bytes]
+) -> list[bytes | memoryview] | None:
+    """Look up by the compiled part."""
+    assert look_up is not None
+    record = transaction.get(IMAGES, db=databases.main)
+    assert record is not None
+    return look_up(record, databases.page_bytes, list(keys))
+
+
+def test_the_compiled_part_was_built() -> None:
+    assert look_up is not None
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_finds_what_lmdb_finds(environment: lmdb.Environment, seed: int) -> None:
+    """In trees that grow and shrink; keys of every length, values on leaves and on pages of their own."""
+    source = random.Random(seed)
+    databases = open_databases(environment, create=True)
+    key_bytes_max = source.choice([2, 9, 40, 511])
+    value_bytes_max = source.choice([0, 30, 1_100, 9_000])
+    there: set[bytes] = set()
+    depths: set[int] = set()
+    for size in source.choice([[1, 40, 3], [2_000, 10, 4_000], [6_000, 5_990, 12]]):
+        with environment.begin(databases.images, write=True) as transaction:
+            while len(there) < size:
+                key = source.randbytes(source.randrange(1, key_bytes_max + 1))
+                if transaction.put(key, source.randbytes(source.randrange(value_bytes_max + 1))):
+                    there.add(key)
+                if key_bytes_max == 2 and len(there) > 3_000:
+                    break  # there are not so many keys
+            for key in source.sample(sorted(there), max(0, len(there) - size)):
+                transaction.delete(key)
+                there.remove(key)
+        absent = [source.randbytes(source.randrange(1, 600)) for _ in range(50)]
+        keys = [
+            *there,
+            *[key[:-1] + b"\0" for key in there if len(key) > 1],
+            *absent,
+            *source.choices(sorted(there), k=9),
+        ]
+        source.shuffle(keys)
+        with environment.begin(databases.images, buffers=True) as transaction:
+            depths.add(transaction.stat(databases.images)["depth"])
+            images = found(transaction, databases, keys)
+            assert images is not None, "LMDB had to be asked"
+            assert list(map(bytes, images)) == [bytes(transaction.get(key, b"")) for key in keys]
+    assert depths
+
+
+def test_finds_nothing_in_an_empty_tree(environment: lmdb.Environment) -> None:
+    databases = open_databases(environment, create=True)
+    with environment.begin(databases.images, buffers=True) as transaction:
+        assert found(transaction, databases, [b"a", b"b"]) == [b"", b""]
+        assert found(transaction, databases, []) == []
+
+
+def test_a_snapshot_stays_as_it_is_while_others_write(environment: lmdb.Environment) -> None:
+    databases = open_databases(environment, create=True)
+    keys = [b"agent-%d" % number for number in range(3_000)]
+
+    def write_all(value: bytes) -> None:
+        with environment.begin(databases.images, write=True) as writing:
+            for key in keys:
+                writing.put(key, value + key)
+
+    write_all(b"first")
+    with environment.begin(databases.images, buffers=True) as transaction:
+        before = found(transaction, databases, keys)
+        for _ in range(5):
+            write_all(b"later" * 500)
+        assert before is not None
+        assert list(map(bytes, before)) == [b"first" + key for key in keys]
+        again = found(transaction, databases, keys)
+        assert again is not None
+        assert list(map(bytes, again)) == [b"first" + key for key in keys]
+    with environment.begin(databases.images, buffers=True) as transaction:
+        after = found(transaction, databases, keys)
+        assert after is not None
+        assert list(map(bytes, after)) == [b"later" * 500 + key for key in keys]
+
+
+def test_what_is_no_database_has_no_answer(environment: lmdb.Environment) -> None:
+    assert look_up is not None
+    databases = open_databases(environment, create=True)
+    with environment.begin(databases.main, buffers=True) as transaction:
+        record = transaction.get(IMAGES)
+        assert record is not None
+        for page_bytes in [0, -1, 1, 511, 1_000, 2 * databases.page_bytes, 1 << 17]:
+            assert look_up(record, page_bytes, [b"a"]) is None
+        assert look_up(record[:-1], databases.page_bytes, [b"a"]) is None
+        assert look_up(record, databases.page_bytes, [b"a", b""]) is None
+        with pytest.raises(TypeError):
+            look_up(record, databases.page_bytes, ["a"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+    for source in map(random.Random, range(200)):
+        assert look_up(memoryview(source.randbytes(48)), databases.page_bytes, [b"a"]) is None
+
+
+def test_a_store_answers_alike_with_and_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LMDBStore(tmp_path / "shard", IDENTITY, create=True)
+    store.begin_generation(1)
+    agents = [b"agent-%d" % number for number in range(500)]
+    store.commit([put(agent, b"%d" % number * 300) for number, agent in enumerate(agents[::2])], 1_000)
+    asked = [*agents, b"x" * 256]
+    with store.snapshot() as snapshot:
+        compiled = list(map(bytes, snapshot.images(asked)))
+    monkeypatch.setattr(lmdb_snapshot, "look_up", None)
+    with store.snapshot() as snapshot:
+        assert list(map(bytes, snapshot.images(asked))) == compiled
+    assert [bool(image) for image in compiled] == [True, False] * 250 + [False]
+    store.close()
+
+
+@pytest.mark.parametrize("agents", [1, LOOK_UP_MIN])
+def test_an_empty_id_is_refused_among_few_and_many(tmp_path: Path, agents: int) -> None:
+    store = LMDBStore(tmp_path / "shard", IDENTITY, create=True)
+    with store.snapshot() as snapshot, pytest.raises(InvalidRequestError):
+        snapshot.images([*[b"agent"] * agents, b""])
+    store.close()
+
+
+# Damages the file below an open environment, thousands of times, looks everything up, and mends it. LMDB itself is not
+# asked meanwhile. Arguments: folder, seed.
+DAMAGING = """
+    import os, random, sys
+    import lmdb
+    from dawnchorus.fragment_stores.lmdb_databases import IMAGES, open_databases
+    from dawnchorus.fragment_stores.lmdb_lookup import look_up
+
+    folder, seed = sys.argv[1:]
+    source = random.Random(seed)
+    environment = lmdb.open(folder, map_size=1 << 30, max_dbs=4, sync=False)
+    databases = open_databases(environment, create=True)
+    keys = [b"agent-%d" % number for number in range(700)]
+    with environment.begin(databases.images, write=True) as transaction:
+        for key in keys:
+            transaction.put(key, source.randbytes(source.choice([0, 40, 1_100, 2_600, 9_000])))
+    environment.sync(True)
+    page_bytes = databases.page_bytes
+    file = os.open(os.path.join(folder, "data.mdb"), os.O_RDWR)
+    pages = os.fstat(file).st_size // page_bytes
+    answers = {True: 0, False: 0}
+    with environment.begin(databases.images, buffers=True) as transaction:
+        record = transaction.get(IMAGES, db=databases.main)
+        whole = list(map(bytes, look_up(record, page_bytes, keys)))
+        for _ in range(4_000):
+            # A page's header and its first offsets more often than the rest; the home pages too.
+            place = source.randrange(pages) * page_bytes
+            place += source.choice([source.randrange(16), source.randrange(64), source.randrange(page_bytes)])
+            before = os.pread(file, source.choice([1, 2, 8]), place)
+            damaged = source.choice([bytes(len(before)), b"\\xff" * len(before), source.randbytes(len(before))])
+            os.pwrite(file, damaged, place)
+            found = look_up(record, page_bytes, keys)
+            answers[found is None] += 1
+            if found is not None:
+                sum(map(len, map(bytes, found)))
+            os.pwrite(file, before, place)
+        assert list(map(bytes, look_up(record, page_bytes, keys))) == whole
+    print(answers[True], answers[False])
+"""
+
+
+def test_damage_is_met_with_no_answer_and_not_with_the_end_of_the_process(tmp_path: Path) -> None:
+    seed = random.randrange(1 << 32)
+    command = [sys.executable, "-c", textwrap.dedent(DAMAGING), str(tmp_path), str(seed)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, f"seed {seed}: {ended.stderr}"
+    unanswered, answered = map(int, ended.stdout.split())
+    assert unanswered > 100 and answered > 100, f"seed {seed}"
