@@ -227,9 +227,11 @@ class Fetching:
             self._gather.handle_images(parts, images, complete)
             for section in images.sections:
                 if section.status == SectionStatus.OK:
-                    store = parts[section.index].store
-                    self._context.note_clock(store, images.now_ms)
-                    self._sizes.note(self.plan.routes.stores[store].name, len(section.sizes), sum(section.sizes))
+                    part = parts[section.index]
+                    self._context.note_clock(part.store, images.now_ms)
+                    self._sizes.note(
+                        self.plan.routes.stores[part.store].name, len(section.sizes), part.pieces[-1].images_bytes
+                    )
         finally:
             self._hand_over(complete)
 

@@ -48,29 +48,31 @@ class Gather:
             ProtocolError: the body is not of the images' size; or a section answers nothing that was asked, or not in
             order: those before it have been taken in.
         """
-        total = sum([sum(section.sizes) for section in images.sections if section.status == SectionStatus.OK])
-        if total != len(images.body):
-            raise ProtocolError(f"images of {total} bytes in a body of {len(images.body)}")
-        base = 0
+        places: list[list[int]] = []
+        end = 0
         for section in images.sections:
+            offsets = list(accumulate(section.sizes if section.status == SectionStatus.OK else (), initial=end))
+            places.append(offsets)
+            end = offsets[-1]
+        if end != len(images.body):
+            raise ProtocolError(f"images of {end} bytes in a body of {len(images.body)}")
+        for section, offsets in zip(images.sections, places, strict=True):
             if section.index >= len(parts):
                 raise ProtocolError(f"section {section.index} of {len(parts)}")
             part = parts[section.index]
             if section.status != SectionStatus.OK:
                 group = self.handle_failure(part, _OUTCOMES.get(section.status, Outcome.FAULT))
             else:
-                group = self._take_in(part, section, images.body, base)
-                base = part.pieces[-1].offsets[-1]
+                group = self._take_in(part, section, images.body, offsets)
             if group is not None:
                 complete.append(group)
 
-    def _take_in(self, part: Part, section: ImageSection, body: memoryview, base: int) -> Group | None:
+    def _take_in(self, part: Part, section: ImageSection, body: memoryview, offsets: list[int]) -> Group | None:
         sizes = section.sizes
         stop = part.received + len(sizes)
         if section.offset != part.received or stop > part.agents or not sizes:
             came = f"{part.received} of {part.agents} were there"
             raise ProtocolError(f"{len(sizes)} images from {section.offset}, {came}")
-        offsets = list(accumulate(sizes, initial=base))
         # No router of this version names versions that it knows.
         if UNCHANGED in sizes:
             raise ProtocolError("an image is said to be unchanged, and none is known here")

@@ -36,6 +36,11 @@ class Piece(NamedTuple):
     offsets: list[int]
     body: memoryview
 
+    @property
+    def images_bytes(self) -> int:
+        """The bytes of all of them."""
+        return self.offsets[-1] - self.offsets[0]
+
 
 class Part:
     """What is asked of one store for one group: its agents, at one shard of one node."""
