@@ -230,7 +230,7 @@ class Fetching:
                     part = parts[section.index]
                     self._context.note_clock(part.store, images.now_ms)
                     self._sizes.note(
-                        self.plan.routes.stores[part.store].name, len(section.sizes), part.pieces[-1].images_bytes
+                        self.plan.routes.stores[part.store].name, len(section.sizes), len(part.pieces[-1].body)
                     )
         finally:
             self._hand_over(complete)

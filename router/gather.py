@@ -7,7 +7,6 @@ met at any moment with what is there. A group is complete when every store has a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import Final
 
 from ..wire.errors import ProtocolError
@@ -48,26 +47,23 @@ class Gather:
             ProtocolError: the body is not of the images' size; or a section answers nothing that was asked, or not in
             order: those before it have been taken in.
         """
-        places: list[list[int]] = []
-        end = 0
-        for section in images.sections:
-            offsets = list(accumulate(section.sizes if section.status == SectionStatus.OK else (), initial=end))
-            places.append(offsets)
-            end = offsets[-1]
-        if end != len(images.body):
-            raise ProtocolError(f"images of {end} bytes in a body of {len(images.body)}")
-        for section, offsets in zip(images.sections, places, strict=True):
+        lengths = [sum(section.sizes) if section.status == SectionStatus.OK else 0 for section in images.sections]
+        if sum(lengths) != len(images.body):
+            raise ProtocolError(f"images of {sum(lengths)} bytes in a body of {len(images.body)}")
+        begin = 0
+        for section, length in zip(images.sections, lengths, strict=True):
             if section.index >= len(parts):
                 raise ProtocolError(f"section {section.index} of {len(parts)}")
             part = parts[section.index]
             if section.status != SectionStatus.OK:
                 group = self.handle_failure(part, _OUTCOMES.get(section.status, Outcome.FAULT))
             else:
-                group = self._take_in(part, section, images.body, offsets)
+                group = self._take_in(part, section, images.body[begin : begin + length])
+                begin += length
             if group is not None:
                 complete.append(group)
 
-    def _take_in(self, part: Part, section: ImageSection, body: memoryview, offsets: list[int]) -> Group | None:
+    def _take_in(self, part: Part, section: ImageSection, body: memoryview) -> Group | None:
         sizes = section.sizes
         stop = part.received + len(sizes)
         if section.offset != part.received or stop > part.agents or not sizes:
@@ -76,7 +72,7 @@ class Gather:
         # No router of this version names versions that it knows.
         if UNCHANGED in sizes:
             raise ProtocolError("an image is said to be unchanged, and none is known here")
-        part.pieces.append(Piece(part.received, stop, offsets, body))
+        part.pieces.append(Piece(part.received, sizes, body))
         part.version = min(part.version, section.version) if part.received else section.version
         part.received = stop
         return self._settle(part) if part.whole else None

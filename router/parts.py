@@ -8,7 +8,7 @@ host keeps of an agent keeps no reply alive.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from ..wire.image import HEADER_BYTES
@@ -24,22 +24,29 @@ class Owner(NamedTuple):
     epoch: int
 
 
-class Piece(NamedTuple):
+class Piece:
     """Images that came in one message: those of a part's agents `start` to `stop` - 1.
 
     The image of agent i is `body[offsets[i - start] : offsets[i - start + 1]]`, empty where it has none. `body` is a
     view into the reply, which it keeps alive.
     """
 
-    start: int
-    stop: int
-    offsets: list[int]
-    body: memoryview
+    __slots__ = ("_offsets", "_sizes", "body", "start", "stop")
+
+    def __init__(self, start: int, sizes: list[int], body: memoryview) -> None:
+        self.start = start
+        self.stop = start + len(sizes)
+        self.body = body
+        self._sizes = sizes
+        self._offsets: list[int] = []
 
     @property
-    def images_bytes(self) -> int:
-        """The bytes of all of them."""
-        return self.offsets[-1] - self.offsets[0]
+    def offsets(self) -> list[int]:
+        """Where each image begins in the body, and where the last one ends; 30 ns an image at the first look."""
+        if not self._offsets:
+            self._offsets = list(accumulate(self._sizes, initial=0))
+            self._sizes = []
+        return self._offsets
 
 
 class Part:
