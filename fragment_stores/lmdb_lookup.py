@@ -5,19 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
-__all__ = ["LOOK_UP_MIN", "LookUp", "look_up"]
+__all__ = ["FIND_MIN", "Batch", "find", "join", "join_views"]
 
-LookUp: TypeAlias = Callable[[memoryview, int, list[bytes]], list[bytes | memoryview] | None]
+Batch: TypeAlias = "bytes | list[bytes | memoryview]"
+"""Values: their places, as `find` returned them, or themselves. Both are valid until their transaction ends."""
 
-LOOK_UP_MIN: Final = 16
+FIND_MIN: Final = 16
 """Fewer keys are looked up one by one: finding the map costs as much as three of them."""
 
-look_up: LookUp | None
-"""`_lmdb_lookup.look_up`; None where the package was installed without a C compiler."""
+find: Callable[[memoryview, int, list[bytes]], tuple[list[int], bytes] | None] | None
+"""`_lmdb_lookup.find`; None where the package was installed without a C compiler."""
+
+join: Callable[[bytes, list[Batch]], bytes]
+"""`_lmdb_lookup.join`; without it there are no places, and bytes.join does the same."""
+
+
+def join_views(head: bytes, batches: list[Batch]) -> bytes:
+    """Return the head and, one after another, the values of batches that are lists."""
+    parts: list[bytes | memoryview] = [head]
+    for batch in batches:
+        assert isinstance(batch, list), "places are `find`'s, which is not there"
+        parts += batch
+    return b"".join(parts)
+
 
 try:
     from . import _lmdb_lookup
 except ImportError:
-    look_up = None
+    find, join = None, join_views
 else:
-    look_up = _lmdb_lookup.look_up
+    find, join = _lmdb_lookup.find, _lmdb_lookup.join

@@ -13,9 +13,10 @@ import msgspec
 
 from ..wire.errors import InvalidRequestError, LogTrimmed
 from ..wire.limits import AGENT_ID_BYTES_MAX
+from .found_images import FoundImages
 from .lmdb_databases import IMAGES, Databases
 from .lmdb_errors import FAILURES, translate
-from .lmdb_lookup import LOOK_UP_MIN, look_up
+from .lmdb_lookup import FIND_MIN, find
 from .protocol import LogRow
 
 __all__ = ["LMDBSnapshot", "row_decoder"]
@@ -43,22 +44,25 @@ class LMDBSnapshot:
         self.version = version
 
     def images(self, agents: Sequence[bytes]) -> list[bytes | memoryview]:
-        """Return the image of each agent, empty where there is none; 0.4 us each for many, up to 1 us for a few."""
+        """Return the image of each agent, empty where there is none; 0.3 to 1 us each when warm."""
         try:
-            if len(agents) >= LOOK_UP_MIN and (images := self._look_up(list(agents))) is not None:
-                return images
             return list(map(self._transaction.get, agents, repeat(b"")))
         except lmdb.BadValsizeError as error:
             raise InvalidRequestError("an agent id is empty") from error
         except lmdb.Error as error:
             raise translate(error, self._path) from error
 
-    def _look_up(self, agents: list[bytes]) -> list[bytes | memoryview] | None:
-        """Look them all up at once; None where that cannot be done, and LMDB has to be asked for each."""
-        record = self._transaction.get(IMAGES, db=self._databases.main)
-        if look_up is None or record is None:
-            return None
-        return look_up(record, self._databases.page_bytes, agents)
+    def find(self, agents: Sequence[bytes]) -> FoundImages:
+        """Find the image of each agent; 0.3 us each for many, as `images` for a few."""
+        if find is not None and len(agents) >= FIND_MIN:
+            try:
+                record = self._transaction.get(IMAGES, db=self._databases.main)
+            except lmdb.Error as error:
+                raise translate(error, self._path) from error
+            found = None if record is None else find(record, self._databases.page_bytes, list(agents))
+            if found is not None:
+                return FoundImages(*found)
+        return FoundImages.of(self.images(agents))
 
     def agents_after(self, position: bytes, agents_max: int) -> list[bytes]:
         """Return ids in byte order, those greater than `position`, at most `agents_max`."""

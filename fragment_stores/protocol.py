@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol, Self
 import msgspec
 
 from ..wire.messages import Refusal, Write
+from .found_images import FoundImages
 
 __all__ = ["NO_TURN", "CopiedShard", "FragmentStore", "LogRow", "ShardIdentity", "Snapshot", "StoreStatistics"]
 
@@ -63,7 +64,7 @@ class CopiedShard(NamedTuple):
 
 
 class Snapshot(Protocol):
-    """One moment of a shard. Images are views that end with it: encode or copy them before."""
+    """One moment of a shard. Images lie where they are until it ends: encode or copy them before."""
 
     @property
     def version(self) -> int:
@@ -76,6 +77,14 @@ class Snapshot(Protocol):
         Raises:
             InvalidRequestError: an id is empty. One that is too long has no image.
             StoreDamaged: the data cannot be trusted.
+        """
+        ...
+
+    def find(self, agents: Sequence[bytes]) -> FoundImages:
+        """Find the image of each agent, to be joined into a frame.
+
+        Raises:
+            InvalidRequestError, StoreDamaged: as `images`.
         """
         ...
 

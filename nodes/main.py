@@ -26,7 +26,7 @@ import orjson
 import setproctitle
 import uvloop
 
-from ..fragment_stores.lmdb_lookup import look_up
+from ..fragment_stores.lmdb_lookup import find
 from ..wire.control_store import FileControlStore, establish_placement, take_generation
 from ..wire.errors import ConfigurationError, DawnchorusError
 from ..wire.limits import IPC_PATH_BYTES_MAX
@@ -102,7 +102,7 @@ async def _serve(topology: Topology, name: str, crashes: CrashRecord, *, until_s
         ipc = _ipc_endpoint(placement, name) if topology.ipc else ""
         node = FragmentNode(topology, placement, name, shards, ipc=ipc)
         node.start()
-        if look_up is None:
+        if find is None:
             _log.warning("images are looked up one by one: this package was installed without a C compiler")
         try:
             _announce(topology, placement, name, len(shards))

@@ -1,9 +1,9 @@
 """The read path: images from the memory map into the reply.
 
-Runs in the node's event loop. No image is decoded, but where a fetch asks for some of a store's kinds only. What is
-copied into the frame are views into the map; they are valid while their snapshot is open, so the frame is made before
-it ends. A fetch is answered a frame at a time (`Read.next_frame`), each of about FRAME_BYTES_TARGET, so that other
-peers' requests get their turn in between.
+Runs in the node's event loop. No image is decoded, but where a fetch asks for some of a store's kinds only. Images are
+copied into the frame from where they lie in the map; that is valid while their snapshot is open, so the frame is made
+before it ends. A fetch is answered a frame at a time (`Read.next_frame`), each of about FRAME_BYTES_TARGET, so that
+other peers' requests get their turn in between.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from itertools import accumulate
 from typing import Final
 
+from ..fragment_stores.found_images import FoundImages, join_images
 from ..fragment_stores.protocol import Snapshot
 from ..wire.errors import InvalidRequestError, ProtocolError, StoreError
 from ..wire.image import select_kinds, version_of
 from ..wire.limits import FRAME_BYTES_TARGET, REQUEST_AGENTS_MAX, SECTIONS_MAX
-from ..wire.messages import UNCHANGED, Fetch, FetchSection, ImageSection, SectionStatus, encode_images
+from ..wire.messages import UNCHANGED, Fetch, FetchSection, ImageSection, SectionStatus, encode_images_head
 from .shards import OwnedShard
 
 __all__ = ["Read", "require_served"]
@@ -68,8 +69,8 @@ class Read:
             InvalidRequestError: an agent id is outside the limits.
         """
         sections: list[ImageSection] = []
-        body: list[bytes | memoryview] = []
-        body_bytes = 0
+        found: list[FoundImages] = []
+        found_bytes = 0
         # One for each shard, however many sections of it a peer sends: an environment has 512 readers' slots.
         snapshots: dict[tuple[str, int], Snapshot] = {}
         room_bytes, room_agents = FRAME_BYTES_TARGET, _TURN_AGENTS_MAX
@@ -77,16 +78,16 @@ class Read:
         try:
             while self._section < len(requested) and room_bytes > 0 and room_agents > 0:
                 section = requested[self._section]
-                images, sizes, status, version = self._read_section(section, snapshots, room_agents)
-                taken, taken_bytes = _fitting(sizes, room_bytes, first=not sections)
-                if taken < len(images):
+                images, status, version = self._read_section(section, snapshots, room_agents)
+                taken, taken_bytes = _fitting(images.sizes, room_bytes, first=not sections)
+                if taken < len(images.sizes):
                     if not taken:
                         break
-                    del images[taken:], sizes[taken:]
-                # The views in `body` belong to snapshots that stay open until the frame is made.
-                body += images
-                body_bytes += taken_bytes
-                sections.append(ImageSection(self._section, self._offset, status, version, sizes))
+                    images.cut(taken)
+                # What is in `found` belongs to snapshots that stay open until the frame is made.
+                found.append(images)
+                found_bytes += taken_bytes
+                sections.append(ImageSection(self._section, self._offset, status, version, images.sizes))
                 room_bytes -= taken_bytes
                 room_agents -= taken
                 self._offset += taken
@@ -95,37 +96,41 @@ class Read:
                     self._offset = 0
             last = self._section >= len(requested)
             self.agents_read += _TURN_AGENTS_MAX - room_agents
-            return encode_images(self._fetch.request, now_ms, sections, last, body, body_bytes), last
+            head = encode_images_head(self._fetch.request, now_ms, sections, last, found_bytes)
+            return join_images(head, found), last
         finally:
             for snapshot in snapshots.values():
                 snapshot.close()
 
     def _read_section(
         self, section: FetchSection, snapshots: dict[tuple[str, int], Snapshot], agents_max: int
-    ) -> tuple[list[bytes | memoryview], list[int], SectionStatus, int]:
-        """Return images, their sizes as the reply says them, the section's status and the shard's version."""
+    ) -> tuple[FoundImages, SectionStatus, int]:
+        """Return images with their sizes as the reply says them, the section's status and the shard's version."""
         key = section.store, section.shard
         shard = self._shards.get(key)
         status = require_served(shard, section.epoch)
         if shard is None or shard.fragments is None or status != SectionStatus.OK:
-            return [], [], status, 0
+            return FoundImages.of([]), status, 0
         start, end = self._offset, self._offset + agents_max
         agents = section.agents if len(section.agents) <= agents_max and not start else section.agents[start:end]
         try:
             snapshot = snapshots.get(key)
             if snapshot is None:
                 snapshot = snapshots[key] = shard.fragments.snapshot()
+            kinds = None if self._kinds is None or shard.kinds <= self._kinds else self._kinds
+            if kinds is None and section.known is None:
+                return snapshot.find(agents), SectionStatus.OK, snapshot.version
             images = snapshot.images(agents)
         except StoreError as error:
-            return [], [], shard.note(error), 0
-        if self._kinds is not None and not shard.kinds <= self._kinds:
-            images = [_select(image, self._kinds) for image in images]
-        sizes = list(map(len, images))
+            return FoundImages.of([]), shard.note(error), 0
+        if kinds is not None:
+            images = [_select(image, kinds) for image in images]
+        found = FoundImages.of(images)
         if section.known is not None:
             for index, known in enumerate(section.known[start : start + len(images)]):
-                if known and sizes[index] and version_of(images[index]) == known:
-                    images[index], sizes[index] = _NOTHING, UNCHANGED
-        return images, sizes, SectionStatus.OK, snapshot.version
+                if known and found.sizes[index] and version_of(images[index]) == known:
+                    images[index], found.sizes[index] = _NOTHING, UNCHANGED
+        return found, SectionStatus.OK, snapshot.version
 
 
 def require_served(shard: OwnedShard | None, epoch: int) -> SectionStatus:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from dawnchorus.fragment_stores.found_images import FoundImages, join_images
 from dawnchorus.wire.image import Fragment, decode_image, encode_image
 from dawnchorus.wire.messages import (
     Fetch,
@@ -14,7 +15,7 @@ from dawnchorus.wire.messages import (
     decode_reply,
     decode_request,
     encode,
-    encode_images,
+    encode_images_head,
 )
 
 Timed = Callable[..., Any]
@@ -56,12 +57,17 @@ def test_encode_a_fetch_of_one_agent(benchmark: Timed, agents: list[bytes]) -> N
 
 
 def test_encode_images_of_a_frame(benchmark: Timed, section: ImageSection, bodies: list[bytes | memoryview]) -> None:
-    frame: bytes = benchmark(encode_images, 7, NOW_MS, [section], True, bodies, sum(map(len, bodies)))
-    assert frame.endswith(b"".join(bodies))
+    found = [FoundImages.of(bodies)]
+
+    def frame_images() -> bytes:
+        return join_images(encode_images_head(7, NOW_MS, [section], True, sum(section.sizes)), found)
+
+    assert benchmark(frame_images).endswith(b"".join(bodies))
 
 
 def test_decode_images_of_a_frame(benchmark: Timed, section: ImageSection, bodies: list[bytes | memoryview]) -> None:
-    images: Images = benchmark(decode_reply, encode_images(7, NOW_MS, [section], True, bodies, sum(map(len, bodies))))
+    frame = encode_images_head(7, NOW_MS, [section], True, sum(section.sizes)) + b"".join(bodies)
+    images: Images = benchmark(decode_reply, frame)
     assert images.sections == [section] and bytes(images.body) == b"".join(bodies)
 
 

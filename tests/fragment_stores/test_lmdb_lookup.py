@@ -8,20 +8,22 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Generator, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import lmdb
 import pytest
 
-from dawnchorus.fragment_stores import lmdb_snapshot
+from dawnchorus.fragment_stores import found_images, lmdb_lookup, lmdb_snapshot
+from dawnchorus.fragment_stores.found_images import join_images
 from dawnchorus.fragment_stores.lmdb_databases import IMAGES, Databases, open_databases
-from dawnchorus.fragment_stores.lmdb_lookup import LOOK_UP_MIN, look_up
+from dawnchorus.fragment_stores.lmdb_lookup import FIND_MIN, find, join
 from dawnchorus.fragment_stores.lmdb_store import LMDBStore
 from dawnchorus.wire.errors import InvalidRequestError
 from tests.fragment_stores.conformance import IDENTITY, put
 
 pytestmark = pytest.mark.skipif(
-    look_up is None and not shutil.which("cc"), reason="there is no C compiler here, so there is no compiled part"
+    find is None and not shutil.which("cc"), reason="there is no C compiler here, so there is no compiled part"
 )
 
 
@@ -33,18 +35,26 @@ def environment(tmp_path: Path) -> Generator[lmdb.Environment]:
     environment.close()
 
 
-def found(
-    transaction: lmdb.Transaction[memoryview], databases: Databases, keys: Sequence[bytes]
-) -> list[bytes | memoryview] | None:
+def found(transaction: lmdb.Transaction[memoryview], databases: Databases, keys: Sequence[bytes]) -> list[bytes] | None:
     """Look up by the compiled part."""
-    assert look_up is not None
+    assert find is not None
     record = transaction.get(IMAGES, db=databases.main)
     assert record is not None
-    return look_up(record, databases.page_bytes, list(keys))
+    answer = find(record, databases.page_bytes, list(keys))
+    return None if answer is None else cut(*answer)
+
+
+def cut(sizes: list[int], places: bytes) -> list[bytes]:
+    """The values at these places."""
+    joined = join(b"head", [places])
+    assert joined.startswith(b"head")
+    ends = list(accumulate(sizes, initial=4))
+    assert ends[-1] == len(joined)
+    return [joined[start:end] for start, end in pairwise(ends)]
 
 
 def test_the_compiled_part_was_built() -> None:
-    assert look_up is not None
+    assert find is not None
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -79,7 +89,7 @@ def test_finds_what_lmdb_finds(environment: lmdb.Environment, seed: int) -> None
             depths.add(transaction.stat(databases.images)["depth"])
             images = found(transaction, databases, keys)
             assert images is not None, "LMDB had to be asked"
-            assert list(map(bytes, images)) == [bytes(transaction.get(key, b"")) for key in keys]
+            assert images == [bytes(transaction.get(key, b"")) for key in keys]
     assert depths
 
 
@@ -101,34 +111,32 @@ def test_a_snapshot_stays_as_it_is_while_others_write(environment: lmdb.Environm
 
     write_all(b"first")
     with environment.begin(databases.images, buffers=True) as transaction:
-        before = found(transaction, databases, keys)
+        record = transaction.get(IMAGES, db=databases.main)
+        assert find is not None and record is not None
+        before = find(record, databases.page_bytes, keys)
         for _ in range(5):
             write_all(b"later" * 500)
         assert before is not None
-        assert list(map(bytes, before)) == [b"first" + key for key in keys]
-        again = found(transaction, databases, keys)
-        assert again is not None
-        assert list(map(bytes, again)) == [b"first" + key for key in keys]
+        assert cut(*before) == [b"first" + key for key in keys]
+        assert found(transaction, databases, keys) == [b"first" + key for key in keys]
     with environment.begin(databases.images, buffers=True) as transaction:
-        after = found(transaction, databases, keys)
-        assert after is not None
-        assert list(map(bytes, after)) == [b"later" * 500 + key for key in keys]
+        assert found(transaction, databases, keys) == [b"later" * 500 + key for key in keys]
 
 
 def test_what_is_no_database_has_no_answer(environment: lmdb.Environment) -> None:
-    assert look_up is not None
+    assert find is not None
     databases = open_databases(environment, create=True)
     with environment.begin(databases.main, buffers=True) as transaction:
         record = transaction.get(IMAGES)
         assert record is not None
         for page_bytes in [0, -1, 1, 511, 1_000, 2 * databases.page_bytes, 1 << 17]:
-            assert look_up(record, page_bytes, [b"a"]) is None
-        assert look_up(record[:-1], databases.page_bytes, [b"a"]) is None
-        assert look_up(record, databases.page_bytes, [b"a", b""]) is None
+            assert find(record, page_bytes, [b"a"]) is None
+        assert find(record[:-1], databases.page_bytes, [b"a"]) is None
+        assert find(record, databases.page_bytes, [b"a", b""]) is None
         with pytest.raises(TypeError):
-            look_up(record, databases.page_bytes, ["a"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+            find(record, databases.page_bytes, ["a"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     for source in map(random.Random, range(200)):
-        assert look_up(memoryview(source.randbytes(48)), databases.page_bytes, [b"a"]) is None
+        assert find(memoryview(source.randbytes(48)), databases.page_bytes, [b"a"]) is None
 
 
 def test_a_store_answers_alike_with_and_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,19 +146,27 @@ def test_a_store_answers_alike_with_and_without(tmp_path: Path, monkeypatch: pyt
     store.commit([put(agent, b"%d" % number * 300) for number, agent in enumerate(agents[::2])], 1_000)
     asked = [*agents, b"x" * 256]
     with store.snapshot() as snapshot:
-        compiled = list(map(bytes, snapshot.images(asked)))
-    monkeypatch.setattr(lmdb_snapshot, "look_up", None)
+        images = list(map(bytes, snapshot.images(asked)))
+        found = [snapshot.find(asked), snapshot.find(asked[:3]), snapshot.find(asked[7:])]
+        found[2].cut(100)
+        assert [len(some.sizes) for some in found] == [501, 3, 100]
+        compiled = join_images(b"head", found)
+    assert compiled == b"".join([b"head", *images, *images[:3], *images[7:107]])
+    assert [bool(image) for image in images] == [True, False] * 250 + [False]
+    monkeypatch.setattr(lmdb_snapshot, "find", None)
+    monkeypatch.setattr(found_images, "join", lmdb_lookup.join_views)
     with store.snapshot() as snapshot:
-        assert list(map(bytes, snapshot.images(asked))) == compiled
-    assert [bool(image) for image in compiled] == [True, False] * 250 + [False]
+        found = [snapshot.find(asked), snapshot.find(asked[:3]), snapshot.find(asked[7:])]
+        found[2].cut(100)
+        assert join_images(b"head", found) == compiled
     store.close()
 
 
-@pytest.mark.parametrize("agents", [1, LOOK_UP_MIN])
+@pytest.mark.parametrize("agents", [1, FIND_MIN])
 def test_an_empty_id_is_refused_among_few_and_many(tmp_path: Path, agents: int) -> None:
     store = LMDBStore(tmp_path / "shard", IDENTITY, create=True)
     with store.snapshot() as snapshot, pytest.raises(InvalidRequestError):
-        snapshot.images([*[b"agent"] * agents, b""])
+        snapshot.find([*[b"agent"] * agents, b""])
     store.close()
 
 
@@ -160,7 +176,7 @@ DAMAGING = """
     import os, random, sys
     import lmdb
     from dawnchorus.fragment_stores.lmdb_databases import IMAGES, open_databases
-    from dawnchorus.fragment_stores.lmdb_lookup import look_up
+    from dawnchorus.fragment_stores.lmdb_lookup import find, join
 
     folder, seed = sys.argv[1:]
     source = random.Random(seed)
@@ -177,7 +193,7 @@ DAMAGING = """
     answers = {True: 0, False: 0}
     with environment.begin(databases.images, buffers=True) as transaction:
         record = transaction.get(IMAGES, db=databases.main)
-        whole = list(map(bytes, look_up(record, page_bytes, keys)))
+        whole = join(b"", [find(record, page_bytes, keys)[1]])
         for _ in range(4_000):
             # A page's header and its first offsets more often than the rest; the home pages too.
             place = source.randrange(pages) * page_bytes
@@ -185,12 +201,12 @@ DAMAGING = """
             before = os.pread(file, source.choice([1, 2, 8]), place)
             damaged = source.choice([bytes(len(before)), b"\\xff" * len(before), source.randbytes(len(before))])
             os.pwrite(file, damaged, place)
-            found = look_up(record, page_bytes, keys)
+            found = find(record, page_bytes, keys)
             answers[found is None] += 1
             if found is not None:
-                sum(map(len, map(bytes, found)))
+                assert len(join(b"", [found[1]])) == sum(found[0])
             os.pwrite(file, before, place)
-        assert list(map(bytes, look_up(record, page_bytes, keys))) == whole
+        assert join(b"", [find(record, page_bytes, keys)[1]]) == whole
     print(answers[True], answers[False])
 """
 

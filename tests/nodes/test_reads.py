@@ -248,7 +248,7 @@ class Failing:
         self.open += 1
         return self
 
-    def images(self, _: object) -> list[bytes]:
+    def find(self, _: object) -> list[bytes]:
         raise self.error
 
     def close(self) -> None:

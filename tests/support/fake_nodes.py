@@ -43,7 +43,7 @@ from dawnchorus.wire.messages import (
     Write,
     decode_request,
     encode,
-    encode_images,
+    encode_images_head,
 )
 from dawnchorus.wire.placement import Placement, encode_placement, initial_placement, with_new_generation
 from dawnchorus.wire.sockets import SocketOwner, bind
@@ -119,9 +119,9 @@ def images_frame(
         ImageSection(index, offset, status, version, [len(image or b"") for image in images])
         for index, offset, version, images in sections
     ]
-    body: list[bytes | memoryview] = [image for *_, images in sections for image in images if image]
+    body = b"".join([image for *_, images in sections for image in images if image])
     clock_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
-    return encode_images(request, clock_ms, made, last, body, sum(map(len, body)))
+    return encode_images_head(request, clock_ms, made, last, len(body)) + body
 
 
 class FakeNode:

@@ -44,7 +44,7 @@ from dawnchorus.wire.messages import (
     decode_reply,
     decode_request,
     encode,
-    encode_images,
+    encode_images_head,
     read_request_number,
 )
 
@@ -300,23 +300,20 @@ def test_the_numbers_on_the_wire_never_change() -> None:
 
 
 @given(numbers, numbers, st.lists(st.lists(st.binary(min_size=1, max_size=200), max_size=5), max_size=3), st.booleans())
-def test_images_framed_in_one_copy_are_the_bytes_that_the_encoder_would_make(
+def test_a_head_and_images_are_the_message_that_the_encoder_would_make(
     request_number: int, now_ms: int, images: list[list[bytes]], last: bool
 ) -> None:
     sections = [ImageSection(index, 0, 0, 9, list(map(len, some))) for index, some in enumerate(images)]
-    body = [image for some in images for image in some]
-    views: list[bytes | memoryview] = [memoryview(image) for image in body]
-    frame = encode_images(request_number, now_ms, sections, last, views, sum(map(len, body)))
-    reply = decode_reply(frame)
-    assert reply == Images(request_number, now_ms, sections, last, memoryview(b"".join(body)))
+    body = b"".join([image for some in images for image in some])
+    reply = decode_reply(encode_images_head(request_number, now_ms, sections, last, len(body)) + body)
+    assert reply == Images(request_number, now_ms, sections, last, memoryview(body))
 
 
 def test_images_of_more_than_64_kib_are_framed_whole() -> None:
-    images = [b"a" * 70_000, b"", b"b" * 300]
-    frame = encode_images(1, 2, [ImageSection(0, 0, 0, 9, [70_000, 0, 300])], True, list(images), 70_300)
-    reply = decode_reply(frame)
+    body = b"a" * 70_000 + b"b" * 300
+    reply = decode_reply(encode_images_head(1, 2, [ImageSection(0, 0, 0, 9, [70_000, 0, 300])], True, 70_300) + body)
     assert isinstance(reply, Images)
-    assert reply.body == b"".join(images)
+    assert reply.body == body
 
 
 @pytest.mark.parametrize("sizes", [[-5, 25], [25, -5], [-2], [-(1 << 62), 20]])
@@ -476,7 +473,7 @@ def test_a_decoded_image_body_is_a_view_and_what_else_is_decoded_owns_its_bytes(
     scanned = decode_reply(bytes(frame))
     assert isinstance(scanned, Scanned)
     assert type(scanned.agents[0]) is bytes
-    images = decode_reply(encode_images(1, 2, [ImageSection(0, 0, 0, 1, [2])], True, [b"ab"], 2))
+    images = decode_reply(encode_images_head(1, 2, [ImageSection(0, 0, 0, 1, [2])], True, 2) + b"ab")
     assert isinstance(images, Images)
     assert isinstance(images.body, memoryview)
     assert bytes(images.body) == b"ab"
