@@ -21,7 +21,7 @@ from typing import Final
 
 import psutil
 
-from ..wire.channel import Channel, Sent, receive_parts
+from ..wire.channel import Channel, Sent, receive_routed
 from ..wire.errors import InvalidRequestError, ProtocolError, StoreError
 from ..wire.limits import FRAME_BYTES_MAX, REQUEST_AGENTS_MAX, SECTIONS_MAX
 from ..wire.messages import (
@@ -114,7 +114,7 @@ class FragmentNode:
         housekeeper = Housekeeper(shards.values(), self._clock, self.counters)
         self._writer = Writer(self._loop, shards, self._clock, self._deliver, housekeeper)
         self._backups = Backups(self._loop, shards, placement.cluster_uuid, self._deliver_backup)
-        self._sockets = SocketOwner()
+        self._sockets = SocketOwner(yields=True)
         self._replies = self._sockets.router()
 
     def start(self) -> None:
@@ -130,7 +130,7 @@ class FragmentNode:
         except BaseException:
             self._sockets.close()
             raise
-        self._channel = Channel(self._loop, self._replies, receive_parts, self._handle_messages)
+        self._channel = Channel(self._loop, self._replies, receive_routed, self._handle_messages)
         self._peers = Peers(self._channel, self.counters)
         self._writer.start()
 

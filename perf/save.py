@@ -50,9 +50,6 @@ from .workload import SyntheticAgents, WorkloadError
 
 __all__ = ["SaveOptions", "render_save", "save"]
 
-SINGLES_BLOCK = 100
-"""Single saves and echoes change places after so many: 50 ms, short against most of what disturbs a machine."""
-
 WRITE_BYTES = 100
 """What a save of one fragment has on the wire beside the value, about."""
 
@@ -81,7 +78,7 @@ class SaveOptions(msgspec.Struct, frozen=True, kw_only=True):
     topology: TopologyName = "one-store"
     runs: int = 5
     """alternated; nine or more for numbers that others are shown"""
-    singles: int = 500
+    singles: int = 1000
     """saves one at a time, echoes with a sync, and wakes beside savers and without, in each run"""
     savers: int = 1000
     """tasks that save one agent each; at most half of the agents, the other half is woken meanwhile"""
@@ -184,13 +181,12 @@ class _Contest:
         singles = self.nanoseconds.setdefault("single", [])
         echoes = self.nanoseconds.setdefault("raw_fsync", [])
         await settle()
-        for start in range(0, self._options.singles, SINGLES_BLOCK):
-            block = range(start, min(start + SINGLES_BLOCK, self._options.singles))
-            ids = [self._savers_ids[index % len(self._savers_ids)] for index in block]
-            times, saved = await single_saves(self._cluster, ids, self._fresh)
-            singles += times
-            echoes += await self._peers.echo.run(len(block))
-            await check_shown(self._cluster, saved)
+        ids = [self._savers_ids[index % len(self._savers_ids)] for index in range(self._options.singles)]
+        # All of them, then all echoes, as in a storm: the threads that take turns find their places once a run.
+        times, saved = await single_saves(self._cluster, ids, self._fresh)
+        singles += times
+        echoes += await self._peers.echo.run(len(ids))
+        await check_shown(self._cluster, saved)
 
     async def _concurrent(self) -> None:
         await settle()

