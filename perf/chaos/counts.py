@@ -76,12 +76,10 @@ def latency_of(nanoseconds: Sequence[int]) -> Latency | None:
 class PhaseCounts:
     """Takes in the starts and ends of a phase's wakes, in any order."""
 
-    def __init__(self, deadline_ns: int) -> None:
-        """Every wake's deadline is so long after its actual start."""
-        self._deadline_ns = deadline_ns
+    def __init__(self) -> None:
         self._late = array("q")
         self._planned = array("q")
-        self._started = array("q")
+        self._due = array("q")
         self._ended = array("q")
         self._endings = array("B")
 
@@ -99,10 +97,10 @@ class PhaseCounts:
         """A wake is asked for."""
         self._late.append(max(0, now_ns - planned_ns))
 
-    def handle_end(self, planned_ns: int, started_ns: int, now_ns: int, ending: Ending, shed: bool) -> None:
-        """A wake ended."""
+    def handle_end(self, planned_ns: int, due_ns: int, now_ns: int, ending: Ending, shed: bool) -> None:
+        """A wake ended whose deadline was at `due_ns`."""
         self._planned.append(planned_ns)
-        self._started.append(started_ns)
+        self._due.append(due_ns)
         self._ended.append(now_ns)
         self._endings.append(ending | _SHED if shed else ending)
 
@@ -134,8 +132,8 @@ class PhaseCounts:
         shed: list[int] = []
         past: list[int] = []
         tally = dict.fromkeys(Ending, 0)
-        for planned_ns, started_ns, ended_ns, ending in zip(
-            self._planned, self._started, self._ended, self._endings, strict=True
+        for planned_ns, due_ns, ended_ns, ending in zip(
+            self._planned, self._due, self._ended, self._endings, strict=True
         ):
             if since_ns is not None and planned_ns < since_ns:
                 continue
@@ -147,7 +145,7 @@ class PhaseCounts:
                 whole.append(latency)
             elif ending & _SHED:
                 shed.append(latency)
-            if (late := ended_ns - started_ns - self._deadline_ns) > 0:
+            if (late := ended_ns - due_ns) > 0:
                 past.append(late)
         return WakeCounts(
             offered=self.offered if since_ns is None else len(latencies),

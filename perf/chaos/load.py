@@ -53,8 +53,8 @@ class Waker(Protocol):
 class LoadRun:
     """One run of a load: its counts, its times on the monotonic clock, and the most memory that this process had."""
 
-    def __init__(self, deadline_ns: int) -> None:
-        self.counts = PhaseCounts(deadline_ns)
+    def __init__(self) -> None:
+        self.counts = PhaseCounts()
         self.begin_ns = 0
         self.end_ns = 0
         """When the last wake was planned, about; those under way then still end."""
@@ -79,22 +79,25 @@ class Load:
         self._wrong = ""
         self._whole = 0
 
-    async def run(self, client: Waker, rate: float, seconds: float, tick_ms: float = TICK_MS) -> LoadRun:
+    async def run(
+        self, client: Waker, rate: float, seconds: float, tick_ms: float = TICK_MS, *, strict: bool = False
+    ) -> LoadRun:
         """Offer `rate` wakes a second for so long, and wait until all have ended or are stuck.
 
-        They are planned at the beginnings of ticks, so that those of one tick are asked for together.
+        They are planned at the beginnings of ticks, so that those of one tick are asked for together. Their deadlines
+        count from their starts; with `strict` from their planned starts, so that a load which is late has less time.
 
         Raises:
             WrongResult: a complete wake gave something else than was saved.
         """
-        deadline_s = self._deadline_s
-        run = LoadRun(round(deadline_s * 1e9))
+        run = LoadRun()
         run.begin_ns = time.monotonic_ns()
         schedule = Schedule(run.begin_ns, rate, seconds, round(tick_ms * 1e6))
         look_s = 0.0
         while not schedule.is_over(now_ns := time.monotonic_ns()):
             for number in schedule.poll_due(now_ns):
-                self._start(client, run, schedule.planned_ns(number))
+                planned_ns = schedule.planned_ns(number)
+                self._start(client, run, planned_ns, late_ns=now_ns - planned_ns if strict else 0)
             if now_ns / 1e9 >= look_s:
                 run.note_memory()
                 look_s = now_ns / 1e9 + _MEMORY_SECONDS
@@ -105,7 +108,7 @@ class Load:
         end_s = run.begin_ns / 1e9 + seconds
         await asyncio.sleep(max(0.0, end_s - time.monotonic()))
         run.end_ns = time.monotonic_ns()
-        drained_s = time.monotonic() + deadline_s + DRAIN_SECONDS
+        drained_s = time.monotonic() + self._deadline_s + DRAIN_SECONDS
         while run.counts.under_way and time.monotonic() < drained_s:  # noqa: ASYNC110 - ends of wakes set no event
             await asyncio.sleep(_TIMER_SECONDS)
         run.open = False
@@ -114,22 +117,24 @@ class Load:
             raise WrongResult(self._wrong)
         return run
 
-    def _start(self, client: Waker, run: LoadRun, planned_ns: int) -> None:
+    def _start(self, client: Waker, run: LoadRun, planned_ns: int, late_ns: int) -> None:
         agent = next(self._agents)
         counts = run.counts
         started_ns = time.monotonic_ns()
         counts.handle_start(planned_ns, started_ns)
+        deadline_s = max(_TIMER_SECONDS, self._deadline_s - late_ns / 1e9)
+        due_ns = started_ns + round(deadline_s * 1e9)
         try:
-            future = client.wake(self._workload.ids[agent], deadline_s=self._deadline_s)
+            future = client.wake(self._workload.ids[agent], deadline_s=deadline_s)
         except DawnchorusError:
-            counts.handle_end(planned_ns, started_ns, time.monotonic_ns(), Ending.FAILED, False)
+            counts.handle_end(planned_ns, due_ns, time.monotonic_ns(), Ending.FAILED, False)
             return
 
         def handle_done(done: asyncio.Future[Any]) -> None:
             now_ns = time.monotonic_ns()
             ending, shed = self._ending(done, agent)
             if run.open:
-                counts.handle_end(planned_ns, started_ns, now_ns, ending, shed)
+                counts.handle_end(planned_ns, due_ns, now_ns, ending, shed)
 
         future.add_done_callback(handle_done)
 

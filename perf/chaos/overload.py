@@ -65,7 +65,7 @@ async def overload(
         del normal
         before = own_memory()
         rate = max(1.0, min(RATE_MAX, best_per_s * TIMES))
-        run = await load.run(client, rate, seconds, TICK_MS)
+        run = await load.run(client, rate, seconds, TICK_MS, strict=True)
         after = await load.run(client, normal_per_s, _NORMAL_SECONDS, TICK_MS)
     wakes = run.counts.counts(run.unsent)
     goodput_per_s = wakes.complete / seconds
@@ -105,7 +105,7 @@ async def _best_goodput(load: Load, client: Waker, seconds: float, progress: Pro
     tried = 0
     while (rate := ramp.poll_rate()) is not None:
         progress("overload: best goodput", tried, RATES_MAX)
-        run = await load.run(client, rate, seconds, TICK_MS)
+        run = await load.run(client, rate, seconds, TICK_MS, strict=True)
         ramp.handle_goodput(run.counts.complete_per_s(seconds))
         tried += 1
         await asyncio.sleep(_PAUSE_SECONDS)

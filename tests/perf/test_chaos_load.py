@@ -122,6 +122,12 @@ async def test_a_load_offers_what_was_planned_and_counts_every_end() -> None:
     assert run.end_ns - run.begin_ns >= 99_000_000
 
 
+async def test_with_strict_deadlines_a_wake_that_starts_late_has_less_time() -> None:
+    client = MemoryClient(complete)
+    await load_of().run(client, 700, 0.1, strict=True)
+    assert max(client.deadlines) < 0.05, "no wake starts the very nanosecond it was planned for"
+
+
 async def test_agents_are_woken_in_turn_over_several_runs() -> None:
     client = MemoryClient(complete)
     load = load_of([3, 1, 2])
