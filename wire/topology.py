@@ -154,8 +154,8 @@ class AdmissionSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """
 
     in_flight_max: int = 256
-    slow_share: float = 0.33
-    queue_share: float = 0.2
+    slow_share: float = 0.15
+    queue_share: float = 0.1
 
 
 class Topology(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):

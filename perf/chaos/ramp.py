@@ -39,6 +39,8 @@ class Ramp:
         self._growing = True
         self.best_per_s = 0.0
         """The best goodput so far."""
+        self.best_rate = first_rate
+        """The rate that it was had at."""
 
     def poll_rate(self) -> float | None:
         """Return the next rate to try, None where the best is known."""
@@ -47,7 +49,8 @@ class Ramp:
     def handle_goodput(self, per_s: float) -> None:
         """Take in what the cluster could of the rate that was given out."""
         rate = self._rates.pop(0)
-        self.best_per_s = max(self.best_per_s, per_s)
+        if per_s > self.best_per_s:
+            self.best_per_s, self.best_rate = per_s, rate
         self._tried += 1
         if not self._growing:
             return

@@ -17,6 +17,7 @@ from ..processes import ChildFailed, check_running, child_process, python_module
 from ..progress import Progress, no_progress
 from .child import ChildAnswer, ChildOrder
 from .options import ChaosOptions, check_options
+from .overload import VALUE_BYTES
 from .report import ChaosReport, PhaseReport, unproven_phase
 from .script import Stretch, parse_phases, script, stretches
 from .stage import run_steps
@@ -48,7 +49,10 @@ async def chaos(
             if stretch.secluded:
                 phases += await _secluded(options, stretch, folder, progress)
             else:
-                phases += await run_steps(options, stretch.steps, folder, progress)
+                own = options
+                if stretch.steps[0].phase == "overload":
+                    own = msgspec.structs.replace(options, value_bytes=VALUE_BYTES)
+                phases += await run_steps(own, stretch.steps, folder, progress)
     return ChaosReport(
         agents=options.agents,
         value_bytes=options.value_bytes,

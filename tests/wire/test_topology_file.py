@@ -261,18 +261,18 @@ def test_the_unchanged_file_of_the_table_is_good(write: Callable[[str], Path], t
 
 
 def test_the_defences_of_a_router_are_set_in_sections_of_their_own(write: Callable[[str], Path]) -> None:
-    text = "[breaker]\nretry_after_s = 1\n[retries]\nshare = 0\n[admission]\nqueue_share = 0.1\n"
+    text = "[breaker]\nretry_after_s = 1\n[retries]\nshare = 0\n[admission]\nqueue_share = 0.3\n"
     topology = load_topology(write(text + GOOD.replace("= 1000", "= 1000\nipc = false")))
     assert topology.breaker == BreakerSpec(retry_after_s=1.0)
     assert topology.retries == RetrySpec(share=0.0)
-    assert topology.admission == AdmissionSpec(queue_share=0.1)
+    assert topology.admission == AdmissionSpec(queue_share=0.3)
     assert not topology.ipc
     assert decode_topology(encode_topology(topology)) == msgspec.structs.replace(topology, data_dir="")
 
 
 def test_defaults_that_are_written_out_change_no_digest(write: Callable[[str], Path]) -> None:
     plain = load_topology(write(GOOD))
-    text = "[breaker]\nretry_after_s = 5\n[retries]\nshare = 0.2\n[admission]\nqueue_share = 0.2\n"
+    text = "[breaker]\nretry_after_s = 5\n[retries]\nshare = 0.2\n[admission]\nqueue_share = 0.1\n"
     assert load_topology(write(text + GOOD)).digest == plain.digest
 
 
