@@ -114,7 +114,7 @@ class FragmentNode:
         housekeeper = Housekeeper(shards.values(), self._clock, self.counters)
         self._writer = Writer(self._loop, shards, self._clock, self._deliver, housekeeper)
         self._backups = Backups(self._loop, shards, placement.cluster_uuid, self._deliver_backup)
-        self._sockets = SocketOwner(yields=True)
+        self._sockets = SocketOwner()
         self._replies = self._sockets.router()
 
     def start(self) -> None:

@@ -55,9 +55,8 @@ class SocketOwner:
     def __init__(self, *, yields: bool = False) -> None:
         """`yields`: libzmq's thread lets the thread that wakes it go on (SCHED_BATCH, sched(7); where there is Linux).
 
-        Otherwise it may take the processor at once: of three sends to three nodes the second then begins when the
-        first is on the wire, and a node's loop waits in the middle of its turn. One wake of three stores, nodes and
-        client on two cores: 298 us instead of 318 (decision 0003).
+        Otherwise it may take the processor at once, and of three sends to three nodes the second begins when the first
+        is on the wire (decision 0003).
         """
         self._context = zmq.Context()
         if yields and sys.platform == "linux":
