@@ -10,12 +10,14 @@
  * The format is that of LMDB 0.9, data version 1 (MDB_page, MDB_node, MDB_db and MDB_meta of libraries/liblmdb/mdb.c),
  * on a machine with 64 bits, little-endian. It is only read, and nothing in it is believed: each page has to carry its
  * own number and the flags of its kind, and each node has to lie within its page. Where anything is not as expected the
- * answer is None, and the caller asks LMDB itself, which names what is wrong.
+ * answer is None, and the caller asks LMDB itself, which names what is wrong. (That the file has all pages up to the last
+ * one is seen to where it is opened: a page that it has lost ends the process, here as in LMDB.)
  *
  * The snapshot is that of the caller's transaction, from which the database's record was read. Its pages stay as they
  * are for as long as the transaction is open (copy on write), and so do the places that are returned.
  */
 
+#define _GNU_SOURCE /* process_vm_readv */
 #define Py_LIMITED_API 0x030b0000
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -23,7 +25,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
-#include <sys/mman.h>
+#include <sys/uio.h>
+#include <unistd.h>
 
 #if SIZE_MAX != UINT64_MAX || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "LMDB's files have another layout on this machine"
@@ -76,6 +79,13 @@ typedef struct { /* MDB_meta, behind a page header */
     Database databases[2];
     uint64_t last_page, transaction;
 } Meta;
+
+typedef struct { /* the beginning of a home page, 0 or 1 */
+    uint64_t number;
+    uint16_t pad, flags;
+    uint32_t unused;
+    Meta meta;
+} Home;
 
 typedef struct {
     const unsigned char *base; /* where page 0 is mapped */
@@ -239,31 +249,37 @@ static bool find_all(const Map *map, const Database *database, Search *searches,
     return true;
 }
 
-/* Find the map from the place of a record in it: its page says which number it has. */
+/* Copy what stands at both home pages, as far as `Home`; false where nothing does: the kernel says so, where a look would
+ * end the process. */
+static bool read_homes(Home homes[2], const unsigned char *base, uint64_t page_bytes) {
+    struct iovec local = {homes, 2 * sizeof *homes};
+    struct iovec remote[2] = {{(void *)base, sizeof *homes}, {(void *)(base + page_bytes), sizeof *homes}};
+    return process_vm_readv(getpid(), &local, 1, remote, 2, 0) == (ssize_t)(2 * sizeof *homes);
+}
+
+/* Find the map from the place of a record in it: its page says which number it has. A number that is damaged may lead
+ * anywhere, so what stands there has to be the home pages of a map in which the record lies. */
 static bool find_map(Map *map, const unsigned char *record, uint64_t page_bytes) {
-    if (page_bytes < 512 || page_bytes & (page_bytes - 1))
-        return false;
+    if (page_bytes < 512 || page_bytes & (page_bytes - 1) || page_bytes > (uint64_t)sysconf(_SC_PAGESIZE))
+        return false; /* larger pages than the machine's need not begin at a multiple of their size */
     const Page *page = (const Page *)((uintptr_t)record & ~(page_bytes - 1));
-    if (page->number > (uintptr_t)page / page_bytes)
+    uint64_t number = page->number;
+    if (number > (uintptr_t)page / page_bytes)
         return false;
-    map->base = (const unsigned char *)page - page->number * page_bytes;
+    map->base = (const unsigned char *)page - number * page_bytes;
     map->page_bytes = page_bytes;
-    map->last_page = 0;
-    /* A number that is damaged may lead anywhere: mincore tells of memory that is not there, where a look would end the
-     * process. */
-    unsigned char resident[2 * 65536 / 4096];
-    if (page_bytes > 65536 || mincore((void *)map->base, 2 * page_bytes, resident))
+    Home homes[2];
+    if (!read_homes(homes, map->base, page_bytes))
         return false;
-    for (uint64_t number = 0; number < 2; number++) {
-        const Page *home = page_of(map, number);
-        const Meta *meta = (const Meta *)((const unsigned char *)home + PAGE_HEADER_BYTES);
-        if (home->number != number || !(home->flags & P_META) || meta->magic != MDB_MAGIC ||
-            meta->version != MDB_DATA_VERSION || meta->databases[0].pad != page_bytes)
+    for (uint64_t index = 0; index < 2; index++) {
+        const Home *home = &homes[index];
+        if (home->number != index || !(home->flags & P_META) || home->meta.magic != MDB_MAGIC ||
+            home->meta.version != MDB_DATA_VERSION || home->meta.databases[0].pad != page_bytes)
             return false;
-        if (meta->last_page > map->last_page)
-            map->last_page = meta->last_page;
     }
-    return page->number <= map->last_page;
+    const Meta *newer = &homes[homes[1].meta.transaction > homes[0].meta.transaction].meta;
+    map->last_page = newer->last_page;
+    return newer->last_page < newer->map_bytes / page_bytes && number <= newer->last_page;
 }
 
 /* The lengths of the values, and where they are; NULL with an exception. */

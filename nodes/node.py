@@ -114,8 +114,7 @@ class FragmentNode:
         housekeeper = Housekeeper(shards.values(), self._clock, self.counters)
         self._writer = Writer(self._loop, shards, self._clock, self._deliver, housekeeper)
         self._backups = Backups(self._loop, shards, placement.cluster_uuid, self._deliver_backup)
-        # More nodes than processors: a turn of one is not to be cut short by the thread that it has woken itself.
-        self._sockets = SocketOwner(yields=len(topology.nodes) > len(os.sched_getaffinity(0)))
+        self._sockets = SocketOwner()
         self._replies = self._sockets.router()
 
     def start(self) -> None:

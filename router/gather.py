@@ -50,6 +50,9 @@ class Gather:
         lengths = [sum(section.sizes) if section.status == SectionStatus.OK else 0 for section in images.sections]
         if sum(lengths) != len(images.body):
             raise ProtocolError(f"images of {sum(lengths)} bytes in a body of {len(images.body)}")
+        # No router of this version names versions that it knows.
+        if any([UNCHANGED in section.sizes for section in images.sections]):
+            raise ProtocolError("an image is said to be unchanged, and none is known here")
         begin = 0
         for section, length in zip(images.sections, lengths, strict=True):
             if section.index >= len(parts):
@@ -69,9 +72,6 @@ class Gather:
         if section.offset != part.received or stop > part.agents or not sizes:
             came = f"{part.received} of {part.agents} were there"
             raise ProtocolError(f"{len(sizes)} images from {section.offset}, {came}")
-        # No router of this version names versions that it knows.
-        if UNCHANGED in sizes:
-            raise ProtocolError("an image is said to be unchanged, and none is known here")
         part.pieces.append(Piece(part.received, sizes, body))
         part.version = min(part.version, section.version) if part.received else section.version
         part.received = stop

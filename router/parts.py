@@ -43,10 +43,10 @@ class Piece:
     @property
     def offsets(self) -> list[int]:
         """Where each image begins in the body, and where the last one ends; 30 ns an image at the first look."""
-        if not self._offsets:
-            self._offsets = list(accumulate(self._sizes, initial=0))
-            self._sizes = []
-        return self._offsets
+        offsets = self._offsets
+        if not offsets:
+            offsets = self._offsets = list(accumulate(self._sizes, initial=0))
+        return offsets
 
 
 class Part:

@@ -7,8 +7,6 @@ the product is the most that a socket can be made to hold for one peer.
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 from pathlib import Path
 from typing import Final, Self
 
@@ -52,15 +50,8 @@ _LINGER_MS: Final = 200
 class SocketOwner:
     """Makes sockets of one context and closes them together, however far the making had got."""
 
-    def __init__(self, *, yields: bool = False) -> None:
-        """`yields`: libzmq's thread lets the thread that wakes it go on (SCHED_BATCH, sched(7); where there is Linux).
-
-        Otherwise it may take the processor at once, and of three sends to three nodes the second begins when the first
-        is on the wire (decision 0003).
-        """
+    def __init__(self) -> None:
         self._context = zmq.Context()
-        if yields and sys.platform == "linux":
-            self._context.set(zmq.THREAD_SCHED_POLICY, os.SCHED_BATCH)
         self._open: set[zmq.Socket[bytes]] = set()
 
     def router(self) -> zmq.Socket[bytes]:

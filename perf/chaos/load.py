@@ -96,8 +96,7 @@ class Load:
         look_s = 0.0
         while not schedule.is_over(now_ns := time.monotonic_ns()):
             for number in schedule.poll_due(now_ns):
-                planned_ns = schedule.planned_ns(number)
-                self._start(client, run, planned_ns, late_ns=now_ns - planned_ns if strict else 0)
+                self._start(client, run, schedule.planned_ns(number), strict)
             if now_ns / 1e9 >= look_s:
                 run.note_memory()
                 look_s = now_ns / 1e9 + _MEMORY_SECONDS
@@ -117,13 +116,13 @@ class Load:
             raise WrongResult(self._wrong)
         return run
 
-    def _start(self, client: Waker, run: LoadRun, planned_ns: int, late_ns: int) -> None:
+    def _start(self, client: Waker, run: LoadRun, planned_ns: int, strict: bool) -> None:
         agent = next(self._agents)
         counts = run.counts
         started_ns = time.monotonic_ns()
         counts.handle_start(planned_ns, started_ns)
-        deadline_s = max(_TIMER_SECONDS, self._deadline_s - late_ns / 1e9)
-        due_ns = started_ns + round(deadline_s * 1e9)
+        due_ns = (planned_ns if strict else started_ns) + round(self._deadline_s * 1e9)
+        deadline_s = max(_TIMER_SECONDS, (due_ns - started_ns) / 1e9) if strict else self._deadline_s
         try:
             future = client.wake(self._workload.ids[agent], deadline_s=deadline_s)
         except DawnchorusError:

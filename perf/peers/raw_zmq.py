@@ -2,10 +2,9 @@
 
 A storm asks as many processes as the cluster has nodes, with requests of a Fetch's size and replies of an Images
 frame's size, until the same total has come; all is held until the last has come, as the agents of a storm are. The
-sockets are made like the cluster's own, but for the scheduling of libzmq's threads, which is the ordinary one. `run`
-sends and receives as pyzmq does it by itself, with a copy on both sides; `run_uncopied` spares the one where the frame
-is sent, as `wire.channel` does. (Measured for 27 MB from two processes: 10 and 6 ms; twice that in a process that
-touches its memory for the first time.)
+sockets are made like the cluster's own. `run` sends and receives as pyzmq does it by itself, with a copy on both
+sides; `run_uncopied` spares the one where the frame is sent, as `wire.channel` does. (Measured for 27 MB from two
+processes: 10 and 6 ms; twice that in a process that touches its memory for the first time.)
 
 The echo is one small request and one agent's bytes back, with a uvloop loop on both sides; for saves one agent's bytes
 there and a small answer back, once a block is written and synced. All clients live in the caller's own event loop.

@@ -180,7 +180,10 @@ DAMAGING = """
 
     folder, seed = sys.argv[1:]
     source = random.Random(seed)
+    # Maps before and behind it, as a node has one for each shard: a wrong page number then leads into another's.
+    before = [lmdb.open(folder + f"-before-{number}", map_size=1 << 30) for number in range(3)]
     environment = lmdb.open(folder, map_size=1 << 30, max_dbs=4, sync=False)
+    behind = [lmdb.open(folder + f"-behind-{number}", map_size=1 << 30) for number in range(3)]
     databases = open_databases(environment, create=True)
     keys = [b"agent-%d" % number for number in range(700)]
     with environment.begin(databases.images, write=True) as transaction:
@@ -190,22 +193,25 @@ DAMAGING = """
     page_bytes = databases.page_bytes
     file = os.open(os.path.join(folder, "data.mdb"), os.O_RDWR)
     pages = os.fstat(file).st_size // page_bytes
+    # The page with the record: the one that says where the map begins.
+    in_pages = {page: os.pread(file, page_bytes, page * page_bytes) for page in range(2, pages)}
+    home = next(page for page, found in in_pages.items() if b"images" in found and b"expiry" in found)
     answers = {True: 0, False: 0}
     with environment.begin(databases.images, buffers=True) as transaction:
         record = transaction.get(IMAGES, db=databases.main)
         whole = join(b"", [find(record, page_bytes, keys)[1]])
         for _ in range(4_000):
             # A page's header and its first offsets more often than the rest; the home pages too.
-            place = source.randrange(pages) * page_bytes
+            place = source.choice([source.randrange(pages), home]) * page_bytes
             place += source.choice([source.randrange(16), source.randrange(64), source.randrange(page_bytes)])
-            before = os.pread(file, source.choice([1, 2, 8]), place)
-            damaged = source.choice([bytes(len(before)), b"\\xff" * len(before), source.randbytes(len(before))])
-            os.pwrite(file, damaged, place)
+            whole_bytes = os.pread(file, source.choice([1, 2, 8]), place)
+            size = len(whole_bytes)
+            os.pwrite(file, source.choice([bytes(size), b"\\xff" * size, source.randbytes(size)]), place)
             found = find(record, page_bytes, keys)
             answers[found is None] += 1
             if found is not None:
                 assert len(join(b"", [found[1]])) == sum(found[0])
-            os.pwrite(file, before, place)
+            os.pwrite(file, whole_bytes, place)
         assert join(b"", [find(record, page_bytes, keys)[1]]) == whole
     print(answers[True], answers[False])
 """
