@@ -44,8 +44,8 @@ class Gather:
         """Take in one reply to a request of these parts; groups that it completed are added to `complete`.
 
         Raises:
-            ProtocolError: the body is not of the images' size; or a section answers nothing that was asked, or not in
-            order: those before it have been taken in.
+            ProtocolError: the body is not of the images' size, or an image is said to be unchanged: nothing has been
+            taken in; or a section answers nothing that was asked, or not in order: those before it have been.
         """
         lengths = [sum(section.sizes) if section.status == SectionStatus.OK else 0 for section in images.sections]
         if sum(lengths) != len(images.body):

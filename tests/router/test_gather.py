@@ -156,6 +156,17 @@ def test_a_reply_said_twice_is_an_error_and_completes_nothing_twice() -> None:
     assert shown(planned) == expected(planned)
 
 
+def test_a_size_below_zero_makes_no_room_for_an_image_that_is_cut_short() -> None:
+    planned = small_plan(agents=2, stores=1, group_max=1)
+    parts = [group.parts[0] for group in planned.groups]
+    sound = images((0, 0, 9, [b"x" * 9]))
+    sections = [type(sound.sections[0])(index, 0, SectionStatus.OK, 9, [size]) for index, size in enumerate((10, -1))]
+    completed: list[Group] = []
+    with pytest.raises(ProtocolError, match="unchanged"):
+        Gather(planned).handle_images(parts, Images(1, 0, sections, True, sound.body), completed)
+    assert completed == [] and not any(part.pieces for part in parts)
+
+
 @pytest.mark.parametrize("sizes", [[-1, 20], [-1, 21], [21, -1], [10, 20], [1 << 62, 20], [0, 19], [0, 0]])
 def test_sizes_that_do_not_fill_the_body_show_nothing(sizes: list[int]) -> None:
     planned = small_plan(agents=2, stores=1)
