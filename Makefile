@@ -4,7 +4,10 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.13 python3.12; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
 VENV := .venv
 BIN := $(VENV)/bin
+REQUIRED := $(VENV)/.stamp-requirements
 STAMP := $(VENV)/.stamp-setup
+
+LIBRARIES := src/dawnchorus/*.so fragment_stores/*.so nodes/*.so router/*.so wire/*.so
 
 .DEFAULT_GOAL := help
 .PHONY: help setup servers storm up test check format bench wheel pin clean
@@ -12,15 +15,22 @@ STAMP := $(VENV)/.stamp-setup
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## build .venv: pinned requirements, then this package, editable
+setup: $(STAMP) ## build .venv: pinned requirements, and this package, editable, its hot modules compiled
 
-$(STAMP): pyproject.toml setup.py fragment_stores/lmdb_lookup.c requirements/dev.txt
+$(REQUIRED): requirements/dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python of 3.11 or newer was found. On Debian: apt-get install python3 python3-venv" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "$(PYTHON) cannot make virtual environments. On Debian: apt-get install python3-venv" >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# What is compiled lies beside its source and is what Python imports: made anew when a source changes, and the old removed.
+$(STAMP): $(REQUIRED) setup.py $(wildcard $(addsuffix /*.[cp]*,fragment_stores nodes router wire))
+	@rm -f $(LIBRARIES)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch -c $(LIBRARIES)
 	@touch $@
 
 servers: ## have redis-server, PostgreSQL, strace and nft: installed from Debian if they may be, else said
@@ -63,5 +73,5 @@ pin: setup ## resolve requirements/dev.txt anew from pyproject.toml, with hashes
 		--custom-compile-command "make pin" --output-file requirements/dev.txt pyproject.toml
 
 clean: ## remove .venv and everything built; data under var/ stays
-	rm -rf $(VENV) build dist *.egg-info fragment_stores/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist *.egg-info $(LIBRARIES) .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

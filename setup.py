@@ -1,16 +1,46 @@
-"""What pyproject.toml cannot say: the compiled part, which may be missing where there is no C compiler."""
+"""What pyproject.toml cannot say: which parts are compiled (docs/decisions/0006, 0007).
+
+All of it may be missing where there is no C compiler: the same Python files are then interpreted.
+"""
+
+import sys
+from pathlib import Path
 
 from setuptools import Extension, setup
 
-setup(
-    ext_modules=[
-        Extension(
-            "dawnchorus.fragment_stores._lmdb_lookup",
-            ["fragment_stores/lmdb_lookup.c"],
-            extra_compile_args=["-O3", "-std=c11", "-Wall", "-Wextra"],
-            py_limited_api=True,
-            optional=True,
-        )
-    ],
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+# What every wake passes through, in the client and in a node. A class that is compiled can only be derived from by one
+# that is compiled too: that is why all exchanges are here, those of saves and calls too.
+COMPILED = {
+    "wire": "channel peeking",
+    "fragment_stores": "found_images lmdb_databases lmdb_lookup lmdb_snapshot",
+    "nodes": "backlog clock counters delays fair_queue inbox node peers reads",
+    "router": """breaker calls coalescing exchange fetching floors flow gather link outcomes parts plan retry_budget
+        router saver saving shedding waiting wakes window""",
+}
+FOLDERS = [*COMPILED, "perf", "tools"]
+BUILDING = {"bdist_wheel", "build_ext"}
+
+
+def compiled_modules() -> list[Extension]:
+    """Return the extension modules that mypyc makes of the COMPILED ones: one library, and a name in it for each."""
+    from mypyc.build import mypycify  # takes a second to import: what only asks for metadata does without
+
+    # The links by which a type checker finds every module under its one name; an archive of the sources has none.
+    for folder in FOLDERS:
+        link = Path("src", "dawnchorus", folder)
+        if not link.exists():
+            link.symlink_to(Path("..", "..", folder))
+    files = [f"src/dawnchorus/{folder}/{name}.py" for folder, names in COMPILED.items() for name in names.split()]
+    extensions: list[Extension] = mypycify(files, group_name="dawnchorus.compiled", debug_level="0")
+    for extension in extensions:
+        extension.optional = True
+    return extensions
+
+
+lookup = Extension(
+    "dawnchorus.fragment_stores._lmdb_lookup",
+    ["fragment_stores/lmdb_lookup.c"],
+    extra_compile_args=["-O3", "-std=c11", "-Wall", "-Wextra"],
+    optional=True,
 )
+setup(ext_modules=[lookup, *(compiled_modules() if BUILDING & set(sys.argv) else [])])

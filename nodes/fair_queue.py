@@ -94,7 +94,7 @@ class FairQueue(Generic[T]):
         queue = self._queues.get(peer)
         if queue is None:
             return 0
-        kept = deque(piece for piece in queue.pieces if not unwanted(piece.work))
+        kept = deque([piece for piece in queue.pieces if not unwanted(piece.work)])
         dropped = len(queue.pieces) - len(kept)
         queue.pieces = kept
         queue.bytes = sum(piece.size for piece in kept)

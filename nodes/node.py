@@ -54,7 +54,7 @@ from .clock import Clock
 from .counters import Counters
 from .housekeeping import Housekeeper
 from .inbox import Inbox, Reading, Received, Shed
-from .peers import Peers
+from .peers import PEERS_MAX, Peers
 from .reads import Read, require_served
 from .shards import OwnedShard
 from .writer import CommitJob, Writer
@@ -97,6 +97,7 @@ class FragmentNode:
         shards: dict[tuple[str, int], OwnedShard],
         *,
         ipc: str = "",
+        peers_max: int = PEERS_MAX,
     ) -> None:
         """Make the node `name`; `shards` are open, and stay the caller's to close. `ipc` is an endpoint or ""."""
         self._topology = topology
@@ -104,6 +105,7 @@ class FragmentNode:
         self.name = name
         self._shards = shards
         self._ipc = ipc
+        self._peers_max = peers_max
         self.counters = Counters()
         self._loop = asyncio.get_running_loop()
         self._started = time.monotonic()
@@ -131,7 +133,7 @@ class FragmentNode:
             self._sockets.close()
             raise
         self._channel = Channel(self._loop, self._replies, receive_routed, self._handle_messages)
-        self._peers = Peers(self._channel, self.counters)
+        self._peers = Peers(self._channel, self.counters, peers_max=self._peers_max)
         self._writer.start()
 
     async def stop(self) -> None:

@@ -8,9 +8,9 @@ PEER_BYTES_MAX says by how much.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from typing import Final
+from typing import Final, Protocol
 
-from ..wire.channel import DRAIN_BYTES_MAX, Channel, Sent
+from ..wire.channel import DRAIN_BYTES_MAX, Sent
 from ..wire.limits import FRAME_BYTES_MAX, FRAME_BYTES_TARGET, IMAGE_BYTES_MAX
 from ..wire.sockets import NODE_RECEIVE_FRAMES_MAX, NODE_SEND_FRAMES_MAX
 from .counters import Counters
@@ -64,12 +64,21 @@ class _Waiting:
         self.bytes -= len(self.frames.popleft()) + _FRAME_OBJECT_BYTES
 
 
+class Sender(Protocol):
+    """Where replies go: a `Channel` on a ROUTER socket."""
+
+    def send_to(self, identity: bytes, frame: bytes) -> Sent:
+        """Send one frame to one peer."""
+        ...
+
+
 class Peers:
     """Welcomed peers by identity, oldest Hello first, and their waiting replies."""
 
-    def __init__(self, channel: Channel[list[bytes]], counters: Counters) -> None:
-        self._channel = channel
+    def __init__(self, sender: Sender, counters: Counters, *, peers_max: int = PEERS_MAX) -> None:
+        self._sender = sender
         self._counters = counters
+        self._peers_max = peers_max
         self._waiting: OrderedDict[bytes, _Waiting] = OrderedDict()
         self.blocked: set[bytes] = set()
 
@@ -85,7 +94,7 @@ class Peers:
             self._waiting.move_to_end(peer)
             return None
         self._waiting[peer] = _Waiting()
-        if len(self._waiting) <= PEERS_MAX:
+        if len(self._waiting) <= self._peers_max:
             return None
         oldest = next(iter(self._waiting))
         self.remove(oldest)
@@ -103,10 +112,10 @@ class Peers:
         waiting = self._waiting.get(peer)
         if waiting is None:
             # A Fault to somebody who was never welcomed: sent if it can be, never kept.
-            sent = self._channel.send_to(peer, frame)
+            sent = self._sender.send_to(peer, frame)
             self._counters.dropped_replies += sent is not Sent.OK
             return sent
-        sent = Sent.FULL if waiting.frames else self._channel.send_to(peer, frame)
+        sent = Sent.FULL if waiting.frames else self._sender.send_to(peer, frame)
         if sent is Sent.GONE:
             self._counters.dropped_replies += 1
             self.remove(peer)
@@ -122,7 +131,7 @@ class Peers:
         for peer in list(self.blocked):
             waiting = self._waiting[peer]
             sent = Sent.OK
-            while waiting.frames and (sent := self._channel.send_to(peer, waiting.frames[0])) is Sent.OK:
+            while waiting.frames and (sent := self._sender.send_to(peer, waiting.frames[0])) is Sent.OK:
                 waiting.remove_first()
             if sent is Sent.GONE:
                 self.remove(peer)

@@ -21,9 +21,9 @@ from ..wire.limits import FRAME_BYTES_TARGET, REQUEST_AGENTS_MAX, SECTIONS_MAX
 from ..wire.messages import UNCHANGED, Fetch, FetchSection, ImageSection, SectionStatus, encode_images_head
 from .shards import OwnedShard
 
-__all__ = ["Read", "require_served"]
+__all__ = ["TURN_AGENTS_MAX", "Read", "require_served"]
 
-_TURN_AGENTS_MAX: Final = 2_048
+TURN_AGENTS_MAX: Final = 2_048
 """Agents looked up for one frame: 0.2 to 0.45 us each, so less than 1 ms of the loop."""
 
 _NOTHING: Final = b""
@@ -73,7 +73,7 @@ class Read:
         found_bytes = 0
         # One for each shard, however many sections of it a peer sends: an environment has 512 readers' slots.
         snapshots: dict[tuple[str, int], Snapshot] = {}
-        room_bytes, room_agents = FRAME_BYTES_TARGET, _TURN_AGENTS_MAX
+        room_bytes, room_agents = FRAME_BYTES_TARGET, TURN_AGENTS_MAX
         requested = self._fetch.sections
         try:
             while self._section < len(requested) and room_bytes > 0 and room_agents > 0:
@@ -95,7 +95,7 @@ class Read:
                     self._section += 1
                     self._offset = 0
             last = self._section >= len(requested)
-            self.agents_read += _TURN_AGENTS_MAX - room_agents
+            self.agents_read += TURN_AGENTS_MAX - room_agents
             head = encode_images_head(self._fetch.request, now_ms, sections, last, found_bytes)
             return join_images(head, found), last
         finally:

@@ -1,12 +1,11 @@
-"""Requests with one plain answer: the status of nodes, and the agents of a store."""
+"""Requests with one plain answer: the status of nodes, a copy of a shard, a page of its agents."""
 
 from __future__ import annotations
 
 import asyncio
-import heapq
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Final, Generic, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 from ..wire.errors import ClusterUnavailable, DawnchorusError, PeerFault, ProtocolError
 from ..wire.messages import (
@@ -21,15 +20,11 @@ from ..wire.messages import (
     StatusReply,
     encode,
 )
-from ..wire.placement import Placement
 from .exchange import Exchange
 from .router import Router
 from .waiting import Priority
 
-__all__ = ["back_up_shard", "list_agents", "node_status"]
-
-_PAGE_AGENTS: Final = 1_000
-"""Ids of one shard asked for at once; 48 shards hold 48,000 ids, about 3 MB, while they are merged."""
+__all__ = ["back_up_shard", "node_status", "scan_shard"]
 
 R = TypeVar("R", Scanned, StatusReply, BackedUp)
 
@@ -51,7 +46,7 @@ class _Call(Exchange, Generic[R]):
         super().__init__(node, deadline, expected_bytes, self if caller is None else caller, Priority.BACKGROUND)
         self._reply_type: type[R] = reply_type
         self._request = request
-        self._answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._answer: asyncio.Future[R] | None = None  # until it is asked
 
     def encode(self, budget_us: int, sent_us: int) -> bytes:
         return encode(self._request(self.number, budget_us, sent_us))
@@ -59,12 +54,12 @@ class _Call(Exchange, Generic[R]):
     def handle_reply(self, reply: Answer) -> bool:
         if not isinstance(reply, self._reply_type):
             raise ProtocolError(f"{type(reply).__name__} where {self._reply_type.__name__} was asked for")
-        if not self._answer.done():
+        if self._answer is not None and not self._answer.done():
             self._answer.set_result(reply)
         return True
 
     def handle_failure(self, code: FaultCode | None, reason: str) -> None:
-        if not self._answer.done():
+        if self._answer is not None and not self._answer.done():
             self._answer.set_exception(PeerFault(code.name, reason) if code else ClusterUnavailable(reason))
 
     async def run(self, router: Router) -> R:
@@ -73,14 +68,16 @@ class _Call(Exchange, Generic[R]):
         Raises:
             ClusterUnavailable: none came by the deadline. PeerFault: the node refused.
         """
+        answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._answer = answer
         router.submit([self])
         try:
             async with asyncio.timeout_at(self.deadline):
-                return await asyncio.shield(self._answer)
+                return await asyncio.shield(answer)
         except TimeoutError:
             router.take_in()  # a loop that stalled runs its timers before it looks at what has come
-            if self._answer.done() and not self._answer.cancelled():
-                return self._answer.result()
+            if answer.done() and not answer.cancelled():
+                return answer.result()
             how = "did not answer in time" if router.is_up(self.node) else "is not connected"
             raise ClusterUnavailable(f"node {self.node!r} {how}") from None
         finally:
@@ -137,36 +134,27 @@ async def back_up_shard(
     return await _BackupCall(owner.node, time.monotonic() + deadline_s, 1 << 10, BackedUp, request).run(router)
 
 
-async def list_agents(router: Router, stores: Sequence[str], page_deadline_s: float) -> AsyncGenerator[str, None]:
-    """Yield the ids of all agents with an image in any of the stores, each once, in the byte order of their UTF-8.
-
-    Ids come in order from each shard, page by page, and are merged; what is saved meanwhile may be listed or not.
+async def scan_shard(
+    router: Router, store: str, shard: int, after: bytes, agents_max: int, deadline_s: float
+) -> Scanned:
+    """Return the next ids of a shard behind `after`, in the order of their bytes.
 
     Raises:
-        ClusterUnavailable: a shard could not be listed; what was yielded before is not all.
+        ClusterUnavailable: they could not be had. PeerFault: the node refused.
     """
     assert router.placement is not None
-    streams = [
-        _list_shard(router, router.placement, store, shard, page_deadline_s)
-        for store in stores
-        for shard in range(len(router.placement.shards[store]))
-    ]
-    heads: list[tuple[bytes, int]] = []
-    for number, first in enumerate(await asyncio.gather(*(anext(stream, None) for stream in streams))):
-        if first is not None:
-            heads.append((first, number))
-    heapq.heapify(heads)
-    before: bytes | None = None
-    while heads:
-        agent, number = heads[0]
-        if agent != before:
-            before = agent
-            yield agent.decode(errors="surrogateescape")
-        following = await anext(streams[number], None)
-        if following is None:
-            heapq.heappop(heads)
-        else:
-            heapq.heapreplace(heads, (following, number))
+    owner = router.placement.shards[store][shard]
+
+    def request(number: int, budget_us: int, sent_us: int) -> Scan:
+        return Scan(number, budget_us, store, shard, owner.serving_epoch, after, agents_max, sent_us)
+
+    scanned = await _Call(owner.node, time.monotonic() + deadline_s, 1 << 16, Scanned, request).run(router)
+    reason = "" if scanned.status == SectionStatus.OK else _status_name(scanned.status)
+    if scanned.agents and scanned.agents[0] <= after:
+        reason = "it lists what it had listed before"
+    if reason:
+        raise ClusterUnavailable(f"shard {shard} of store {store!r} at node {owner.node!r} cannot be listed: {reason}")
+    return scanned
 
 
 def _status_name(status: int) -> str:
@@ -175,29 +163,3 @@ def _status_name(status: int) -> str:
         return SectionStatus(status).name
     except ValueError:
         return f"status {status}"
-
-
-async def _list_shard(
-    router: Router, placement: Placement, store: str, shard: int, deadline_s: float
-) -> AsyncGenerator[bytes, None]:
-    owner = placement.shards[store][shard]
-    position = b""
-    while True:
-
-        def page(number: int, budget_us: int, sent_us: int, after: bytes = position) -> Scan:
-            return Scan(number, budget_us, store, shard, owner.serving_epoch, after, _PAGE_AGENTS, sent_us)
-
-        call = _Call(owner.node, time.monotonic() + deadline_s, 1 << 16, Scanned, page)
-        scanned = await call.run(router)
-        reason = "" if scanned.status == SectionStatus.OK else _status_name(scanned.status)
-        if scanned.agents and scanned.agents[0] <= position:
-            reason = "it lists what it had listed before"
-        if reason:
-            raise ClusterUnavailable(
-                f"shard {shard} of store {store!r} at node {owner.node!r} cannot be listed: {reason}"
-            )
-        for agent in scanned.agents:
-            yield agent
-        if scanned.last or not scanned.agents:
-            return
-        position = scanned.agents[-1]

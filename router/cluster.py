@@ -27,18 +27,20 @@ from ..wire.placement import Placement
 from ..wire.topology import Topology
 from ..wire.topology_file import load_topology
 from .agent_write import Saved
-from .calls import back_up_shard, list_agents, node_status
+from .calls import back_up_shard, node_status
 from .coalescing import Choice, Coalescer
 from .fetching import Fetching, ImageSizes
 from .floors import Floors
 from .ids import check_agent_id, sound_ids
 from .kinds import Kinds, Reading, as_kinds
+from .listing import list_agents
 from .outcomes import Outcome
 from .parts import Group
 from .router import Router
 from .saver import Saver
 from .state import AgentState, WakeContext
-from .wakes import WakeMany, WakeStream, slices
+from .wake_stream import WakeStream
+from .wakes import WakeMany, slices
 
 __all__ = ["Cluster", "connect"]
 

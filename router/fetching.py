@@ -62,7 +62,7 @@ class ImageSizes:
     def agents_per_message(self, routes: Routes) -> int:
         """Return how many agents to ask for in one section, so that its reply keeps to the frames meant for it."""
         # At least one byte: where only agents without images were seen the mean is 0.
-        largest = max(1.0, *(self.mean(store.name) for store in routes.stores))
+        largest = max(1.0, *[self.mean(store.name) for store in routes.stores])
         return max(1, min(MESSAGE_AGENTS_MAX, int(_MESSAGE_BYTES / largest)))
 
 

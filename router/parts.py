@@ -122,13 +122,6 @@ class Part:
         return None
 
 
-class Place(NamedTuple):
-    """An agent's place: its number in a group."""
-
-    group: Group
-    agent: int
-
-
 class Group:
     """Agents of one slot, asked together: positions `start` to `stop` - 1 of the plan. One part for each store."""
 
@@ -165,3 +158,10 @@ class Group:
             Outcome.TIMEOUT if part.is_older(agent, floor) else part.image(agent)
             for part, floor in zip(self.parts, floors, strict=True)
         ]
+
+
+class Place(NamedTuple):
+    """An agent's place: its number in a group. (Behind the group: compiled, its types are looked at here.)"""
+
+    group: Group
+    agent: int

@@ -42,7 +42,7 @@ class Routes:
 
     def __init__(self, stores: Sequence[StoreRoute]) -> None:
         self.stores = tuple(stores)
-        self.slots = math.lcm(*(len(store.owners) for store in stores))
+        self.slots = math.lcm(*[len(store.owners) for store in stores])
 
     @classmethod
     def of(cls, placement: Placement, stores: Sequence[str]) -> Routes:

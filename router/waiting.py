@@ -113,7 +113,7 @@ class WaitingQueue(Generic[W]):
 
     def drain(self) -> list[W]:
         """Return and forget all that wait, in no order."""
-        queues = [self._first, *(queue for callers in self._callers for queue in callers.values())]
+        queues = [self._first, *[queue for callers in self._callers for queue in callers.values()]]
         everything = [request for queue in queues for request in queue if request.waits]
         for request in everything:
             request.waits = False

@@ -1,4 +1,4 @@
-"""Who waits for a fetch: one call for many agents, a stream of them, or many calls for one agent each.
+"""Who waits for a fetch: one call for many agents, or many calls for one agent each (a stream: `wake_stream`).
 
 Wakes asked for in the same turn of the event loop travel in one fetch (WakeBatch): ten thousand tasks that each await
 one agent cost a few messages a node. The same agent asked for twice is fetched once, in the turn or while its fetch is
@@ -11,7 +11,7 @@ import asyncio
 import heapq
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Final, NamedTuple, cast
 
@@ -22,7 +22,7 @@ from .outcomes import WHOLE, Outcome
 from .parts import Group
 from .state import AgentState
 
-__all__ = ["WakeBatch", "WakeMany", "WakeStream", "slices", "verdict"]
+__all__ = ["WakeBatch", "WakeMany", "slices", "verdict"]
 
 _SLICE_AGENTS: Final = 640
 """Agents of a wake_many that are planned first: the nodes begin after 1 ms, where planning 10,000 takes 6."""
@@ -137,45 +137,6 @@ class WakeMany:
                 fetching.expire()
 
 
-class WakeStream:
-    """One caller that takes states as they become usable."""
-
-    def __init__(self) -> None:
-        self._ready: deque[AgentState] = deque()
-        self._wake_up = asyncio.Event()
-        self._fetching: Fetching | None = None
-
-    def handle_groups(self, groups: list[Group]) -> None:
-        """Some groups are complete."""
-        assert self._fetching is not None
-        for group in groups:
-            self._ready.extend(self._fetching.states(group))
-        self._wake_up.set()
-
-    async def run(self, fetching: Fetching) -> AsyncGenerator[AgentState, None]:
-        """Fetch, and yield states as they come; ends by the deadline."""
-        self._fetching = fetching
-        timer = asyncio.get_running_loop().call_at(fetching.deadline, self._expire)
-        try:
-            fetching.start()
-            left = len(fetching.plan.order)
-            while left:
-                while self._ready:
-                    left -= 1
-                    yield self._ready.popleft()
-                if left:
-                    self._wake_up.clear()
-                    await self._wake_up.wait()
-        finally:
-            timer.cancel()
-            fetching.abandon()
-
-    def _expire(self) -> None:
-        assert self._fetching is not None
-        self._fetching.catch_up()
-        self._fetching.expire()
-
-
 class _Waiter(NamedTuple):
     """A wake whose deadline is not the batch's common one."""
 
@@ -256,7 +217,7 @@ class WakeBatch:
 
     def close(self, error: Exception) -> None:
         """Fail every wake that still waits."""
-        for future in [*self._futures, *(waiter.future for waiter in self._others)]:
+        for future in [*self._futures, *[waiter.future for waiter in self._others]]:
             if future is not None and not future.done():
                 future.set_exception(error)
         self._end()
@@ -313,7 +274,7 @@ class WakeBatch:
 
     def _is_awaited(self) -> bool:
         """Return whether anybody still waits: a wake that its caller gave up is a cancelled future."""
-        futures = chain(self._futures, (waiter.future for waiter in self._others))
+        futures = chain(self._futures, [waiter.future for waiter in self._others])
         return any(future is not None and not future.done() for future in futures)
 
     def _schedule(self) -> None:

@@ -26,6 +26,19 @@ settings.register_profile(
 settings.load_profile("dawnchorus")
 
 
+def pytest_sessionstart() -> None:
+    """Refuse to test what is no longer there: Python imports a compiled module before its source."""
+    root = Path(__file__).parent.parent
+    stale = [
+        str(source.relative_to(root))
+        for library in root.glob("*/*.so")
+        for source in [library.with_name(library.name.partition(".")[0] + ".py")]
+        if source.exists() and source.stat().st_mtime > library.stat().st_mtime
+    ]
+    if stale:
+        pytest.exit(f"changed since they were compiled: {', '.join(sorted(stale))}; `make setup` compiles them", 2)
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> tuple[str, dict[str, Any]]:
     """Run async tests and async fixtures on uvloop, as nodes and hosts run."""

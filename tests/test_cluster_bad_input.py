@@ -15,6 +15,7 @@ from dawnchorus import (
     UnknownKindError,
     connect,
 )
+from dawnchorus.wire.messages import Hello
 from tests.support.clusters import RunningCluster
 
 LONG_S = 20.0
@@ -42,7 +43,10 @@ async def test_a_client_of_another_cluster_is_refused_in_the_nodes_words(
 async def test_a_client_of_another_protocol_version_is_refused_in_the_nodes_words(
     running_cluster: RunningCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dawnchorus.router.router, "PROTOCOL", 99)
+    def hello_of_tomorrow(_protocol: int, cluster: str, client: bytes, digest: str) -> Hello:
+        return Hello(99, cluster, client, digest)
+
+    monkeypatch.setattr(dawnchorus.router.router, "Hello", hello_of_tomorrow)
     for source in (running_cluster.path, running_cluster.endpoint("live-1")):
         with pytest.raises(ClusterUnavailable, match="this node speaks protocol 1, not 99"):
             async with connect(source):

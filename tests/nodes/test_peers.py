@@ -1,14 +1,10 @@
 """Peers: replies in order, nobody waits for another, and what one peer can make a node hold is bounded."""
 
 from collections import defaultdict, deque
-from typing import cast
 
-import pytest
-
-from dawnchorus.nodes import peers as peers_module
 from dawnchorus.nodes.counters import Counters
-from dawnchorus.nodes.peers import PEER_BYTES_MAX, Peers
-from dawnchorus.wire.channel import Channel, Sent
+from dawnchorus.nodes.peers import PEER_BYTES_MAX, PEERS_MAX, Peers
+from dawnchorus.wire.channel import Sent
 
 
 class Pipes:
@@ -19,23 +15,23 @@ class Pipes:
         self.gone: set[bytes] = set()
         self.sent: dict[bytes, deque[bytes]] = defaultdict(deque)
 
-    def send_to(self, peer: bytes, frame: bytes) -> Sent:
-        if peer in self.gone:
+    def send_to(self, identity: bytes, frame: bytes) -> Sent:
+        if identity in self.gone:
             return Sent.GONE
-        if self.room[peer] == 0:
+        if self.room[identity] == 0:
             return Sent.FULL
-        self.room[peer] -= 1
-        self.sent[peer].append(frame)
+        self.room[identity] -= 1
+        self.sent[identity].append(frame)
         return Sent.OK
 
 
 class Made:
     """Peers on pipes that a test fills and empties."""
 
-    def __init__(self, *welcomed: bytes) -> None:
+    def __init__(self, *welcomed: bytes, peers_max: int = PEERS_MAX) -> None:
         self.pipes = Pipes()
         self.counters = Counters()
-        self.peers = Peers(cast("Channel[list[bytes]]", self.pipes), self.counters)
+        self.peers = Peers(self.pipes, self.counters, peers_max=peers_max)
         for peer in welcomed:
             assert self.peers.add(peer) is None
 
@@ -125,9 +121,8 @@ def test_strangers_are_answered_if_they_can_be_and_nothing_is_kept_for_them() ->
     assert len(made.peers) == 0
 
 
-def test_beyond_the_limit_the_oldest_hello_has_to_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers_module, "PEERS_MAX", 3)
-    made = Made(b"a", b"b", b"c")
+def test_beyond_the_limit_the_oldest_hello_has_to_go() -> None:
+    made = Made(b"a", b"b", b"c", peers_max=3)
     assert made.peers.add(b"a") is None, "it is known; its Hello is the newest now"
     made.pipes.room[b"b"] = 0
     made.peers.reply(b"b", b"waits")

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from dawnchorus.fragment_stores.lmdb_store import LMDBStore
 from dawnchorus.fragment_stores.protocol import FORMAT, FragmentStore, ShardIdentity
-from dawnchorus.nodes import reads
-from dawnchorus.nodes.reads import Read, require_served
+from dawnchorus.nodes.reads import TURN_AGENTS_MAX, Read, require_served
 from dawnchorus.nodes.shards import OwnedShard
 from dawnchorus.wire.errors import InvalidRequestError, StoreDamaged, StoreError, StoreFull
 from dawnchorus.wire.image import decode_image, select_kinds, version_of
@@ -135,17 +134,19 @@ def test_a_large_fetch_is_cut_into_frames_of_about_the_target(shards: Shards) ->
     assert values_of(second) == [b"o"]
 
 
-def test_lookups_for_one_frame_are_bounded(shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reads, "_TURN_AGENTS_MAX", 10)
-    fill(shards, {b"agent-%d" % number: b"v" for number in range(25)})
-    agents = [b"agent-%d" % number for number in range(40)]
-    asked = fetch((0, agents[:4]), (1, agents[:9]), (0, agents))
+def test_lookups_for_one_frame_are_bounded(shards: Shards) -> None:
+    bound = TURN_AGENTS_MAX
+    fill(shards, {b"agent-%d" % number: b"v" for number in range(2 * bound + 500)})
+    agents = [b"agent-%d" % number for number in range(4 * bound)]
+    asked = fetch((0, agents[: bound // 2]), (1, agents[: bound - 100]), (0, agents))
     frames = frames_of(asked, shards)
-    assert [sum(len(section.sizes) for section in reply.sections) for reply in frames] == [10, 10, 10, 10, 10, 3]
+    assert [sum(len(section.sizes) for section in reply.sections) for reply in frames] == [bound] * 5 + [
+        bound // 2 - 100
+    ]
     assert [values_of(answered) for answered in answers(asked, frames)] == [
-        [b"v"] * 4,
-        [ABSENT] * 9,
-        [b"v"] * 25 + [ABSENT] * 15,
+        [b"v"] * (bound // 2),
+        [ABSENT] * (bound - 100),
+        [b"v"] * (2 * bound + 500) + [ABSENT] * (2 * bound - 500),
     ]
 
 
@@ -195,14 +196,13 @@ def answered(asked: Fetch, shards: Shards) -> tuple[Fetch, list[Images]]:
     return asked, frames_of(asked, shards)
 
 
-def test_known_versions_stay_with_their_agents_over_frames(shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reads, "_TURN_AGENTS_MAX", 7)
-    agents = [b"agent-%02d" % number for number in range(30)]
+def test_known_versions_stay_with_their_agents_over_frames(shards: Shards) -> None:
+    agents = [b"agent-%02d" % number for number in range(4 * TURN_AGENTS_MAX + 2)]
     fill(shards, dict.fromkeys(agents, b"v"))
     images = cast("list[bytes]", answers(*answered(fetch((0, agents)), shards))[0])
     known = [version_of(image) if number % 3 == 0 else number for number, image in enumerate(images)]
     [found] = answers(*answered(Fetch(7, 1, [FetchSection("live", 0, 1, agents, known)]), shards))
-    assert values_of(found) == [UNCHANGED if number % 3 == 0 else b"v" for number in range(30)]
+    assert values_of(found) == [UNCHANGED if number % 3 == 0 else b"v" for number in range(len(agents))]
 
 
 @pytest.mark.parametrize("known", [[], [1], [1, 2, 3]])

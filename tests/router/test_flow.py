@@ -9,44 +9,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from dawnchorus.router.breaker import BreakerState
 from dawnchorus.router.exchange import Exchange
 from dawnchorus.router.flow import QUEUE_REQUESTS_MAX, NodeFlow, Offer
-from dawnchorus.router.waiting import Priority
 from dawnchorus.router.window import WINDOW_BYTES_MAX
-from dawnchorus.wire.messages import Answer
-from dawnchorus.wire.statuses import FaultCode
 from dawnchorus.wire.topology import AdmissionSpec, BreakerSpec
+from tests.support.internals import exchange
 
 NEVER = BreakerSpec(requests_min=1_000_000, time_outs_in_a_row=1_000_000)
-LONG_S = 1e6
 
 
-class Request(Exchange):
-    """An exchange, as flow control sees it."""
-
-    def __init__(
-        self,
-        expected_bytes: int = 1_000,
-        *,
-        repeatable: bool = True,
-        guarded: bool = True,
-        deadline: float = LONG_S,
-        caller: object = None,
-        priority: Priority = Priority.URGENT,
-    ) -> None:
-        super().__init__("node", deadline, expected_bytes, caller, priority)
-        self.repeatable = repeatable  # type: ignore[misc] # pyright: ignore
-        self.guarded = guarded  # type: ignore[misc] # pyright: ignore
-
-    def encode(self, budget_us: int, sent_us: int) -> bytes:
-        raise AssertionError("flow control encodes nothing")
-
-    def handle_reply(self, reply: Answer) -> bool:
-        raise AssertionError("flow control takes no replies")
-
-    def handle_failure(self, code: FaultCode | None, reason: str) -> None:
-        raise AssertionError("flow control tells nobody")
-
-
-def flow_with(*requests: Request, up: bool = True, breaker: BreakerSpec = NEVER) -> NodeFlow:
+def flow_with(*requests: Exchange, up: bool = True, breaker: BreakerSpec = NEVER) -> NodeFlow:
     """A flow, connected if not said otherwise, with these offered."""
     flow = NodeFlow(breaker, AdmissionSpec(in_flight_max=1_000, queue_share=0.25))
     if up:
@@ -68,7 +38,7 @@ def granted() -> bool:
 
 
 def test_nothing_is_sent_while_the_node_is_not_connected() -> None:
-    request = Request()
+    request = exchange()
     flow = flow_with(up=False)
     assert flow.offer(request, 0.0) is Offer.WAITS
     assert flow.poll_send(0.0) is None
@@ -77,7 +47,7 @@ def test_nothing_is_sent_while_the_node_is_not_connected() -> None:
 
 
 def test_what_may_go_goes_at_once_with_a_number_of_its_own() -> None:
-    first, second = Request(), Request()
+    first, second = exchange(), exchange()
     flow = flow_with()
     assert flow.offer(first, 3.0) is flow.offer(second, 3.0) is Offer.GO
     assert first.number != second.number
@@ -86,7 +56,7 @@ def test_what_may_go_goes_at_once_with_a_number_of_its_own() -> None:
 
 
 def test_requests_beyond_the_window_wait_for_an_answer() -> None:
-    first, second = Request(WINDOW_BYTES_MAX - 10), Request(11)
+    first, second = exchange(WINDOW_BYTES_MAX - 10), exchange(11)
     flow = flow_with(first, second)
     assert flow.poll_send(0.0) is None
     flow.handle_answered(first, 0.1)
@@ -94,7 +64,7 @@ def test_requests_beyond_the_window_wait_for_an_answer() -> None:
 
 
 def test_nobody_overtakes_what_waits() -> None:
-    first, large, small = Request(10), Request(WINDOW_BYTES_MAX), Request(10, caller="other")
+    first, large, small = exchange(10), exchange(WINDOW_BYTES_MAX), exchange(10, caller="other")
     flow = flow_with(first, large)
     assert flow.offer(small, 0.0) is Offer.WAITS
     flow.handle_answered(first, 0.1)
@@ -102,7 +72,7 @@ def test_nobody_overtakes_what_waits() -> None:
 
 
 def test_after_a_break_what_was_sent_goes_again_first_and_in_order() -> None:
-    requests = [Request(), Request(), Request(WINDOW_BYTES_MAX)]
+    requests = [exchange(), exchange(), exchange(WINDOW_BYTES_MAX)]
     flow = flow_with(*requests)
     assert flow.handle_down(1.0, granted) == []
     assert flow.poll_send(1.0) is None
@@ -112,7 +82,7 @@ def test_after_a_break_what_was_sent_goes_again_first_and_in_order() -> None:
 
 
 def test_after_a_break_what_may_not_be_sent_twice_is_reported_lost() -> None:
-    save, read, waiting_save = Request(repeatable=False), Request(), Request(WINDOW_BYTES_MAX, repeatable=False)
+    save, read, waiting_save = exchange(repeatable=False), exchange(), exchange(WINDOW_BYTES_MAX, repeatable=False)
     flow = flow_with(save, read, waiting_save)  # the last was never sent, so it is not lost
     assert flow.handle_down(1.0, granted) == [save]
     flow.handle_up(1.0)
@@ -122,7 +92,7 @@ def test_after_a_break_what_may_not_be_sent_twice_is_reported_lost() -> None:
 
 
 def test_after_a_break_no_more_is_sent_again_than_the_budget_has() -> None:
-    requests = [Request() for _ in range(5)]
+    requests = [exchange() for _ in range(5)]
     flow = flow_with(*requests)
     left = [True, True]
     lost = flow.handle_down(1.0, lambda: bool(left) and left.pop())
@@ -132,12 +102,12 @@ def test_after_a_break_no_more_is_sent_again_than_the_budget_has() -> None:
 
 
 def test_after_a_break_nobody_asks_again_for_what_is_too_late() -> None:
-    late = Request(deadline=0.9)
+    late = exchange(deadline=0.9)
     assert flow_with(late).handle_down(1.0, granted) == [late]
 
 
 def test_a_break_opens_the_window_again() -> None:
-    flow = flow_with(Request(WINDOW_BYTES_MAX, repeatable=False), Request(WINDOW_BYTES_MAX))
+    flow = flow_with(exchange(WINDOW_BYTES_MAX, repeatable=False), exchange(WINDOW_BYTES_MAX))
     assert flow.poll_send(0.0) is None
     flow.handle_down(1.0, granted)
     flow.handle_up(1.0)
@@ -145,7 +115,7 @@ def test_a_break_opens_the_window_again() -> None:
 
 
 def test_a_reply_to_an_earlier_sending_finds_nothing() -> None:
-    request = Request()
+    request = exchange()
     flow = flow_with(request)
     earlier = request.number
     flow.handle_down(1.0, granted)
@@ -156,7 +126,7 @@ def test_a_reply_to_an_earlier_sending_finds_nothing() -> None:
 
 
 def test_cancel_tells_whether_it_is_on_its_way() -> None:
-    sent, waiting = Request(), Request(WINDOW_BYTES_MAX)
+    sent, waiting = exchange(), exchange(WINDOW_BYTES_MAX)
     flow = flow_with(sent, waiting)
     assert flow.cancel(waiting, 0.0) is False
     assert flow.cancel(sent, 0.0) is True
@@ -166,7 +136,7 @@ def test_cancel_tells_whether_it_is_on_its_way() -> None:
 
 
 def test_what_the_connection_had_no_room_for_goes_first_again() -> None:
-    first, second = Request(), Request()
+    first, second = exchange(), exchange()
     flow = flow_with(first, second)
     flow.handle_unsent(second, 0.0)
     flow.handle_unsent(first, 0.0)
@@ -175,7 +145,7 @@ def test_what_the_connection_had_no_room_for_goes_first_again() -> None:
 
 
 def test_a_node_that_asks_to_be_left_alone_is_until_then() -> None:
-    refused, other = Request(), Request()
+    refused, other = exchange(), exchange()
     flow = flow_with(refused)
     flow.handle_overloaded(refused, 1.0, 0.5)
     flow.send_again(refused, 1.0)
@@ -185,25 +155,25 @@ def test_a_node_that_asks_to_be_left_alone_is_until_then() -> None:
 
 
 def test_a_node_with_too_many_writes_is_asked_for_reads_all_the_same() -> None:
-    save = Request()
+    save = exchange()
     save.waits_for_disk = True  # type: ignore[misc] # pyright: ignore
     flow = flow_with(save)
     before = flow.window.bytes
     flow.handle_overloaded(save, 1.0, 0.5)
     assert flow.window.bytes == before
-    assert flow.offer(Request(), 1.1) is Offer.GO
+    assert flow.offer(exchange(), 1.1) is Offer.GO
 
 
 def test_who_has_less_time_than_a_node_asks_for_is_told_at_once() -> None:
-    refused = Request()
+    refused = exchange()
     flow = flow_with(refused)
     flow.handle_overloaded(refused, 1.0, 0.6)
-    assert flow.offer(Request(deadline=1.5), 1.0) is Offer.FULL
-    assert flow.offer(Request(deadline=1.7), 1.0) is Offer.WAITS
+    assert flow.offer(exchange(deadline=1.5), 1.0) is Offer.FULL
+    assert flow.offer(exchange(deadline=1.7), 1.0) is Offer.WAITS
 
 
 def test_what_is_too_late_to_be_sent_was_never_sent_and_says_nothing_of_the_node() -> None:
-    flow = flow_with(*[Request(deadline=1.0) for _ in range(200)], up=False)
+    flow = flow_with(*[exchange(deadline=1.0) for _ in range(200)], up=False)
     flow.handle_up(2.0)
     before = flow.window.bytes
     while (late := flow.poll_send(2.0)) is not None:
@@ -213,47 +183,47 @@ def test_what_is_too_late_to_be_sent_was_never_sent_and_says_nothing_of_the_node
 
 
 def test_newcomers_are_told_at_once_where_others_wait_for_long() -> None:
-    flow = flow_with(Request(), Request(WINDOW_BYTES_MAX, caller="a"))
-    assert flow.offer(Request(caller="b", deadline=0.2 + 1.0), 0.2) is Offer.WAITS
-    assert flow.offer(Request(caller="c", deadline=0.3 + 1.0), 0.3) is Offer.FULL
-    assert flow.offer(Request(caller="d", deadline=0.3 + 10.0), 0.3) is Offer.WAITS  # it has time
-    assert flow.offer(Request(caller="e", deadline=0.3 + 1.0, guarded=False), 0.3) is Offer.WAITS
+    flow = flow_with(exchange(), exchange(WINDOW_BYTES_MAX, caller="a"))
+    assert flow.offer(exchange(caller="b", deadline=0.2 + 1.0), 0.2) is Offer.WAITS
+    assert flow.offer(exchange(caller="c", deadline=0.3 + 1.0), 0.3) is Offer.FULL
+    assert flow.offer(exchange(caller="d", deadline=0.3 + 10.0), 0.3) is Offer.WAITS  # it has time
+    assert flow.offer(exchange(caller="e", deadline=0.3 + 1.0, guarded=False), 0.3) is Offer.WAITS
 
 
 def test_what_waited_for_the_connection_says_nothing_of_how_the_node_keeps_up() -> None:
-    flow = flow_with(Request(WINDOW_BYTES_MAX), Request(WINDOW_BYTES_MAX, caller="a"), up=False)
+    flow = flow_with(exchange(WINDOW_BYTES_MAX), exchange(WINDOW_BYTES_MAX, caller="a"), up=False)
     flow.handle_up(50.0)
     assert flow.poll_send(50.0) is not None
-    assert flow.offer(Request(caller="b", deadline=51.0), 50.1) is Offer.WAITS
-    assert flow.offer(Request(caller="c", deadline=51.4), 50.4) is Offer.FULL
+    assert flow.offer(exchange(caller="b", deadline=51.0), 50.1) is Offer.WAITS
+    assert flow.offer(exchange(caller="c", deadline=51.4), 50.4) is Offer.FULL
 
 
 def test_what_waits_is_bounded() -> None:
     flow = flow_with(up=False)
-    offers = [flow.offer(Request(), 0.0) for _ in range(QUEUE_REQUESTS_MAX + 1)]
+    offers = [flow.offer(exchange(), 0.0) for _ in range(QUEUE_REQUESTS_MAX + 1)]
     assert offers[-2:] == [Offer.WAITS, Offer.FULL]
 
 
 def test_a_dead_node_is_taken_for_dead_after_a_run_of_time_outs_and_asked_again_after_a_while() -> None:
     flow = flow_with(breaker=BreakerSpec(time_outs_in_a_row=2, retry_after_s=5.0))
     for second in range(2):
-        request = Request(deadline=second + 1.0)
+        request = exchange(deadline=second + 1.0)
         assert flow.offer(request, float(second)) is Offer.GO
         flow.cancel(request, second + 1.0)
     assert flow.breaker.state is BreakerState.OPEN
-    assert flow.offer(Request(), 2.1) is Offer.OPEN
-    assert flow.offer(Request(guarded=False), 2.1) is not Offer.OPEN
-    probe = Request()
+    assert flow.offer(exchange(), 2.1) is Offer.OPEN
+    assert flow.offer(exchange(guarded=False), 2.1) is not Offer.OPEN
+    probe = exchange()
     assert flow.offer(probe, 7.1) is Offer.GO
-    assert flow.offer(Request(), 7.1) is Offer.OPEN
+    assert flow.offer(exchange(), 7.1) is Offer.OPEN
     flow.handle_answered(probe, 7.2)
-    assert flow.offer(Request(), 7.2) is Offer.GO
+    assert flow.offer(exchange(), 7.2) is Offer.GO
 
 
 def test_a_node_that_answers_too_late_is_slow_and_not_dead() -> None:
     flow = flow_with(breaker=BreakerSpec(time_outs_in_a_row=2, requests_min=1_000))
     for second in range(10):
-        request = Request(deadline=second + 1.0)
+        request = exchange(deadline=second + 1.0)
         flow.offer(request, float(second))
         flow.cancel(request, second + 1.0)
         flow.handle_stray(second + 1.1)
@@ -261,10 +231,10 @@ def test_a_node_that_answers_too_late_is_slow_and_not_dead() -> None:
 
 
 def test_what_waits_for_a_node_taken_for_dead_is_given_back_but_for_questions_how_it_is() -> None:
-    waiting, question = Request(deadline=9.0), Request(guarded=False)
+    waiting, question = exchange(deadline=9.0), exchange(guarded=False)
     flow = flow_with(waiting, question, up=False, breaker=BreakerSpec(time_outs_in_a_row=1))
     assert flow.refused_by_breaker() == []
-    late = Request(deadline=1.0)
+    late = exchange(deadline=1.0)
     flow.offer(late, 0.0)
     flow.cancel(late, 1.0)
     assert flow.refused_by_breaker() == [waiting]
@@ -272,7 +242,7 @@ def test_what_waits_for_a_node_taken_for_dead_is_given_back_but_for_questions_ho
 
 
 def test_drain_gives_everything_back_once() -> None:
-    sent, waiting = Request(), Request(WINDOW_BYTES_MAX)
+    sent, waiting = exchange(), exchange(WINDOW_BYTES_MAX)
     flow = flow_with(sent, waiting)
     assert set(flow.drain()) == {sent, waiting}
     assert len(flow) == 0
@@ -286,15 +256,15 @@ class FlowAgainstItsModel(RuleBasedStateMachine):
         super().__init__()
         self.flow = NodeFlow(NEVER, AdmissionSpec(in_flight_max=4))
         self.up = False
-        self.waiting = deque[Request]()
-        self.sent: list[Request] = []
+        self.waiting = deque[Exchange]()
+        self.sent: list[Exchange] = []
         self.numbers: set[int] = set()
 
-    def has_room(self, request: Request) -> bool:
+    def has_room(self, request: Exchange) -> bool:
         on_their_way = sum(sent.expected_bytes for sent in self.sent)
         return not self.sent or (len(self.sent) < 4 and on_their_way + request.expected_bytes <= self.flow.window.bytes)
 
-    def note_sent(self, request: Request) -> None:
+    def note_sent(self, request: Exchange) -> None:
         assert request.number not in self.numbers
         self.numbers.add(request.number)
         self.sent.append(request)
@@ -304,7 +274,7 @@ class FlowAgainstItsModel(RuleBasedStateMachine):
         repeatable=st.booleans(),
     )
     def offer(self, size: int, repeatable: bool) -> None:
-        request = Request(size, repeatable=repeatable)
+        request = exchange(size, repeatable=repeatable)
         goes = self.up and not self.waiting and self.has_room(request)
         assert self.flow.offer(request, 0.0) is (Offer.GO if goes else Offer.WAITS)
         if goes:
@@ -339,7 +309,8 @@ class FlowAgainstItsModel(RuleBasedStateMachine):
     @precondition(lambda self: self.sent or self.waiting)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        request = data.draw(st.sampled_from([*self.sent, *self.waiting]))
+        requests = [*self.sent, *self.waiting]
+        request = requests[data.draw(st.integers(0, len(requests) - 1))]  # decision 0007: no weak reference to it
         assert self.flow.cancel(request, 0.0) is (request in self.sent)
         if request in self.sent:
             self.sent.remove(request)

@@ -5,7 +5,8 @@ import pytest
 from dawnchorus.router.flow import NodeFlow
 from dawnchorus.router.shedding import is_shed_whole
 from dawnchorus.wire.topology import AdmissionSpec
-from tests.router.test_flow import NEVER, Request
+from tests.router.test_flow import NEVER
+from tests.support.internals import exchange
 
 
 def flow_that_waits(seconds: float) -> NodeFlow:
@@ -13,7 +14,7 @@ def flow_that_waits(seconds: float) -> NodeFlow:
     flow = NodeFlow(NEVER, AdmissionSpec(in_flight_max=1, queue_share=0.2))
     flow.handle_up(0.0)
     for caller in range(2 if seconds else 1):
-        flow.offer(Request(caller=caller), 100.0 - seconds)
+        flow.offer(exchange(caller=caller), 100.0 - seconds)
     return flow
 
 
@@ -32,7 +33,7 @@ def test_a_wake_is_shed_whole_where_its_required_nodes_are_behind(
     required_waits: float, optional_waits: float, shed: bool
 ) -> None:
     flows = [flow_that_waits(required_waits), flow_that_waits(optional_waits)]
-    exchanges = [Request(deadline=101.0, caller="new"), Request(deadline=101.0, caller="new")]
+    exchanges = [exchange(deadline=101.0, caller="new"), exchange(deadline=101.0, caller="new")]
     exchanges[0].required = True
     assert is_shed_whole(exchanges, flows, 100.0) is shed
 
@@ -40,4 +41,4 @@ def test_a_wake_is_shed_whole_where_its_required_nodes_are_behind(
 @pytest.mark.parametrize(("least", "shed"), [(0.0, False), (0.09, False), (0.12, True)])
 def test_where_nothing_is_required_all_nodes_have_to_be_behind(least: float, shed: bool) -> None:
     flows = [flow_that_waits(0.25), flow_that_waits(least)]
-    assert is_shed_whole([Request(deadline=101.0), Request(deadline=101.0)], flows, 100.0) is shed
+    assert is_shed_whole([exchange(deadline=101.0), exchange(deadline=101.0)], flows, 100.0) is shed

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from dawnchorus import Cluster
+from dawnchorus.router.calls import _BackupCall, _Call, _StatusCall
+from dawnchorus.router.exchange import Exchange
 from dawnchorus.router.link import Link
 from dawnchorus.router.router import Router
+from dawnchorus.router.waiting import Priority
+from dawnchorus.wire.messages import BackedUp, Scan, Scanned, Status, StatusReply
 
-__all__ = ["ReplyDropper", "drop_replies", "is_up", "leftovers", "sendings", "stray_replies", "take_in"]
+__all__ = ["ReplyDropper", "drop_replies", "exchange", "is_up", "leftovers", "sendings", "stray_replies", "take_in"]
 
 
 def leftovers(cluster: Cluster) -> dict[str, int]:
@@ -66,20 +70,48 @@ class ReplyDropper:
 
     def __init__(self, router: Router, chance: random.Random, share: float) -> None:
         self.dropped = 0
-        self._handle_frames = router.handle_frames
+        self._router = router
         self._chance = chance
         self.share = share
+        self.handle_up = router.handle_up
+        self.handle_down = router.handle_down
+        self.handle_refused = router.handle_refused
 
     def handle_frames(self, link: Link, frames: list[memoryview]) -> None:
         """Pass on what is not lost."""
         kept = [frame for frame in frames if self._chance.random() >= self.share]
         self.dropped += len(frames) - len(kept)
-        self._handle_frames(link, kept)
+        self._router.handle_frames(link, kept)
 
 
 def drop_replies(cluster: Cluster, chance: random.Random, *, share: float) -> ReplyDropper:
     """Let a client lose a share of the replies to it from now on; its greetings come through."""
     router = cluster._router
     dropper = ReplyDropper(router, chance, share)
-    router.handle_frames = dropper.handle_frames  # type: ignore[method-assign]
+    for link in router._links.values():
+        link._owner = dropper
     return dropper
+
+
+def exchange(
+    expected_bytes: int = 1_000,
+    *,
+    repeatable: bool = True,
+    guarded: bool = True,
+    deadline: float = 1e6,
+    caller: object = "the caller of most",
+) -> Exchange:
+    """Return an exchange that flow control can be given: one that nobody awaits. (What is compiled has no doubles.)"""
+    made: Exchange
+    if not guarded:
+        made = _StatusCall("node", deadline, expected_bytes, StatusReply, _never_sent, caller)
+    elif repeatable:
+        made = _Call("node", deadline, expected_bytes, Scanned, _never_sent, caller)
+    else:
+        made = _BackupCall("node", deadline, expected_bytes, BackedUp, _never_sent, caller)
+    made.priority = Priority.URGENT
+    return made
+
+
+def _never_sent(*_: int) -> Scan | Status:
+    raise AssertionError("flow control encodes nothing")

@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from dawnchorus.nodes.node import FragmentNode
+from dawnchorus.nodes.peers import PEERS_MAX
 from dawnchorus.nodes.shards import OwnedShard, any_shard_on_disk, close_shards, open_shards
 from dawnchorus.wire.channel import Channel, receive_parts
 from dawnchorus.wire.control_store import FileControlStore, establish_placement, take_generation
@@ -229,7 +230,9 @@ class Served(msgspec.Struct):
 
 
 @contextlib.asynccontextmanager
-async def served(topology: Topology, name: str = NODE, *, ipc: str = "") -> AsyncGenerator[Served]:
+async def served(
+    topology: Topology, name: str = NODE, *, ipc: str = "", peers_max: int = PEERS_MAX
+) -> AsyncGenerator[Served]:
     """Serve one node in this loop for a block; what a node's process does at its start is done before."""
     control = FileControlStore.in_folder(topology.data_dir)
     placement = await establish_placement(topology, control, lambda: any_shard_on_disk(topology))
@@ -239,7 +242,7 @@ async def served(topology: Topology, name: str = NODE, *, ipc: str = "") -> Asyn
         for shard in shards.values():
             if shard.fragments is not None:
                 shard.fragments.begin_generation(placement.generation)
-        node = FragmentNode(topology, placement, name, shards, ipc=ipc)
+        node = FragmentNode(topology, placement, name, shards, ipc=ipc, peers_max=peers_max)
         node.start()
         try:
             yield Served(topology, node, shards)
