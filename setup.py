@@ -15,7 +15,7 @@ COMPILED = {
     "fragment_stores": "found_images lmdb_databases lmdb_lookup lmdb_snapshot",
     "nodes": "backlog clock counters delays fair_queue inbox node peers reads",
     "router": """breaker calls coalescing exchange fetching floors flow gather link outcomes parts plan retry_budget
-        router saver saving shedding waiting wakes window""",
+        router saving shedding waiting wakes window""",
 }
 FOLDERS = [*COMPILED, "perf", "tools"]
 BUILDING = {"bdist_wheel", "build_ext"}

@@ -73,11 +73,11 @@ def parse_token(text: str) -> WriteToken:
     Raises:
         InvalidRequestError: it is none of those.
     """
-    first, *rest = text.split(".")
     try:
+        first, *rest = text.split(".")
         write_id = bytes.fromhex(first)
         seen = {store: int(version, 16) for store, version in (part.split(":") for part in rest)}
-    except ValueError:
+    except (AttributeError, TypeError, ValueError):  # no text, or none of ours
         write_id, seen = b"", {}
     sound = all([0 <= version < 1 << 64 for version in seen.values()])
     if not 0 < len(write_id) <= WRITE_ID_BYTES_MAX or not seen or not sound:

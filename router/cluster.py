@@ -31,7 +31,7 @@ from .calls import back_up_shard, node_status
 from .coalescing import Choice, Coalescer
 from .fetching import Fetching, ImageSizes
 from .floors import Floors
-from .ids import check_agent_id, sound_ids
+from .ids import check_agent_id, slices, sound_ids
 from .kinds import Kinds, Reading, as_kinds
 from .listing import list_agents
 from .outcomes import Outcome
@@ -40,7 +40,7 @@ from .router import Router
 from .saver import Saver
 from .state import AgentState, WakeContext
 from .wake_stream import WakeStream
-from .wakes import WakeMany, slices
+from .wakes import WakeMany
 
 __all__ = ["Cluster", "connect"]
 

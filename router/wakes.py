@@ -11,7 +11,7 @@ import asyncio
 import heapq
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import chain
 from typing import Final, NamedTuple, cast
 
@@ -22,14 +22,7 @@ from .outcomes import WHOLE, Outcome
 from .parts import Group
 from .state import AgentState
 
-__all__ = ["WakeBatch", "WakeMany", "slices", "verdict"]
-
-_SLICE_AGENTS: Final = 640
-"""Agents of a wake_many that are planned first: the nodes begin after 1 ms, where planning 10,000 takes 6."""
-
-_SLICE_GROWTH: Final = 16
-"""How much larger each further slice is: fewer, larger slices cost fewer sections. With three stores, 640 and 9,360 for
-10,000 took 23.1 ms, 640, 2,560, 6,800 took 23.7, equal slices of 1,250 28.4 (medians of 46, alternated)."""
+__all__ = ["WakeBatch", "WakeMany", "verdict"]
 
 _TIMER_SLACK_SECONDS: Final = 0.001
 """The loop's timers have the grain of a millisecond and may fire that early."""
@@ -61,21 +54,6 @@ def verdict(state: AgentState, reading: Reading) -> Exception | None:
 
 def _asked(reading: Reading, kind: str) -> bool:
     return reading.views[kind].store >= 0
-
-
-def slices(asked: list[str]) -> Iterator[list[str]]:
-    """Yield the ids, each once, in the slices that are planned: small at first, so that the nodes begin at once."""
-    seen: set[str] = set()
-    start, size = 0, _SLICE_AGENTS
-    while start < len(asked):
-        ids = asked[start : start + size]
-        distinct = len(seen) + len(ids)
-        seen.update(ids)
-        if len(seen) < distinct:
-            before = set(asked[:start])
-            ids = [agent_id for agent_id in dict.fromkeys(ids) if agent_id not in before]
-        yield ids
-        start, size = start + size, size * _SLICE_GROWTH
 
 
 class WakeMany:

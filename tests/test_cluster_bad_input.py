@@ -1,6 +1,7 @@
 """What a client asks of a real cluster and must not: one clear word each, and nothing lost."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,7 @@ from dawnchorus import (
     Cluster,
     ClusterUnavailable,
     InvalidRequestError,
+    Outcome,
     PlacementError,
     Saved,
     SaveRefused,
@@ -122,3 +124,26 @@ async def test_ids_and_kinds_that_cannot_be_cost_nobody_else_anything(cluster: C
         with pytest.raises(InvalidRequestError, match="deadline"):
             await cluster.wake_many(["sound"], deadline_s=deadline_s)
     assert (await cluster.wake("sound", deadline_s=LONG_S))["profile"] == 1
+
+
+@pytest.mark.parametrize("nonsense", [5, None, b"sound", 0.5])
+async def test_an_id_of_another_type_costs_that_agent_alone(cluster: Cluster, nonsense: Any) -> None:
+    with pytest.raises(InvalidRequestError):
+        cluster.wake(nonsense)
+    with pytest.raises(InvalidRequestError):
+        await cluster.save(nonsense, {"profile": 1})
+    saved = await cluster.save_many({"sound": {"profile": 1}, nonsense: {"profile": 2}})
+    assert isinstance(saved["sound"], Saved)
+    assert isinstance(saved[nonsense], InvalidRequestError)
+    for ids in ([nonsense, "sound", nonsense, "sound"], ["sound"] * 700 + [nonsense] * 2):
+        states = await cluster.wake_many(ids, deadline_s=LONG_S)
+        assert [state.agent_id for state in states] == ids
+        assert {state.outcome("profile") for state in states if state.agent_id == nonsense} == {Outcome.FAULT}
+        assert {state["profile"] for state in states if state.agent_id == "sound"} == {1}
+    streamed = [state async for state in cluster.wake_stream(["sound", nonsense, "sound"], deadline_s=LONG_S)]
+    assert {state.agent_id: state.outcome("profile") for state in streamed} == {
+        "sound": Outcome.OK,
+        nonsense: Outcome.FAULT,
+    }
+    with pytest.raises(InvalidRequestError, match="write_id"):
+        await cluster.save("sound", {"profile": 1}, write_id=nonsense or 1)
