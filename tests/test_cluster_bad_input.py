@@ -145,5 +145,6 @@ async def test_an_id_of_another_type_costs_that_agent_alone(cluster: Cluster, no
         "sound": Outcome.OK,
         nonsense: Outcome.FAULT,
     }
+    no_token: Any = nonsense or 1
     with pytest.raises(InvalidRequestError, match="write_id"):
-        await cluster.save("sound", {"profile": 1}, write_id=nonsense or 1)
+        await cluster.save("sound", {"profile": 1}, write_id=no_token)
