@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 # What every wake passes through, in the client and in a node. A class that is compiled can only be derived from by one
 # that is compiled too: that is why all exchanges are here, those of saves and calls too.
@@ -17,8 +19,21 @@ COMPILED = {
     "router": """breaker calls coalescing exchange fetching floors flow gather link outcomes parts plan retry_budget
         router saving shedding waiting wakes window""",
 }
+MODULES = {f"dawnchorus.{folder}.{name}" for folder, names in COMPILED.items() for name in names.split()}
+GROUP = "dawnchorus.compiled"
+LIBRARY = f"{GROUP}__mypyc"
 FOLDERS = [*COMPILED, "perf", "tools"]
 BUILDING = {"bdist_wheel", "build_ext"}
+
+
+class BuildWholeOrNot(build_ext):
+    """Leaves out the modules of a library that could not be built: Python would find them, and nothing behind them."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build one; the library comes first."""
+        if ext.name in MODULES and not Path(self.get_ext_fullpath(LIBRARY)).exists():
+            raise CompileError(f"{LIBRARY} is not there")
+        super().build_extension(ext)
 
 
 def compiled_modules() -> list[Extension]:
@@ -30,10 +45,12 @@ def compiled_modules() -> list[Extension]:
         link = Path("src", "dawnchorus", folder)
         if not link.exists():
             link.symlink_to(Path("..", "..", folder))
-    files = [f"src/dawnchorus/{folder}/{name}.py" for folder, names in COMPILED.items() for name in names.split()]
-    extensions: list[Extension] = mypycify(files, group_name="dawnchorus.compiled", debug_level="0")
+    files = [f"src/{module.replace('.', '/')}.py" for module in sorted(MODULES)]
+    extensions: list[Extension] = mypycify(files, group_name=GROUP, debug_level="0")
     for extension in extensions:
         extension.optional = True
+        # A warning of a compiler that mypyc does not know yet is none of a user's business.
+        extension.extra_compile_args = [option for option in extension.extra_compile_args if option != "-Werror"]
     return extensions
 
 
@@ -43,4 +60,7 @@ lookup = Extension(
     extra_compile_args=["-O3", "-std=c11", "-Wall", "-Wextra"],
     optional=True,
 )
-setup(ext_modules=[lookup, *(compiled_modules() if BUILDING & set(sys.argv) else [])])
+setup(
+    cmdclass={"build_ext": BuildWholeOrNot},
+    ext_modules=[lookup, *(compiled_modules() if BUILDING & set(sys.argv) else [])],
+)

@@ -100,16 +100,22 @@ def test_sdist_and_wheel_hold_every_python_file(tmp_path: Path) -> None:
     assert sorted(names) == sorted([*python_files(), "dawnchorus/py.typed", f"{LOOKUP}.pyi", *compiled])
 
 
-def test_without_a_compiler_the_package_is_built_all_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("refused", ["*", "*__native_compiled*"])
+def test_without_a_compiler_that_can_the_package_is_built_all_the_same(tmp_path: Path, refused: str) -> None:
+    """There is no compiler; or it takes the small files, which are of no use without the large one."""
     copy_project(tmp_path / "project")
     command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(tmp_path), "."]
-    environment = os.environ | {"CC": "/nonexistent/cc"}
+    compiler = tmp_path / "cc"
+    compiler.write_text(f'#!/bin/sh\ncase "$*" in {refused}) exit 1 ;; esac\nexec cc "$@"\n')
+    compiler.chmod(0o755)
+    environment = os.environ | {"CC": str(compiler)}
     built = subprocess.run(
         command, cwd=tmp_path / "project", env=environment, capture_output=True, text=True, check=False
     )
     assert built.returncode == 0, built.stdout + built.stderr
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as archive:
-        assert not [name for name in archive.namelist() if name.endswith(".so")]
+        compiled = [name for name in archive.namelist() if name.endswith(".so")]
+        assert compiled == ([] if refused == "*" else [f"{LOOKUP}{SUFFIX}"])
         assert f"{LOOKUP}.pyi" in archive.namelist()
 
 
