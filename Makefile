@@ -27,7 +27,7 @@ $(REQUIRED): requirements/dev.txt pyproject.toml
 	@touch $@
 
 # What is compiled lies beside its source and is what Python imports: made anew when a source changes, and the old removed.
-$(STAMP): $(REQUIRED) setup.py $(wildcard $(addsuffix /*.[cp]*,fragment_stores nodes router wire))
+$(STAMP): $(REQUIRED) setup.py $(wildcard $(foreach kind,c py pyi,$(addsuffix /*.$(kind),fragment_stores nodes router wire)))
 	@rm -f $(LIBRARIES)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch -c $(LIBRARIES)
@@ -45,21 +45,21 @@ up: setup ## start and supervise the nodes of topology.toml, in the foreground
 test: setup servers check ## everything: format, lint, types, tests
 	$(BIN)/python -m pytest
 
-check: setup ## format, lint, spelling and types; changes nothing
+check: $(REQUIRED) ## format, lint, spelling and types; changes nothing
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
-format: setup ## format the code and repair what ruff can repair
+format: $(REQUIRED) ## format the code and repair what ruff can repair
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
 bench: setup ## microbenchmarks of what is hot
 	$(BIN)/python -m pytest perf/benchmarks -o python_files='bench_*.py test_*.py' --benchmark-only
 
-wheel: setup ## build sdist and wheel into dist/
+wheel: $(REQUIRED) ## build sdist and wheel into dist/
 	rm -rf build dist
 	$(BIN)/python -m build --no-isolation
 

@@ -23,22 +23,26 @@ MODULES = {f"dawnchorus.{folder}.{name}" for folder, names in COMPILED.items() f
 GROUP = "dawnchorus.compiled"
 LIBRARY = f"{GROUP}__mypyc"
 FOLDERS = [*COMPILED, "perf", "tools"]
-BUILDING = {"bdist_wheel", "build_ext"}
+COMMANDS = set(sys.argv)
 
 
 class BuildWholeOrNot(build_ext):
     """Leaves out the modules of a library that could not be built: Python would find them, and nothing behind them."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Build one; the library comes first."""
-        if ext.name in MODULES and not Path(self.get_ext_fullpath(LIBRARY)).exists():
-            raise CompileError(f"{LIBRARY} is not there")
-        super().build_extension(ext)
+        """Build one, or see to it that none is there; the library comes first."""
+        try:
+            if ext.name in MODULES and not Path(self.get_ext_fullpath(LIBRARY)).exists():
+                raise CompileError(f"{LIBRARY} is not there")
+            super().build_extension(ext)
+        except Exception:
+            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)  # of an earlier build: of other sources
+            raise
 
 
 def compiled_modules() -> list[Extension]:
     """Return the extension modules that mypyc makes of the COMPILED ones: one library, and a name in it for each."""
-    from mypyc.build import mypycify  # takes a second to import: what only asks for metadata does without
+    from mypyc.build import mypycify  # here, because it takes a second: what only asks for metadata does without
 
     # The links by which a type checker finds every module under its one name; an archive of the sources has none.
     for folder in FOLDERS:
@@ -60,7 +64,13 @@ lookup = Extension(
     extra_compile_args=["-O3", "-std=c11", "-Wall", "-Wextra"],
     optional=True,
 )
-setup(
-    cmdclass={"build_ext": BuildWholeOrNot},
-    ext_modules=[lookup, *(compiled_modules() if BUILDING & set(sys.argv) else [])],
-)
+modules: list[Extension] = []
+if "build_ext" in COMMANDS:
+    modules = compiled_modules()
+elif "bdist_wheel" in COMMANDS:
+    try:
+        modules = compiled_modules()
+    except (ImportError, SystemExit) as error:
+        # There is no mypy, or a later one finds a mistake: nothing that a user could mend.
+        print(f"warning: nothing is compiled, all of it will be interpreted: mypyc: {error!r}", file=sys.stderr)
+setup(cmdclass={"build_ext": BuildWholeOrNot}, ext_modules=[lookup, *modules])

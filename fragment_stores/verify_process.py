@@ -6,6 +6,7 @@ then, `{"where": ..., "detail": ...}` for each finding, and at last `{"done": {.
 
 from __future__ import annotations
 
+import resource
 import sys
 from pathlib import Path
 
@@ -38,5 +39,6 @@ def _verify(path: Path) -> None:
 
 
 if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # that it may be ended is meant, and its memory of no use
     for line in sys.stdin:
         _verify(Path(line.rstrip("\n")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
@@ -72,14 +73,14 @@ class _Call(Exchange, Generic[R]):
         self._answer = answer
         router.submit([self])
         try:
-            async with asyncio.timeout_at(self.deadline):
-                return await asyncio.shield(answer)
-        except TimeoutError:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(self.deadline):
+                    return await asyncio.shield(answer)
             router.take_in()  # a loop that stalled runs its timers before it looks at what has come
             if answer.done() and not answer.cancelled():
                 return answer.result()
             how = "did not answer in time" if router.is_up(self.node) else "is not connected"
-            raise ClusterUnavailable(f"node {self.node!r} {how}") from None
+            raise ClusterUnavailable(f"node {self.node!r} {how}")
         finally:
             router.cancel([self])
 
@@ -100,6 +101,7 @@ class _BackupCall(_Call[BackedUp]):
 
     repeatable = False
     cancellable = False
+    waits_for_disk = True
 
 
 async def node_status(

@@ -155,11 +155,11 @@ def test_a_node_that_asks_to_be_left_alone_is_until_then() -> None:
 
 
 def test_a_node_with_too_many_writes_is_asked_for_reads_all_the_same() -> None:
-    save = exchange()
-    save.waits_for_disk = True  # type: ignore[misc] # pyright: ignore
-    flow = flow_with(save)
+    writing = exchange(repeatable=False)
+    assert writing.waits_for_disk
+    flow = flow_with(writing)
     before = flow.window.bytes
-    flow.handle_overloaded(save, 1.0, 0.5)
+    flow.handle_overloaded(writing, 1.0, 0.5)
     assert flow.window.bytes == before
     assert flow.offer(exchange(), 1.1) is Offer.GO
 
