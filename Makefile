@@ -30,6 +30,8 @@ $(REQUIRED): requirements/dev.txt pyproject.toml
 $(STAMP): $(REQUIRED) setup.py $(wildcard $(foreach kind,c py pyi,$(addsuffix /*.$(kind),fragment_stores nodes router wire)))
 	@rm -f $(LIBRARIES)
 	$(BIN)/python setup.py --quiet build_ext --inplace
+	@ls src/dawnchorus/*.so >/dev/null 2>&1 || echo "Nothing could be compiled: there is no C compiler, or no Python.h; on Debian: apt-get install" \
+		"gcc python3-dev. Everything works without, interpreted: one wake takes a fifth longer." >&2
 	@touch -c $(LIBRARIES)
 	@touch $@
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import CompileError
 
 # What every wake passes through, in the client and in a node. A class that is compiled can only be derived from by one
 # that is compiled too: that is why all exchanges are here, those of saves and calls too.
@@ -31,12 +30,14 @@ class BuildWholeOrNot(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Build one, or see to it that none is there; the library comes first."""
+        built = Path(self.get_ext_fullpath(ext.name))
+        if ext.name in MODULES and not Path(self.get_ext_fullpath(LIBRARY)).exists():
+            built.unlink(missing_ok=True)
+            return
         try:
-            if ext.name in MODULES and not Path(self.get_ext_fullpath(LIBRARY)).exists():
-                raise CompileError(f"{LIBRARY} is not there")
             super().build_extension(ext)
         except Exception:
-            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)  # of an earlier build: of other sources
+            built.unlink(missing_ok=True)  # of an earlier build, of other sources
             raise
 
 
