@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import inspect
 import itertools
 import statistics
 import time
@@ -18,6 +19,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
+from ..wire.channel import receive_frame
 from ..wire.errors import DawnchorusError
 from ..wire.process import tune_process
 from .workload import Workload
@@ -33,6 +35,7 @@ __all__ = [
     "closed_loop",
     "milliseconds",
     "natural",
+    "notes_on_process",
     "settle",
     "settled_memory",
     "single_wakes",
@@ -130,6 +133,17 @@ def settled_memory() -> Generator[None]:
 async def wake_many(cluster: Wakes, ids: Sequence[str]) -> Sequence[State]:
     """All in one call."""
     return await cluster.wake_many(ids)
+
+
+def notes_on_process() -> list[str]:
+    """Return what makes this process slower than a host has to be: its event loop, or that nothing is compiled."""
+    notes: list[str] = []
+    loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
+    if loop != "uvloop":
+        notes.append(f"the clients ran on {loop}'s event loop, not on uvloop")
+    if inspect.isfunction(receive_frame):
+        notes.append("all of dawnchorus was interpreted, nothing compiled: one wake then takes a fifth longer")
+    return notes
 
 
 async def natural(cluster: Wakes, ids: Sequence[str]) -> Sequence[State]:

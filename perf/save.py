@@ -29,6 +29,7 @@ from .measure import (
     check_encoded,
     check_states,
     milliseconds,
+    notes_on_process,
     settle,
     settled_memory,
     single_wakes,
@@ -279,10 +280,7 @@ async def save(options: SaveOptions, progress: Progress = no_progress) -> SaveRe
         ChildFailed: a process of the harness did not start.
     """
     _check(options)
-    notes: list[str] = []
-    loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
-    if loop != "uvloop":
-        notes.append(f"the clients ran on {loop}'s event loop, not on uvloop")
+    notes = notes_on_process()
     workloads = [SyntheticAgents(options.agents, options.value_bytes, options.seed + run) for run in range(2)]
     async with contextlib.AsyncExitStack() as stack:
         folder = stack.enter_context(temporary_folder(options.folder or Path.cwd()))

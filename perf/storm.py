@@ -11,7 +11,6 @@ event loop and the same settings of the garbage collector.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import random
 import time
@@ -30,6 +29,7 @@ from .measure import (
     closed_loop,
     milliseconds,
     natural,
+    notes_on_process,
     settle,
     settled_memory,
     single_wakes,
@@ -214,7 +214,7 @@ async def storm(options: StormOptions, progress: Progress = no_progress) -> Stor
     if options.wake > len(workload.ids):
         raise WorkloadError(f"{options.wake:,} agents cannot be woken: only {len(workload.ids):,} sleep")
     stores = store_of_kind(options.topology, workload.kinds)
-    notes = _notes_on_loop()
+    notes = notes_on_process()
     numbers = random.Random(options.seed)
     samples = [numbers.sample(range(len(workload.ids)), options.wake) for _ in range(options.runs + 1)]
     async with contextlib.AsyncExitStack() as stack:
@@ -247,11 +247,6 @@ def _check(options: StormOptions) -> None:
             raise WorkloadError(f"{name} must be at least 1")
     if options.closed_loop_s <= 0:
         raise WorkloadError("the closed loop needs some time: closed_loop_s must be above 0")
-
-
-def _notes_on_loop() -> list[str]:
-    loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
-    return [] if loop == "uvloop" else [f"the clients ran on {loop}'s event loop, not on uvloop"]
 
 
 async def _start_redis(

@@ -13,6 +13,7 @@ import msgspec
 
 from ..faults.seclusion import why_not
 from ..folders import temporary_folder
+from ..measure import notes_on_process
 from ..processes import ChildFailed, check_running, child_process, python_module
 from ..progress import Progress, no_progress
 from .child import ChildAnswer, ChildOrder
@@ -43,7 +44,7 @@ async def chaos(
     check_options(options)
     steps = script(parse_phases(",".join(options.phases)), options.seconds)
     phases: list[PhaseReport] = []
-    notes = _notes_on_loop()
+    notes = notes_on_process()
     for stretch in stretches(steps):
         with temporary_folder(parent_folder) as folder:
             if stretch.secluded:
@@ -63,11 +64,6 @@ async def chaos(
         phases=phases,
         notes=notes,
     )
-
-
-def _notes_on_loop() -> list[str]:
-    loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
-    return [] if loop == "uvloop" else [f"load and client ran on {loop}'s event loop, not on uvloop"]
 
 
 async def _secluded(options: ChaosOptions, stretch: Stretch, folder: Path, progress: Progress) -> list[PhaseReport]:

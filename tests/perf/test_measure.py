@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import sys
 
 import pytest
 
@@ -12,6 +13,7 @@ from dawnchorus.perf.measure import (
     closed_loop,
     milliseconds,
     natural,
+    notes_on_process,
     settled_memory,
     single_wakes,
     spread_of,
@@ -109,3 +111,20 @@ def test_settled_memory_leaves_the_collector_as_it_was() -> None:
         assert gc.get_freeze_count() > 0
     assert gc.get_threshold() == before
     assert gc.get_freeze_count() == 0
+
+
+async def test_it_is_noted_where_nothing_is_compiled() -> None:
+    is_compiled = "dawnchorus.compiled__mypyc" in sys.modules
+    assert [note for note in notes_on_process() if "interpreted" in note] == (
+        []
+        if is_compiled
+        else ["all of dawnchorus was interpreted, nothing compiled: one wake then takes a fifth longer"]
+    )
+
+
+def test_another_event_loop_is_noted() -> None:
+    async def notes() -> list[str]:
+        return notes_on_process()
+
+    with asyncio.Runner() as runner:
+        assert runner.run(notes())[:1] == ["the clients ran on asyncio's event loop, not on uvloop"]
