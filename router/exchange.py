@@ -6,7 +6,7 @@ what they know of it.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import ClassVar
 
 from ..wire.messages import Answer
@@ -16,8 +16,11 @@ from .waiting import Priority
 __all__ = ["Exchange"]
 
 
-class Exchange(ABC):
-    """A request. Its subclasses know what is asked, and what to do with the answer."""
+class Exchange:
+    """A request. Its subclasses know what is asked, and what to do with the answer.
+
+    No ABC, which a type checker does not need to see that it is abstract: docs/decisions/0007, weak references.
+    """
 
     __slots__ = (
         "caller",
