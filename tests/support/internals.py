@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from dawnchorus import Cluster
+from dawnchorus.router.breaker import BreakerState
 from dawnchorus.router.calls import _BackupCall, _Call, _StatusCall
 from dawnchorus.router.exchange import Exchange
 from dawnchorus.router.link import Link
@@ -14,7 +15,17 @@ from dawnchorus.router.router import Router
 from dawnchorus.router.waiting import Priority
 from dawnchorus.wire.messages import BackedUp, Scan, Scanned, Status, StatusReply
 
-__all__ = ["ReplyDropper", "drop_replies", "exchange", "is_up", "leftovers", "sendings", "stray_replies", "take_in"]
+__all__ = [
+    "ReplyDropper",
+    "drop_replies",
+    "exchange",
+    "is_taken_for_dead",
+    "is_up",
+    "leftovers",
+    "sendings",
+    "stray_replies",
+    "take_in",
+]
 
 
 def leftovers(cluster: Cluster) -> dict[str, int]:
@@ -38,6 +49,11 @@ def leftovers(cluster: Cluster) -> dict[str, int]:
 def is_up(cluster: Cluster, node: str) -> bool:
     """Whether the client is connected to a node."""
     return cluster._router.is_up(node)
+
+
+def is_taken_for_dead(cluster: Cluster, node: str) -> bool:
+    """Whether the client's breaker of a node is open."""
+    return cluster._router._flows[node].breaker.state is BreakerState.OPEN
 
 
 def stray_replies(cluster: Cluster) -> int:
