@@ -1,8 +1,8 @@
 """Wakes of one agent each, brought together: those of one turn of the loop, and those of the same agent.
 
 A turn's first wake begins a batch; when the turn is over, each batch (one for each choice of kinds) becomes one fetch.
-A wake of an agent whose fetch is under way joins it, unless that agent was saved since: that fetch may have read it
-before.
+A large one goes off before: the nodes are at work on it while the rest of the turn's wakes are still asked for. A wake
+of an agent whose fetch is under way joins it, unless that agent was saved since: that fetch may have read it before.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from .fetching import Fetching
 from .kinds import Reading
@@ -20,6 +20,15 @@ from .state import AgentState
 from .wakes import WakeBatch
 
 __all__ = ["Choice", "Coalescer", "Fetch"]
+
+_BATCH_AGENTS: Final = 512
+"""Agents of a turn's first batch. A loop of 1,024 workers then has two batches under way, one at the nodes and one with
+its callers: 195,000 wakes/s of three stores instead of 150,000, 370,000 to 390,000 of one instead of 350,000 (with 342:
+194,000, with 256: 168,000, with 640: 180,000)."""
+
+_BATCH_GROWTH: Final = 4
+"""How much larger each further batch of a turn is: ten thousand wakes in one turn are three. (Equal batches: the loop
+the same, ten thousand at once of three stores 77 to 79 ms instead of 72 to 76.)"""
 
 
 class Choice(NamedTuple):
@@ -52,6 +61,7 @@ class Coalescer:
         self._reading = reading
         self._fetch = fetch
         self._pending: dict[Choice, WakeBatch] = {}
+        self._batch_agents = 0  # how many go off at once; 0 before this turn's first wake
         self._under_way: dict[Choice, dict[str, WakeBatch]] = {}
 
     def wake(self, agent_id: str, agent: bytes, choice: Choice, budget_s: float) -> asyncio.Future[AgentState]:
@@ -65,10 +75,15 @@ class Coalescer:
         batch = self._pending.get(choice)
         if batch is None:
             batch = WakeBatch(self._reading(choice), time.monotonic())
-            if not self._pending:
-                self._loop.call_soon(self._send)
+            if not self._batch_agents:
+                self._batch_agents = _BATCH_AGENTS
+                self._loop.call_soon(self._end_turn)
             self._pending[choice] = batch
-        return batch.add(agent_id, agent, budget_s)
+        future = batch.add(agent_id, agent, budget_s)
+        if len(batch.agents) >= self._batch_agents:
+            self._batch_agents *= _BATCH_GROWTH
+            self._send(choice, self._pending.pop(choice))
+        return future
 
     def forget(self, agents: Sequence[bytes]) -> None:
         """Let no wake join what is under way for these agents: they were saved meanwhile."""
@@ -84,14 +99,18 @@ class Coalescer:
             batch.close(error)
         self._pending.clear()
 
-    def _send(self) -> None:
+    def _end_turn(self) -> None:
         pending, self._pending = self._pending, {}
+        self._batch_agents = 0
         for choice, batch in pending.items():
-            under_way = self._under_way.setdefault(choice, {})
-            ids = list(batch.ids)
-            fetching = self._fetch(batch.reading, ids, batch.agents, batch.deadline, batch.handle_groups)
-            batch.start(fetching, partial(_hand_over, under_way, ids))
-            under_way.update(dict.fromkeys(ids, batch))
+            self._send(choice, batch)
+
+    def _send(self, choice: Choice, batch: WakeBatch) -> None:
+        under_way = self._under_way.setdefault(choice, {})
+        ids = list(batch.ids)
+        fetching = self._fetch(batch.reading, ids, batch.agents, batch.deadline, batch.handle_groups)
+        batch.start(fetching, partial(_hand_over, under_way, ids))
+        under_way.update(dict.fromkeys(ids, batch))
 
 
 def _hand_over(under_way: dict[str, WakeBatch], ids: list[str], ended: WakeBatch) -> None:

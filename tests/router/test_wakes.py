@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from dawnchorus import AgentNotFound, ClusterUnavailable, Outcome, WakeIncomplete
+from dawnchorus import AgentNotFound, AgentState, ClusterUnavailable, Outcome, WakeIncomplete
 from dawnchorus.wire.messages import FaultCode, Fetch
 from dawnchorus.wire.topology import KindSpec
 from tests.support.clusters import eventually
@@ -35,6 +35,23 @@ async def test_tasks_that_each_wake_one_agent_travel_together() -> None:
         assert await asyncio.gather(*(wake() for _ in range(50))) == [1] * 50
         assert len(nodes.fetches()) == 3
         assert nodes.agents_fetched("id") == [b"a"]
+
+
+async def test_many_wakes_of_one_turn_begin_to_travel_before_it_is_over() -> None:
+    async with fake_client() as (cluster, nodes):
+        ids = [f"agent-{number}" for number in range(3_000)]
+        for agent_id in ids:
+            nodes.put(agent_id, profile=agent_id)
+        waking: list[asyncio.Future[AgentState]] = []
+        under_way: list[int] = []
+        for agent_id in [*ids, *ids]:
+            waking.append(cluster.wake(agent_id, deadline_s=LONG_S))
+            under_way.append(leftovers(cluster).get("under way", 0))
+        begun = sorted(set(under_way))
+        assert begun[0] == 0 and 1 < len(begun) < 6 and begun[1] < 1_024, "in a few batches, the first one early"
+        assert [state["profile"] for state in await asyncio.gather(*waking)] == ids * 2
+        assert sorted(nodes.agents_fetched("id")) == sorted(agent_id.encode() for agent_id in ids), "each once"
+        assert not leftovers(cluster)
 
 
 async def test_wakes_of_different_kinds_do_not_share_a_fetch() -> None:
