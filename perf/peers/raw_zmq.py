@@ -17,6 +17,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Awaitable
 from pathlib import Path
+from typing import Final
 
 import zmq
 
@@ -30,7 +31,7 @@ __all__ = ["RawEcho", "RawStorm", "raw_echo", "raw_storm"]
 ECHO_REQUEST_BYTES = 60
 """About the size of a Fetch of one agent."""
 
-START_SECONDS = 20.0
+START_SECONDS: Final = 20.0
 """How long a child may take until it first answers: an interpreter's start on a busy machine."""
 
 EXCHANGE_SECONDS = 60.0
@@ -177,9 +178,15 @@ class _Child:
 
 async def _first(answers: Awaitable[object], children: list[_Child]) -> None:
     """Wait for the first answers; says what is the matter with a child that gives none."""
+    answering = asyncio.ensure_future(answers)
+    give_up = time.monotonic() + START_SECONDS
     try:
-        await asyncio.wait_for(answers, START_SECONDS)
-    except TimeoutError:
-        for child in children:
-            check_running(child.process, child.name, child.log)
-        raise ChildFailed(f"{children[0].name} did not answer within {START_SECONDS:.0f} s") from None
+        while not (await asyncio.wait([answering], timeout=0.05))[0]:
+            for child in children:
+                check_running(child.process, child.name, child.log)
+            if time.monotonic() > give_up:
+                raise ChildFailed(f"{children[0].name} did not answer within {START_SECONDS:.0f} s")
+        await answering
+    finally:
+        answering.cancel()
+        await asyncio.wait([answering])

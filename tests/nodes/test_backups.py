@@ -155,7 +155,7 @@ async def test_a_copy_ends_when_its_marker_goes(client: RawClient, folder: Path)
 
 async def test_a_copy_ends_with_its_budget(client: RawClient, folder: Path) -> None:
     await fill(client, 1_000)
-    slow = backup(folder / "live-0000.mdb", rate_bytes_s=500_000, budget_us=300_000)
+    slow = backup(folder / "live-0000.mdb", rate_bytes_s=500_000, budget_us=1_000_000)
     answer = await client.ask(slow, BackedUp)
     assert "deadline" in answer.detail
     assert os.listdir(folder) == [BACKUP_MARKER_FILE]

@@ -652,9 +652,9 @@ async def test_garbage_from_many_does_not_disturb_one_that_behaves(serving: Serv
                 found = await client.fetch(fetch_of([b"checked-%d" % (number % 10)]))
                 assert value(found[b"checked-%d" % (number % 10)]) == b"%d" % (number % 10)
             await asyncio.sleep(0)
+        await until(lambda: serving.node.counters.garbage > 400)  # what others sent may still be under way
         counters = await barrier(client)
     assert counters["internal_errors"] == 0
-    assert counters["garbage"] > 400
 
 
 async def test_status_carries_every_counter(serving: Served, client: RawClient) -> None:

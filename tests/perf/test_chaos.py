@@ -71,12 +71,13 @@ async def test_what_comes_through_a_proxy_is_late_or_broken(tmp_path: Path) -> N
 
 
 async def test_a_node_is_killed_and_dies_again_and_again(tmp_path: Path) -> None:
-    killed, dying = await run_small(tmp_path, "killed", "dying")
+    killed, dying = await run_small(tmp_path, "killed", "dying", seconds=2.0)
     assert killed.healing is not None and killed.healing.since == "after the kill"
     assert "killed 0 times" not in dying.fault
 
 
-async def test_overload_offers_three_times_the_best_goodput(tmp_path: Path) -> None:
+async def test_overload_offers_three_times_the_best_goodput(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dawnchorus.perf.chaos.overload._NORMAL_SECONDS", 0.6)
     (phase,) = await run_small(tmp_path, "overload", seconds=0.3)
     found = phase.overload
     assert found is not None and phase.wakes is not None

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from dawnchorus.perf.faults.proxy import TcpProxy, delayed, flapping, tcp_proxy
+from tests.support.clusters import eventually
 
 PATIENCE_S = 20.0
 """How long anything may take before a test gives up; nothing is measured with it."""
@@ -106,10 +107,9 @@ async def test_replies_are_really_delayed_and_then_no_more() -> None:
 async def test_bytes_stay_in_order_when_the_delay_ends() -> None:
     async with through_proxy() as (proxy, client):
         await client.echoed(b"connected")
-        async with delayed(proxy, 0.2):
+        async with delayed(proxy, 1.0):
             client.writer.write(b"early ")
-            while not proxy.pending_bytes:  # noqa: ASYNC110 - nobody tells
-                await asyncio.sleep(0.001)
+            await eventually(lambda: proxy.pending_bytes > 0)
         client.writer.write(b"and later")
         async with asyncio.timeout(PATIENCE_S):
             assert await client.reader.readexactly(15) == b"early and later"
@@ -176,8 +176,7 @@ async def test_flapping_breaks_again_and_again_and_ends_open() -> None:
         await client.echoed(b"hello")
         async with flapping(proxy, 0.02) as closings:
             assert await client.rest() == b""
-            while closings[0] < 3:  # noqa: ASYNC110 - nobody tells
-                await asyncio.sleep(0.001)
+            await eventually(lambda: closings[0] >= 3)
         again = await Client.of(proxy)
         await again.echoed(b"hello again")
         again.writer.close()

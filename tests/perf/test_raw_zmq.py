@@ -46,7 +46,6 @@ async def test_the_echo_times_each_exchange(tmp_path: Path) -> None:
 async def test_a_server_that_cannot_start_is_named_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dawnchorus.perf.peers.raw_zmq.START_SECONDS", 1.0)
     monkeypatch.setattr("dawnchorus.perf.peers.raw_zmq._SERVER_MODULE", "dawnchorus.no_such_server")
     with pytest.raises(ChildFailed, match=r"raw-echo ended with code 1: .*no_such_server"):
         async with raw_echo(tmp_path, reply_bytes=10):

@@ -35,7 +35,7 @@ async def test_single_saves_are_timed_each_and_the_last_of_an_agent_counts() -> 
 
 async def test_concurrent_savers_save_until_the_time_is_over() -> None:
     cluster = MemoryCluster()
-    rate, saved = await concurrent_saves(cluster, IDS, FreshValues(16, b"x"), 0.05)
+    rate, saved = await concurrent_saves(cluster, IDS, FreshValues(16, b"x"), 0.2)
     assert rate > 0 and list(saved) == IDS
     await check_shown(cluster, saved)
 
@@ -49,9 +49,9 @@ async def test_a_save_that_fails_ends_the_measurement() -> None:
 
 async def test_an_acknowledged_save_that_is_not_there_is_a_wrong_result() -> None:
     cluster = MemoryCluster()
-    await concurrent_saves(cluster, IDS, FreshValues(16, b"x"), 0.01)
+    await concurrent_saves(cluster, IDS, FreshValues(16, b"x"), 0.2)
     cluster.forgotten.add("b")
-    _, saved = await concurrent_saves(cluster, IDS, FreshValues(16, b"y"), 0.01)
+    _, saved = await concurrent_saves(cluster, IDS, FreshValues(16, b"y"), 0.2)
     with pytest.raises(WrongResult, match="agent b: context is not what was acknowledged"):
         await check_shown(cluster, saved)
 

@@ -22,6 +22,7 @@ from dawnchorus.wire.errors import ConfigurationError, PlacementError
 from dawnchorus.wire.placement import Placement, decode_placement, initial_placement
 from dawnchorus.wire.topology import KindSpec, NodeSpec, StoreSpec, Topology
 from dawnchorus.wire.versions import GENERATION_MAX
+from tests.support.clusters import eventually
 
 UUID = "0123456789abcdef" * 2
 
@@ -441,13 +442,14 @@ async def test_a_process_killed_at_any_moment_leaves_a_whole_placement_and_no_ge
         workers = [start_worker(control.path.parent, "forever") for _ in range(3)]
         for worker in workers:
             go(worker)
+        await eventually(lambda: decode_placement(control.path.read_bytes()).generation > max(taken, default=0))
         await asyncio.sleep(choose.uniform(0.02, 0.1))
         for worker in workers:
             worker.kill()
         for worker in workers:
             # The last line may be cut: that process did not get to use its generation.
             output = worker.communicate(timeout=60)[0]
-            taken += [int(line) for line in output.splitlines(keepends=True) if line.endswith("\n")]
+            taken.extend([int(line) for line in output.splitlines(keepends=True) if line.endswith("\n")])
         taken.append((await take_generation(control, "identity-1")).generation)
         assert taken[-1] == max(taken), f"seed {seed}"
     assert len(set(taken)) == len(taken), f"seed {seed}"
