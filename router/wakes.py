@@ -1,6 +1,6 @@
 """Who waits for a fetch: one call for many agents, or many calls for one agent each (a stream: `wake_stream`).
 
-Wakes asked for in the same turn of the event loop travel in one fetch (WakeBatch): ten thousand tasks that each await
+Wakes asked for in the same turn of the event loop travel together (WakeBatch): ten thousand tasks that each await
 one agent cost a few messages a node. The same agent asked for twice is fetched once, in the turn or while its fetch is
 under way. Each wake ends at its own deadline, with what has come; the fetch lives until the last of them.
 """
