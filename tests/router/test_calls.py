@@ -79,7 +79,7 @@ async def test_status_tells_of_each_node_what_it_says_or_why_it_says_nothing() -
         nodes["live"].stop()
         await eventually(lambda: not is_up(cluster, "live-1"))
         nodes["old"].answer = refusing(FaultCode.OVERLOADED, Status)
-        status = await cluster.status(deadline_s=0.2)
+        status = await cluster.status(deadline_s=0.6)
         assert list(status) == ["id-1", "live-1", "old-1"]
         assert isinstance(status["id-1"], StatusReply)
         assert status["id-1"].node == "id-1"

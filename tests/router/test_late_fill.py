@@ -8,7 +8,7 @@ import pytest
 from dawnchorus import AgentState, ClusterUnavailable, FragmentAbsent, FragmentUnavailable, Outcome, UnknownKindError
 from dawnchorus.wire.messages import Fetch
 from dawnchorus.wire.topology import KindSpec, StoreSpec
-from tests.support.fake_nodes import FakeNodes, fake_client
+from tests.support.fake_nodes import FakeNodes, fake_client, wake_lacking
 from tests.support.internals import leftovers
 
 KINDS = {
@@ -31,8 +31,7 @@ async def test_settle_completes_a_state_with_what_comes_later() -> None:
     async with fake_client(KINDS) as (cluster, nodes):
         put(nodes, "a")
         nodes["live"].hold.add(Fetch)
-        state = await cluster.wake("a", deadline_s=SHORT_S)
-        assert state.degraded == ("session",)
+        state = await wake_lacking(cluster, "a", "session")
         assert state["session"] == {"fresh": True}
         assert state.outcome("session") is Outcome.TIMEOUT, "a fallback never looks like OK"
         settling = state.settle(LONG_S)
@@ -48,7 +47,7 @@ async def test_settle_ends_at_its_deadline_and_stays_honest() -> None:
     async with fake_client(KINDS) as (cluster, nodes):
         put(nodes, "a")
         nodes["live"].hold.add(Fetch)
-        state = await cluster.wake("a", deadline_s=SHORT_S)
+        state = await wake_lacking(cluster, "a", "session")
         assert await state.settle(SHORT_S) is state
         assert state.degraded == ("session",) and state["session"] == {"fresh": True}
         nodes["live"].release()
@@ -60,7 +59,8 @@ async def test_settle_asks_only_for_what_is_missing_and_many_states_travel_toget
     async with fake_client(KINDS, {"id": 1, "live": 1, "old": 1}) as (cluster, nodes):
         put(nodes, *agents)
         nodes["live"].hold.add(Fetch)
-        states = await cluster.wake_many(agents, deadline_s=SHORT_S)
+        states = await asyncio.gather(*[wake_lacking(cluster, agent, "session") for agent in agents])
+        await nodes.read_everything(cluster)
         nodes["live"].release()
         before = {store: len(node.asked(Fetch)) for store, node in nodes.items()}
         settled = await asyncio.gather(*[state.settle(LONG_S) for state in states])
@@ -87,7 +87,7 @@ async def test_a_callback_is_told_though_nobody_awaits() -> None:
     async with fake_client(KINDS) as (cluster, nodes):
         put(nodes, "a", "b")
         nodes["live"].hold.add(Fetch)
-        state = await cluster.wake("a", deadline_s=SHORT_S)
+        state = await wake_lacking(cluster, "a", "session")
         state.settle(LONG_S, callback=told.append)
         nodes["live"].release()
         whole = await cluster.wake("b", deadline_s=LONG_S)
@@ -100,7 +100,7 @@ async def test_settle_says_that_the_cluster_was_closed() -> None:
     async with fake_client(KINDS) as (cluster, nodes):
         put(nodes, "a")
         nodes["live"].hold.add(Fetch)
-        state = await cluster.wake("a", deadline_s=SHORT_S)
+        state = await wake_lacking(cluster, "a", "session")
         settling = state.settle(LONG_S)
         cluster.close()
         with pytest.raises(ClusterUnavailable):

@@ -10,11 +10,11 @@ from dawnchorus.wire.messages import Cancel, Commit, Fault, Fetch, Request, Stat
 from dawnchorus.wire.statuses import FaultCode
 from dawnchorus.wire.topology import AdmissionSpec, BreakerSpec, RetrySpec
 from tests.support.clusters import eventually
-from tests.support.fake_nodes import FakeNode, FakeNodes, fake_client
+from tests.support.fake_nodes import FakeNode, FakeNodes, fake_client, wake_lacking
 from tests.support.internals import is_taken_for_dead, is_up, leftovers
 
 SHORT_S, LONG_S = 0.1, 20.0
-QUICK = BreakerSpec(time_outs_in_a_row=2, requests_min=1_000, retry_after_s=2.0)
+QUICK = BreakerSpec(time_outs_in_a_row=2, requests_min=1_000, retry_after_s=0.3)
 LASTING = BreakerSpec(time_outs_in_a_row=2, requests_min=1_000, retry_after_s=3_600.0)
 NO_RETRIES = RetrySpec(share=0.0, per_s=0.0)
 
@@ -24,12 +24,14 @@ def put(nodes: FakeNodes, *agents: str) -> None:
         nodes.put(agent, profile=agent, session=agent, history=agent)
 
 
-async def take_for_dead(cluster: Cluster, node: FakeNode) -> None:
+async def take_for_dead(cluster: Cluster, nodes: FakeNodes, store: str) -> None:
     """Let a node answer no fetch until its breaker opens; a time-out in a stall of this process is none to it."""
+    node = nodes[store]
     node.hold.add(Fetch)
     for _ in range(100):
         await cluster.wake_many(["a"], deadline_s=SHORT_S)
         if is_taken_for_dead(cluster, node.name):
+            await nodes.read_everything(cluster)
             return
     raise AssertionError(f"the breaker of {node.name} does not open")
 
@@ -47,23 +49,47 @@ def overloaded(node: FakeNode, times: int, retry_after_us: int) -> None:
     node.answer = answer
 
 
+def note_fetches(node: FakeNode) -> list[float]:
+    """Return a list of when each fetch from now on comes to a node; its answers stay as they are."""
+    came: list[float] = []
+    answer = node.answer
+
+    def noting(request: Request) -> list[bytes]:
+        if isinstance(request, Fetch):
+            came.append(time.monotonic())
+        return answer(request)
+
+    node.answer = noting
+    return came
+
+
 # --- the breaker ---
 
 
-async def test_a_dead_node_costs_no_time_once_its_breaker_is_open_and_is_probed_after_a_while() -> None:
-    async with fake_client(breaker=QUICK) as (cluster, nodes):
+async def test_a_dead_node_costs_no_time_once_its_breaker_is_open() -> None:
+    async with fake_client(breaker=LASTING) as (cluster, nodes):
         put(nodes, "a")
         live = nodes["live"]
-        await take_for_dead(cluster, live)
+        await take_for_dead(cluster, nodes, "live")
         asked = len(live.asked(Fetch))
         for _ in range(5):
             began = time.monotonic()
             state = await cluster.wake("a", deadline_s=LONG_S)
             assert time.monotonic() - began < LONG_S / 2, "it does not wait for its deadline"
             assert state.outcome("session") is Outcome.UNAVAILABLE and state["profile"] == "a"
+        await nodes.read_everything(cluster)
         assert len(live.asked(Fetch)) == asked, "nothing is sent to it"
-        live.release()
-        await asyncio.sleep(QUICK.retry_after_s)
+        assert not leftovers(cluster)
+
+
+async def test_a_node_taken_for_dead_is_probed_after_a_while_though_it_gives_no_sign_of_life() -> None:
+    async with fake_client(breaker=QUICK) as (cluster, nodes):
+        put(nodes, "a")
+        live = nodes["live"]
+        await take_for_dead(cluster, nodes, "live")
+        live.hold.clear()
+        live.held.clear()  # what it was asked before is never answered
+        await asyncio.sleep(QUICK.retry_after_s + 0.05)
         assert (await cluster.wake("a", deadline_s=LONG_S)).complete
         assert (await cluster.wake("a", deadline_s=LONG_S)).complete
         assert not leftovers(cluster)
@@ -73,8 +99,8 @@ async def test_one_probe_goes_at_a_time_to_a_node_that_may_have_recovered() -> N
     async with fake_client(breaker=QUICK) as (cluster, nodes):
         put(nodes, "a", "b")
         live = nodes["live"]
-        await take_for_dead(cluster, live)
-        await asyncio.sleep(QUICK.retry_after_s)
+        await take_for_dead(cluster, nodes, "live")
+        await asyncio.sleep(QUICK.retry_after_s + 0.05)
         asked = len(live.asked(Fetch))
         probing = cluster.wake("a", deadline_s=LONG_S)
         await asyncio.sleep(0)
@@ -89,7 +115,7 @@ async def test_a_save_to_a_node_taken_for_dead_is_refused_at_once_and_how_it_is_
     async with fake_client(breaker=LASTING) as (cluster, nodes):
         put(nodes, "a")
         live = nodes["live"]
-        await take_for_dead(cluster, live)
+        await take_for_dead(cluster, nodes, "live")
         with pytest.raises(SaveRefused, match="taken for dead"):
             await cluster.save("a", {"session": "new"}, deadline_s=LONG_S)
         assert not live.asked(Commit)
@@ -100,7 +126,7 @@ async def test_a_save_to_a_node_taken_for_dead_is_refused_at_once_and_how_it_is_
 async def test_a_required_kind_of_a_dead_node_fails_the_wake_at_once() -> None:
     async with fake_client(breaker=LASTING) as (cluster, nodes):
         put(nodes, "a")
-        await take_for_dead(cluster, nodes["id"])
+        await take_for_dead(cluster, nodes, "id")
         began = time.monotonic()
         with pytest.raises(WakeIncomplete, match="UNAVAILABLE") as caught:
             await cluster.wake("a", deadline_s=LONG_S)
@@ -116,14 +142,13 @@ async def test_a_node_that_asks_to_be_left_alone_is_and_then_answers_the_same_wa
         put(nodes, "a", "b")
         live = nodes["live"]
         overloaded(live, 1, 200_000)
-        began = time.monotonic()
+        came = note_fetches(live)
         waking = cluster.wake("a", deadline_s=LONG_S)
-        await eventually(lambda: bool(live.asked(Fetch)))
+        await eventually(lambda: bool(came) and "in flight" not in leftovers(cluster))  # the client knows
         other = cluster.wake("b", deadline_s=LONG_S)
-        await asyncio.sleep(0.1)
-        assert len(live.asked(Fetch)) == 1, "nobody else is sent there meanwhile"
         assert (await waking).complete and (await other).complete
-        assert time.monotonic() - began >= 0.2
+        assert len(came) == 3
+        assert came[1] - came[0] >= 0.2, "nobody else is sent there meanwhile"
 
 
 async def test_what_a_node_has_no_time_for_before_the_deadline_is_shed_at_once() -> None:
@@ -222,7 +247,7 @@ async def test_a_node_is_told_of_what_nobody_waits_for_any_more() -> None:
         live = nodes["live"]
         live.hold.add(Fetch)
         many = asyncio.ensure_future(cluster.wake_many(["a"], deadline_s=LONG_S))
-        await eventually(lambda: bool(live.held))
+        await eventually(lambda: bool(live.held) and leftovers(cluster)["in flight"] == 1)
         many.cancel()
         await eventually(lambda: bool(live.asked(Cancel)))
         assert live.asked(Cancel) == [Cancel([live.asked(Fetch)[0].request])]
@@ -233,7 +258,7 @@ async def test_a_node_is_not_told_of_what_it_drops_by_itself() -> None:
     async with fake_client() as (cluster, nodes):
         put(nodes, "a")
         nodes["live"].hold.add(Fetch)
-        await cluster.wake("a", deadline_s=SHORT_S)
+        await wake_lacking(cluster, "a", "session")
         await asyncio.sleep(0.05)
         assert not nodes["live"].asked(Cancel)
 
@@ -289,12 +314,14 @@ async def test_settle_and_fetch_at_once_never_take_back_what_one_brought() -> No
         put(nodes, "a")
         live = nodes["live"]
         live.hold.add(Fetch)
-        state = await cluster.wake("a", deadline_s=SHORT_S)
-        settling = state.settle(1.0)
-        fetching = asyncio.ensure_future(state.fetch("session", 2.2))  # more than twice as long: it does not join
-        await eventually(lambda: len(live.held) == 3)
-        live.release(2)
-        live.held.clear()  # the third is never answered: the fetch ends at its deadline
+        state = await wake_lacking(cluster, "a", "session")
+        await nodes.read_everything(cluster)
+        late = len(live.held)
+        settling = state.settle(0.8)
+        fetching = asyncio.ensure_future(state.fetch("session", 1.7))  # more than twice as long: it does not join
+        await eventually(lambda: len(live.held) == late + 2)
+        live.release(late + 1)
+        live.held.clear()  # the last is never answered: the fetch ends at its deadline
         await settling
         assert await fetching == "a"
         assert state.complete

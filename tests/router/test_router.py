@@ -33,6 +33,7 @@ from tests.support.fake_nodes import (
     fake_cluster,
     fake_topology,
     placement_of,
+    wake_lacking,
 )
 from tests.support.internals import is_up, stray_replies, take_in
 
@@ -115,8 +116,8 @@ async def test_a_connection_is_made_though_some_nodes_do_not_answer() -> None:
     async with fake_cluster(topology) as nodes:
         nodes.put("a", profile=1, session=2)
         nodes["old"].stop()
-        async with connect(topology, connect_deadline_s=SHORT_S) as cluster:
-            state = await cluster.wake("a", deadline_s=SHORT_S)
+        async with connect(topology, connect_deadline_s=0.8) as cluster:
+            state = await wake_lacking(cluster, "a", "history")
             assert state.outcome("history") is Outcome.UNAVAILABLE
             nodes["old"].start()
             nodes.put("a", history=3)
@@ -132,7 +133,7 @@ async def test_a_node_of_another_cluster_is_not_used_and_not_asked_all_the_time(
         async with connect(topology, connect_deadline_s=LONG_S) as cluster:
             await asyncio.sleep(SHORT_S)
             hellos = len(nodes["old"].asked(Hello))
-            state = (await cluster.wake_many(["a"], deadline_s=SHORT_S))[0]
+            state = (await cluster.wake_many(["a"], deadline_s=0.6))[0]
             foreign, own = ("profile", "history") if state.outcome("history") is Outcome.OK else ("history", "profile")
             assert state.outcome(foreign) is Outcome.UNAVAILABLE, "whose Welcome came first decides which cluster it is"
             assert state.outcome(own) is Outcome.OK

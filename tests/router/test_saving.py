@@ -178,7 +178,7 @@ async def test_a_save_that_could_not_be_sent_is_refused() -> None:
         with pytest.raises(SaveRefused, match="nothing was sent"):
             await cluster.save("a", {"profile": 1}, deadline_s=0.1)
         with pytest.raises(SaveIncomplete) as raised:
-            await cluster.save("a", {"profile": 1, "session": 2}, deadline_s=0.1)
+            await cluster.save("a", {"profile": 1, "session": 2}, deadline_s=0.6)
         assert list(raised.value.saved) == ["session"]
         assert list(raised.value.refused) == ["id"]
         assert not leftovers(cluster)
@@ -235,7 +235,7 @@ async def test_a_save_of_unknown_outcome_is_repeated_under_its_name_where_it_is_
     async with fake_client() as (cluster, nodes):
         nodes["id"].hold.add(Commit)
         with pytest.raises(SaveIncomplete) as raised:
-            await cluster.save("a", {"profile": 1, "session": 2}, deadline_s=0.1)
+            await cluster.save("a", {"profile": 1, "session": 2}, deadline_s=0.6)
         assert raised.value.unknown == ("id",)
         with pytest.raises(SaveIncomplete) as again:  # with the deadline that it had
             await raised.value.retry()

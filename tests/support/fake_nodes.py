@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 import zmq
 
-from dawnchorus import Cluster, connect
+from dawnchorus import AgentState, Cluster, WakeIncomplete, connect
 from dawnchorus.wire.channel import Channel, Sent
 from dawnchorus.wire.hashing import shard_of
 from dawnchorus.wire.image import Fragment, decode_image, encode_image, select_kinds
@@ -48,7 +48,8 @@ from dawnchorus.wire.messages import (
 from dawnchorus.wire.placement import Placement, encode_placement, initial_placement, with_new_generation
 from dawnchorus.wire.sockets import SocketOwner, bind
 from dawnchorus.wire.topology import BreakerSpec, KindSpec, NodeSpec, StoreSpec, Topology, encode_topology
-from tests.support.clusters import free_ports
+from tests.support.clusters import eventually, free_ports
+from tests.support.internals import sendings
 
 __all__ = [
     "NEVER_OPENS",
@@ -60,6 +61,7 @@ __all__ = [
     "images_frame",
     "placement_of",
     "refusing",
+    "wake_lacking",
 ]
 
 CLUSTER_UUID = "0123456789abcdef" * 2
@@ -283,6 +285,15 @@ class FakeNodes(dict[str, FakeNode]):
         """Return the agents that a store was asked for, in order, as often as it was."""
         return [agent for fetch in self[store].asked(Fetch) for section in fetch.sections for agent in section.agents]
 
+    async def read_everything(self, cluster: Cluster) -> None:
+        """Wait until all that their only client sent has come to them: a wake that ends in a stall ends before that."""
+
+        def came() -> int:
+            requests = [request for node in self.values() for request in node.requests]
+            return sum(not isinstance(request, Hello | Cancel) for request in requests)
+
+        await eventually(lambda: came() == sendings(cluster).all)
+
     def put(self, agent_id: str, **values: object) -> None:
         """Keep values of an agent, each in its store."""
         for kind, value in values.items():
@@ -309,6 +320,19 @@ def refusing(code: FaultCode, *requests: type[Request]) -> Callable[[Request], l
         return [encode(Fault(request.request, code, "as the test wants it"))]
 
     return answer
+
+
+async def wake_lacking(cluster: Cluster, agent_id: str, kind: str) -> AgentState:
+    """Return a state that lacks one kind, whose node does not answer, and nothing else: that of a wake at its deadline.
+
+    In a stall of this process the deadline comes before the answers of the others too: then the agent is woken again.
+    """
+    for _ in range(100):
+        with contextlib.suppress(WakeIncomplete):
+            state = await cluster.wake(agent_id, deadline_s=0.1)
+            if state.degraded == (kind,):
+                return state
+    raise AssertionError(f"no wake lacks {kind} and nothing else")
 
 
 @contextlib.asynccontextmanager
