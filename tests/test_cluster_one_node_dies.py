@@ -29,6 +29,9 @@ IDS = [f"agent-{number}" for number in range(1_000)]
 LONG_S = 20.0
 GONE = {Outcome.TIMEOUT, Outcome.UNAVAILABLE}
 
+ELSEWHERE = ("profile", "preference", "session", "context")
+"""The kinds of the nodes that stay alive where archive-1 does not."""
+
 
 @pytest.fixture(scope="module")
 async def nodes(ipc_folder: object, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[RunningCluster]:
@@ -55,24 +58,42 @@ def assert_own(state: AgentState, kinds: Sequence[str]) -> None:
 
 
 class Storm:
-    """A hundred tasks that wake one agent after the other, each beside a bare timer of the same length."""
+    """A hundred tasks that wake one agent after the other, each beside a bare timer of the same length.
+
+    Another client, the witness, asks the sound nodes only, all the while. A wake that lacks something of theirs is held
+    against its client, unless the witness was kept waiting, too: then it was the machine's doing.
+    """
 
     WAKERS = 100
     DEADLINE_S = 0.1
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, witness: Cluster) -> None:
         self._cluster = cluster
+        self._witness = witness
         self.late_s: list[float] = []
-        """Of each wake that did not get everything, by how much it ended after its timer."""
+        """Of each wake that got all but what archive-1 has, by how much it ended after its timer."""
         self.complete = 0
-        self.stalled = 0
+        self._lacking: list[tuple[float, float]] = []
+        """Of each other one, when it began and ended."""
+        self._stalls: list[tuple[float, float]] = []
+        """When the witness was kept waiting."""
         self._stopping = False
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the sound nodes answered every wake, but for stalls of the machine, and those are not the rule."""
+        wakes = self.complete + len(self.late_s) + len(self._lacking)
+        return all(map(self._is_excused, self._lacking)) and len(self._lacking) <= wakes / 4
+
+    def _is_excused(self, wake: tuple[float, float]) -> bool:
+        return any(began < wake[1] and wake[0] < ended for began, ended in self._stalls)
 
     async def run(self, body: "asyncio.Future[None]") -> None:
         """Storm until the body is done."""
         async with asyncio.TaskGroup() as wakers:
             for number in range(self.WAKERS):
                 wakers.create_task(self._wake_on(random.Random(number), IDS[number :: self.WAKERS]))
+            wakers.create_task(self._watch())
             try:
                 await body
             finally:
@@ -83,23 +104,31 @@ class Storm:
         await asyncio.sleep(chance.uniform(0, self.DEADLINE_S))
         loop = asyncio.get_running_loop()
         while not self._stopping:
-            timer = bare_timer(loop, self.DEADLINE_S)
+            began, timer = time.monotonic(), bare_timer(loop, self.DEADLINE_S)
             try:
                 state = await self._cluster.wake(chance.choice(ids), deadline_s=self.DEADLINE_S)
-            except WakeIncomplete:
-                self.stalled += 1  # the machine kept a sound node from answering in time
-                await timer
-                continue
+            except WakeIncomplete as error:
+                state = error.state
             ended = time.monotonic()
-            assert_own(state, ["profile", "preference", "session", "context"])
+            assert_own(state, [kind for kind in self._cluster.topology.kinds if kind not in state.degraded])
             if state.complete:
-                assert_own(state, ["history"])
                 self.complete += 1
-            else:
-                assert state.degraded == ("history",)
+            elif state.degraded == ("history",):
                 assert state.outcome("history") in GONE
                 self.late_s.append(ended - await timer)
+            else:
+                self._lacking.append((began, ended))
             await timer
+
+    async def _watch(self) -> None:
+        """Let the witness ask, and take note of when it waited long."""
+        while not self._stopping:
+            began = time.monotonic()
+            await self._witness.wake_many(IDS[:20], ELSEWHERE, LONG_S)
+            ended = time.monotonic()
+            if ended - began > self.DEADLINE_S / 2:
+                self._stalls.append((began, ended))
+            await asyncio.sleep(0.005)
 
 
 async def kill_in_the_middle(nodes: RunningCluster, cluster: Cluster, node: str) -> float:
@@ -122,18 +151,19 @@ async def test_wakes_in_a_storm_end_at_their_deadline_while_archive_is_killed_an
 ) -> None:
     # What is measured is the issue's own criterion. The machine may have a bad moment: one of three storms has to hold.
     late_ms = healed_s = math.inf
-    storm = Storm(cluster)
-    for _ in range(3):
-        storm = Storm(cluster)
-        kill = asyncio.ensure_future(kill_in_the_middle(nodes, cluster, "archive-1"))
-        await storm.run(asyncio.ensure_future(wait_for(kill)))
-        assert len(storm.late_s) >= 2 * Storm.WAKERS, "the storm was to see the node dead"
-        assert storm.complete
-        late_ms, healed_s = percentile(storm.late_s, 0.99) * 1_000, await kill
-        assert percentile([-late for late in storm.late_s], 0.99) < 0.05, "wakes ended before their deadline"
-        if late_ms < 50 and healed_s < 2 and not storm.stalled:
-            break
-    assert not storm.stalled
+    is_sound = False
+    async with connect(nodes.path) as witness:
+        for _ in range(3):
+            storm = Storm(cluster, witness)
+            kill = asyncio.ensure_future(kill_in_the_middle(nodes, cluster, "archive-1"))
+            await storm.run(asyncio.ensure_future(wait_for(kill)))
+            assert len(storm.late_s) >= 2 * Storm.WAKERS, "the storm was to see the node dead"
+            assert storm.complete
+            late_ms, healed_s, is_sound = percentile(storm.late_s, 0.99) * 1_000, await kill, storm.is_sound
+            assert percentile([-late for late in storm.late_s], 0.99) < 0.05, "wakes ended before their deadline"
+            if late_ms < 50 and healed_s < 2 and is_sound:
+                break
+    assert is_sound
     assert late_ms < 50
     assert healed_s < 2
 
@@ -146,12 +176,12 @@ async def wait_for(task: "asyncio.Future[float]") -> None:
 async def test_a_node_that_hangs_costs_its_kinds_until_it_goes_on(nodes: RunningCluster, cluster: Cluster) -> None:
     nodes.signal("archive-1", signal.SIGSTOP)
     try:
-        for _ in range(3):
+        for _ in range(3):  # two seconds in all: after four it would no longer count as connected
             began = time.monotonic()
-            state = await cluster.wake("agent-1", deadline_s=0.2)
-            assert time.monotonic() - began >= 0.199
+            state = await cluster.wake("agent-1", deadline_s=0.7)
+            assert time.monotonic() - began >= 0.699
             assert state.outcome("history") is Outcome.TIMEOUT
-            assert_own(state, ["profile", "preference", "session", "context"])
+            assert_own(state, ELSEWHERE)
         waiting = cluster.wake("agent-2", deadline_s=LONG_S)
         await asyncio.sleep(0.1)
     finally:
@@ -167,7 +197,7 @@ async def test_a_node_that_hangs_for_long_counts_as_not_connected_and_is_found_a
     nodes.signal("archive-1", signal.SIGSTOP)
     try:
         await eventually(lambda: not is_up(cluster, "archive-1"))  # heartbeats: four seconds
-        state = await cluster.wake("agent-1", deadline_s=0.2)
+        state = await cluster.wake("agent-1", deadline_s=1.0)
         assert state.outcome("history") is Outcome.UNAVAILABLE
     finally:
         nodes.signal("archive-1", signal.SIGCONT)
@@ -182,12 +212,12 @@ async def test_without_the_required_kind_a_wake_raises_and_carries_the_rest(
     nodes.signal("identity-1", signal.SIGSTOP)
     try:
         with pytest.raises(WakeIncomplete, match="profile TIMEOUT") as raised:
-            await cluster.wake("agent-1", deadline_s=0.2)
+            await cluster.wake("agent-1", deadline_s=1.0)
         state = raised.value.state
         assert_own(state, ["session", "context", "history"])
         assert state.degraded == ("profile", "preference")
         assert state["preference"] == {"language": "en", "tags": []}
-        states = await cluster.wake_many(IDS, deadline_s=0.2)
+        states = await cluster.wake_many(IDS, deadline_s=1.0)
         assert all(state.degraded == ("profile", "preference") for state in states)
         assert_own(
             await cluster.wake("agent-3", kinds=["session", "history"], deadline_s=LONG_S), ["session", "history"]
@@ -227,7 +257,7 @@ async def test_a_save_at_a_node_that_hangs_is_unknown_and_at_a_dead_one_refused(
         with pytest.raises(DeadlineExceeded):
             await cluster.save("saved", {"profile": 1}, deadline_s=0.2)
         with pytest.raises(SaveIncomplete) as raised:
-            await cluster.save("saved", {"profile": 1, "session": 2}, deadline_s=0.2)
+            await cluster.save("saved", {"profile": 1, "session": 2}, deadline_s=2.0)
         assert list(raised.value.saved) == ["session"]
         assert raised.value.unknown == ("identity",)
     finally:

@@ -4,17 +4,19 @@ import asyncio
 import math
 import random
 import signal
+import socket
 import time
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from dawnchorus import AgentState, Cluster, DawnchorusError, Outcome, WakeIncomplete, connect
 from dawnchorus.perf.faults.proxy import delayed, tcp_proxy
-from dawnchorus.wire.topology import parse_endpoint
+from dawnchorus.wire.topology import BreakerSpec, parse_endpoint
 from tests.support.clusters import RunningCluster, anonymous_bytes, eventually, write_topology
-from tests.support.internals import is_up, leftovers, sendings
+from tests.support.internals import is_taken_for_dead, is_up, leftovers, sendings
 from tests.support.timing import bare_timer, percentile
 from tests.support.troubled import filled, recovering_client
 
@@ -24,6 +26,9 @@ GONE = {Outcome.TIMEOUT, Outcome.UNAVAILABLE}
 
 TRIES = 3
 """A machine that others use has bad moments: what is measured against a timer has to hold once in so many tries."""
+
+RATIO_TRIES = 8
+"""The same for what is measured against a measurement a moment before: either of two moments may be bad."""
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +77,7 @@ async def test_wakes_under_way_while_a_node_stops_end_at_their_deadline(nodes: R
         async with connect(nodes.path) as cluster:  # a fresh one: its breaker is closed
             nodes.signal("archive-1", signal.SIGSTOP)
             try:
-                late_s = await late_by(cluster, IDS[:100], 0.3)
+                late_s = await late_by(cluster, IDS[:100], 1.0)
             finally:
                 nodes.signal("archive-1", signal.SIGCONT)
         if percentile(late_s, 0.99) < 0.02:
@@ -81,27 +86,40 @@ async def test_wakes_under_way_while_a_node_stops_end_at_their_deadline(nodes: R
 
 
 async def test_once_its_breaker_is_open_a_stopped_node_costs_no_time_and_it_is_found_again(
-    nodes: RunningCluster, cluster: Cluster
+    nodes: RunningCluster,
 ) -> None:
-    deadline_s, ratio = 0.2, math.inf
-    for _ in range(TRIES):
-        healthy = [(await timed(cluster, agent_id, LONG_S))[0] for agent_id in IDS[:500]]
-        nodes.signal("archive-1", signal.SIGSTOP)
-        try:
-            while (await timed(cluster, IDS[0], deadline_s))[0] >= deadline_s / 2:
-                pass  # until the breaker opens
-            degraded = [await timed(cluster, agent_id, deadline_s) for agent_id in IDS[:500]]
-            for _, state in degraded:
-                assert_only_history_lacks(state)
-        finally:
-            nodes.signal("archive-1", signal.SIGCONT)
-        continued = time.monotonic()
-        while not (await cluster.wake(IDS[1], deadline_s=1.0)).complete:  # WakeIncomplete would fail the test
-            assert time.monotonic() - continued < 6.0
-        ratio = percentile([took for took, _ in degraded], 0.99) / percentile(healthy, 0.99)
-        if ratio <= 1.5:
+    ratio = found_s = math.inf
+    for _ in range(RATIO_TRIES):
+        async with recovering_client(nodes.path) as cluster:  # a fresh one: its breaker is closed
+            healthy = [(await timed(cluster, agent_id, LONG_S))[0] for agent_id in IDS[:500]]
+            nodes.signal("archive-1", signal.SIGSTOP)
+            try:
+                await taken_for_dead(cluster, "archive-1")
+                # A deadline that none is to come near, but for a probe, should all of them take longer than its pause.
+                degraded = [await timed(cluster, agent_id, 1.0) for agent_id in IDS[:500]]
+                for _, state in degraded:
+                    assert_only_history_lacks(state)
+            finally:
+                nodes.signal("archive-1", signal.SIGCONT)
+            continued = time.monotonic()
+            ratio = percentile([took for took, _ in degraded], 0.99) / percentile(healthy, 0.99)
+            if ratio > 1.5:
+                continue
+            while not (await cluster.wake(IDS[1], deadline_s=1.0)).complete:  # WakeIncomplete would fail the test
+                assert time.monotonic() - continued < LONG_S
+                await asyncio.sleep(0.01)
+            found_s = time.monotonic() - continued
+        if found_s < 6.0:
             break
     assert ratio <= 1.5
+    assert found_s < 6.0
+
+
+async def taken_for_dead(cluster: Cluster, node: str) -> None:
+    """Wake until the breaker of a node is open that does not answer."""
+    async with asyncio.timeout(LONG_S):
+        while not is_taken_for_dead(cluster, node):
+            await cluster.wake_many(IDS[:1], deadline_s=0.2)
 
 
 async def test_a_node_that_stops_and_goes_on_every_300_ms_grows_and_sticks_nothing(
@@ -115,20 +133,20 @@ async def test_a_node_that_stops_and_goes_on_every_300_ms_grows_and_sticks_nothi
     async def wake_on(agents: Sequence[str]) -> None:
         while not stopping.is_set():
             for agent_id in agents:
-                took_s, state = await timed(cluster, agent_id, 0.5)
-                overdue.append(took_s - 0.5)
+                took_s, state = await timed(cluster, agent_id, 1.0)
+                overdue.append(took_s - 1.0)
                 assert state["session"] == agent_id
                 await asyncio.sleep(0.01)
                 if stopping.is_set():
                     return
 
     async with asyncio.TaskGroup() as wakers:
-        for number in range(20):
-            wakers.create_task(wake_on(IDS[number::20]))
-        for turn in range(40):
+        for number in range(50):
+            wakers.create_task(wake_on(IDS[number::50]))
+        for turn in range(20):
             nodes.signal("archive-1", signal.SIGSTOP if turn % 2 == 0 else signal.SIGCONT)
             await asyncio.sleep(0.3)
-            if turn % 10 == 9:
+            if turn in (5, 19):  # it is going on
                 memory.append(anonymous_bytes(pid))
         stopping.set()
     nodes.signal("archive-1", signal.SIGCONT)
@@ -188,15 +206,15 @@ async def test_a_save_that_a_hanging_node_takes_up_too_late_is_not_applied(
         await asyncio.sleep(0.01)
 
 
-async def test_a_node_that_answers_200_ms_late_keeps_no_other_waiting_and_settle_brings_its_fragments(
+async def test_a_node_that_answers_late_keeps_no_other_waiting_and_settle_brings_its_fragments(
     ipc_folder: object, tmp_path: Path
 ) -> None:
     path = write_topology(tmp_path, cluster_keys="ipc = false")
     async with filled(path, IDS[:100]) as nodes, tcp_proxy(parse_endpoint(nodes.endpoint("archive-1"))[1]) as proxy:
         behind_proxy = tmp_path / "client.toml"
         behind_proxy.write_text(path.read_text().replace(nodes.endpoint("archive-1"), proxy.endpoint))
-        async with connect(behind_proxy) as cluster, delayed(proxy, reply_s=0.2):
-            states = await cluster.wake_many(IDS[:100], deadline_s=0.1)
+        async with connect(behind_proxy) as cluster, delayed(proxy, reply_s=1.2):
+            states = await cluster.wake_many(IDS[:100], deadline_s=1.0)  # 200 ms before its answers
             for state in states:
                 assert state.outcome("history") is Outcome.TIMEOUT
                 assert_only_history_lacks(state)
@@ -205,12 +223,32 @@ async def test_a_node_that_answers_200_ms_late_keeps_no_other_waiting_and_settle
             assert all(state.complete and state["history"] == state.agent_id for state in states)
 
 
-async def test_a_stall_of_this_process_is_not_held_against_the_nodes(nodes: RunningCluster, cluster: Cluster) -> None:
-    await cluster.wake_many(IDS, deadline_s=LONG_S)
-    for _ in range(10):
-        waking = [cluster.wake(agent_id, deadline_s=0.05) for agent_id in IDS[:20]]
-        await asyncio.sleep(0)  # they are on their way
-        time.sleep(0.1)  # noqa: ASYNC251 - the stall: deadlines pass while the answers lie in the sockets
-        states = await asyncio.gather(*waking)
-        assert all(state.complete for state in states), "what has come by its deadline is shown"
-    assert (await cluster.wake(IDS[0], deadline_s=LONG_S)).complete
+def stall(seconds: float) -> None:
+    """Let the loop stand still among what it takes in: it then runs its timers before it takes in more."""
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+
+    def stand_still() -> None:
+        loop.remove_reader(ours)
+        ours.close()
+        theirs.close()
+        time.sleep(seconds)
+
+    loop.add_reader(ours, stand_still)
+    theirs.send(b"!")
+
+
+async def test_a_stall_of_this_process_is_not_held_against_the_nodes(nodes: RunningCluster) -> None:
+    # One time-out would open a breaker.
+    touchy = msgspec.structs.replace(nodes.launcher.topology, breaker=BreakerSpec(time_outs_in_a_row=1))
+    async with connect(touchy) as cluster:
+        await cluster.wake_many(IDS, deadline_s=LONG_S)
+        for _ in range(3):
+            waking = [cluster.wake(agent_id, deadline_s=1.0) for agent_id in IDS[:20]]
+            await asyncio.sleep(0)  # they are on their way
+            stall(1.1)  # deadlines pass while the answers lie in the sockets
+            states = await asyncio.gather(*waking)
+            assert all(state.complete for state in states), "what has come by its deadline is shown"
+            assert not any(is_taken_for_dead(cluster, node) for node in cluster.topology.nodes)
+        assert (await cluster.wake(IDS[0], deadline_s=LONG_S)).complete
+        await eventually(lambda: not leftovers(cluster))

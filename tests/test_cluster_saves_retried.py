@@ -18,8 +18,8 @@ from dawnchorus import (
     connect,
 )
 from dawnchorus.fragment_stores import lmdb_store
-from tests.support.clusters import RunningCluster, running, write_topology
-from tests.support.internals import drop_replies
+from tests.support.clusters import RunningCluster, eventually, running, write_topology
+from tests.support.internals import drop_replies, is_up
 from tests.support.raw_nodes import make_topology, served
 
 LONG_S = 30.0
@@ -66,9 +66,10 @@ async def test_a_delete_whose_answers_were_lost_is_done_once(nodes: RunningClust
     async with connect(nodes.path) as deaf:
         dropper = drop_replies(deaf, random.Random(1), share=1.0)
         with pytest.raises(DeadlineExceeded) as raised:
-            await deaf.delete("deleted", ["session"], deadline_s=0.5)
+            await deaf.delete("deleted", ["session"], deadline_s=2.0)
         saved = await cluster.save("deleted", {"session": 2}, expect=0, deadline_s=LONG_S)
         await restart(nodes, "live-1")
+        await eventually(lambda: is_up(deaf, "live-1"))
         dropper.share = 0.0
         deleted = await raised.value.retry()
         assert isinstance(deleted, Saved)
