@@ -29,7 +29,8 @@ async def take_for_dead(cluster: Cluster, nodes: FakeNodes, store: str) -> None:
     node = nodes[store]
     node.hold.add(Fetch)
     for _ in range(100):
-        await cluster.wake_many(["a"], deadline_s=SHORT_S)
+        (state,) = await cluster.wake_many(["a"], deadline_s=SHORT_S)
+        assert not state.complete, "it does not answer"
         if is_taken_for_dead(cluster, node.name):
             await nodes.read_everything(cluster)
             return
