@@ -131,7 +131,7 @@ class WakeBatch:
         self._loop = asyncio.get_running_loop()
         self.reading = reading
         self.began = now
-        """When the turn began that its deadlines count from, in seconds of the monotonic clock."""
+        """When its first wake was asked for: its deadlines count from then, in seconds of the monotonic clock."""
         self.ids: dict[str, int] = {}
         self.agents: list[bytes] = []
         self._futures: list[asyncio.Future[AgentState] | None] = []  # None: only waiters apart want that agent

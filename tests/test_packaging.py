@@ -95,12 +95,11 @@ def build(*arguments: str, folder: Path, compiler: str) -> subprocess.CompletedP
 def test_sdist_and_wheel_hold_every_python_file(tmp_path: Path) -> None:
     """Builds as `make wheel` does, the wheel from the sdist."""
     copy_project(tmp_path / "project")
-    built = build(
-        "--outdir", str(tmp_path / "dist"), folder=tmp_path, compiler='exec cc "$@" -O0'
-    )  # a quarter the time
+    dist = tmp_path / "dist"
+    built = build("--outdir", str(dist), folder=tmp_path, compiler='exec cc "$@" -O0')  # which takes half the time
     assert built.returncode == 0, built.stdout + built.stderr
-    (wheel,) = (tmp_path / "dist").glob("*.whl")
-    assert next((tmp_path / "dist").glob("*.tar.gz"), None)
+    (wheel,) = dist.glob("*.whl")
+    assert next(dist.glob("*.tar.gz"), None)
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
         for name, source in python_files().items():

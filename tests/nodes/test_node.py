@@ -655,6 +655,7 @@ async def test_garbage_from_many_does_not_disturb_one_that_behaves(serving: Serv
         await until(lambda: serving.node.counters.garbage > 400)  # what others sent may still be under way
         counters = await barrier(client)
     assert counters["internal_errors"] == 0
+    assert counters["garbage"] > 400
 
 
 async def test_status_carries_every_counter(serving: Served, client: RawClient) -> None:

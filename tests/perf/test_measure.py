@@ -105,7 +105,7 @@ async def test_milliseconds_of_a_pause_and_its_result() -> None:
 
 
 def test_settled_memory_leaves_the_collector_as_it_was() -> None:
-    gc.unfreeze()
+    gc.unfreeze()  # what conftest.py froze
     before = gc.get_threshold()
     with settled_memory():
         assert gc.get_threshold() != before

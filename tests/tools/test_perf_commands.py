@@ -51,8 +51,8 @@ def test_save_prints_one_object_or_tables(monkeypatch: pytest.MonkeyPatch, capsy
     with temporary_folder() as folder:  # not pytest's, which lets PostgreSQL's user not pass through
         folder.chmod(0o711)
         small = ("--agents", "40", "--value-bytes", "50", "--runs", "1", "--folder", folder)
-        report = run_json("perf", "save", *small)
-        assert (report["agents"], report["savers"], report["topology"]) == (40, 20, "one-store")
+        report = run_json("perf", "save", *small, "--topology", "default")
+        assert (report["agents"], report["savers"], report["topology"]) == (40, 20, "default")
         assert report["ratios"]["concurrent_to_fdatasync"] > 0
 
         async def measured_before(_options: SaveOptions, _progress: Progress) -> SaveReport:
