@@ -3,10 +3,10 @@
     async with connect("topology.toml") as cluster:
         state = await cluster.wake("agent-42")
 
-How a wake passes through: `wake` puts it into the batch of this turn of the loop (`coalescing`); at the end of the turn
-each batch becomes a fetch (`fetching`), planned into requests (`plan`), which the `router` sends as the nodes' windows
-allow (`flow`) over its links (`link`); replies are gathered (`gather`) until a group of agents is complete, and each
-wake gets its `state`, or ends at its deadline with what has come.
+How a wake passes through: `wake` puts it into the batch of this turn of the loop (`wake_engine`, `coalescing`); at the
+end of the turn each batch becomes a fetch (`fetching`), planned into requests (`plan`), which the `router` sends as the
+nodes' windows allow (`flow`) over its links (`link`); replies are gathered (`gather`) until a group of agents is
+complete, and each wake gets its `state`, or ends at its deadline with what has come.
 
 A Cluster belongs to the event loop in which it was opened, and to its thread.
 """
@@ -16,9 +16,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
-from functools import partial
 from typing import Any, Final, Self
 
 from ..wire.errors import ClusterUnavailable, DawnchorusError, InvalidRequestError
@@ -28,19 +27,13 @@ from ..wire.topology import Topology
 from ..wire.topology_file import load_topology
 from .agent_write import Saved
 from .calls import back_up_shard, node_status
-from .coalescing import Choice, Coalescer
-from .fetching import Fetching, ImageSizes
-from .floors import Floors
-from .ids import check_agent_id, slices, sound_ids
-from .kinds import Kinds, Reading, as_kinds
+from .ids import check_agent_id
+from .kinds import Kinds, as_kinds
 from .listing import list_agents
-from .outcomes import Outcome
-from .parts import Group
 from .router import Router
 from .saver import Saver
-from .state import AgentState, WakeContext
-from .wake_stream import WakeStream
-from .wakes import WakeMany
+from .state import AgentState
+from .wake_engine import WakeEngine
 
 __all__ = ["Cluster", "connect"]
 
@@ -48,8 +41,6 @@ CONNECT_DEADLINE_S: Final = 5.0
 """How long `connect` waits for nodes that do not answer, where others do."""
 
 _DEADLINE_S_MAX: Final = 86_400.0
-
-_ALL_KINDS: Final = Choice(None)
 
 
 def connect(
@@ -84,7 +75,7 @@ class Cluster:
 
     _router: Router
     _kinds: Kinds
-    _coalescer: Coalescer
+    _wakes: WakeEngine
     _saver: Saver
     topology: Topology
     """The cluster's topology, as this client knows it."""
@@ -93,19 +84,15 @@ class Cluster:
         self._source = source
         self._types = types
         self._connect_deadline_s = connect_deadline_s
-        self._floors = Floors()
-        self._sizes = ImageSizes()
-        self._readings: dict[Choice, Reading] = {}
-        self._readings_revision = -1
         self._open = False
 
     async def __aenter__(self) -> Self:
         self._router = Router()
-        self._coalescer = Coalescer(self._reading, self._fetching)
         try:
             self.topology, _ = await self._router.connect(self._source, self._connect_deadline_s)
             self._kinds = Kinds(self.topology, self._types)
-            self._saver = Saver(self._router, self.topology.kinds_of, self._handle_acknowledged)
+            self._wakes = WakeEngine(self._router, self._kinds, self._wake_budget)
+            self._saver = Saver(self._router, self.topology.kinds_of, self._wakes.handle_acknowledged)
         except BaseException:
             self._router.close()
             raise
@@ -121,7 +108,7 @@ class Cluster:
             return
         self._open = False
         error = ClusterUnavailable("the cluster was closed")
-        self._coalescer.close(error)
+        self._wakes.close(error)
         self._saver.close(error)
         self._router.close()
 
@@ -142,10 +129,7 @@ class Cluster:
             AgentNotFound: no required kind of the agent was ever written.
             WakeIncomplete: a required kind could not be had in time; its `.state` holds what could.
         """
-        agent = check_agent_id(agent_id)
-        budget_s = self._wake_budget(deadline_s)
-        choice = _ALL_KINDS if kinds is None else Choice(as_kinds(kinds))
-        return self._coalescer.wake(agent_id, agent, choice, budget_s)
+        return self._wakes.wake(agent_id, check_agent_id(agent_id), kinds, self._wake_budget(deadline_s))
 
     async def wake_many(
         self, ids: Iterable[str], kinds: Iterable[str] | None = None, deadline_s: float | None = None
@@ -162,21 +146,9 @@ class Cluster:
         """
         asked = list(ids)
         deadline = time.monotonic() + self._wake_budget(deadline_s)
-        reading = self._reading(_ALL_KINDS if kinds is None else Choice(as_kinds(kinds)))
-        waiting = WakeMany(deadline)
-        fetch = partial(self._fetching, reading, held=True)
-        for wanted in slices(asked):
-            sound, agents = sound_ids(wanted)
-            if sound:
-                waiting.add(partial(fetch, sound, agents, deadline))
-        states = await waiting.run()
+        states = await self._wakes.wake_many(asked, kinds, deadline)
         self._require_open()  # closed meanwhile: they are what it had by then, and no answer
-        if len(states) == len(asked):
-            return states
-        # Some ids were asked for twice, or are none that an agent can have.
-        by_id = {state.agent_id: state for state in states}
-        context = reading.context(self._wake_again)
-        return [by_id.get(agent_id) or _unsound(agent_id, reading, context) for agent_id in asked]
+        return states
 
     async def wake_stream(
         self, ids: Iterable[str], kinds: Iterable[str] | None = None, deadline_s: float | None = None
@@ -185,23 +157,11 @@ class Cluster:
 
         Raises: as `wake_many`.
         """
-        asked = list(ids)
         deadline = time.monotonic() + self._wake_budget(deadline_s)
-        reading = self._reading(_ALL_KINDS if kinds is None else Choice(as_kinds(kinds)))
-        once = list(dict.fromkeys(asked))
-        sound, agents = sound_ids(once)
-        if len(sound) != len(once):
-            known = set(sound)
-            for agent_id in once:
-                if agent_id not in known:
-                    yield _unsound(agent_id, reading, reading.context(self._wake_again))
-        if sound:
-            waiting = WakeStream()
-            fetching = self._fetching(reading, sound, agents, deadline, waiting.handle_groups)
-            async with aclosing(waiting.run(fetching)) as states:
-                async for state in states:
-                    self._require_open()
-                    yield state
+        async with aclosing(self._wakes.wake_stream(list(ids), kinds, deadline)) as states:
+            async for state in states:
+                self._require_open()
+                yield state
 
     # --- save ---
 
@@ -331,58 +291,6 @@ class Cluster:
     def _save_budget(self, deadline_s: float | None) -> float:
         return self.topology.save_deadline_ms / 1_000 if deadline_s is None else _checked(deadline_s)
 
-    def _wake_again(
-        self, agent_id: str, kinds: tuple[str, ...], deadline_s: float | None
-    ) -> asyncio.Future[AgentState]:
-        """Wake an agent for what a state of it lacks; never fails for what is missing."""
-        budget_s = self._wake_budget(deadline_s)
-        return self._coalescer.wake(agent_id, check_agent_id(agent_id), Choice(kinds, raises=False), budget_s)
-
-    def _reading(self, choice: Choice) -> Reading:
-        placement = self._router.placement
-        assert placement is not None
-        if placement.revision != self._readings_revision:
-            self._readings.clear()
-            self._readings_revision = placement.revision
-        reading = self._readings.get(choice)
-        if reading is None:
-            reading = self._kinds.reading(placement, choice.kinds)._replace(raises=choice.raises)
-            self._readings[choice] = reading
-        return reading
-
-    def _fetching(
-        self,
-        reading: Reading,
-        ids: Sequence[str],
-        agents: Sequence[bytes],
-        deadline: float,
-        handle_groups: Callable[[list[Group]], None],
-        *,
-        held: bool = False,
-    ) -> Fetching:
-        return Fetching(
-            self._router,
-            reading.routes,
-            ids,
-            agents,
-            kinds=reading.kinds,
-            context=reading.context(self._wake_again),
-            deadline=deadline,
-            floors=self._floors,
-            sizes=self._sizes,
-            handle_groups=handle_groups,
-            required=reading.needed_stores,
-            held=held,
-        )
-
-    def _handle_acknowledged(self, store: str, acknowledged: list[tuple[bytes, int]]) -> None:
-        """Saves are durable: no wake that ends from now on may show what was there before."""
-        if self._floors.are_needed:  # for 10,000 agents 3 ms, which a save_many by itself need not spend
-            now = time.monotonic()
-            for agent, version in acknowledged:
-                self._floors.note(store, agent, version, now)
-        self._coalescer.forget([agent for agent, _ in acknowledged])
-
 
 def _checked(deadline_s: float) -> float:
     if not 0 < deadline_s <= _DEADLINE_S_MAX:
@@ -390,7 +298,3 @@ def _checked(deadline_s: float) -> float:
             f"a deadline is more than 0 and at most {_DEADLINE_S_MAX:g} seconds, not {deadline_s!r}"
         )
     return deadline_s
-
-
-def _unsound(agent_id: str, reading: Reading, context: WakeContext) -> AgentState:
-    return AgentState(agent_id, context, _images=(Outcome.FAULT,) * len(reading.routes.stores))

@@ -30,7 +30,7 @@ __all__ = [
 
 def leftovers(cluster: Cluster) -> dict[str, int]:
     """Return what a client still holds of requests, by table; empty once nobody waits for anything."""
-    router, wakes = cluster._router, cluster._coalescer
+    router, wakes = cluster._router, cluster._wakes.coalescer
     flows = router._flows.values()
     tables = {
         "exchanges": sum(map(len, flows)),
@@ -40,8 +40,8 @@ def leftovers(cluster: Cluster) -> dict[str, int]:
         "replies": len(router._replies),
         "pending": len(wakes._pending),
         "under way": sum(map(len, wakes._under_way.values())),
-        "floors": len(cluster._floors),
-        "fetches": cluster._floors._fetches,
+        "floors": len(cluster._wakes.floors),
+        "fetches": cluster._wakes.floors._fetches,
     }
     return {name: count for name, count in tables.items() if count}
 
