@@ -120,6 +120,11 @@ class Link:
         self._closed = False
         self._open()
 
+    @property
+    def up(self) -> bool:
+        """Whether the node has welcomed this router on the connection that there is."""
+        return self._used is not None
+
     def send(self, frame: bytes) -> bool:
         """Send a request; return False where there is no connection, or no room on it."""
         return self._used is not None and self._used.send(frame)

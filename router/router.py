@@ -5,41 +5,27 @@ node's `NodeFlow` says whether and when it may go; it is encoded with what is le
 node's `Link`; its replies come back by number until one is the last. Whoever made the exchange keeps its deadline, and
 calls `cancel`. What was sent and got no answer because the connection broke, or because the node had too much to do,
 is sent again, within its deadline and one budget for all of the router's retries.
-
-The placement comes with every Welcome; the newest revision counts.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections import deque
 from collections.abc import Collection, Iterable
 from itertools import chain
 from typing import Final
 
-from ..wire.errors import ClusterUnavailable, PlacementError, ProtocolError, TopologyError
+from ..wire.errors import ProtocolError
 from ..wire.limits import CANCEL_NUMBERS_MAX
-from ..wire.messages import (
-    PROTOCOL,
-    Cancel,
-    Fault,
-    FaultCode,
-    Hello,
-    Reply,
-    Welcome,
-    decode_reply,
-    encode,
-)
-from ..wire.placement import Placement, decode_placement, require_placed
-from ..wire.sockets import SocketOwner
+from ..wire.messages import Cancel, Fault, FaultCode, Reply, Welcome, decode_reply, encode
+from ..wire.placement import Placement
 from ..wire.statuses import fault_code
-from ..wire.topology import RetrySpec, Topology, decode_topology
+from ..wire.topology import RetrySpec, Topology
 from .exchange import Exchange
 from .flow import NodeFlow, Offer
-from .link import Link
+from .membership import Membership
 from .retry_budget import RetryBudget
 from .shedding import REFUSALS, is_shed_whole, refuse
 
@@ -62,104 +48,46 @@ class Router:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._sockets = SocketOwner()
-        self._links: dict[str, Link] = {}
-        self._bootstrap: Link | None = None
+        self.members = Membership(self)
         self._flows: dict[str, NodeFlow] = {}
         self._resumptions: dict[str, asyncio.TimerHandle] = {}
         self._delayed: set[Exchange] = set()
-        self._client = secrets.token_bytes(8)
         self._replies: deque[tuple[str, memoryview]] = deque()
         self._turn_scheduled = False
-        self._refusals: dict[str, str] = {}
-        self._welcomed = asyncio.Event()
-        self.topology: Topology | None = None
         self.retries = RetryBudget(RetrySpec())
-        self.placement: Placement | None = None
-        self._versions: dict[tuple[str, int], int] = {}
         self.closed = False
         self.requests_sent = 0
         """Requests that went to nodes, those sent again among them."""
         self.stray_replies = 0
         """Replies to requests that nobody waits for any more, and frames that are no reply."""
 
-    # --- connecting ---
+    # --- the cluster ---
+
+    @property
+    def placement(self) -> Placement | None:
+        """The newest placement that a Welcome brought, None before the first."""
+        return self.members.placement
+
+    def note_version(self, store: str, shard: int, version: int) -> None:
+        """Take note of a version that a shard has reached."""
+        self.members.note_version(store, shard, version)
+
+    def version_seen(self, store: str, shard: int) -> int:
+        """Return the newest version of a shard that this router was told of, 0 for none."""
+        return self.members.version_seen(store, shard)
 
     async def connect(self, source: Topology | str, deadline_s: float) -> tuple[Topology, Placement]:
-        """Connect to the nodes of a topology, or to those that the node at an endpoint names.
+        """Connect to the nodes of a topology, or to those that the node at an endpoint names (`Membership.connect`)."""
+        return await self.members.connect(source, deadline_s)
 
-        Returns when every node has welcomed this router or refused it, or at the deadline with those that have.
-
-        Raises:
-            ClusterUnavailable: none has.
-            PlacementError: the topology contradicts the cluster's placement.
-        """
-        if isinstance(source, Topology):
-            self._connect_to(source)
-        else:
-            self._bootstrap = Link(self._sockets, source, self._hello("", ""), self)
-        end = self._loop.time() + deadline_s
-        while not self._answered():
-            self._welcomed.clear()
-            try:
-                async with asyncio.timeout_at(end):
-                    await self._welcomed.wait()
-            except TimeoutError:
-                break
-        if self.topology is None or self.placement is None:
-            raise ClusterUnavailable(self._why_unavailable(source, deadline_s))
-        require_placed(self.topology, self.placement)
-        return self.topology, self.placement
-
-    def _answered(self) -> bool:
-        if not self._links:
-            return bool(self._refusals)
-        return all(flow.up or node in self._refusals for node, flow in self._flows.items())
-
-    def _why_unavailable(self, source: Topology | str, deadline_s: float) -> str:
-        name = f"cluster {source.name!r}" if isinstance(source, Topology) else source
-        if self._refusals:
-            return f"{name}: no node takes this client: {'; '.join(sorted(set(self._refusals.values())))}"
-        tried = ", ".join([link.endpoint for link in self._links.values()] or [str(source)])
-        return f"{name}: no node answered within {deadline_s:g} s ({tried}); is it up? `dawnchorus up` starts it"
-
-    def _connect_to(self, topology: Topology) -> None:
-        self.topology = topology
+    def handle_topology(self, topology: Topology) -> None:
+        """The cluster's settings are known."""
         self.retries = RetryBudget(topology.retries)
-        hello = self._hello(topology.name, topology.digest)
-        for name, node in topology.nodes.items():
-            if name not in self._links:
-                self._flows[name] = NodeFlow(topology.breaker, topology.admission)
-                self._links[name] = Link(self._sockets, node.endpoint, hello, self, name)
+        for node in topology.nodes:
+            self._flows.setdefault(node, NodeFlow(topology.breaker, topology.admission))
 
-    def _hello(self, cluster: str, digest: str) -> bytes:
-        return encode(Hello(PROTOCOL, cluster, self._client, digest))
-
-    def handle_up(self, link: Link, welcome: Welcome) -> None:
+    def handle_node_up(self, node: str) -> None:
         """A node welcomed this router."""
-        try:
-            placement = decode_placement(welcome.placement)
-            topology = decode_topology(welcome.topology)
-        except (PlacementError, TopologyError) as error:
-            link.refuse(f"the Welcome of node {link.node!r} cannot be read: {error}")
-            return
-        if self.placement is not None and placement.cluster_uuid != self.placement.cluster_uuid:
-            link.refuse(f"node {link.node!r} is of another cluster ({placement.cluster_uuid})")
-            return
-        if self.placement is None or placement.revision > self.placement.revision:
-            self.placement = placement
-        for store, shard, version in welcome.versions:
-            self.note_version(store, shard, version)
-        if link is self._bootstrap:
-            link.close()
-            self._bootstrap = None
-            self._connect_to(topology)
-        else:
-            self._refusals.pop(link.node, None)
-            self._handle_node_up(link.node)
-        self._welcomed.set()
-
-    def _handle_node_up(self, node: str) -> None:
         flow, now = self._flows[node], time.monotonic()
         # All routers of a node that comes back are there at the same moment: who has something to send waits a little.
         before = self._resumptions.pop(node, None)
@@ -169,33 +97,19 @@ class Router:
         flow.handle_up(now + jitter_s)
         self._pump(node)
 
-    def handle_down(self, link: Link) -> None:
+    def handle_node_down(self, node: str) -> None:
         """The connection to a node broke: what may be repeated waits for the next one, as far as the budget goes."""
-        flow = self._flows.get(link.node)
+        flow = self._flows.get(node)
         if flow is not None:
             # Replies of the broken connection that were not taken in yet are asked for again with the rest.
             # In place: this may be in the middle of a turn over them.
-            others = [reply for reply in self._replies if reply[0] != link.node]
+            others = [reply for reply in self._replies if reply[0] != node]
             self._replies.clear()
             self._replies.extend(others)
             now = time.monotonic()
             for exchange in flow.handle_down(now, lambda: self.retries.withdraw(now)):
-                exchange.handle_failure(None, f"the connection to node {link.node!r} broke")
-            self._give_up_waiting(link.node)
-
-    def handle_refused(self, link: Link, reason: str) -> None:
-        """A node does not take this router."""
-        self._refusals[link.node or link.endpoint] = reason
-        self._welcomed.set()
-
-    def note_version(self, store: str, shard: int, version: int) -> None:
-        """Take note of a version that a shard has reached."""
-        key = (store, shard)
-        self._versions[key] = max(version, self._versions.get(key, 0))
-
-    def version_seen(self, store: str, shard: int) -> int:
-        """Return the newest version of a shard that this router was told of, 0 for none."""
-        return self._versions.get((store, shard), 0)
+                exchange.handle_failure(None, f"the connection to node {node!r} broke")
+            self._give_up_waiting(node)
 
     def is_up(self, node: str) -> bool:
         """Return whether a node is connected."""
@@ -213,12 +127,8 @@ class Router:
             exchange.handle_failure(None, "the cluster was closed")
         for resumption in self._resumptions.values():
             resumption.cancel()
-        for link in self._links.values():
-            link.close()
-        if self._bootstrap is not None:
-            self._bootstrap.close()
         self._replies.clear()
-        self._sockets.close()
+        self.members.close()
 
     # --- requests ---
 
@@ -246,8 +156,9 @@ class Router:
         flow = self._flows.get(node)
         if flow is None:
             # A node that the placement names and the topology at hand does not: it may yet be learned of.
-            assert self.topology is not None, "nothing is submitted before the cluster is known"
-            flow = self._flows[node] = NodeFlow(self.topology.breaker, self.topology.admission)
+            topology = self.members.topology
+            assert topology is not None, "nothing is submitted before the cluster is known"
+            flow = self._flows[node] = NodeFlow(topology.breaker, topology.admission)
         return flow
 
     def cancel(self, exchanges: Iterable[Exchange]) -> None:
@@ -265,7 +176,7 @@ class Router:
                 spared.append(exchange.number)
         for node, spared in numbers.items():
             for start in range(0, len(spared), CANCEL_NUMBERS_MAX):
-                self._links[node].send(encode(Cancel(spared[start : start + CANCEL_NUMBERS_MAX])))
+                self.members.links[node].send(encode(Cancel(spared[start : start + CANCEL_NUMBERS_MAX])))
             self._give_up_waiting(node)
             self._pump(node)
 
@@ -293,7 +204,7 @@ class Router:
         if budget_us <= 0:
             flow.drop(exchange)  # its owner's timer is about to say so
             return True
-        if not self._links[exchange.node].send(exchange.encode(budget_us, int(now * 1e6))):
+        if not self.members.links[exchange.node].send(exchange.encode(budget_us, int(now * 1e6))):
             flow.handle_unsent(exchange, now)
             return False
         self.requests_sent += 1
@@ -303,15 +214,15 @@ class Router:
 
     # --- replies ---
 
-    def handle_frames(self, link: Link, frames: list[memoryview]) -> None:
+    def handle_node_frames(self, node: str, frames: list[memoryview]) -> None:
         """Replies came in from a node."""
-        self._replies.extend([(link.node, frame) for frame in frames])
+        self._replies.extend([(node, frame) for frame in frames])
         if not self._turn_scheduled:
             self._turn()
 
     def take_in(self) -> None:
         """Take in what has come already, before a deadline is judged: a loop that stalled runs its timers first."""
-        for link in self._links.values():
+        for link in self.members.links.values():
             link.poll()
         end = time.monotonic() + _TAKE_IN_SECONDS
         while self._replies and time.monotonic() < end:
@@ -361,7 +272,7 @@ class Router:
 
     def _handle_fault(self, node: str, flow: NodeFlow, exchange: Exchange | None, fault: Fault) -> None:
         if fault.code == FaultCode.NO_HELLO:
-            self._links[node].reopen()  # the node has forgotten this router: begin again, and repeat what may be
+            self.members.links[node].reopen()  # the node has forgotten this router: begin again, and repeat what may be
         elif exchange is not None:
             now = time.monotonic()
             if fault.code == FaultCode.OVERLOADED:

@@ -89,22 +89,22 @@ class ReplyDropper:
         self._router = router
         self._chance = chance
         self.share = share
-        self.handle_up = router.handle_up
-        self.handle_down = router.handle_down
-        self.handle_refused = router.handle_refused
+        self.handle_up = router.members.handle_up
+        self.handle_down = router.members.handle_down
+        self.handle_refused = router.members.handle_refused
 
     def handle_frames(self, link: Link, frames: list[memoryview]) -> None:
         """Pass on what is not lost."""
         kept = [frame for frame in frames if self._chance.random() >= self.share]
         self.dropped += len(frames) - len(kept)
-        self._router.handle_frames(link, kept)
+        self._router.members.handle_frames(link, kept)
 
 
 def drop_replies(cluster: Cluster, chance: random.Random, *, share: float) -> ReplyDropper:
     """Let a client lose a share of the replies to it from now on; its greetings come through."""
     router = cluster._router
     dropper = ReplyDropper(router, chance, share)
-    for link in router._links.values():
+    for link in router.members.links.values():
         link._owner = dropper
     return dropper
 

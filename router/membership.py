@@ -1,0 +1,165 @@
+"""Which nodes the cluster has, and the links to them.
+
+A router begins with a topology, or with the endpoint of any node, whose Welcome brings one. Each node gets a link of
+its own, which is kept open until the end. The placement comes with every Welcome; the newest revision counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import Final, Protocol
+
+from ..wire.errors import ClusterUnavailable, PlacementError, TopologyError
+from ..wire.messages import PROTOCOL, Hello, Welcome, encode
+from ..wire.placement import Placement, decode_placement, require_placed
+from ..wire.sockets import SocketOwner
+from ..wire.topology import Topology, decode_topology
+from .link import Link
+
+__all__ = ["Membership", "MembershipOwner"]
+
+_CLIENT_BYTES: Final = 8
+"""Length of the random name by which a router says that several connections are its own."""
+
+
+class MembershipOwner(Protocol):
+    """Who gets what the nodes of a cluster have to tell."""
+
+    def handle_topology(self, topology: Topology) -> None:
+        """The topology that links are made of is known."""
+
+    def handle_node_up(self, node: str) -> None:
+        """A node welcomed this router; requests can be sent."""
+
+    def handle_node_down(self, node: str) -> None:
+        """The connection to a node broke."""
+
+    def handle_node_frames(self, node: str, frames: list[memoryview]) -> None:
+        """Replies of a node came in."""
+
+
+class Membership:
+    """The nodes of one cluster, their links, and what their Welcomes said; in the thread of one event loop."""
+
+    def __init__(self, owner: MembershipOwner) -> None:
+        self._owner = owner
+        self._loop = asyncio.get_running_loop()
+        self._sockets = SocketOwner()
+        self.links: dict[str, Link] = {}
+        """Links by the name of their node."""
+        self._bootstrap: Link | None = None
+        self._client = secrets.token_bytes(_CLIENT_BYTES)
+        self._refusals: dict[str, str] = {}
+        self._welcomed = asyncio.Event()
+        self.topology: Topology | None = None
+        self.placement: Placement | None = None
+        self._versions: dict[tuple[str, int], int] = {}
+
+    async def connect(self, source: Topology | str, deadline_s: float) -> tuple[Topology, Placement]:
+        """Connect to the nodes of a topology, or to those that the node at an endpoint names.
+
+        Returns when every node has welcomed this router or refused it, or at the deadline with those that have.
+
+        Raises:
+            ClusterUnavailable: none has.
+            PlacementError: the topology contradicts the cluster's placement.
+        """
+        if isinstance(source, Topology):
+            self._connect_to(source)
+        else:
+            self._bootstrap = Link(self._sockets, source, self._hello("", ""), self)
+        end = self._loop.time() + deadline_s
+        while not self._answered():
+            self._welcomed.clear()
+            try:
+                async with asyncio.timeout_at(end):
+                    await self._welcomed.wait()
+            except TimeoutError:
+                break
+        if self.topology is None or self.placement is None:
+            raise ClusterUnavailable(self._why_unavailable(source, deadline_s))
+        require_placed(self.topology, self.placement)
+        return self.topology, self.placement
+
+    def _answered(self) -> bool:
+        if not self.links:
+            return bool(self._refusals)
+        return all([link.up or node in self._refusals for node, link in self.links.items()])
+
+    def _why_unavailable(self, source: Topology | str, deadline_s: float) -> str:
+        name = f"cluster {source.name!r}" if isinstance(source, Topology) else source
+        if self._refusals:
+            return f"{name}: no node takes this client: {'; '.join(sorted(set(self._refusals.values())))}"
+        tried = ", ".join([link.endpoint for link in self.links.values()] or [str(source)])
+        return f"{name}: no node answered within {deadline_s:g} s ({tried}); is it up? `dawnchorus up` starts it"
+
+    def _connect_to(self, topology: Topology) -> None:
+        self.topology = topology
+        self._owner.handle_topology(topology)
+        hello = self._hello(topology.name, topology.digest)
+        for name, node in topology.nodes.items():
+            if name not in self.links:
+                self.links[name] = Link(self._sockets, node.endpoint, hello, self, name)
+
+    def _hello(self, cluster: str, digest: str) -> bytes:
+        return encode(Hello(PROTOCOL, cluster, self._client, digest))
+
+    # --- what the links tell ---
+
+    def handle_up(self, link: Link, welcome: Welcome) -> None:
+        """A node welcomed this router."""
+        try:
+            placement = decode_placement(welcome.placement)
+            topology = decode_topology(welcome.topology)
+        except (PlacementError, TopologyError) as error:
+            link.refuse(f"the Welcome of node {link.node!r} cannot be read: {error}")
+            return
+        if self.placement is not None and placement.cluster_uuid != self.placement.cluster_uuid:
+            link.refuse(f"node {link.node!r} is of another cluster ({placement.cluster_uuid})")
+            return
+        if self.placement is None or placement.revision > self.placement.revision:
+            self.placement = placement
+        for store, shard, version in welcome.versions:
+            self.note_version(store, shard, version)
+        if link is self._bootstrap:
+            link.close()
+            self._bootstrap = None
+            self._connect_to(topology)
+        else:
+            self._refusals.pop(link.node, None)
+            self._owner.handle_node_up(link.node)
+        self._welcomed.set()
+
+    def handle_down(self, link: Link) -> None:
+        """The connection to a node broke."""
+        if link is not self._bootstrap:
+            self._owner.handle_node_down(link.node)
+
+    def handle_refused(self, link: Link, reason: str) -> None:
+        """A node does not take this router."""
+        self._refusals[link.node or link.endpoint] = reason
+        self._welcomed.set()
+
+    def handle_frames(self, link: Link, frames: list[memoryview]) -> None:
+        """Replies came in from a node."""
+        self._owner.handle_node_frames(link.node, frames)
+
+    # --- what is known ---
+
+    def note_version(self, store: str, shard: int, version: int) -> None:
+        """Take note of a version that a shard has reached."""
+        key = (store, shard)
+        self._versions[key] = max(version, self._versions.get(key, 0))
+
+    def version_seen(self, store: str, shard: int) -> int:
+        """Return the newest version of a shard that this router was told of, 0 for none."""
+        return self._versions.get((store, shard), 0)
+
+    def close(self) -> None:
+        """Close every connection."""
+        for link in self.links.values():
+            link.close()
+        if self._bootstrap is not None:
+            self._bootstrap.close()
+        self._sockets.close()
