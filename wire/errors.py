@@ -20,6 +20,7 @@
     |   |-- SaveIncomplete                  per store: `.saved`, `.conflicting`, `.refused`, `.unknown`
     |   |-- SaveUndecidable                 repeated too late: the log no longer tells whether it was applied
     |   `-- DeadlineExceeded                no store answered in time: the outcome is unknown
+    |-- WrongLoopError (RuntimeError)       a cluster used outside its event loop, thread or process; nothing was sent
     |-- ClusterUnavailable (ConnectionError) no node answered, or the cluster is closed; a retry may help
     |-- PeerFault                           a peer answered with a Fault: `.code`, `.detail`
     |-- ProtocolError                       a frame that is none of ours: the peer's mistake, or damage on the way
@@ -30,12 +31,17 @@
         `-- BackupDamaged                   a backup that is incomplete or damaged; nothing was made of it
 
 Third-party exceptions (zmq, lmdb, msgspec) are translated into these once, where that library is called.
+
+Each can be pickled and copied with all its fields, so that it crosses a process boundary as it is; only what is bound
+to the connection stays behind, and says so when it is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+import copy
+import pickle
+from collections.abc import Callable, Mapping
+from typing import Any, Self, TypeVar
 
 __all__ = [
     "AgentNotFound",
@@ -66,11 +72,43 @@ __all__ = [
     "UnknownKindError",
     "VersionConflict",
     "WakeIncomplete",
+    "WrongLoopError",
 ]
+
+_E = TypeVar("_E", bound="DawnchorusError")
 
 
 class DawnchorusError(Exception):
     """Whatever dawnchorus raises is one of these."""
+
+    _bound: tuple[str, ...] = ()
+    """Fields that mean something in this process alone: a copy shares them, a pickle leaves them out."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Not by the constructor, as exceptions do by themselves: what it takes is not what it passes on as `args`.
+        fields = {name: value for name, value in vars(self).items() if name not in self._bound}
+        return _rebuild, (type(self), self.args, self._portable(fields))
+
+    def _portable(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields as they may cross a process boundary."""
+        return fields
+
+    def __copy__(self) -> Self:
+        return _rebuild(type(self), self.args, vars(self))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        fields = {
+            name: value if name in self._bound else copy.deepcopy(value, memo) for name, value in vars(self).items()
+        }
+        return _rebuild(type(self), copy.deepcopy(self.args, memo), fields)
+
+
+def _rebuild(cls: type[_E], args: tuple[Any, ...], fields: Mapping[str, Any]) -> _E:
+    """Return an error as it was, without its constructor."""
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
 
 
 class ConfigurationError(DawnchorusError, ValueError):
@@ -132,12 +170,22 @@ class AgentNotFound(DawnchorusError, LookupError):
 
 
 class WakeIncomplete(DawnchorusError):
-    """A required kind could not be had in time; `state` holds what could. A retry may help."""
+    """A required kind could not be had in time; `state` holds what could. A retry may help.
+
+    In another process, if a value of the state cannot be pickled, `state` is None.
+    """
 
     def __init__(self, state: Any, kinds: tuple[str, ...]) -> None:
         outcomes = ", ".join(f"{kind} {state.outcome(kind).name}" for kind in kinds)
         super().__init__(f"agent {state.agent_id!r}: required kinds could not be had: {outcomes}")
         self.state = state
+
+    def _portable(self, fields: dict[str, Any]) -> dict[str, Any]:
+        try:
+            pickle.dumps(self.state)
+        except Exception:  # any value's own; that this error arrives is worth more
+            return {**fields, "state": None}
+        return fields
 
 
 class SaveError(DawnchorusError):
@@ -147,20 +195,29 @@ class SaveError(DawnchorusError):
     save is applied at most once.
     """
 
+    _bound = ("repeat",)
+    repeat: Callable[[], Any] | None = None
+    """Sends it again; of an error that a cluster gave, in the process that it gave it to."""
+
     def __init__(self, message: str, *, agent_id: str, write_id: str) -> None:
         super().__init__(f"agent {agent_id!r}: {message}")
         self.agent_id = agent_id
         self.write_id = write_id
-        self.repeat: Callable[[], Awaitable[Any]] | None = None
 
-    async def retry(self) -> Any:
+    def retry(self) -> Any:
         """Send the save again where it is not known to have been applied; return what `save` returns, or raise.
 
-        Safe however often: a node that has applied it answers with the first result.
+        To be awaited, if `save` was. Safe however often: a node that has applied it answers with the first result.
+
+        Raises:
+            WrongLoopError: this error is a copy that came from another process, or was made by hand.
         """
         if self.repeat is None:
-            raise RuntimeError("this error did not come from a cluster")
-        return await self.repeat()
+            raise WrongLoopError(
+                "retry belongs to the cluster object that the save was sent with, and this error was pickled or made by"
+                f" hand: save the same again with write_id={self.write_id!r} instead"
+            )
+        return self.repeat()
 
 
 class SaveRefused(SaveError):
@@ -216,6 +273,13 @@ class SaveUndecidable(SaveError):
 
 class DeadlineExceeded(SaveError, TimeoutError):
     """No store answered the save in time: it may have been written or not."""
+
+
+class WrongLoopError(DawnchorusError, RuntimeError):
+    """A cluster, or something that came from it, was used outside its event loop, thread or process; nothing was sent.
+
+    A mistake in the program, which no retry mends.
+    """
 
 
 class ClusterUnavailable(DawnchorusError, ConnectionError):

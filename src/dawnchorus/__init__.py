@@ -36,6 +36,7 @@ from .wire.errors import (
     UnknownKindError,
     VersionConflict,
     WakeIncomplete,
+    WrongLoopError,
 )
 from .wire.process import tune_process
 
@@ -70,6 +71,7 @@ __all__ = [
     "UnknownKindError",
     "VersionConflict",
     "WakeIncomplete",
+    "WrongLoopError",
     "connect",
     "tune_process",
 ]
