@@ -8,7 +8,8 @@ end of the turn each batch becomes a fetch (`fetching`), planned into requests (
 nodes' windows allow (`flow`) over its links (`link`); replies are gathered (`gather`) until a group of agents is
 complete, and each wake gets its `state`, or ends at its deadline with what has come.
 
-A Cluster belongs to the event loop in which it was opened, and to its thread.
+A Cluster belongs to the event loop in which it was opened, to its thread and its process: `home` tells every other call
+so. `connect_sync` gives one for any number of threads.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from typing import Any, Final, Self
 
 from ..wire.errors import ClusterUnavailable, DawnchorusError, InvalidRequestError
@@ -27,6 +28,7 @@ from ..wire.topology import Topology
 from ..wire.topology_file import load_topology
 from .agent_write import Saved
 from .calls import back_up_shard, node_status
+from .home import Home, HomeStream
 from .ids import check_agent_id
 from .kinds import Kinds, as_kinds
 from .listing import list_agents
@@ -77,36 +79,45 @@ class Cluster:
     _kinds: Kinds
     _wakes: WakeEngine
     _saver: Saver
-    topology: Topology
-    """The cluster's topology, as this client knows it."""
+    _topology: Topology
 
     def __init__(self, source: Topology | str, types: Mapping[str, Any] | None, connect_deadline_s: float) -> None:
         self._source = source
         self._types = types
         self._connect_deadline_s = connect_deadline_s
-        self._open = False
+        self._home = Home()
 
     async def __aenter__(self) -> Self:
-        self._router = Router()
-        try:
-            self.topology, _ = await self._router.connect(self._source, self._connect_deadline_s)
-            self._kinds = Kinds(self.topology, self._types)
+        self._home.enter()
+        with ExitStack() as undo:
+            undo.callback(self._home.leave)
+            self._router = Router()
+            undo.callback(self._router.close)
+            self._topology, _ = await self._router.connect(self._source, self._connect_deadline_s)
+            self._kinds = Kinds(self._topology, self._types)
             self._wakes = WakeEngine(self._router, self._kinds, self._wake_budget)
-            self._saver = Saver(self._router, self.topology.kinds_of, self._wakes.handle_acknowledged)
-        except BaseException:
-            self._router.close()
-            raise
-        self._open = True
+            self._saver = Saver(
+                self._router, self._topology.kinds_of, self._wakes.handle_acknowledged, self._home.require_open
+            )
+            undo.pop_all()
+        self._home.open()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        self.close()
+    async def __aexit__(self, error: object, *_: object) -> None:
+        # A forked child may leave the block by an exception, SystemExit for example: that goes on as it is.
+        if error is None or self._home.is_here():
+            self.close()
 
     def close(self) -> None:
-        """Close every connection; calls that still wait raise ClusterUnavailable."""
-        if not self._open:
+        """Close every connection; calls that still wait raise ClusterUnavailable.
+
+        Raises:
+            WrongLoopError: this is not the loop, thread and process in which it is open.
+        """
+        if not self._home.is_open:
             return
-        self._open = False
+        self._home.require_open()
+        self._home.leave()
         error = ClusterUnavailable("the cluster was closed")
         self._wakes.close(error)
         self._saver.close(error)
@@ -129,7 +140,8 @@ class Cluster:
             AgentNotFound: no required kind of the agent was ever written.
             WakeIncomplete: a required kind could not be had in time; its `.state` holds what could.
         """
-        return self._wakes.wake(agent_id, check_agent_id(agent_id), kinds, self._wake_budget(deadline_s))
+        budget_s = self._wake_budget(deadline_s)
+        return self._wakes.wake(agent_id, check_agent_id(agent_id), kinds, budget_s)
 
     async def wake_many(
         self, ids: Iterable[str], kinds: Iterable[str] | None = None, deadline_s: float | None = None
@@ -147,21 +159,18 @@ class Cluster:
         asked = list(ids)
         deadline = time.monotonic() + self._wake_budget(deadline_s)
         states = await self._wakes.wake_many(asked, kinds, deadline)
-        self._require_open()  # closed meanwhile: they are what it had by then, and no answer
+        self._home.require_open()  # closed meanwhile: they are what it had by then, and no answer
         return states
 
-    async def wake_stream(
+    def wake_stream(
         self, ids: Iterable[str], kinds: Iterable[str] | None = None, deadline_s: float | None = None
     ) -> AsyncGenerator[AgentState, None]:
         """Wake many agents; yield each agent's state once, as it becomes usable. Ends by the deadline.
 
         Raises: as `wake_many`.
         """
-        deadline = time.monotonic() + self._wake_budget(deadline_s)
-        async with aclosing(self._wakes.wake_stream(list(ids), kinds, deadline)) as states:
-            async for state in states:
-                self._require_open()
-                yield state
+        budget_s = self._wake_budget(deadline_s)
+        return HomeStream(self._home, self._wake_stream(list(ids), kinds, budget_s))
 
     # --- save ---
 
@@ -230,36 +239,44 @@ class Cluster:
         }
         if not operations:
             raise InvalidRequestError("a delete needs at least one kind")
-        expected = self._kinds.expectations(expect, self.topology.kinds if chosen is None else chosen)
+        expected = self._kinds.expectations(expect, self._topology.kinds if chosen is None else chosen)
         return await self._saver.save(self._saver.write(agent_id, operations, expected), self._save_budget(deadline_s))
 
     # --- the cluster ---
 
-    async def agents(self, store: str | None = None) -> AsyncGenerator[str, None]:
+    def agents(self, store: str | None = None) -> AsyncGenerator[str, None]:
         """Yield the ids of all agents with a fragment in `store` (None: in any), each once, in byte order.
 
         Raises:
             InvalidRequestError: there is no such store.
             ClusterUnavailable: a shard could not be listed: what came before is not all.
         """
-        self._require_open()
-        if store is not None and store not in self.topology.stores:
+        self._home.require_open()
+        if store is not None and store not in self._topology.stores:
             raise InvalidRequestError(
-                f"there is no store {store!r}; the topology has {', '.join(self.topology.stores)}"
+                f"there is no store {store!r}; the topology has {', '.join(self._topology.stores)}"
             )
-        stores = list(self.topology.stores) if store is None else [store]
-        async for agent_id in list_agents(self._router, stores, self.topology.save_deadline_ms / 1_000):
-            yield agent_id
+        stores = list(self._topology.stores) if store is None else [store]
+        page_deadline_s = self._topology.save_deadline_ms / 1_000
+        return HomeStream(self._home, list_agents(self._router, stores, page_deadline_s))
 
     async def status(self, deadline_s: float = 2.0) -> dict[str, StatusReply | DawnchorusError]:
         """Return what each node says of itself, or the error that says why it does not."""
-        self._require_open()
-        return await node_status(self._router, list(self.topology.nodes), deadline_s)
+        self._home.require_open()
+        return await node_status(self._router, list(self._topology.nodes), deadline_s)
+
+    @property
+    def topology(self) -> Topology:
+        """The cluster's topology, as this client knows it; also after it was closed."""
+        try:
+            return self._topology
+        except AttributeError:
+            raise self._home.refusal() from None
 
     @property
     def placement(self) -> Placement:
         """Which node serves which shard, as this client knows it."""
-        self._require_open()
+        self._home.require_open()
         assert self._router.placement is not None
         return self._router.placement
 
@@ -271,25 +288,29 @@ class Cluster:
         Raises:
             ClusterUnavailable: the outcome is unknown; try again with another path. PeerFault: the node refused.
         """
-        self._require_open()
+        self._home.require_open()
         return await back_up_shard(self._router, store, shard, path, rate_bytes_s, deadline_s)
 
     # --- within ---
 
-    def _require_open(self) -> None:
-        if not self._open:
-            raise ClusterUnavailable("the cluster is not open; use it inside `async with connect(...)`")
-
     def _kinds_open(self) -> Kinds:
-        self._require_open()
+        self._home.require_open()
         return self._kinds
 
+    async def _wake_stream(
+        self, ids: list[str], kinds: Iterable[str] | None, budget_s: float
+    ) -> AsyncGenerator[AgentState, None]:
+        async with aclosing(self._wakes.wake_stream(ids, kinds, time.monotonic() + budget_s)) as states:
+            async for state in states:
+                self._home.require_open()  # closed meanwhile
+                yield state
+
     def _wake_budget(self, deadline_s: float | None) -> float:
-        self._require_open()
-        return self.topology.wake_deadline_ms / 1_000 if deadline_s is None else _checked(deadline_s)
+        self._home.require_open()
+        return self._topology.wake_deadline_ms / 1_000 if deadline_s is None else _checked(deadline_s)
 
     def _save_budget(self, deadline_s: float | None) -> float:
-        return self.topology.save_deadline_ms / 1_000 if deadline_s is None else _checked(deadline_s)
+        return self._topology.save_deadline_ms / 1_000 if deadline_s is None else _checked(deadline_s)
 
 
 def _checked(deadline_s: float) -> float:

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from ..wire.errors import ClusterUnavailable
+from ..wire.errors import ClusterUnavailable, WrongLoopError
 
 __all__ = ["Again", "Fillable", "fill"]
 
@@ -57,10 +57,21 @@ def fill(
 
     Raises:
         InvalidRequestError: the deadline is outside the limits.
+        WrongLoopError: this is not the loop, thread or process of the state's cluster.
     Raises (when awaited):
         ClusterUnavailable: the cluster is closed.
     """
-    done: asyncio.Future[S] = asyncio.get_running_loop().create_future()
+    woken: asyncio.Future[Any] | None = None
+    closed: ClusterUnavailable | None = None
+    if kinds:
+        try:
+            woken = again(state.agent_id, kinds, deadline_s)
+        except ClusterUnavailable as error:
+            closed = error
+    try:
+        done: asyncio.Future[S] = asyncio.get_running_loop().create_future()
+    except RuntimeError as error:
+        raise WrongLoopError("a state is completed in the event loop of its cluster; no loop runs here") from error
 
     def settle(error: BaseException | None) -> None:
         if not done.done():
@@ -81,11 +92,8 @@ def fill(
             state.take_over(woken.result(), kinds)
         settle(error)
 
-    if not kinds:
-        settle(None)
-        return done
-    try:
-        again(state.agent_id, kinds, deadline_s).add_done_callback(handle_woken)
-    except ClusterUnavailable as error:
-        settle(error)
+    if woken is None:
+        settle(closed)
+    else:
+        woken.add_done_callback(handle_woken)
     return done

@@ -51,12 +51,17 @@ class Saver:
         router: Router,
         kinds_of: Callable[[str], Sequence[str]],
         handle_acknowledged: Callable[[str, list[tuple[bytes, int]]], None],
+        require_open: Callable[[], None] = lambda: None,
     ) -> None:
-        """`kinds_of` gives a store's kinds; `handle_acknowledged` is told of acknowledged writes, as in `Saving`."""
+        """`kinds_of` gives a store's kinds; `handle_acknowledged` is told of acknowledged writes, as in `Saving`.
+
+        `require_open` raises where nothing may be sent: an error may be asked to retry anywhere, and at any time.
+        """
         self._loop = asyncio.get_running_loop()
         self._router = router
         self._kinds_of = kinds_of
         self._handle_acknowledged = handle_acknowledged
+        self._require_open = require_open
         self._prefix = secrets.token_bytes(8)
         self._writes = 0
         self._seen: dict[str, int] = {}  # what the last write was told
@@ -207,5 +212,10 @@ class Saver:
     def _result(self, write: AgentWrite, budget_s: float) -> Saved | SaveError:
         result = write.result(self._kinds_of)
         if isinstance(result, SaveError):
-            result.repeat = lambda: self.save(write.again(), budget_s)
+            result.repeat = partial(self._repeat, write, budget_s)
         return result
+
+    async def _repeat(self, write: AgentWrite, budget_s: float) -> Saved:
+        """Send a write again; what its error's `retry` does."""
+        self._require_open()
+        return await self.save(write.again(), budget_s)

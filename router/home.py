@@ -1,0 +1,170 @@
+"""The event loop, thread and process that a cluster belongs to, and what is said to a call from anywhere else.
+
+A cluster's sockets, timers and tables are used without locks: by one thread, in the turns of one loop. A call from
+another loop would wait for a future that nobody resolves there, one from another thread would use a socket beside its
+owner, and a forked child shares its parent's descriptors. So every entry point begins with a look whether it is called
+at home: one comparison, since a loop runs in one thread at a time. After a fork no loop is home any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+from collections.abc import AsyncGenerator, Coroutine
+from types import TracebackType
+from typing import Any, Final, TypeVar
+
+from ..wire.errors import ClusterUnavailable, DawnchorusError, InvalidRequestError, WrongLoopError
+
+__all__ = ["Home", "HomeStream"]
+
+T = TypeVar("T")
+
+_NOWHERE: Final = object()
+"""The loop of a cluster that is not open, or that a fork has left behind: no running loop is this."""
+
+
+class Home:
+    """Where a cluster was opened. `loop` is its event loop while it is open, and no loop at all otherwise."""
+
+    def __init__(self) -> None:
+        self.loop: object = _NOWHERE
+        self._opened_in: object = _NOWHERE
+        self._entered = False
+        self._closed = False
+        self._thread = ""
+        self._process = os.getpid()
+        _homes.add(self)
+
+    def enter(self) -> None:
+        """Begin to open the cluster, in the running loop.
+
+        Raises:
+            InvalidRequestError: it is open already, or about to be.
+            WrongLoopError: it was opened before a fork.
+        """
+        if self._entered:
+            if os.getpid() != self._process:
+                raise self.refusal()
+            raise InvalidRequestError("this cluster is open already: each `async with` needs a `connect` of its own")
+        self._entered = True
+        self._process = os.getpid()
+        self._thread = threading.current_thread().name
+        self._opened_in = asyncio.get_running_loop()
+
+    def open(self) -> None:
+        """Let calls in: the cluster is open."""
+        self.loop = self._opened_in
+        self._closed = False
+
+    def leave(self) -> None:
+        """Let no call in any more: the cluster is closed, or could not be opened."""
+        self._closed = self.loop is not _NOWHERE
+        self.loop = _NOWHERE
+        self._entered = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the cluster is open, here or elsewhere."""
+        return self._entered
+
+    def is_here(self) -> bool:
+        """Whether this is the loop, thread and process in which the cluster is, or was last, open."""
+        try:
+            return asyncio.get_running_loop() is self._opened_in and os.getpid() == self._process
+        except RuntimeError:
+            return False
+
+    def require_open(self) -> None:
+        """Return if the cluster is open and this its loop; 0.1 us.
+
+        Raises:
+            ClusterUnavailable: it is not open.
+            WrongLoopError: this is another loop, thread or process.
+        """
+        try:
+            if asyncio.get_running_loop() is self.loop:
+                return
+        except RuntimeError:
+            pass  # no loop runs here
+        raise self.refusal()
+
+    def require_here(self) -> None:
+        """Return if this is the cluster's loop, thread and process, whether it is open or not.
+
+        Raises:
+            WrongLoopError: this is another.
+        """
+        if self._opened_in is not _NOWHERE and not self.is_here():
+            raise self._elsewhere()
+
+    def refusal(self) -> DawnchorusError:
+        """Return what a call gets that found no open cluster of its own loop."""
+        if not self._entered or (self.loop is _NOWHERE and os.getpid() == self._process):
+            how = "was closed" if self._closed else "is not open; use it inside `async with connect(...)`"
+            return ClusterUnavailable(f"the cluster {how}")
+        return self._elsewhere()
+
+    def _elsewhere(self) -> WrongLoopError:
+        if os.getpid() != self._process:
+            return WrongLoopError(
+                f"this cluster was opened in process {self._process}, and process {os.getpid()} is a fork of it:"
+                " connect anew after the fork, or use `connect_sync`, which does; nothing was sent"
+            )
+        here = threading.current_thread().name
+        if here != self._thread:
+            return WrongLoopError(
+                f"this cluster was opened in thread {self._thread!r} and is used in {here!r}: it belongs to one event"
+                " loop. `connect_sync` gives one for any number of threads; `asyncio.run_coroutine_threadsafe` brings a"
+                " call into its loop; nothing was sent"
+            )
+        return WrongLoopError(
+            "this cluster was opened in another event loop, which is the only one that it can be used in: open it in"
+            " the loop that uses it; nothing was sent"
+        )
+
+
+_homes: weakref.WeakSet[Home] = weakref.WeakSet()
+
+
+def _leave_all() -> None:
+    """In the child after a fork: no loop of it is one that a cluster was opened in."""
+    for home in list(_homes):
+        home.loop = _NOWHERE
+
+
+os.register_at_fork(after_in_child=_leave_all)
+
+
+class HomeStream(AsyncGenerator[T, None]):
+    """An asynchronous generator that is resumed in its cluster's loop alone."""
+
+    def __init__(self, home: Home, items: AsyncGenerator[T, None]) -> None:
+        self._home = home
+        self._items = items
+
+    def __anext__(self) -> Coroutine[Any, Any, T]:
+        """Return what gives the next item.
+
+        Raises:
+            ClusterUnavailable, WrongLoopError: as every call of the cluster.
+        """
+        self._home.require_open()
+        return self._items.__anext__()
+
+    def asend(self, value: None) -> Coroutine[Any, Any, T]:
+        """Do as `__anext__`."""
+        self._home.require_open()
+        return self._items.asend(value)
+
+    def athrow(self, typ: Any, val: object = None, tb: TracebackType | None = None) -> Coroutine[Any, Any, T]:
+        """Raise an exception where the generator waits."""
+        self._home.require_here()
+        return self._items.athrow(typ, val, tb)
+
+    def aclose(self) -> Coroutine[Any, Any, None]:
+        """End it; of a closed cluster too."""
+        self._home.require_here()
+        return self._items.aclose()
