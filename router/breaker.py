@@ -2,7 +2,7 @@
 
     state      leaves it for    when
     CLOSED     OPEN             so large a share of the requests in the window failed, or so many in a row timed out
-    OPEN       HALF_OPEN        its pause is over
+    OPEN       HALF_OPEN        its pause is over, or the node gave a sign of life
     HALF_OPEN  CLOSED           the probe was answered
     HALF_OPEN  OPEN             the probe failed
     any        CLOSED           the node said Welcome anew: no probe could tell more
@@ -10,25 +10,27 @@
 While it is open nothing is sent to the node and its fragments are UNAVAILABLE at once: a dead node then costs a wake
 that node's fragments and no time. Half open it lets one request through at a time, the probe. (After M. Nygard, Release
 It!, 2nd edition, 2018, chapter 5.)
+
+It counts moments, not requests. A wake of ten thousand agents is dozens of requests to a node, and when its deadline
+falls into a pause of the node, all of them time out at once: that is one observation. So the outcomes of each twentieth
+of a second are one moment, which counts by the share of its requests that failed; the window's share is the mean of its
+moments'. And a time-out of what was sent before the breaker opened or closed last tells nothing about the node since.
 """
 
 from __future__ import annotations
 
 import enum
+import math
 from collections import deque
 from typing import Final
 
 from ..wire.topology import BreakerSpec
 
-__all__ = ["Breaker", "BreakerState"]
+__all__ = ["MOMENT_S", "Breaker", "BreakerState"]
 
-_BUCKETS: Final = 10
-"""Parts of the rolling window: outcomes are forgotten a tenth of it at a time."""
-
-_PATIENCE_S: Final = 0.05
-"""A time-out counts only if the node had at least this long: a caller's tiny deadline says nothing about the node. And
-in a run it counts only so long after the one before: a hundred wakes that end in one moment are one moment's evidence,
-and that may have been a stall of this process."""
+MOMENT_S: Final = 0.05
+"""What ends within so long is one moment's evidence: a hundred wakes that end together may have met one pause of the
+node, or of this process. For the same reason a time-out counts only if the node had at least this long."""
 
 
 class BreakerState(enum.Enum):
@@ -42,8 +44,8 @@ class BreakerState(enum.Enum):
     """One request at a time."""
 
 
-class _Bucket:
-    """Outcomes of a tenth of the window."""
+class _Moment:
+    """Outcomes of a twentieth of a second, from the first of them on."""
 
     __slots__ = ("end", "failures", "requests")
 
@@ -57,11 +59,16 @@ class Breaker:
     """Outcomes of the requests to one node. Every `now` is in seconds of the monotonic clock."""
 
     __slots__ = (
-        "_bucket",
-        "_buckets",
+        "_counts_since",
+        "_moment",
+        "_moments",
+        "_moments_min",
         "_next_time_out",
+        "_past_requests",
+        "_past_shares",
         "_probing",
         "_retry_at",
+        "_silent",
         "_spec",
         "_time_outs",
         "opened",
@@ -70,15 +77,18 @@ class Breaker:
 
     def __init__(self, spec: BreakerSpec) -> None:
         self._spec = spec
-        self._bucket = _Bucket(0.0)
-        self._buckets = deque([self._bucket])
-        self._time_outs = 0  # in a row
+        # Enough of them to judge by: as many as the requests that a person asked for, if the window can hold so many.
+        self._moments_min = max(1, min(spec.requests_min, int(spec.window_s / MOMENT_S) // 2))
+        self._time_outs = 0  # moments in a row
         self._next_time_out = 0.0
+        self._counts_since = -math.inf  # time-outs of what was sent before count nothing
         self._retry_at = 0.0
         self._probing = False
+        self._silent = False  # while open: for want of any answer
         self.state = BreakerState.CLOSED
         self.opened = 0
         """How often it has opened."""
+        self._forget_window()
 
     def admit(self, now: float) -> bool:
         """Return whether a request may go to the node now; half open, the one that may is the probe."""
@@ -88,87 +98,124 @@ class Breaker:
             if now < self._retry_at:
                 return False
             self.state = BreakerState.HALF_OPEN
+            self._counts_since = now
             self._probing = False
         if self._probing:
             return False
         self._probing = True
         return True
 
+    @property
+    def admits_at(self) -> float:
+        """From when on it lets a request through, if nothing else happens; infinite while a probe is under way."""
+        if self.state is BreakerState.OPEN:
+            return self._retry_at
+        return math.inf if self._probing else -math.inf
+
     def handle_success(self, now: float) -> None:
         """A request was answered, whatever with: the node is alive. 0.1 us."""
         self._time_outs = 0
         if self.state is BreakerState.CLOSED:
-            if now >= self._bucket.end:
+            if now >= self._moment.end:
                 self._roll(now)
-            self._bucket.requests += 1
+            self._moment.requests += 1
         elif self.state is BreakerState.HALF_OPEN:
-            self.state = BreakerState.CLOSED
-            self._probing = False
+            self._close(now)
+        elif self._silent:
+            self._retry_at = now
 
     def handle_failure(self, now: float) -> None:
         """A request failed: the node said so, or the connection broke under it."""
         if self.state is BreakerState.CLOSED:
-            if now >= self._bucket.end:
+            if now >= self._moment.end:
                 self._roll(now)
-            self._bucket.requests += 1
-            self._bucket.failures += 1
+            self._moment.requests += 1
+            self._moment.failures += 1
             if self._is_share_reached():
-                self._open(now)
+                self._open(now, silent=False)
         elif self.state is BreakerState.HALF_OPEN:
-            self._open(now)
+            self._open(now, silent=self._silent)
 
-    def handle_time_out(self, now: float, waited_s: float) -> None:
-        """A request got no answer in time; the node had `waited_s` for it."""
-        if waited_s < _PATIENCE_S:
+    def handle_time_out(self, now: float, sent_at: float) -> None:
+        """A request got no answer in time; the node had it from `sent_at` on."""
+        if sent_at < self._counts_since:
+            return
+        if now - sent_at < MOMENT_S:
             self.handle_abandoned()
             return
         if now >= self._next_time_out:
-            self._next_time_out = now + _PATIENCE_S
+            self._next_time_out = now + MOMENT_S
             self._time_outs += 1
         if self.state is BreakerState.CLOSED and self._time_outs >= self._spec.time_outs_in_a_row:
-            self._open(now)
+            self._open(now, silent=True)
         else:
             self.handle_failure(now)
 
     def handle_life(self, now: float) -> None:
         """The node answered, too late: the time-out that this was is no failure, and an open breaker may try again."""
         self._time_outs = 0
-        if self.state is BreakerState.OPEN:
-            self._retry_at = now
+        self.handle_sign(now)
+        if self._moment.failures:
+            self._moment.failures -= 1
             return
-        for bucket in reversed(self._buckets):
-            if bucket.failures:
-                bucket.failures -= 1
+        for moment in reversed(self._moments):
+            if moment.failures:
+                self._past_shares -= 1 / moment.requests
+                moment.failures -= 1
                 return
+
+    def handle_sign(self, now: float) -> None:
+        """The node said something, be it nothing that was asked: an open breaker may try again."""
+        if self.state is BreakerState.OPEN:
+            self._retry_at = min(self._retry_at, now)
 
     def handle_abandoned(self) -> None:
         """Nobody waits for a request any more, and nothing is known of it: if it was the probe, there is none now."""
         self._probing = False
 
-    def handle_up(self) -> None:
+    def handle_up(self, now: float) -> None:
         """The node said Welcome anew: it is alive."""
         self._time_outs = 0
-        self._probing = False
-        self.state = BreakerState.CLOSED
+        if self.state is not BreakerState.CLOSED:
+            self._close(now)
 
-    def _open(self, now: float) -> None:
+    def _close(self, now: float) -> None:
+        self.state = BreakerState.CLOSED
+        self._counts_since = now
+        self._probing = False
+
+    def _open(self, now: float, *, silent: bool) -> None:
         self.state = BreakerState.OPEN
         self.opened += 1
+        self._silent = silent
         self._probing = False
         self._time_outs = 0
         self._retry_at = now + self._spec.retry_after_s
-        self._bucket = _Bucket(0.0)
-        self._buckets = deque([self._bucket])
+        self._forget_window()
+
+    def _forget_window(self) -> None:
+        self._moment = _Moment(-math.inf)
+        self._moments: deque[_Moment] = deque()  # those before it
+        self._past_requests = 0
+        self._past_shares = 0.0
 
     def _roll(self, now: float) -> None:
-        """Begin a new bucket, and forget those that have left the window."""
-        buckets, window_s = self._buckets, self._spec.window_s
-        while buckets and buckets[0].end <= now - window_s:
-            buckets.popleft()
-        self._bucket = _Bucket(now + window_s / _BUCKETS)
-        buckets.append(self._bucket)
+        """Begin a new moment, and forget those that have left the window."""
+        moments, begin = self._moments, now - self._spec.window_s
+        if self._moment.requests:
+            moments.append(self._moment)
+        while moments and moments[0].end <= begin:
+            moments.popleft()
+        # Anew each time, 10 us at most: what is added and taken away for hours does not stay exact.
+        self._past_requests = sum([moment.requests for moment in moments])
+        self._past_shares = sum([moment.failures / moment.requests for moment in moments])
+        self._moment = _Moment(now + MOMENT_S)
 
     def _is_share_reached(self) -> bool:
-        requests = sum([bucket.requests for bucket in self._buckets])
-        failures = sum([bucket.failures for bucket in self._buckets])
-        return requests >= self._spec.requests_min and failures >= self._spec.failure_share * requests
+        moment = self._moment
+        if self._past_requests + moment.requests < self._spec.requests_min:
+            return False
+        moments = len(self._moments) + 1
+        shares = self._past_shares + moment.failures / moment.requests
+        # A millionth less: thirds do not add up exactly.
+        return moments >= self._moments_min and shares >= self._spec.failure_share * moments - 1e-6

@@ -28,6 +28,7 @@ class Exchange:
         "expected_bytes",
         "node",
         "number",
+        "patient",
         "priority",
         "queued_at",
         "required",
@@ -67,6 +68,8 @@ class Exchange:
         self.caller = caller
         self.priority = priority
         self.required = required
+        self.patient = False
+        """Whether it waits, until its deadline, for a node that is taken for dead; what is not is refused at once."""
         self.number = 0
         """A new one each time it is sent: no reply to an earlier sending can be taken for it."""
         self.sendings = 0

@@ -4,8 +4,8 @@ Every request to a node passes through its NodeFlow, which says when it may go, 
 
     offer -> OPEN, FULL: refused at once, by the breaker or because the node is behind and newcomers only add to that
           -> GO: it goes now
-          -> WAITS: the node is not connected, asked to be left alone for a moment, or has enough on its way;
-             poll_send gives it out when its turn has come
+          -> WAITS: the node is not connected, asked to be left alone for a moment, or has enough on its way; or the
+             breaker is open and it is patient; poll_send gives it out when its turn has come, `polls_at` says when
     answered, timed out, refused, cancelled, or the connection broke: it is over, or waits to be sent again
 
 While the node is not connected everything waits; what was on its way when the connection broke waits again, if asking
@@ -55,6 +55,7 @@ class NodeFlow:
         self.window = Window(admission)
         self._queue_share = admission.queue_share
         self._waiting: WaitingQueue[Exchange] = WaitingQueue()
+        self._patient: dict[Exchange, None] = {}  # wait for the breaker, the first to come first
         self._sent: dict[int, Exchange] = {}
         self._numbers = 0
         self.paused_until = 0.0
@@ -63,7 +64,7 @@ class NodeFlow:
         self._up_since = 0.0
 
     def __len__(self) -> int:
-        return self._waiting.length + len(self._sent)
+        return self._waiting.length + len(self._patient) + len(self._sent)
 
     # --- out ---
 
@@ -73,7 +74,12 @@ class NodeFlow:
             if (self._waiting.length or now < self.paused_until) and self.pressure(exchange, now) >= 1.0:
                 return Offer.FULL
             if not self.breaker.admit(now):
-                return Offer.OPEN
+                if not exchange.patient:
+                    return Offer.OPEN
+                if len(self._patient) >= QUEUE_REQUESTS_MAX:
+                    return Offer.FULL
+                self._patient[exchange] = None
+                return Offer.WAITS
         if (
             self.up
             and not self._waiting.length
@@ -90,6 +96,11 @@ class NodeFlow:
         """Whether newcomers have to wait."""
         return self._waiting.length > 0
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether anything waits to be sent."""
+        return self._waiting.length > 0 or len(self._patient) > 0
+
     def pressure(self, exchange: Exchange, now: float) -> float:
         """Return how far behind the node is for a newcomer: the wait there is, as a share of the wait that it may have.
 
@@ -105,8 +116,15 @@ class NodeFlow:
         may_wait_s = self._queue_share * (exchange.deadline - now)
         return waited_s / may_wait_s if self.up and may_wait_s > 0 else 0.0
 
+    def polls_at(self, now: float) -> float:
+        """Return when `poll_send` may have something though nothing happens until then; infinite if it will not."""
+        at = self.paused_until if now < self.paused_until else math.inf
+        return min(at, self.breaker.admits_at) if self._patient else at
+
     def poll_send(self, now: float) -> Exchange | None:
         """Return the next exchange to send now, numbered, None if none is."""
+        while self._patient and self.breaker.admit(now):
+            self._waiting.add(_pop_first(self._patient), now)
         if not self.up or not self._waiting.length or now < self.paused_until:
             return None
         exchange = self._waiting.next()
@@ -175,15 +193,17 @@ class NodeFlow:
         late = now >= exchange.deadline - _TIMER_SLACK_SECONDS
         if self._sent.get(exchange.number) is exchange:
             if late and exchange.guarded:
-                self.breaker.handle_time_out(now, now - exchange.sent_at)
+                self.breaker.handle_time_out(now, exchange.sent_at)
                 self.window.handle_slow(now, exchange.sent_at)
             elif exchange.guarded:
                 self.breaker.handle_abandoned()
             self._forget(exchange.number)
             return True
-        if self._waiting.remove(exchange) and exchange.guarded:
+        if exchange in self._patient:
+            del self._patient[exchange]  # it was not sent, nor a probe: nothing is learned by it
+        elif self._waiting.remove(exchange) and exchange.guarded:
             if late and not self.up:
-                self.breaker.handle_time_out(now, now - exchange.queued_at)
+                self.breaker.handle_time_out(now, exchange.queued_at)
             else:
                 self.breaker.handle_abandoned()
         return False
@@ -194,7 +214,7 @@ class NodeFlow:
         """The node is connected: what waits may go, from `resume_at` on."""
         self.up = True
         self._up_since = self.paused_until = resume_at
-        self.breaker.handle_up()
+        self.breaker.handle_up(resume_at)
 
     def handle_down(self, now: float, may_repeat: Callable[[], bool]) -> list[Exchange]:
         """The connection broke; return the exchanges that are over by that, the others wait again, first.
@@ -215,19 +235,24 @@ class NodeFlow:
         return lost[::-1]
 
     def refused_by_breaker(self) -> list[Exchange]:
-        """Return and forget what waits while the breaker is open: there is no use in it."""
+        """Return and forget what waits while the breaker is open: there is no use in it. What is patient goes on."""
         if self.breaker.state is not BreakerState.OPEN or not self._waiting.length:
             return []
-        everything = self._waiting.drain()
-        for exchange in everything:
+        refused: list[Exchange] = []
+        for exchange in self._waiting.drain():
             if not exchange.guarded:
                 self._waiting.add(exchange, exchange.queued_at)
-        return [exchange for exchange in everything if exchange.guarded]
+            elif exchange.patient:
+                self._patient[exchange] = None
+            else:
+                refused.append(exchange)
+        return refused
 
     def drain(self) -> list[Exchange]:
         """Return and forget everything (the router closes)."""
-        everything = [*self._sent.values(), *self._waiting.drain()]
+        everything = [*self._sent.values(), *self._patient, *self._waiting.drain()]
         self._sent.clear()
+        self._patient.clear()
         self.window.reset()
         return everything
 
@@ -235,3 +260,9 @@ class NodeFlow:
         exchange = self._sent.pop(number, None)
         if exchange is not None:
             self.window.handle_over(exchange.expected_bytes)
+
+
+def _pop_first(exchanges: dict[Exchange, None]) -> Exchange:
+    first = next(iter(exchanges))
+    del exchanges[first]
+    return first

@@ -26,6 +26,7 @@ from ..wire.topology import RetrySpec, Topology
 from .exchange import Exchange
 from .flow import NodeFlow, Offer
 from .membership import Membership
+from .resumptions import Resumptions
 from .retry_budget import RetryBudget
 from .shedding import REFUSALS, is_shed_whole, refuse
 
@@ -50,7 +51,7 @@ class Router:
         self._loop = asyncio.get_running_loop()
         self.members = Membership(self)
         self._flows: dict[str, NodeFlow] = {}
-        self._resumptions: dict[str, asyncio.TimerHandle] = {}
+        self._resumptions = Resumptions(self._pump)
         self._delayed: set[Exchange] = set()
         self._replies: deque[tuple[str, memoryview]] = deque()
         self._turn_scheduled = False
@@ -90,9 +91,7 @@ class Router:
         """A node welcomed this router."""
         flow, now = self._flows[node], time.monotonic()
         # All routers of a node that comes back are there at the same moment: who has something to send waits a little.
-        before = self._resumptions.pop(node, None)
-        if before is not None:
-            before.cancel()
+        self._resumptions.cancel(node)
         jitter_s = self.retries.jitter_s() if len(flow) else 0.0
         flow.handle_up(now + jitter_s)
         self._pump(node)
@@ -125,8 +124,7 @@ class Router:
         delayed, self._delayed = self._delayed, set()
         for exchange in [*delayed, *chain.from_iterable([flow.drain() for flow in self._flows.values()])]:
             exchange.handle_failure(None, "the cluster was closed")
-        for resumption in self._resumptions.values():
-            resumption.cancel()
+        self._resumptions.close()
         self._replies.clear()
         self.members.close()
 
@@ -149,6 +147,8 @@ class Router:
                 self._send(flow, exchange, now)
             elif offer is not Offer.WAITS:
                 refused.append((exchange, offer))
+            elif exchange.patient:
+                self._resumptions.schedule(exchange.node, flow.polls_at(now))
         if refused:
             self._loop.call_soon(refuse, refused)
 
@@ -192,12 +192,7 @@ class Router:
         while (exchange := flow.poll_send(now)) is not None:
             if not self._send(flow, exchange, now):
                 return
-        if now < flow.paused_until and node not in self._resumptions:
-            self._resumptions[node] = self._loop.call_at(flow.paused_until, self._resume, node)
-
-    def _resume(self, node: str) -> None:
-        del self._resumptions[node]
-        self._pump(node)
+        self._resumptions.schedule(node, flow.polls_at(now))
 
     def _send(self, flow: NodeFlow, exchange: Exchange, now: float) -> bool:
         budget_us = int((exchange.deadline - now) * 1e6)
@@ -255,6 +250,8 @@ class Router:
         if exchange is None:
             self.stray_replies += 1  # late: its deadline has passed
             flow.handle_stray(time.monotonic())
+            if flow.is_awaited:
+                self._pump(node)
             return
         try:
             last = exchange.handle_reply(reply)
@@ -267,7 +264,7 @@ class Router:
             return
         if last:
             flow.handle_answered(exchange, time.monotonic())
-            if flow.is_crowded:
+            if flow.is_awaited:
                 self._pump(node)
 
     def _handle_fault(self, node: str, flow: NodeFlow, exchange: Exchange | None, fault: Fault) -> None:

@@ -74,6 +74,8 @@ class _CommitExchange(Exchange):
         if section is None:
             section = self.sections[store, shard] = _Section(store, shard, epoch)
         section.writes.append(write)
+        # Who tries again knows that the node may be taken for dead: it waits for it, as long as it may.
+        self.patient = self.patient or write.repeated
         self.size += size
         self.writes += 1
         # What is on its way to the node counts as well: one window bounds both directions.

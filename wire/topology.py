@@ -122,8 +122,9 @@ class NodeSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 class BreakerSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """When a router stops asking a node for a while (`router.breaker`).
 
-    It opens where of at least `requests_min` requests of the last `window_s` seconds a share of `failure_share` failed,
-    or `time_outs_in_a_row` got no answer, and lets one through again after `retry_after_s` seconds.
+    It opens where of at least `requests_min` requests, and moments, of the last `window_s` seconds a share of
+    `failure_share` failed, or in `time_outs_in_a_row` moments none was answered, and lets one through again after
+    `retry_after_s` seconds.
     """
 
     failure_share: float = 0.25

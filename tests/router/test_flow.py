@@ -1,5 +1,6 @@
 """Flow control towards one node, by itself and against a model of it."""
 
+import math
 from collections import deque
 
 from hypothesis import settings
@@ -31,6 +32,14 @@ def poll_all(flow: NodeFlow, now: float = 0.0) -> list[Exchange]:
     while (exchange := flow.poll_send(now)) is not None:
         polled.append(exchange)
     return polled
+
+
+def open_breaker(flow: NodeFlow) -> None:
+    """Let a request of a flow time out at one second; its breaker opens at the first."""
+    late = exchange(deadline=1.0)
+    flow.offer(late, 0.0)
+    flow.cancel(late, 1.0)
+    assert flow.breaker.state is BreakerState.OPEN
 
 
 def granted() -> bool:
@@ -234,11 +243,51 @@ def test_what_waits_for_a_node_taken_for_dead_is_given_back_but_for_questions_ho
     waiting, question = exchange(deadline=9.0), exchange(guarded=False)
     flow = flow_with(waiting, question, up=False, breaker=BreakerSpec(time_outs_in_a_row=1))
     assert flow.refused_by_breaker() == []
-    late = exchange(deadline=1.0)
-    flow.offer(late, 0.0)
-    flow.cancel(late, 1.0)
+    open_breaker(flow)
     assert flow.refused_by_breaker() == [waiting]
     assert len(flow) == 1
+
+
+def patient(deadline: float = 1e6) -> Exchange:
+    made = exchange(deadline=deadline, caller=object())
+    made.patient = True
+    return made
+
+
+def test_who_is_patient_waits_for_a_node_taken_for_dead_and_is_its_probe() -> None:
+    flow = flow_with(breaker=BreakerSpec(time_outs_in_a_row=1, retry_after_s=5.0))
+    open_breaker(flow)
+    first, second, third = patient(), patient(), patient()
+    assert [flow.offer(request, 1.5) for request in (first, second, third)] == [Offer.WAITS] * 3
+    assert flow.offer(exchange(), 1.5) is Offer.OPEN, "who is not is told at once"
+    assert flow.polls_at(1.5) == 6.0 and poll_all(flow, 5.9) == []
+    assert poll_all(flow, 6.0) == [first] and flow.polls_at(6.0) == math.inf
+    assert flow.cancel(second, 6.1) is False
+    flow.handle_answered(first, 6.1)
+    assert poll_all(flow, 6.1) == [third] and len(flow) == 1
+
+
+def test_what_waits_patiently_goes_on_waiting_when_the_node_is_taken_for_dead_and_when_a_probe_fails() -> None:
+    flow = flow_with(up=False, breaker=BreakerSpec(time_outs_in_a_row=1, requests_min=1, retry_after_s=5.0))
+    first, second, other = patient(), patient(deadline=20.0), exchange()
+    for request in (first, second, other):
+        assert flow.offer(request, 0.0) is Offer.WAITS
+    open_breaker(flow)
+    assert flow.refused_by_breaker() == [other] and len(flow) == 2
+    flow.handle_up(1.0)
+    assert poll_all(flow, 1.0) == [first, second], "its breaker is closed by that"
+    assert flow.handle_down(2.0, granted) == [] and flow.refused_by_breaker() == []
+    assert set(flow.drain()) == {first, second} and len(flow) == 0
+
+
+def test_patience_ends_at_the_deadline_and_says_nothing_of_the_node() -> None:
+    flow = flow_with(breaker=BreakerSpec(time_outs_in_a_row=1, retry_after_s=5.0))
+    open_breaker(flow)
+    request = patient(deadline=3.0)
+    flow.offer(request, 1.5)
+    assert flow.cancel(request, 3.0) is False
+    assert flow.polls_at(3.0) == math.inf and len(flow) == 0
+    assert flow.breaker.admits_at == 6.0
 
 
 def test_drain_gives_everything_back_once() -> None:

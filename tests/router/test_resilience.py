@@ -124,6 +124,71 @@ async def test_a_save_to_a_node_taken_for_dead_is_refused_at_once_and_how_it_is_
         assert live.asked(Status)
 
 
+async def test_a_pause_in_which_many_calls_time_out_together_does_not_take_a_node_for_dead() -> None:
+    async with fake_client(breaker=BreakerSpec()) as (cluster, nodes):
+        put(nodes, "a")
+        live = nodes["live"]
+        for _ in range(2):
+            live.hold.add(Fetch)
+            calls = await asyncio.gather(*[cluster.wake_many(["a"], deadline_s=SHORT_S) for _ in range(12)])
+            assert not any(state.complete for (state,) in calls)
+            live.hold.clear()
+            live.held.clear()
+            assert not is_taken_for_dead(cluster, live.name)
+            assert (await cluster.wake("a", deadline_s=LONG_S)).complete
+
+
+async def test_a_save_tried_again_waits_for_a_node_taken_for_dead() -> None:
+    async with fake_client(breaker=QUICK) as (cluster, nodes):
+        put(nodes, "a")
+        live = nodes["live"]
+        live.hold.add(Commit)
+        errors: list[DeadlineExceeded] = []
+        for _ in range(QUICK.time_outs_in_a_row):
+            with pytest.raises(DeadlineExceeded) as caught:
+                await cluster.save("a", {"session": "new"}, deadline_s=SHORT_S)
+            errors.append(caught.value)
+        await eventually(lambda: is_taken_for_dead(cluster, live.name))
+        asked = len(live.asked(Commit))
+        with pytest.raises(DeadlineExceeded):
+            await errors[0].retry()  # its deadline comes before the node is tried again
+        assert len(live.asked(Commit)) == asked
+        live.hold.clear()
+        live.held.clear()
+        again, tries = errors[0], 0
+        while True:
+            tries += 1
+            try:
+                await again.retry()
+                break
+            except DeadlineExceeded as error:
+                again = error
+        assert tries <= QUICK.retry_after_s / SHORT_S + 2, "each try lasts as long as its deadline"
+        assert not leftovers(cluster)
+
+
+async def test_saves_tried_again_go_together_once_the_first_is_answered() -> None:
+    async with fake_client(breaker=QUICK) as (cluster, nodes):
+        live = nodes["live"]
+        live.hold.add(Commit)
+        errors: list[DeadlineExceeded] = []
+        for agent in ("a", "b", "c"):
+            with pytest.raises((DeadlineExceeded, SaveRefused)) as caught:
+                await cluster.save(agent, {"session": agent}, deadline_s=SHORT_S)
+            if isinstance(caught.value, DeadlineExceeded):
+                errors.append(caught.value)
+        assert is_taken_for_dead(cluster, live.name)
+        live.hold.clear()
+        live.held.clear()
+        writes = [
+            cluster.save(agent, {"session": agent}, write_id=error.write_id, deadline_s=LONG_S)
+            for agent, error in zip("abc", errors, strict=False)
+        ]
+        for saved in await asyncio.gather(*writes):
+            assert saved.versions["session"] > 0
+        assert not leftovers(cluster)
+
+
 async def test_a_required_kind_of_a_dead_node_fails_the_wake_at_once() -> None:
     async with fake_client(breaker=LASTING) as (cluster, nodes):
         put(nodes, "a")
