@@ -19,7 +19,7 @@ CLOCK: Final = struct.Struct(">QQ")
 class CommitWork:
     """What one transaction has come to so far."""
 
-    __slots__ = ("applied", "clock_ms", "forgotten", "results", "rows", "version")
+    __slots__ = ("applied", "clock_ms", "forgotten", "indexed", "results", "rows", "version")
 
     def __init__(self, version: int, clock_ms: int) -> None:
         self.version = version
@@ -31,6 +31,8 @@ class CommitWork:
         """Version by write id."""
         self.forgotten: list[tuple[int, bytes]] = []
         """Version and write id of each row that it takes from the log."""
+        self.indexed = False
+        """Whether the expiry index has any row: where it has none, no write can end one."""
 
 
 def due_rows(cursor: lmdb.Cursor[memoryview], before_ms: int, rows_max: int) -> dict[bytes, bytes]:

@@ -211,12 +211,19 @@ class LMDBStore:
             try:
                 # The turn ends before the transaction does: its commit, and so its sync, is outside.
                 with self._environment.begin(self._databases.images, write=True, buffers=True) as transaction, turn:
+                    work.indexed = transaction.stat(self._databases.expiry)["entries"] > 0
                     if not fill(transaction, work):
                         transaction.abort()
                         return work
                     # Versions only grow, so the rows go behind the last: LMDB appends without a search.
                     with transaction.cursor(self._databases.log) as log:
-                        log.putmulti(work.rows, append=True)
+                        # A row that is not behind the last is passed over without an error.
+                        _, added = log.putmulti(work.rows, append=True)
+                    if added != len(work.rows):
+                        raise StoreDamaged(
+                            f"{self.path}: the data is damaged: the log has a row newer than the shard's clock, version"
+                            f" {self.version}; restore a backup"
+                        )
                     work.forgotten = self._trim(transaction, self._log_rows + len(work.rows) - LOG_ROWS_MAX)
                     transaction.put(b"clock", CLOCK.pack(work.version, work.clock_ms), db=self._databases.meta)
             except lmdb.MapFullError as error:
@@ -277,9 +284,10 @@ class LMDBStore:
 
     def _apply(self, transaction: lmdb.Transaction[memoryview], write: Write, work: CommitWork) -> int | Refusal:
         version = work.version + 1
+        ended: set[int] | None = set() if work.indexed else None
         try:
             before = transaction.get(write.agent) if 0 < len(write.agent) <= _KEY_BYTES_MAX else None
-            merged = merge(before, write, version, work.clock_ms)
+            merged = merge(before, write, version, work.clock_ms, ended)
         except ProtocolError as error:
             return Refusal(f"the agent's image is damaged: {error}")
         if isinstance(merged, Refusal):
@@ -290,9 +298,12 @@ class LMDBStore:
             transaction.delete(write.agent)
         else:
             transaction.put(write.agent, merged)
+        for expires_ms in ended or ():  # a row that stayed would be there until its time is over
+            transaction.delete(expires_ms.to_bytes(8, "big") + write.agent, db=self._databases.expiry)
         for operation in write.operations:
             if isinstance(operation, Put) and operation.ttl_ms:
                 expires_ms = work.clock_ms + operation.ttl_ms
+                work.indexed = True
                 transaction.put(expires_ms.to_bytes(8, "big") + write.agent, b"", db=self._databases.expiry)
         row = LogRow(write.agent, write.write_id, operations_of(write))
         work.rows.append((version.to_bytes(8, "big"), _encoder.encode(row)))

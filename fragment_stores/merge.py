@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ..wire.image import Fragment, decode_fragment, encode_image, split_image
+from ..wire.image import Fragment, decode_fragment, encode_image, expires_ms_of, split_image
 from ..wire.limits import (
     AGENT_ID_BYTES_MAX,
     FRAGMENT_BYTES_MAX,
@@ -19,12 +19,13 @@ __all__ = ["merge"]
 
 
 def merge(
-    image: memoryview | bytes | None, write: Write, version: int, now_ms: int
+    image: memoryview | bytes | None, write: Write, version: int, now_ms: int, ended: set[int] | None = None
 ) -> bytes | memoryview | Refusal | None:
     """Return the agent's image after the write, None where nothing is left of it, or why it cannot be applied.
 
     `image` is the one before, None where there is none. A write that changes nothing (it deletes what is not there)
-    gives back `image` itself.
+    gives back `image` itself. `ended` is given each time (ms) at which a fragment of the image before would have
+    expired and none of the image after does: its row in an index of expiry is of no use any more.
 
     Raises:
         ProtocolError: the image before cannot be decoded.
@@ -48,6 +49,7 @@ def merge(
         if found != write.expect:
             differing = ", ".join(f"{kind} {found[kind]}" for kind in found if found[kind] != write.expect[kind])
             return Refusal(f"other versions are there: {differing}", RefusalCode.CONFLICT, found)
+    before = None if ended is None or image is None else {**fragments}
     changed = False
     for operation in write.operations:
         if isinstance(operation, Put):
@@ -68,12 +70,26 @@ def merge(
             fragments.clear()
     if not changed:
         return image
-    if not fragments:
-        return None
-    merged = encode_image(version, fragments)
-    if len(merged) > IMAGE_BYTES_MAX:
+    merged = encode_image(version, fragments) if fragments else None
+    if merged is not None and len(merged) > IMAGE_BYTES_MAX:
         return Refusal(f"the agent's image would have {len(merged):,} bytes; the limit is {IMAGE_BYTES_MAX:,}")
+    if ended is not None and before is not None:
+        _note_ended(ended, before, fragments)
     return merged
+
+
+def _note_ended(
+    ended: set[int], before: dict[str, Fragment | msgspec.Raw], after: dict[str, Fragment | msgspec.Raw]
+) -> None:
+    for kind, part in before.items():
+        if after.get(kind) is not part and (expires_ms := _expires_ms(part)):
+            ended.add(expires_ms)
+    if ended:  # kinds that were saved together share a row
+        ended.difference_update([_expires_ms(part) for part in after.values()])
+
+
+def _expires_ms(part: Fragment | msgspec.Raw) -> int:
+    return expires_ms_of(part) if isinstance(part, msgspec.Raw) else part.expires_ms
 
 
 def _live_version(fragment: Fragment | msgspec.Raw | None, now_ms: int) -> int:

@@ -189,8 +189,8 @@ class FragmentStore(Protocol):
     def sweep(self, before_ms: int, rows_max: int, now_ms: int) -> tuple[int, int]:
         """Remove fragments that expired by `before_ms`, in one logged commit; look at `rows_max` expiry rows at most.
 
-        Returns how many rows were looked at, and how many fragments removed. A row may be stale, as its fragment was
-        saved again or deleted since: it goes without touching the image.
+        Returns how many rows were looked at, and how many fragments removed. A commit takes away the row of a fragment
+        that it ends; one that an older version has left all the same goes without touching the image.
 
         Raises:
             StoreFull, StoreError: nothing of it was done.

