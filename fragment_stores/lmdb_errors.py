@@ -11,6 +11,7 @@ import lmdb
 import msgspec
 
 from ..wire.errors import StoreDamaged, StoreError, StoreFull
+from .lmdb_format import unreadable_format
 
 __all__ = ["FAILURES", "MAP_BYTES", "MAP_BYTES_MAX", "translate"]
 
@@ -33,13 +34,15 @@ def translate(error: Exception, path: Path) -> StoreError:
         return StoreDamaged(f"{path}: a row of the log is damaged: {error}; restore a backup")
     if isinstance(error, lmdb.MapFullError):
         return StoreFull(f"{path}: the map is full, and may not grow or cannot grow now")
-    code = error.errno if isinstance(error, OSError) else error.code if isinstance(error, lmdb.Error) else 0
+    code = error.errno if isinstance(error, OSError) else getattr(error, "code", 0)
     if code in (errno.ENOSPC, errno.EDQUOT) or (code == errno.EIO and _is_disk_full(path)):
         return StoreFull(f"{path}: no space left on the disk")
     if isinstance(error, lmdb.MemoryError) or code == errno.ENOMEM:
         return StoreError(
             f"{path}: the system gives no {MAP_BYTES >> 30} GiB of address space for the map; raise `ulimit -v`"
         )
+    if isinstance(error, lmdb.Error) and (foreign := unreadable_format(path)):
+        return StoreError(foreign)
     damaged = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)
     if isinstance(error, (*damaged, lmdb.NotFoundError)):
         return StoreDamaged(f"{path}: the data is damaged: {error}; restore a backup")

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Final, TypedDict
 
 import lmdb
 
@@ -32,6 +32,15 @@ _WALK_SECONDS_MAX: Final = 600.0
 """How long that may take: 64 GiB at 100 MB/s."""
 
 
+NEW_ENGINE: Final = 0
+"""LMDB 0.x: py-lmdb 3 bundles 1.0 as well, and LMDB_DEFAULT_LIB_VERSION in the environment chooses. Files of 1.0 are
+served, but lmdb_lookup.c does not read them: wakes are slower."""
+
+
+class _Engine(TypedDict, total=False):
+    lib_version: int
+
+
 _READERS_MAX: Final = 512
 _SPARE_READERS: Final = 8
 """Read transactions kept for reuse: the loop has one open, two while a scan meets a fetch."""
@@ -41,11 +50,12 @@ _READ_AHEAD_BYTES_MAX: Final = 1 << 30
 
 
 def open_environment(path: Path, map_bytes: int, *, durable: bool) -> lmdb.Environment:
-    """Open the environment of a shard for its node.
+    """Open the environment of a shard for its node; a new one is of LMDB 0.9, whatever py-lmdb would choose.
 
     Raises:
         lmdb.Error, OSError: it cannot be opened.
     """
+    options: _Engine = {} if has_data(path) else {"lib_version": NEW_ENGINE}
     return lmdb.open(
         str(path),
         map_size=map_bytes,
@@ -54,6 +64,7 @@ def open_environment(path: Path, map_bytes: int, *, durable: bool) -> lmdb.Envir
         max_spare_txns=_SPARE_READERS,
         readahead=False,
         sync=durable,
+        **options,
     )
 
 

@@ -42,7 +42,7 @@ _identity_decoder = msgspec.msgpack.Decoder(ShardIdentity)
 
 
 class Finding(NamedTuple):
-    """Something that is wrong. `where`: structure, meta, images, log or expiry."""
+    """Something that is wrong. `where`: format, structure, meta, images, log or expiry."""
 
     where: str
     detail: str

@@ -13,6 +13,7 @@ from pathlib import Path
 import lmdb
 import msgspec
 
+from .lmdb_format import unreadable_format
 from .verify import Finding, Verified, open_copy, verify_environment
 
 
@@ -30,7 +31,8 @@ def _verify(path: Path) -> None:
     try:
         environment = open_copy(path)
     except (lmdb.Error, OSError) as error:
-        find(Finding("structure", f"LMDB cannot open it: {error}"))
+        foreign = unreadable_format(path)
+        find(Finding("format", foreign) if foreign else Finding("structure", f"LMDB cannot open it: {error}"))
     else:
         with environment:
             for finding in verify_environment(environment, verified, lambda entries: _say({"entries": entries})):
