@@ -16,6 +16,7 @@ import lmdb
 
 from ..wire.errors import DataFolderError, StoreDamaged
 from ..wire.folders import make_folder_durably
+from ..wire.private_files import FILE_MODE
 
 __all__ = ["DATA_FILE", "has_data", "make_folder", "open_environment", "read_ahead", "require_whole"]
 
@@ -58,6 +59,7 @@ def open_environment(path: Path, map_bytes: int, *, durable: bool) -> lmdb.Envir
     options: _Engine = {} if has_data(path) else {"lib_version": NEW_ENGINE}
     return lmdb.open(
         str(path),
+        mode=FILE_MODE,
         map_size=map_bytes,
         max_dbs=4,
         max_readers=_READERS_MAX,

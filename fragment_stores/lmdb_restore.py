@@ -8,6 +8,7 @@ import lmdb
 import msgspec
 
 from ..wire.errors import StoreDamaged
+from ..wire.private_files import FILE_MODE
 from .lmdb_errors import MAP_BYTES, translate
 from .lmdb_identity import read_identity
 from .protocol import ShardIdentity
@@ -28,7 +29,7 @@ def give_identity(folder: Path, identity: ShardIdentity) -> None:
     if known == identity:
         return
     try:
-        with lmdb.open(str(folder), map_size=MAP_BYTES, max_dbs=4) as environment:
+        with lmdb.open(str(folder), mode=FILE_MODE, map_size=MAP_BYTES, max_dbs=4) as environment:
             meta = environment.open_db(b"meta", create=False)
             with environment.begin(meta, write=True) as transaction:
                 transaction.put(b"identity", msgspec.msgpack.encode(identity))

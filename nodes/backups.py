@@ -29,6 +29,7 @@ import xxhash
 from ..wire.backup_messages import BACKUP_FILE_PATTERN, BACKUP_MARKER_FILE, BackedUp, Backup, BackupMarker
 from ..wire.errors import StoreError
 from ..wire.messages import SectionStatus
+from ..wire.private_files import FILE_MODE
 from .reads import require_served
 from .shards import OwnedShard
 
@@ -142,7 +143,9 @@ class Backups:
             # Before the copy as well as after it: it may take an hour.
             _require_new(path.name, folder, backup.path)
             temporary = f".{path.name}.{secrets.token_hex(4)}.partial"
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=folder)
+            descriptor = os.open(
+                temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE, dir_fd=folder
+            )
             try:
                 try:
                     copied = _PacedFile(descriptor, lambda: self._require_wanted(job, folder), self._pace(backup))

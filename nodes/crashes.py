@@ -18,6 +18,7 @@ from typing import Final, Self
 
 from ..fragment_stores.lmdb_file import DATA_FILE, has_data
 from ..fragment_stores.verifying import FileVerifier
+from ..wire.private_files import private_opener
 
 __all__ = ["CRASH_CODES", "CrashRecord", "find_damaged"]
 
@@ -40,7 +41,7 @@ class CrashRecord:
         """Whether damage was found: then the record stays, and the next start looks again."""
 
     def __enter__(self) -> Self:
-        self._file = open(self._path, "ab")
+        self._file = open(self._path, "ab", opener=private_opener)
         faulthandler.enable(self._file, all_threads=False)
         return self
 

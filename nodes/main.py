@@ -31,6 +31,7 @@ from ..wire.control_store import FileControlStore, establish_placement, take_gen
 from ..wire.errors import ConfigurationError, DawnchorusError
 from ..wire.limits import IPC_PATH_BYTES_MAX
 from ..wire.placement import Placement
+from ..wire.private_files import make_private
 from ..wire.process import tune_process
 from ..wire.topology import Topology, require_local_endpoints
 from ..wire.topology_file import load_topology
@@ -68,6 +69,8 @@ def run_node(topology_path: str | os.PathLike[str], name: str, *, until_stdin_cl
         tune_process()
         folder = Path(topology.data_dir) / name
         with locked_folder(folder), CrashRecord(folder) as crashes:
+            if changed := make_private(folder):
+                _log.warning("others could read the data: it is its owner's alone again", extra={"changed": changed})
             uvloop.run(_serve(topology, name, crashes, until_stdin_closes=until_stdin_closes))
     except DawnchorusError as error:
         _log.error("refused", extra={"detail": str(error)})

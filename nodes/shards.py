@@ -19,8 +19,10 @@ from typing import Final
 from ..fragment_stores.lmdb_store import LMDBStore, read_identity
 from ..fragment_stores.protocol import FORMAT, FragmentStore, ShardIdentity
 from ..wire.errors import DataFolderError, StoreDamaged, StoreError, StoreFull
+from ..wire.folders import make_folder_durably
 from ..wire.messages import SectionStatus, ShardStatus
 from ..wire.placement import Placement
+from ..wire.private_files import FILE_MODE, make_private
 from ..wire.topology import Topology
 
 __all__ = ["OwnedShard", "any_shard_on_disk", "close_shards", "locked_folder", "open_shards", "shard_folder"]
@@ -90,8 +92,8 @@ def locked_folder(folder: Path) -> Generator[None]:
         DataFolderError: another process holds it, or the folder cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        make_folder_durably(folder)
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
     except OSError as error:
         raise DataFolderError(
             f"{folder}: cannot be written: {error.strerror}; make it writable, or give the cluster another data_dir"
@@ -104,6 +106,7 @@ def locked_folder(folder: Path) -> Generator[None]:
             raise DataFolderError(
                 f"{folder}: in use by process {holder}; end it first, or give this cluster another data_dir"
             ) from error
+        make_private(folder / "lock")  # an earlier version let others read it
         os.truncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         yield

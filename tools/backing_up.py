@@ -20,8 +20,10 @@ import msgspec
 from ..router.cluster import Cluster
 from ..wire.backup_messages import BACKUP_FILE_PATTERN, BACKUP_MARKER_FILE, BackedUp, BackupMarker
 from ..wire.errors import ClusterUnavailable, DataFolderError
+from ..wire.folders import make_folder_durably
 from ..wire.messages import SectionStatus, ShardStatus, StatusReply
 from ..wire.placement import encode_placement
+from ..wire.private_files import private_opener
 from .manifest import FORMAT, Manifest, ShardCopy, sync_folder, write_manifest
 from .output import ProgressBar, format_bytes
 
@@ -156,11 +158,11 @@ def _require_copied(answer: BackedUp, shard: ShardStatus, path: Path) -> None:
 def _marked_folder(folder: Path, cluster_uuid: str) -> Generator[None]:
     """Make a folder that nodes may write copies into while the block runs; empty it again where the block fails."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder_durably(folder)
         if any(folder.iterdir()):
             raise DataFolderError(f"{folder}: holds something already; give a folder that is empty or does not exist")
         marker = folder / BACKUP_MARKER_FILE
-        with open(marker, "xb") as file:
+        with open(marker, "xb", opener=private_opener) as file:
             file.write(msgspec.json.encode(BackupMarker(cluster_uuid)))
             file.flush()
             os.fsync(file.fileno())

@@ -18,6 +18,7 @@ import xxhash
 from ..wire.backup_messages import BACKUP_FILE_PATTERN, BACKUP_MARKER_FILE
 from ..wire.errors import BackupDamaged, PlacementError
 from ..wire.placement import Placement, decode_placement
+from ..wire.private_files import private_opener
 
 __all__ = ["MANIFEST_FILE", "Manifest", "ShardCopy", "read_manifest", "require_whole", "sync_folder", "write_manifest"]
 
@@ -80,7 +81,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     content = _compact(_encoder.encode(manifest))
     document = _encoder.encode(_Document(_checksum(content), msgspec.Raw(content)))
     temporary = folder / f".{MANIFEST_FILE}.partial"
-    with open(temporary, "wb") as file:
+    with open(temporary, "wb", opener=private_opener) as file:
         file.write(msgspec.json.format(document, indent=2) + b"\n")
         file.flush()
         os.fsync(file.fileno())

@@ -29,7 +29,9 @@ from ..fragment_stores.verifying import FileVerifier
 from ..nodes.shards import shard_folder
 from ..wire.control_store import PLACEMENT_FILE, FileControlStore
 from ..wire.errors import BackupDamaged, ConfigurationError, DataFolderError, PlacementError
+from ..wire.folders import make_folder_durably
 from ..wire.placement import Placement, reconcile, restored
+from ..wire.private_files import private_opener
 from ..wire.topology import Topology
 from ..wire.versions import generation_of
 from .manifest import PIECE_BYTES, Manifest, ShardCopy, sync_folder
@@ -59,7 +61,7 @@ def restore_all(topology: Topology, folder: Path, manifest: Manifest, backup: Pa
     placement = restored(topology, manifest.read_placement(), newest)
     _require_no_data(folder)
     marker = folder / MARKER_FILE
-    with open(marker, "wb") as file:
+    with open(marker, "wb", opener=private_opener) as file:
         file.write(msgspec.json.encode({"cluster_uuid": placement.cluster_uuid, "backup": str(backup)}))
         file.flush()
         os.fsync(file.fileno())
@@ -163,10 +165,10 @@ def _build(backup: Path, copy: ShardCopy, target: Path, placement: Placement, te
     """Put a shard's copy beside the place where it belongs, durably, with the identity that it has there."""
     aside = _aside(target)
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    make_folder_durably(aside)
     checksum = xxhash.xxh3_128()
     source = backup / copy.file
-    with open(source, "rb") as file, open(aside / DATA_FILE, "wb") as built:
+    with open(source, "rb") as file, open(aside / DATA_FILE, "wb", opener=private_opener) as built:
         while piece := file.read(PIECE_BYTES):
             checksum.update(piece)
             built.write(piece)

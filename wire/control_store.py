@@ -38,6 +38,7 @@ from .placement import (
     reconcile,
     with_new_generation,
 )
+from .private_files import FILE_MODE, private_opener
 from .topology import Topology
 
 __all__ = ["PLACEMENT_FILE", "ControlStore", "FileControlStore", "establish_placement", "take_generation"]
@@ -179,7 +180,7 @@ class FileControlStore:
     def _locked(self) -> Generator[None, None, None]:
         deadline = time.monotonic() + LOCK_WAIT_S
         while True:
-            lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o666)
+            lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, FILE_MODE)
             try:
                 self._lock_before(deadline, lock)
                 # Someone may have deleted the file between open and lock: such a lock excludes nobody.
@@ -205,7 +206,7 @@ class FileControlStore:
 
     def _replace(self, placement: Placement) -> None:
         """Put the placement into the file, whole and durably; the caller has the lock."""
-        with open(self._temporary_path, "wb") as temporary:
+        with open(self._temporary_path, "wb", opener=private_opener) as temporary:
             temporary.write(encode_placement(placement))
             temporary.flush()
             os.fsync(temporary.fileno())

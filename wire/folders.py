@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from .private_files import FOLDER_MODE
+
 __all__ = ["make_folder_durably", "sync_folder"]
 
 
 def make_folder_durably(folder: Path) -> None:
-    """Make a folder and its parents where they are missing, each durably.
+    """Make a folder and its parents where they are missing, each durably, and its owner's alone.
 
     Raises:
         OSError: one cannot be made.
@@ -20,7 +22,7 @@ def make_folder_durably(folder: Path) -> None:
     if folder.is_dir():
         return
     make_folder_durably(folder.parent)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(FOLDER_MODE, exist_ok=True)
     sync_folder(folder.parent)
 
 

@@ -18,7 +18,12 @@ from tests.fragment_stores.conformance_saves import fragments
 AGENTS = [b"a", b"b"]
 KINDS = ["session", "context", "history"]
 
-puts = st.builds(lambda kind, ttl_ms: Put(kind, 0, 0, b"v", ttl_ms), st.sampled_from(KINDS), st.sampled_from([0, 5, 7]))
+
+def put_of(kind: str, ttl_ms: int) -> Put:
+    return Put(kind, 0, 0, b"v", ttl_ms)
+
+
+puts = st.builds(put_of, st.sampled_from(KINDS), st.sampled_from([0, 5, 7]))
 changes = st.lists(st.one_of(puts, st.builds(Drop, st.sampled_from(KINDS))), unique_by=lambda change: change.kind)
 steps = st.one_of(
     st.tuples(st.sampled_from(AGENTS), st.booleans(), changes),  # whether the rest of the agent is deleted first

@@ -1,0 +1,83 @@
+"""Agents' data is its owner's alone, whatever the umask: data folders, their files, backups and what is restored."""
+
+import asyncio
+import os
+import stat
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from dawnchorus import connect
+from dawnchorus.wire.private_files import make_private
+from tests.support.clusters import running, write_topology
+from tests.tools.command_line import run
+
+NODES = {"all-1": ["identity", "live", "archive"]}
+
+
+@pytest.fixture
+def umask() -> Generator[None]:
+    """One that takes nothing from anybody."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def readable_by_others(folder: Path) -> list[str]:
+    """What in a folder, and the folder itself, somebody else may do something with."""
+    return sorted(
+        f"{path.relative_to(folder)} {stat.filemode(path.lstat().st_mode)}"
+        for path in (folder, *folder.rglob("*"))
+        if stat.S_IMODE(path.lstat().st_mode) & 0o077
+    )
+
+
+async def test_data_backups_and_what_is_restored_are_the_owners_alone(
+    ipc_folder: Path, tmp_path: Path, umask: None
+) -> None:
+    path = write_topology(tmp_path, shards=2, nodes=NODES)
+    data, backup = tmp_path / "data", tmp_path / "backups" / "first"
+    async with running(path), connect(path) as cluster:
+        await cluster.save("a", {"profile": 1, "session": "secret"})
+        assert (await asyncio.to_thread(run, "backup", str(backup), "-t", str(path))).returncode == 0
+        assert len(list(data.rglob("*.mdb"))) == 2 * 2 * 3, "data and lock files were looked at"
+        assert readable_by_others(data) == []
+        assert readable_by_others(backup.parent) == []
+        assert readable_by_others(ipc_folder / "dawnchorus")[1:] == [], "the sockets"
+    data.rename(tmp_path / "gone")
+    assert run("restore", str(backup), "-t", str(path)).returncode == 0
+    assert readable_by_others(data) == []
+
+
+async def test_a_node_takes_back_what_an_earlier_version_let_others_read(
+    ipc_folder: Path, tmp_path: Path, umask: None
+) -> None:
+    path = write_topology(tmp_path, shards=2, nodes=NODES)
+    async with running(path):
+        pass
+    node = tmp_path / "data" / "all-1"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(0o755)
+    (node / "live" / "notes").symlink_to(elsewhere)
+    for found in (node, *node.rglob("*")):
+        if not found.is_symlink():
+            found.chmod(0o777 if found.is_dir() else 0o666)
+    elsewhere.chmod(0o755)
+    async with running(path) as nodes:
+        assert readable_by_others(node) == ["live/notes lrwxrwxrwx"]
+        said = [event.detail for event in nodes.events if event.state == "log"]
+        assert any("others could read" in detail for detail in said)
+    assert stat.S_IMODE(elsewhere.stat().st_mode) == 0o755, "what a link leads to is not ours"
+
+
+def test_taking_back_counts_and_needs_nothing_to_do(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir(0o700)
+    (folder / "file").touch(0o600)
+    assert make_private(folder) == 0
+    (folder / "file").chmod(0o640)
+    folder.chmod(0o701)
+    assert make_private(folder) == 2
+    assert stat.S_IMODE((folder / "file").stat().st_mode) == 0o600
+    assert make_private(folder / "gone") == 0
