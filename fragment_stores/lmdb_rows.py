@@ -8,12 +8,18 @@ from typing import Final
 import lmdb
 
 from ..wire.messages import Drop, Erase, Put, Refusal, RefusalCode, Write
+from ..wire.write_digest import operations_digest
+from .merge import removed_kinds
+from .protocol import LogRow
 
-__all__ = ["CLOCK", "CommitWork", "due_rows", "of_another_agent", "operations_of", "undecidable"]
+__all__ = ["CLOCK", "CommitWork", "due_rows", "log_row", "misused_id", "undecidable"]
 
 
 CLOCK: Final = struct.Struct(">QQ")
 """A shard's version and time, under "clock" in its `meta`."""
+
+
+_PUT: Final = 1
 
 
 class CommitWork:
@@ -54,16 +60,33 @@ def undecidable(trimmed: int) -> Refusal:
     return Refusal(reason, RefusalCode.UNDECIDABLE)
 
 
-def of_another_agent(write: Write) -> Refusal:
-    """Return the refusal of a write whose id names a write to another agent."""
-    return Refusal(f"write id {write.write_id.hex()} is that of a write to another agent")
+def misused_id(row: LogRow, write: Write) -> Refusal | None:
+    """Return the refusal of a write whose id was that of another write, None where it is the same one again."""
+    if row.agent != write.agent:
+        return Refusal(f"write id {write.write_id.hex()} is that of a write to another agent")
+    if row.digest and row.digest != _digest(write):  # rows written before there were digests have none
+        return Refusal(
+            f"write id {write.write_id.hex()} is that of an earlier write of other kinds or values; give another one"
+        )
+    return None
 
 
-def operations_of(write: Write) -> list[tuple[int, str]]:
-    """Return a write's operations as its row in the log has them. Nearly all are puts, so that is asked first."""
-    return [
-        (1, operation.kind) if isinstance(operation, Put) else _deletion(operation) for operation in write.operations
+def log_row(write: Write, image: memoryview | bytes | None, now_ms: int) -> LogRow:
+    """Return what the log keeps of a write; `image` is the agent's before it, `now_ms` the time of the commit.
+
+    Nearly all operations are puts, so that is asked first.
+    """
+    operations = [
+        (_PUT, operation.kind) if isinstance(operation, Put) else _deletion(operation) for operation in write.operations
     ]
+    if not write.write_id:  # the sweeper's: nobody asks again
+        return LogRow(write.agent, b"", operations)
+    removed = removed_kinds(image, write, now_ms) if operations[-1][0] != _PUT else None
+    return LogRow(write.agent, write.write_id, operations, _digest(write), removed)
+
+
+def _digest(write: Write) -> int:
+    return write.digest or operations_digest(write.operations)
 
 
 def _deletion(operation: Drop | Erase) -> tuple[int, str]:

@@ -64,8 +64,8 @@ class LMDBSnapshot:
                 return FoundImages(*found)
         return FoundImages.of(self.images(agents))
 
-    def agents_after(self, position: bytes, agents_max: int) -> list[bytes]:
-        """Return ids in byte order, those greater than `position`, at most `agents_max`."""
+    def agents_after(self, position: bytes, agents_max: int, prefix: bytes = b"") -> list[bytes]:
+        """Return ids in byte order, those greater than `position`, at most `agents_max`, while they have the prefix."""
         found: list[bytes] = []
         if len(position) > AGENT_ID_BYTES_MAX:
             raise InvalidRequestError("a position is an agent id: this one is too long")
@@ -74,7 +74,10 @@ class LMDBSnapshot:
                 # A zero byte more is the next key in byte order.
                 here = cursor.set_range(position + b"\0") if position else cursor.first()
                 while here and len(found) < agents_max:
-                    found.append(bytes(cursor.key()))
+                    agent = bytes(cursor.key())
+                    if not agent.startswith(prefix):
+                        break
+                    found.append(agent)
                     here = cursor.next()
         except lmdb.Error as error:
             raise translate(error, self._path) from error

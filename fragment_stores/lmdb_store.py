@@ -31,11 +31,11 @@ from .lmdb_databases import open_databases
 from .lmdb_errors import FAILURES, MAP_BYTES, MAP_BYTES_MAX, translate
 from .lmdb_file import DATA_FILE, has_data, make_folder, open_environment, read_ahead, require_whole
 from .lmdb_identity import decode_identity, read_identity, require_identity
-from .lmdb_rows import CLOCK, CommitWork, due_rows, of_another_agent, operations_of, undecidable
+from .lmdb_rows import CLOCK, CommitWork, due_rows, log_row, misused_id, undecidable
 from .lmdb_snapshot import LMDBSnapshot, row_decoder
 from .log_pins import LogPins
 from .merge import merge
-from .protocol import NO_TURN, CopiedShard, LogRow, ShardIdentity, StoreStatistics
+from .protocol import NO_TURN, CopiedShard, ShardIdentity, StoreStatistics
 
 __all__ = ["LMDBSnapshot", "LMDBStore", "read_identity"]
 
@@ -278,9 +278,8 @@ class LMDBStore:
             row = work.rows[version - self.version - 1][1]
         else:
             row = transaction.get(version.to_bytes(8, "big"), db=self._databases.log)
-        if row is not None and row_decoder.decode(row).agent != write.agent:
-            return of_another_agent(write)
-        return version
+        misused = None if row is None else misused_id(row_decoder.decode(row), write)
+        return version if misused is None else misused
 
     def _apply(self, transaction: lmdb.Transaction[memoryview], write: Write, work: CommitWork) -> int | Refusal:
         version = work.version + 1
@@ -294,6 +293,7 @@ class LMDBStore:
             return merged
         if merged is before:
             return 0
+        row = log_row(write, before, work.clock_ms)  # before the image is replaced, of which it may be a view
         if merged is None:
             transaction.delete(write.agent)
         else:
@@ -305,7 +305,6 @@ class LMDBStore:
                 expires_ms = work.clock_ms + operation.ttl_ms
                 work.indexed = True
                 transaction.put(expires_ms.to_bytes(8, "big") + write.agent, b"", db=self._databases.expiry)
-        row = LogRow(write.agent, write.write_id, operations_of(write))
         work.rows.append((version.to_bytes(8, "big"), _encoder.encode(row)))
         work.version = version
         if write.write_id:

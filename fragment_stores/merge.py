@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from ..wire.errors import ProtocolError
 from ..wire.image import Fragment, decode_fragment, encode_image, expires_ms_of, split_image
 from ..wire.limits import (
     AGENT_ID_BYTES_MAX,
@@ -13,9 +14,9 @@ from ..wire.limits import (
     WRITE_ID_BYTES_MAX,
     WRITE_OPERATIONS_MAX,
 )
-from ..wire.messages import Drop, Put, Refusal, RefusalCode, Write
+from ..wire.messages import Drop, Erase, Put, Refusal, RefusalCode, Write
 
-__all__ = ["merge"]
+__all__ = ["merge", "removed_kinds"]
 
 
 def merge(
@@ -90,6 +91,27 @@ def _note_ended(
 
 def _expires_ms(part: Fragment | msgspec.Raw) -> int:
     return expires_ms_of(part) if isinstance(part, msgspec.Raw) else part.expires_ms
+
+
+def removed_kinds(image: memoryview | bytes | None, write: Write, now_ms: int) -> list[str]:
+    """Return the kinds that are there before a write and that it deletes; what has expired is not there.
+
+    Raises:
+        ProtocolError: the image cannot be decoded.
+    """
+    fragments = {} if image is None else split_image(image)
+    there = [kind for kind, fragment in fragments.items() if _is_there(fragment, now_ms)]
+    if any([isinstance(operation, Erase) for operation in write.operations]):
+        return there
+    dropped = {operation.kind for operation in write.operations if isinstance(operation, Drop)}
+    return [kind for kind in there if kind in dropped]
+
+
+def _is_there(fragment: msgspec.Raw, now_ms: int) -> bool:
+    try:
+        return _live_version(fragment, now_ms) > 0
+    except ProtocolError:
+        return True  # damaged, and deleted like any other
 
 
 def _live_version(fragment: Fragment | msgspec.Raw | None, now_ms: int) -> int:

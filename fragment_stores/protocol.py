@@ -40,12 +40,15 @@ class ShardIdentity(msgspec.Struct, array_like=True, frozen=True):
 class LogRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One committed write as the shard's log keeps it, under its version.
 
-    `operations`: (operation number as in `wire.messages`, kind; "" for all kinds).
+    `operations`: (operation number as in `wire.messages`, kind; "" for all kinds). `digest` says what the write was for
+    (`wire.write_digest`), 0 where that is not known. `removed`: of a write that deletes, the kinds that were there.
     """
 
     agent: bytes
     write_id: bytes
     operations: list[tuple[int, str]]
+    digest: int = 0
+    removed: list[str] | None = None
 
 
 class StoreStatistics(NamedTuple):
@@ -88,8 +91,10 @@ class Snapshot(Protocol):
         """
         ...
 
-    def agents_after(self, position: bytes, agents_max: int) -> list[bytes]:
+    def agents_after(self, position: bytes, agents_max: int, prefix: bytes = b"") -> list[bytes]:
         """Return ids in byte order, those greater than `position`, at most `agents_max`.
+
+        Up to the first one that does not begin with `prefix`.
 
         Raises:
             InvalidRequestError: the position is too long for an id.
@@ -176,7 +181,8 @@ class FragmentStore(Protocol):
 
         Each result is the write's version, 0 where there was nothing to delete, or a Refusal: a write that cannot be
         applied fails alone. One whose id the log still has was applied before: it is answered with its first result,
-        and applied no second time. `now_ms` is the wall clock, UTC; the shard's own clock never goes back.
+        and applied no second time; or refused, where it was for something else then. `now_ms` is the wall clock, UTC;
+        the shard's own clock never goes back.
 
         `turn` is entered for the part that keeps the interpreter busy, and left before the sync: threads that commit to
         several shards share a lock, so that one of them works while the others wait for the disk.

@@ -327,7 +327,7 @@ class FragmentNode:
         self.counters.scans += 1
         try:
             with shard.fragments.snapshot() as snapshot:
-                agents = snapshot.agents_after(scan.position, agents_max)
+                agents = snapshot.agents_after(scan.position, agents_max, scan.prefix)
         except StoreError as error:
             return Scanned(scan.request, shard.note(error), [], True)
         return Scanned(scan.request, status, agents, len(agents) < agents_max)

@@ -18,14 +18,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from ..fragment_stores.protocol import NO_TURN
+from ..fragment_stores.protocol import NO_TURN, FragmentStore
 from ..wire.errors import StoreError
-from ..wire.messages import Commit, Committed, CommittedSection, Erase, Refusal, SectionStatus, Write
+from ..wire.messages import Commit, Committed, CommittedSection, Erase, Put, Refusal, SectionStatus, Write
 from .clock import Clock
 from .helpers import Helpers
 from .housekeeping import Housekeeper
@@ -80,6 +80,8 @@ class _ShardGroup:
     status: SectionStatus = SectionStatus.OK
     detail: str = ""
     results: list[int | Refusal] = field(default_factory=list[int | Refusal])
+    removed: dict[int, list[str]] = field(default_factory=dict[int, list[str]])
+    """Of writes that delete, by their index, the kinds that were there."""
 
     def commit(self, now_ms: int, turn: AbstractContextManager[object]) -> None:
         """Commit it, and keep what became of it; in any thread."""
@@ -89,13 +91,33 @@ class _ShardGroup:
             # All of them together: 0.2 us a write of five kinds instead of 0.5, too little for a turn of its own.
             if _named_kinds(self.writes) <= self.shard.kinds:
                 self.results = fragments.commit(self.writes, now_ms, turn)
+                self._look_up_removed(fragments)
                 return
             refusals = [_refuse_unknown_kinds(write, self.shard) for write in self.writes]
             sound = [write for write, refusal in zip(self.writes, refusals, strict=True) if refusal is None]
             applied = iter(fragments.commit(sound, now_ms, turn))
             self.results = [next(applied) if refusal is None else refusal for refusal in refusals]
+            self._look_up_removed(fragments)
         except StoreError as error:
             self.status, self.detail = self.shard.note(error), str(error)
+
+    def _look_up_removed(self, fragments: FragmentStore) -> None:
+        """Find in the log what the writes that delete have deleted, these or the first of that name: 5 us each.
+
+        A client has its puts first, so a write that ends with one deletes nothing.
+        """
+        deleting = [
+            (index, result)
+            for index, (write, result) in enumerate(zip(self.writes, self.results, strict=True))
+            if write.operations and not isinstance(write.operations[-1], Put) and isinstance(result, int) and result
+        ]
+        if not deleting:
+            return
+        with suppress(StoreError), fragments.snapshot() as snapshot:  # a row that cannot be had says nothing
+            for index, version in deleting:
+                for _, row in snapshot.log_after(version - 1, 1):
+                    if row.removed is not None:
+                        self.removed[index] = row.removed
 
     def hand_out(self) -> None:
         """Give each job its part of the results."""
@@ -106,8 +128,11 @@ class _ShardGroup:
         start = 0
         for job, index, count in self.parts:
             part = self.results[start : start + count]
+            removed = {
+                number - start: kinds for number, kinds in self.removed.items() if start <= number < start + count
+            }
             start += count
-            job.results.append(CommittedSection(index, self.status, version, part, self.detail))
+            job.results.append(CommittedSection(index, self.status, version, part, self.detail, removed or None))
 
 
 class Writer:

@@ -3,14 +3,12 @@
 The writes of one agent to one store are applied together or not at all; to several stores they are not. So what became
 of each store's part is kept apart: a version, a conflict, a refusal, or not known: it was sent, and no answer came.
 
-A save is named by its write id for good. The token that a caller gets and may give again holds it, and for each store
-the shard version that was known when it was first sent: with it a node can tell whether its log reaches back far
-enough.
+A save is named by its write id for good (`write_token`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -21,15 +19,17 @@ from ..wire.errors import (
     InvalidRequestError,
     SaveError,
     SaveIncomplete,
+    SaveInterrupted,
     SaveRefused,
     SaveUndecidable,
     VersionConflict,
 )
 from ..wire.hashing import hash_agent
-from ..wire.limits import FRAME_BYTES_MAX, FRAME_BYTES_TARGET, WRITE_ID_BYTES_MAX
-from ..wire.messages import Erase, Operation, Put, Refusal, RefusalCode, Write
+from ..wire.limits import FRAME_BYTES_MAX, FRAME_BYTES_TARGET
+from ..wire.messages import Drop, Operation, Put, Refusal, RefusalCode, Write
+from .write_token import WriteToken
 
-__all__ = ["AgentWrite", "Saved", "WriteToken", "parse_token"]
+__all__ = ["AgentWrite", "Saved", "SavedVersions"]
 
 _WRITE_BYTES: Final = 64
 """Bytes of a write beside its agent id and values, about; counted so that a frame keeps to its limit."""
@@ -38,23 +38,20 @@ _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 """What most writes have of conflicts and refusals: a dictionary each would be half of what a write costs to make."""
 
 
-class WriteToken(msgspec.Struct, frozen=True, gc=False):
-    """A save's name: its write id, and by store the shard version that was known when it was first sent."""
+class SavedVersions(dict[str, int]):
+    """Versions of the kinds that a save wrote, where it deleted some as well.
 
-    write_id: bytes
-    seen: dict[str, int]
+    Of one that it deleted (`deleted`) the version is that of the write that did, 0 where nothing was there. As `expect`
+    all of those count as not there.
+    """
 
-    def __str__(self) -> str:
-        text = self.write_id.hex()
-        for store, version in self.seen.items():
-            text += f".{store}:{version:x}"
-        return text
+    deleted: frozenset[str] = frozenset()
 
 
 class Saved(msgspec.Struct, frozen=True, gc=False):
     """An acknowledged save: the version of each kind written (0 where there was nothing to delete).
 
-    `write_id` names it for good (see `SaveError`).
+    It can be given as `expect` to a later save of the agent. `write_id` names it for good (see `SaveError`).
     """
 
     agent_id: str
@@ -65,26 +62,6 @@ class Saved(msgspec.Struct, frozen=True, gc=False):
     def write_id(self) -> str:
         """The save's name."""
         return str(self.token)
-
-
-def parse_token(text: str) -> WriteToken:
-    """Return the token that an error or a Saved showed as `write_id`.
-
-    Raises:
-        InvalidRequestError: it is none of those.
-    """
-    try:
-        first, *rest = text.split(".")
-        write_id = bytes.fromhex(first)
-        seen = {store: int(version, 16) for store, version in (part.split(":") for part in rest)}
-    except (AttributeError, TypeError, ValueError):  # no text, or none of ours
-        write_id, seen = b"", {}
-    sound = all([0 <= version < 1 << 64 for version in seen.values()])
-    if not 0 < len(write_id) <= WRITE_ID_BYTES_MAX or not seen or not sound:
-        raise InvalidRequestError(
-            f"write_id is what an earlier save gave as `.write_id`, not {text!r}; nothing was sent"
-        )
-    return WriteToken(write_id, seen)
 
 
 class AgentWrite(msgspec.Struct, eq=False, gc=False):
@@ -103,8 +80,10 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
     operations: Mapping[str, list[Operation]]
     expect: Mapping[str, Mapping[str, int]] | None = None
     """store -> kind -> version."""
-    repeated: bool = False
-    """Whether it may have been sent before."""
+    repeated: Collection[str] = ()
+    """Stores that may have been sent it before, and have not said that they did not apply it."""
+    digest: int = 0
+    """Of all that it does, where its name is the caller's own; where it is 0, nodes compute one of their part."""
     hashed: int = -1
     """The agent's hash; where it is not given it is computed."""
     open_parts: int = 0
@@ -117,6 +96,8 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
     """Stores in which nothing was written because of what is there: kind -> version."""
     undecidable: Mapping[str, str] = _NOTHING
     """Stores that can no longer tell, with the reason."""
+    removed: Mapping[str, Sequence[str]] = _NOTHING
+    """Of stores in which it deletes, the kinds that were there, where they say so."""
 
     def __post_init__(self) -> None:
         if self.hashed < 0:
@@ -147,7 +128,8 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
             self.token.seen.get(store, 0),
             self.operations[store],
             None if expect is None else dict(expect),
-            repeated or self.repeated,
+            repeated or store in self.repeated,
+            self.digest,
         )
 
     def handle_result(self, store: str, result: int | Refusal) -> None:
@@ -159,16 +141,22 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
         elif result.code == RefusalCode.UNDECIDABLE:
             self.undecidable = {**self.undecidable, store: result.reason}
         else:
-            self.refuse(store, result.reason)
+            self.refused = {**self.refused, store: result.reason}
+
+    def handle_removed(self, store: str, kinds: Sequence[str]) -> None:
+        """Take note of what a write that deletes found in a store."""
+        self.removed = {**self.removed, store: kinds}
 
     def refuse(self, store: str, reason: str) -> None:
-        """Take note that surely nothing was written in a store."""
-        self.refused = {**self.refused, store: reason}
+        """Take note that nothing was written in a store this time: surely nothing, where it was not sent before."""
+        if store not in self.repeated:
+            self.refused = {**self.refused, store: reason}
 
     def again(self) -> AgentWrite:
         """Return the same save, to be sent again to the stores that have not acknowledged it."""
-        write = AgentWrite(self.agent_id, self.agent, self.token, self.operations, self.expect, repeated=True)
-        write.versions = self.versions
+        unsure = (*self.unknown, *self.undecidable)
+        write = AgentWrite(self.agent_id, self.agent, self.token, self.operations, self.expect, unsure, self.digest)
+        write.versions, write.removed = self.versions, self.removed
         return write
 
     @property
@@ -179,13 +167,7 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
 
     def result(self, kinds_of: Callable[[str], Sequence[str]]) -> Saved | SaveError:
         """Return what the caller gets of this agent; `kinds_of` gives the kinds of a store that is erased whole."""
-        saved: dict[str, int] = {}
-        for store, version in self.versions.items():
-            for operation in self.operations[store]:
-                if isinstance(operation, Erase):
-                    saved |= dict.fromkeys(kinds_of(store), version)
-                else:
-                    saved[operation.kind] = version
+        saved = self._saved(kinds_of)
         if len(self.versions) == len(self.operations):
             return Saved(self.agent_id, saved, self.token)
         write_id = str(self.token)
@@ -209,3 +191,38 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
             refused=dict(self.refused),
             unknown=unknown,
         )
+
+    def interrupted(self, kinds_of: Callable[[str], Sequence[str]], closed: str) -> SaveInterrupted | None:
+        """Return the error of a save that was under way when its cluster was closed, None where nothing was sent of it.
+
+        `closed` is the reason of what was refused because of that.
+        """
+        if all([self.refused.get(store) == closed for store in self.operations]):
+            return None
+        return SaveInterrupted(
+            agent_id=self.agent_id,
+            write_id=str(self.token),
+            saved=self._saved(kinds_of),
+            conflicting={kind: version for kinds in self.conflicts.values() for kind, version in kinds.items()},
+            refused=dict(self.refused),
+            unknown=self.unknown,
+        )
+
+    def _saved(self, kinds_of: Callable[[str], Sequence[str]]) -> dict[str, int]:
+        """Return the version of each kind that is known to be written or deleted."""
+        saved: dict[str, int] = {}
+        deleted: set[str] = set()
+        for store, version in self.versions.items():
+            removed = self.removed.get(store)
+            for operation in self.operations[store]:
+                if isinstance(operation, Put):
+                    saved[operation.kind] = version
+                    continue
+                for kind in [operation.kind] if isinstance(operation, Drop) else kinds_of(store):
+                    saved[kind] = version if removed is None or kind in removed else 0
+                    deleted.add(kind)
+        if not deleted:
+            return saved
+        versions = SavedVersions(saved)
+        versions.deleted = frozenset(deleted)
+        return versions

@@ -137,9 +137,9 @@ async def back_up_shard(
 
 
 async def scan_shard(
-    router: Router, store: str, shard: int, after: bytes, agents_max: int, deadline_s: float
+    router: Router, store: str, shard: int, after: bytes, agents_max: int, deadline_s: float, prefix: bytes = b""
 ) -> Scanned:
-    """Return the next ids of a shard behind `after`, in the order of their bytes.
+    """Return the next ids of a shard behind `after`, in the order of their bytes, as far as they begin with `prefix`.
 
     Raises:
         ClusterUnavailable: they could not be had. PeerFault: the node refused.
@@ -148,7 +148,7 @@ async def scan_shard(
     owner = router.placement.shards[store][shard]
 
     def request(number: int, budget_us: int, sent_us: int) -> Scan:
-        return Scan(number, budget_us, store, shard, owner.serving_epoch, after, agents_max, sent_us)
+        return Scan(number, budget_us, store, shard, owner.serving_epoch, after, agents_max, sent_us, prefix)
 
     scanned = await _Call(owner.node, time.monotonic() + deadline_s, 1 << 16, Scanned, request).run(router)
     reason = "" if scanned.status == SectionStatus.OK else _status_name(scanned.status)

@@ -22,7 +22,7 @@ from contextlib import ExitStack, aclosing
 from typing import Any, Final, Self
 
 from ..wire.errors import ClusterUnavailable, DawnchorusError, InvalidRequestError
-from ..wire.messages import BackedUp, Drop, Erase, Operation, StatusReply
+from ..wire.messages import BackedUp, Operation, StatusReply
 from ..wire.placement import Placement
 from ..wire.topology import Topology
 from ..wire.topology_file import load_topology
@@ -30,9 +30,18 @@ from .agent_write import Saved
 from .calls import back_up_shard, node_status
 from .home import Home, HomeStream
 from .ids import check_agent_id
-from .kinds import Kinds, as_kinds
+from .kinds import Kinds
 from .listing import list_agents
 from .router import Router
+from .save_request import (
+    Expect,
+    ManyDeletes,
+    ManyExpect,
+    ManySaves,
+    deletions,
+    expectations,
+    operations,
+)
 from .saver import Saver
 from .state import AgentState
 from .wake_engine import WakeEngine
@@ -118,9 +127,9 @@ class Cluster:
             return
         self._home.require_open()
         self._home.leave()
-        error = ClusterUnavailable("the cluster was closed")
-        self._wakes.close(error)
-        self._saver.close(error)
+        reason = "the cluster was closed"
+        self._wakes.close(ClusterUnavailable(reason))
+        self._saver.close(reason)
         self._router.close()
 
     # --- wake ---
@@ -179,20 +188,23 @@ class Cluster:
         agent_id: str,
         fragments: Mapping[str, Any],
         *,
-        expect: AgentState | Mapping[str, int] | int | None = None,
+        expect: Expect = None,
         ttl_s: float | None = None,
         write_id: str | None = None,
         deadline_s: float | None = None,
+        drop: Iterable[str] | None = None,
     ) -> Saved:
         """Write some kinds of an agent; returns when every store has them durably.
 
         Values: bytes are kept as they are, anything else as msgpack. Kinds of one store are saved together or not at
-        all; KINDS OF SEVERAL STORES ARE NOT: a SaveIncomplete says which store has what.
+        all; KINDS OF SEVERAL STORES ARE NOT: a SaveIncomplete says which store has what. Saves of one agent are applied
+        in the order in which they were called. One that is cancelled is applied all the same.
 
-        `expect`: only if the kinds being written still have the versions of this state, or of this mapping, or (0) are
-        not there yet; expired counts as not there. `ttl_s`: they expire so many seconds later, None for what the
-        topology says. `write_id`: that of an earlier save with the same arguments, which is then applied at most once
-        in all.
+        `expect`: only if the kinds being written still have the versions of this state, of this result of an earlier
+        save, or of this mapping, or (0) are not there yet; expired counts as not there. A mapping may name other kinds
+        as well, of the stores that are written. `ttl_s`: they expire so many seconds later, None for what the topology
+        says. `drop`: kinds that are deleted with it. `write_id`: the idempotency key, a name of the save that its
+        caller chooses, or that of an earlier save with the same arguments: it is then applied at most once in all.
 
         Raises:
             InvalidRequestError, UnknownKindError: nothing was sent.
@@ -202,53 +214,85 @@ class Cluster:
             SaveIncomplete: some stores saved, others did not.
             SaveUndecidable: `write_id` is too old to tell.
             DeadlineExceeded: no store answered in time: the outcome is unknown; `await error.retry()` is safe.
-            ClusterUnavailable: the cluster is closed.
+            ClusterUnavailable: the cluster is closed; SaveInterrupted where it was closed while the save was under way.
         """
-        kinds = self._kinds_open()
-        operations = kinds.by_store(fragments, ttl_s)
-        expected = kinds.expectations(expect, fragments)
-        return await self._saver.save(
-            self._saver.write(agent_id, operations, expected, write_id), self._save_budget(deadline_s)
-        )
+        by_store = operations(self._kinds_open(), fragments, ttl_s, drop)
+        return await self._save(agent_id, by_store, expect, write_id, deadline_s)
 
     async def save_many(
-        self, agents: Mapping[str, Mapping[str, Any]], *, deadline_s: float | None = None
+        self,
+        agents: Mapping[str, Mapping[str, Any]],
+        *,
+        expect: ManyExpect = None,
+        ttl_s: Mapping[str, float | None] | float | None = None,
+        write_id: Mapping[str, str | None] | str | None = None,
+        deadline_s: float | None = None,
+        drop: Mapping[str, Iterable[str] | None] | Iterable[str] | None = None,
     ) -> dict[str, Saved | DawnchorusError]:
-        """Write some kinds of many agents; return for each what was saved, or the error that `save` would raise."""
-        kinds = self._kinds_open()
-        return await self._saver.save_many(agents, kinds.by_store, self._save_budget(deadline_s))
+        """Write some kinds of many agents; return for each what was saved, or the error that `save` would raise.
+
+        `expect`: 0 for all, or by agent id what `save` takes, or states and results, each of which names its agent; an
+        agent that it leaves out is refused. `ttl_s`, `write_id` and `drop`: one for all, or by agent id.
+        """
+        request = ManySaves(self._kinds_open(), dict(agents), expect, ttl_s, write_id, drop)
+        budget_s = self._save_budget(deadline_s)
+        return await self._saver.save_many(request.agents, request.new_write(self._saver.new_write), budget_s)
 
     async def delete(
         self,
         agent_id: str,
         kinds: Iterable[str] | None = None,
         *,
-        expect: AgentState | Mapping[str, int] | int | None = None,
+        expect: Expect = None,
         deadline_s: float | None = None,
+        write_id: str | None = None,
     ) -> Saved:
         """Delete some kinds of an agent, or the agent; the versions say in which writes, 0 where there was nothing.
 
-        `expect` as in `save`; where no kinds are given, of all of them.
+        `expect` and `write_id` as in `save`; where no kinds are given, `expect` is of all of them.
 
         Raises: as `save`.
         """
-        chosen = None if kinds is None else as_kinds(kinds)
-        operations: dict[str, list[Operation]] = {
-            store: [Erase()] if some is None else [Drop(kind) for kind in some]
-            for store, some in self._kinds_open().stores_of(chosen).items()
-        }
-        if not operations:
-            raise InvalidRequestError("a delete needs at least one kind")
-        expected = self._kinds.expectations(expect, self._topology.kinds if chosen is None else chosen)
-        return await self._saver.save(self._saver.write(agent_id, operations, expected), self._save_budget(deadline_s))
+        return await self._save(agent_id, deletions(self._kinds_open(), kinds), expect, write_id, deadline_s)
+
+    async def delete_many(
+        self,
+        ids: Iterable[str],
+        kinds: Iterable[str] | None = None,
+        *,
+        expect: ManyExpect = None,
+        deadline_s: float | None = None,
+        write_id: Mapping[str, str | None] | str | None = None,
+    ) -> dict[str, Saved | DawnchorusError]:
+        """Delete many agents, or some kinds of them; return for each what `delete` would, or the error it would raise.
+
+        `expect` and `write_id` as in `save_many`.
+        """
+        request = ManyDeletes(self._kinds_open(), ids, kinds, expect, write_id)
+        budget_s = self._save_budget(deadline_s)
+        return await self._saver.save_many(request.agents, request.new_write(self._saver.new_write), budget_s)
+
+    async def _save(
+        self,
+        agent_id: str,
+        by_store: Mapping[str, list[Operation]],
+        expect: Expect,
+        write_id: str | None,
+        deadline_s: float | None,
+    ) -> Saved:
+        expected = expectations(self._kinds, agent_id, expect, by_store)
+        budget_s = self._save_budget(deadline_s)
+        return await self._saver.save(self._saver.write(agent_id, by_store, expected, write_id), budget_s)
 
     # --- the cluster ---
 
-    def agents(self, store: str | None = None) -> AsyncGenerator[str, None]:
+    def agents(self, store: str | None = None, prefix: str = "") -> AsyncGenerator[str, None]:
         """Yield the ids of all agents with a fragment in `store` (None: in any), each once, in byte order.
 
+        `prefix`: only those that begin with it; nodes look at no others.
+
         Raises:
-            InvalidRequestError: there is no such store.
+            InvalidRequestError: there is no such store, or no id can begin so.
             ClusterUnavailable: a shard could not be listed: what came before is not all.
         """
         self._home.require_open()
@@ -257,8 +301,9 @@ class Cluster:
                 f"there is no store {store!r}; the topology has {', '.join(self._topology.stores)}"
             )
         stores = list(self._topology.stores) if store is None else [store]
+        beginning = check_agent_id(prefix) if prefix else b""
         page_deadline_s = self._topology.save_deadline_ms / 1_000
-        return HomeStream(self._home, list_agents(self._router, stores, page_deadline_s))
+        return HomeStream(self._home, list_agents(self._router, stores, page_deadline_s, beginning))
 
     async def status(self, deadline_s: float = 2.0) -> dict[str, StatusReply | DawnchorusError]:
         """Return what each node says of itself, or the error that says why it does not."""

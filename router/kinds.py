@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 import msgspec
@@ -15,7 +15,7 @@ from ..wire.placement import Placement
 from ..wire.topology import TTL_S_MAX, TTL_S_MIN, Topology
 from .late_fill import Again
 from .plan import Routes
-from .state import AgentState, KindView, WakeContext
+from .state import KindView, WakeContext
 
 __all__ = ["Kinds", "Reading", "as_kinds", "encode_value"]
 
@@ -109,45 +109,15 @@ class Kinds:
         stores: dict[str, list[tuple[str, int]]] = {}
         for kind in sorted(chosen, key=lambda kind: not self._is_required(kind)):
             store = self.require(kind)
-            stores.setdefault(store, []).append((kind, _milliseconds(self._topology.kinds[kind].ttl_s)))
+            stores.setdefault(store, []).append((str.__str__(kind), _milliseconds(self._topology.kinds[kind].ttl_s)))
         if len(self._layouts) >= _LAYOUTS_MAX:
             self._layouts.clear()
         layout = self._layouts[chosen] = list(stores.items())
         return layout
 
-    def expectations(
-        self, expect: AgentState | Mapping[str, int] | int | None, written: Iterable[str]
-    ) -> dict[str, dict[str, int]]:
-        """Return what each store is to find, kind -> version, for a write of these kinds.
-
-        Of a state only the kinds being written count; 0 means that none of them may be there.
-
-        Raises:
-            FragmentUnavailable: the state does not know the version of a kind being written.
-            InvalidRequestError, UnknownKindError: it is no state, mapping or 0, or is of a store that is not written.
-        """
-        if expect is None:
-            return {}
-        kinds = list(written)
-        versions: Mapping[str, int]
-        if isinstance(expect, AgentState):
-            versions = {kind: expect.version(kind) for kind in kinds}
-        elif isinstance(expect, Mapping):
-            versions = expect
-        elif expect == 0:
-            versions = dict.fromkeys(kinds, 0)
-        else:
-            raise InvalidRequestError(f"expect is a state, a mapping of kinds to versions, or 0, not {expect!r}")
-        stores = {self.require(kind) for kind in kinds}
-        expected: dict[str, dict[str, int]] = {}
-        for kind, version in versions.items():
-            store = self.require(kind)
-            if store not in stores:
-                raise InvalidRequestError(f"expect names {kind!r} of store {store!r}, to which nothing is written")
-            if isinstance(version, bool) or not 0 <= version < 1 << 64:
-                raise InvalidRequestError(f"expect: {version!r} is no version (of {kind!r})")
-            expected.setdefault(store, {})[kind] = version
-        return expected
+    def of_store(self, store: str) -> Sequence[str]:
+        """Return the kinds that a store keeps."""
+        return self._topology.kinds_of(store)
 
     def stores_of(self, kinds: Iterable[str] | None) -> dict[str, list[str] | None]:
         """Return the stores that keep these kinds, with which of theirs are meant; None for all of all stores."""
@@ -157,7 +127,7 @@ class Kinds:
         for kind in as_kinds(kinds):
             chosen = stores.setdefault(self.require(kind), [])
             if chosen is not None and kind not in chosen:
-                chosen.append(kind)
+                chosen.append(str.__str__(kind))  # exactly the name, whatever was given that equals it
         return stores
 
     def reading(self, placement: Placement, kinds: Iterable[str] | None) -> Reading:

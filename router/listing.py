@@ -10,6 +10,7 @@ import heapq
 from collections.abc import AsyncGenerator, Sequence
 from typing import Final
 
+from ..wire.limits import AGENT_ID_BYTES_MAX
 from .calls import scan_shard
 from .router import Router
 
@@ -19,8 +20,12 @@ _PAGE_AGENTS: Final = 1_000
 """Ids of one shard asked for at once; 48 shards hold 48,000 ids, about 3 MB, while they are merged."""
 
 
-async def list_agents(router: Router, stores: Sequence[str], page_deadline_s: float) -> AsyncGenerator[str, None]:
+async def list_agents(
+    router: Router, stores: Sequence[str], page_deadline_s: float, prefix: bytes = b""
+) -> AsyncGenerator[str, None]:
     """Yield the ids of all agents with an image in any of the stores, each once, in the byte order of their UTF-8.
+
+    Of those that begin with `prefix`.
 
     Ids come in order from each shard, page by page, and are merged; what is saved meanwhile may be listed or not.
 
@@ -29,7 +34,7 @@ async def list_agents(router: Router, stores: Sequence[str], page_deadline_s: fl
     """
     assert router.placement is not None
     streams = [
-        _list_shard(router, store, shard, page_deadline_s)
+        _list_shard(router, store, shard, page_deadline_s, prefix)
         for store in stores
         for shard in range(len(router.placement.shards[store]))
     ]
@@ -51,12 +56,25 @@ async def list_agents(router: Router, stores: Sequence[str], page_deadline_s: fl
             heapq.heapreplace(heads, (following, number))
 
 
-async def _list_shard(router: Router, store: str, shard: int, deadline_s: float) -> AsyncGenerator[bytes, None]:
-    position = b""
+async def _list_shard(
+    router: Router, store: str, shard: int, deadline_s: float, prefix: bytes
+) -> AsyncGenerator[bytes, None]:
+    position = _before(prefix)
     while True:
-        scanned = await scan_shard(router, store, shard, position, _PAGE_AGENTS, deadline_s)
+        scanned = await scan_shard(router, store, shard, position, _PAGE_AGENTS, deadline_s, prefix)
         for agent in scanned.agents:
+            if not agent.startswith(prefix):
+                return
             yield agent
         if scanned.last or not scanned.agents:
             return
         position = scanned.agents[-1]
+
+
+def _before(prefix: bytes) -> bytes:
+    """Return a position behind which the first id of this prefix comes: no id lies between."""
+    if not prefix or prefix[-1] == 0:
+        return prefix[:-1]  # nothing lies between an id and itself with a zero byte behind it
+    before = prefix[:-1] + bytes([prefix[-1] - 1])
+    # No byte of UTF-8 is 0xFF; and what is as long as an id can be has nothing behind it.
+    return before + b"\xff" if len(before) < AGENT_ID_BYTES_MAX else before

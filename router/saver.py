@@ -1,8 +1,8 @@
 """The saves of one client: named for good, brought together, sent, and sent again when their errors are asked to.
 
-Saves of one agent each that are asked for in the same turn of the loop travel together, as wakes do; each caller is
-answered as soon as its own stores are, and by its own deadline. (1,000 savers of one agent each, by themselves and in
-one Commit a node: see docs/decisions.)
+Saves that are called in the same turn of the loop travel together, as wakes do; each caller is answered as soon as its
+own stores are, and by its own deadline. (1,000 savers of one agent each, by themselves and in one Commit a node: see
+docs/decisions.) Those of one agent are applied in the order of their calls (`save_order`).
 """
 
 from __future__ import annotations
@@ -10,37 +10,81 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
-from typing import Any
+from typing import Final, TypeAlias
 
-from ..wire.errors import DawnchorusError, InvalidRequestError, SaveError
+from ..wire.errors import ClusterUnavailable, DawnchorusError, InvalidRequestError, SaveError
 from ..wire.hashing import hash_agent
 from ..wire.messages import Operation
-from .agent_write import AgentWrite, Saved, WriteToken, parse_token
+from .agent_write import AgentWrite, Saved
 from .ids import check_agent_id
-from .router import Router
-from .saving import Saving
+from .save_order import SaveOrder
+from .saving import CLOSED, CommitRouter, Saving
+from .write_token import WriteToken, key_digest, key_token, parse_token
 
-__all__ = ["Saver"]
+__all__ = ["NewWrite", "Saver"]
+
+_TOGETHER_MAX: Final = 256
+"""Agents of a save_many that travels with the other saves of its turn. A larger one takes turns with them."""
+
+Result: TypeAlias = Saved | DawnchorusError
+NewWrite: TypeAlias = Callable[[str, bytes, int], AgentWrite]
+"""Makes the write of an agent, given its id, the UTF-8 of that and its hash."""
+
+
+class _Many:
+    """A save_many under way: what became of each of its agents so far."""
+
+    __slots__ = ("_future", "left", "results")
+
+    def __init__(self, future: asyncio.Future[None]) -> None:
+        self._future = future
+        self.results: dict[str, Result] = {}
+        self.left = 1  # of its own, until all are added
+
+    def handle_result(self, agent_id: str, result: Result) -> None:
+        """Take in what became of one agent."""
+        self.results[agent_id] = result
+        self.handle_one()
+
+    def handle_one(self) -> None:
+        """One thing less is awaited."""
+        self.left -= 1
+        if not self.left and not self._future.done():
+            self._future.set_result(None)
 
 
 class _Batch:
-    """Saves of one agent each, asked for in one turn of the loop; each caller waits for its own."""
+    """Saves of one budget that are sent together; each caller waits for its own."""
 
-    __slots__ = ("deadline", "waiters")
+    __slots__ = ("budget_s", "saving", "waiters")
 
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
-        self.waiters: dict[AgentWrite, asyncio.Future[Saved]] = {}
+    def __init__(self, budget_s: float, saving: Callable[[_Batch], Saving]) -> None:
+        self.budget_s = budget_s
+        self.waiters: dict[AgentWrite, asyncio.Future[Saved] | _Many] = {}
+        self.saving = saving(self)
 
     def fail(self, error: Exception) -> None:
-        """Let every caller that still waits see this error."""
-        for future in self.waiters.values():
-            if not future.done():
-                future.set_exception(error)
-        self.waiters.clear()
+        """Let every caller that still waits see this error: a bug's."""
+        waiters, self.waiters = self.waiters, {}
+        for write, waiter in waiters.items():
+            if isinstance(waiter, _Many):
+                waiter.handle_result(write.agent_id, DawnchorusError(f"agent {write.agent_id!r}: {error!r}"))
+            elif not waiter.done():
+                waiter.set_exception(error)
+
+
+def _hand_out(waiter: asyncio.Future[Saved] | _Many, agent_id: str, result: Result) -> None:
+    if isinstance(waiter, _Many):
+        waiter.handle_result(agent_id, result)
+    elif waiter.done():
+        return  # its caller no longer waits
+    elif isinstance(result, Saved):
+        waiter.set_result(result)
+    else:
+        waiter.set_exception(result)
 
 
 class Saver:
@@ -48,24 +92,36 @@ class Saver:
 
     def __init__(
         self,
-        router: Router,
+        router: CommitRouter,
         kinds_of: Callable[[str], Sequence[str]],
         handle_acknowledged: Callable[[str, list[tuple[bytes, int]]], None],
         require_open: Callable[[], None] = lambda: None,
+        *,
+        loop: asyncio.AbstractEventLoop | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`kinds_of` gives a store's kinds; `handle_acknowledged` is told of acknowledged writes, as in `Saving`.
 
         `require_open` raises where nothing may be sent: an error may be asked to retry anywhere, and at any time.
         """
-        self._loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop() if loop is None else loop
+        self._clock = clock
+        self._require_open = require_open
         self._router = router
         self._kinds_of = kinds_of
         self._handle_acknowledged = handle_acknowledged
-        self._require_open = require_open
         self._prefix = secrets.token_bytes(8)
         self._writes = 0
         self._seen: dict[str, int] = {}  # what the last write was told
-        self._pending: dict[float, _Batch] = {}  # by budget
+        self._order = SaveOrder()
+        self._pending: dict[tuple[float, bool], _Batch] = {}  # of this turn, by budget and patience
+        self._under_way: set[_Batch] = set()
+        self._closed = ""
+
+    def __len__(self) -> int:
+        return len(self._under_way) + len(self._order)
+
+    # --- writes, not sent yet ---
 
     def write(
         self,
@@ -74,133 +130,200 @@ class Saver:
         expect: Mapping[str, Mapping[str, int]] | None = None,
         write_id: str | None = None,
     ) -> AgentWrite:
-        """Return a write, not sent yet; `write_id` is that of an earlier one, which it repeats.
+        """Return a write; `write_id` is that of an earlier one, which it repeats, or a name that its caller chose.
 
         Raises:
             InvalidRequestError: the id, the write id or the values are outside the limits.
         """
         agent = check_agent_id(agent_id)
-        if write_id is not None:
-            return AgentWrite(agent_id, agent, parse_token(write_id), operations, expect, repeated=True)
-        return self._new_write(agent_id, agent, hash_agent(agent), operations, expect)
+        return self.new_write(agent_id, agent, hash_agent(agent), operations, expect, write_id)
 
-    def _new_write(
+    def new_write(
         self,
         agent_id: str,
         agent: bytes,
         hashed: int,
         operations: Mapping[str, list[Operation]],
         expect: Mapping[str, Mapping[str, int]] | None = None,
+        write_id: str | None = None,
     ) -> AgentWrite:
+        """Return a write, as `write` does, of an agent whose UTF-8 and hash are known.
+
+        Raises:
+            InvalidRequestError: the write id or the values are outside the limits.
+        """
         placement = self._router.placement
         assert placement is not None
-        self._writes += 1
         seen = {store: self._router.version_seen(store, hashed % len(placement.shards[store])) for store in operations}
         if seen == self._seen:
             seen = self._seen  # of a save_many all agents of a shard share one: 10,000 dictionaries less
         self._seen = seen
+        if write_id is not None:
+            token = parse_token(write_id, placement.shards)
+            if token is None:
+                token = key_token(agent, write_id, seen)
+                digest = key_digest([operation for store in operations.values() for operation in store])
+                return AgentWrite(agent_id, agent, token, operations, expect, (), digest, hashed)
+            if token.seen.keys() != operations.keys():
+                first = ", ".join(token.seen)
+                raise InvalidRequestError(
+                    f"write_id is that of a save to {first}, not of these kinds; nothing was sent"
+                )
+            return AgentWrite(agent_id, agent, token, operations, expect, tuple(operations), hashed=hashed)
+        self._writes += 1
         token = WriteToken(self._prefix + self._writes.to_bytes(8, "big"), seen)
         return AgentWrite(agent_id, agent, token, operations, expect, hashed=hashed)
 
-    async def save(self, write: AgentWrite, budget_s: float) -> Saved:
-        """Send a write with all others of this turn of the loop; return when every store has it, within `budget_s`.
+    # --- sent ---
 
-        Raises:
-            SaveError: not every store has.
-            ClusterUnavailable: it was closed before the turn was over; nothing was sent.
+    def save(self, write: AgentWrite, budget_s: float, *, patient: bool = False) -> asyncio.Future[Saved]:
+        """Send a write with all others of this turn of the loop; return a future of every store having it.
+
+        With `patient` it waits, within `budget_s`, for a node that is to be left alone for the moment.
+
+        Raises (the first at once, the other when awaited):
+            ClusterUnavailable: it is closed.
+            SaveError: not every store has it.
         """
-        batch = self._pending.get(budget_s)
-        if batch is None:
-            if not self._pending:
-                self._loop.call_soon(self._send)
-            batch = self._pending[budget_s] = _Batch(time.monotonic() + budget_s)
+        self._require_sending()
         future: asyncio.Future[Saved] = self._loop.create_future()
-        batch.waiters[write] = future
-        return await future
-
-    def _send(self) -> None:
-        pending, self._pending = self._pending, {}
-        for budget_s, batch in pending.items():
-            try:
-                self._send_batch(batch, budget_s)
-            except Exception as error:  # a bug: nobody is to wait for ever because of it
-                batch.fail(error)
-                raise
-
-    def _send_batch(self, batch: _Batch, budget_s: float) -> None:
-        handle_settled = partial(self._hand_out, batch.waiters, budget_s)
-        saving = Saving(self._router, batch.deadline, self._handle_acknowledged, handle_settled)
-        for write in batch.waiters:
-            saving.add(write)
-        saving.send()
-        # A write that every store had acknowledged before has no part to wait for.
-        for write in [write for write in batch.waiters if not write.open_parts]:
-            handle_settled(write)
-
-    def _hand_out(self, waiters: dict[AgentWrite, asyncio.Future[Saved]], budget_s: float, write: AgentWrite) -> None:
-        future = waiters.pop(write, None)
-        if future is None or future.done():
-            return  # its caller no longer waits
-        result = self._result(write, budget_s)
-        if isinstance(result, SaveError):
-            future.set_exception(result)
-        else:
-            future.set_result(result)
-
-    def close(self, error: Exception) -> None:
-        """Fail every save that is not sent yet."""
-        pending, self._pending = self._pending, {}
-        for batch in pending.values():
-            batch.fail(error)
+        # What may have been applied already is answered by its node alone: told at once that there is no answer now,
+        # its caller could only ask again.
+        self._add(self._batch(budget_s, patient=patient or bool(write.repeated)), write, future)
+        return future
 
     async def save_many(
-        self,
-        agents: Mapping[str, Mapping[str, Any]],
-        operations_of: Callable[[Mapping[str, Any]], Mapping[str, list[Operation]]],
-        budget_s: float,
+        self, agents: Collection[str], new_write: NewWrite, budget_s: float
     ) -> dict[str, Saved | DawnchorusError]:
-        """Save what is given of each agent; return by agent what became of it.
+        """Save what `new_write` makes of each agent; return by agent what became of it.
 
-        Shard by shard, as `_by_shard` orders them: a node then commits to few shards for each message, and begins with
-        the first while the next are made.
+        Many go shard by shard, as `_by_shard` orders them: a node then commits to few shards for each message, and
+        begins with the first while the next are made.
         """
-        results: dict[str, Saved | DawnchorusError] = {}
-
-        def handle_settled(write: AgentWrite) -> None:
-            results[write.agent_id] = self._result(write, budget_s)
-
-        saving = Saving(self._router, time.monotonic() + budget_s, self._handle_acknowledged, handle_settled)
-        for agent_id, agent, hashed in self._by_shard(agents, results):
+        self._require_sending()
+        future: asyncio.Future[None] = self._loop.create_future()
+        many = _Many(future)
+        if len(agents) > _TOGETHER_MAX:
+            batch = self._new_batch(budget_s, patient=False)
+            ordered = self._by_shard(_hashed(agents, many.results))
+        else:
+            batch = self._batch(budget_s, patient=False)
+            ordered = _hashed(agents, many.results)
+        for agent_id, agent, hashed in ordered:
             try:
-                write = self._new_write(agent_id, agent, hashed, operations_of(agents[agent_id]))
+                write = new_write(agent_id, agent, hashed)
             except DawnchorusError as error:
-                results[agent_id] = error
+                many.results[agent_id] = error
                 continue
-            saving.add(write)
-        await saving.run()
-        return {agent_id: results[agent_id] for agent_id in agents}
+            many.left += 1
+            self._add(batch, write, many)
+        if len(agents) > _TOGETHER_MAX:
+            self._send(batch)
+        many.handle_one()
+        await future
+        return {agent_id: many.results[agent_id] for agent_id in agents}
 
-    def _by_shard(
-        self, agents: Iterable[str], results: dict[str, Saved | DawnchorusError]
-    ) -> Iterator[tuple[str, bytes, int]]:
-        """Yield each agent's id, its UTF-8 and its hash, shard after shard, going round the nodes.
+    def _add(self, batch: _Batch, write: AgentWrite, waiter: asyncio.Future[Saved] | _Many) -> None:
+        batch.waiters[write] = waiter
+        batch.saving.add(write)
+        if not write.open_parts:  # every store had acknowledged it before
+            self._handle_settled(batch, write)
+
+    def _batch(self, budget_s: float, *, patient: bool) -> _Batch:
+        """Return this turn's batch of saves with this budget."""
+        batch = self._pending.get((budget_s, patient))
+        if batch is None:
+            if not self._pending:
+                self._loop.call_soon(self._send_pending)
+            batch = self._pending[budget_s, patient] = self._new_batch(budget_s, patient=patient)
+        return batch
+
+    def _new_batch(self, budget_s: float, *, patient: bool) -> _Batch:
+        def saving(batch: _Batch) -> Saving:
+            handle_settled = partial(self._handle_settled, batch)
+            deadline = self._clock() + budget_s
+            return Saving(
+                self._router, self._order, self._loop, deadline, self._handle_acknowledged, handle_settled, patient
+            )
+
+        return _Batch(budget_s, saving)
+
+    def _send_pending(self) -> None:
+        pending, self._pending = self._pending, {}
+        failure: Exception | None = None
+        for batch in pending.values():
+            try:
+                self._send(batch)
+            except Exception as error:  # a bug: nobody is to wait for ever because of it, nor the others' saves
+                failure = error
+        if failure is not None:
+            raise failure
+
+    def _send(self, batch: _Batch) -> None:
+        self._under_way.add(batch)
+        try:
+            batch.saving.send()
+        except Exception as error:
+            batch.fail(error)
+            batch.saving.end(str(error))
+            raise
+        finally:
+            if not batch.waiters:
+                self._under_way.discard(batch)
+
+    def _handle_settled(self, batch: _Batch, write: AgentWrite) -> None:
+        """No more will be heard of a write."""
+        waiter = batch.waiters.pop(write, None)
+        if waiter is not None:
+            _hand_out(waiter, write.agent_id, self._result(write, batch.budget_s))
+        if not batch.waiters:
+            self._under_way.discard(batch)
+
+    def _result(self, write: AgentWrite, budget_s: float) -> Result:
+        result = write.result(self._kinds_of)
+        if not isinstance(result, SaveError):
+            return result
+        if self._closed and (write.unknown or CLOSED in write.refused.values()):
+            interrupted = write.interrupted(self._kinds_of, CLOSED)
+            if interrupted is None:
+                return ClusterUnavailable(f"agent {write.agent_id!r}: {CLOSED}")
+            result = interrupted
+        result.repeat = partial(self._repeat, write, budget_s)
+        return result
+
+    def _repeat(self, write: AgentWrite, budget_s: float) -> asyncio.Future[Saved]:
+        """Send a write again; what its error's `retry` does."""
+        self._require_open()
+        return self.save(write.again(), budget_s, patient=True)
+
+    # --- the end ---
+
+    def close(self, reason: str) -> None:
+        """End every save: what is not sent yet never is, and what of the rest was applied stays unknown."""
+        self._closed = reason
+        pending, self._pending = self._pending, {}
+        for batch in [*pending.values(), *self._under_way]:
+            batch.saving.end(CLOSED)
+        self._under_way.clear()
+
+    def _require_sending(self) -> None:
+        if self._closed:
+            raise ClusterUnavailable(self._closed)
+
+    # --- shard by shard ---
+
+    def _by_shard(self, hashed_agents: Iterable[tuple[str, bytes, int]]) -> Iterator[tuple[str, bytes, int]]:
+        """Yield agents shard after shard, going round the nodes.
 
         By the shards of the store that has most: those of another are then in order as well, where the numbers divide.
-        What is no agent id gets its error in `results`.
         """
         placement = self._router.placement
         assert placement is not None
         owners = max(placement.shards.values(), key=len)
         by_shard: list[list[tuple[str, bytes, int]]] = [[] for _ in owners]
         shards = len(owners)
-        for agent_id in agents:
-            try:
-                agent = check_agent_id(agent_id)
-            except InvalidRequestError as error:
-                results[agent_id] = error
-                continue
-            hashed = hash_agent(agent)
-            by_shard[hashed % shards].append((agent_id, agent, hashed))
+        for agent in hashed_agents:
+            by_shard[agent[2] % shards].append(agent)
         by_node: dict[str, list[int]] = {}
         for shard, owner in enumerate(owners):
             by_node.setdefault(owner.node, []).append(shard)
@@ -209,13 +332,13 @@ class Saver:
                 if shard is not None:
                     yield from by_shard[shard]
 
-    def _result(self, write: AgentWrite, budget_s: float) -> Saved | SaveError:
-        result = write.result(self._kinds_of)
-        if isinstance(result, SaveError):
-            result.repeat = partial(self._repeat, write, budget_s)
-        return result
 
-    async def _repeat(self, write: AgentWrite, budget_s: float) -> Saved:
-        """Send a write again; what its error's `retry` does."""
-        self._require_open()
-        return await self.save(write.again(), budget_s)
+def _hashed(agents: Iterable[str], results: dict[str, Result]) -> Iterator[tuple[str, bytes, int]]:
+    """Yield each agent's id, its UTF-8 and its hash. What is no agent id gets its error in `results`."""
+    for agent_id in agents:
+        try:
+            agent = check_agent_id(agent_id)
+        except InvalidRequestError as error:
+            results[agent_id] = error
+            continue
+        yield agent_id, agent, hash_agent(agent)

@@ -2,13 +2,15 @@
 
 When a connection breaks, what was on its way is sent again on the next one, within the deadline: a node that has
 applied it already answers with the first result. What an `AgentWrite` has not heard of by then is unknown.
+
+A write whose agent has an earlier one on its way to the same store is held until that is over (`save_order`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Collection, Iterable
+from typing import Final, Protocol
 
 from ..wire.errors import ProtocolError
 from ..wire.limits import FRAME_BYTES_TARGET
@@ -23,11 +25,20 @@ from ..wire.messages import (
     SectionStatus,
     encode,
 )
+from ..wire.placement import Placement
 from .agent_write import AgentWrite
 from .exchange import Exchange
-from .router import Router
+from .save_order import Held, SaveOrder
 
-__all__ = ["Saving"]
+__all__ = ["CLOSED", "CommitRouter", "Saving"]
+
+CLOSED: Final = "the cluster was closed; nothing was sent"
+"""The reason of what is refused because the cluster was closed before it could be sent."""
+
+_BEHIND_ANOTHER: Final = "an earlier save of this agent was still on its way; nothing was sent"
+
+_AGAIN_S: Final = 0.05
+"""How long after its node had too much to do a save that is tried again is offered to it once more."""
 
 _MESSAGE_WRITES_MAX: Final = 1_000
 """Writes of one Commit: a node answers a Commit when all its shards are synced."""
@@ -36,6 +47,28 @@ _RESULT_BYTES: Final = 16
 
 _NOTHING_WRITTEN: Final = frozenset(SectionStatus) - {SectionStatus.OK, SectionStatus.INTERNAL}
 """Statuses that say so surely; after any other, also one not known yet, nobody can tell."""
+
+
+class CommitRouter(Protocol):
+    """What a saving needs of a router."""
+
+    placement: Placement | None
+
+    def submit(self, exchanges: Collection[Exchange]) -> None:
+        """Send exchanges, each when its node has room for it."""
+
+    def cancel(self, exchanges: Iterable[Exchange]) -> None:
+        """Forget exchanges that nobody waits for any more."""
+
+    def note_version(self, store: str, shard: int, version: int) -> None:
+        """Take note of a version that a shard has reached."""
+
+    def version_seen(self, store: str, shard: int) -> int:
+        """Return the newest version of a shard that it was told of."""
+        ...
+
+    def take_in(self) -> None:
+        """Take in what has come already."""
 
 
 class _Section:
@@ -57,7 +90,7 @@ class _Section:
 class _CommitExchange(Exchange):
     """Some sections of a save, at one node. Sent twice, a refusal says nothing of what became of the first."""
 
-    __slots__ = ("_saving", "sections", "size", "writes")
+    __slots__ = ("_saving", "reason", "sections", "size", "writes")
 
     cancellable = False
     waits_for_disk = True
@@ -68,14 +101,14 @@ class _CommitExchange(Exchange):
         self.sections: dict[tuple[str, int], _Section] = {}
         self.size = 0
         self.writes = 0
+        self.reason = ""
+        """Why it was not taken when it was last offered."""
 
     def add(self, store: str, shard: int, epoch: int, write: AgentWrite, size: int) -> None:
         section = self.sections.get((store, shard))
         if section is None:
             section = self.sections[store, shard] = _Section(store, shard, epoch)
         section.writes.append(write)
-        # Who tries again knows that the node may be taken for dead: it waits for it, as long as it may.
-        self.patient = self.patient or write.repeated
         self.size += size
         self.writes += 1
         # What is on its way to the node counts as well: one window bounds both directions.
@@ -101,9 +134,20 @@ class _CommitExchange(Exchange):
         if code is not None and code not in (FaultCode.INTERNAL, FaultCode.OVERLOADED):
             self.unserved += 1  # the node refused it as a whole; flow control has counted where that was for too much
         if self.sendings == self.unserved:
+            self.reason = f"{code.name}: {reason}" if code else reason
+            if (code is None or code == FaultCode.OVERLOADED) and self._saving.offers_again(self):
+                return
             for section in self.sections.values():
-                self._saving.refuse(section, f"{code.name}: {reason}" if code else reason)
+                self._saving.refuse(section, self.reason)
         self._saving.handle_answered(self)
+
+    def belongs_to(self, saving: Saving) -> bool:
+        """Whether it carries the writes of this saving."""
+        return self._saving is saving
+
+    def is_full(self, size: int) -> bool:
+        """Whether a write of so many bytes has to travel in another."""
+        return self.writes > 0 and (self.size + size > FRAME_BYTES_TARGET or self.writes >= _MESSAGE_WRITES_MAX)
 
 
 class Saving:
@@ -111,67 +155,106 @@ class Saving:
 
     def __init__(
         self,
-        router: Router,
+        router: CommitRouter,
+        order: SaveOrder,
+        loop: asyncio.AbstractEventLoop,
         deadline: float,
         handle_acknowledged: Callable[[str, list[tuple[bytes, int]]], None],
         handle_settled: Callable[[AgentWrite], None],
+        patient: bool,
     ) -> None:
         """Begin; `add` the writes, then `send`. `deadline` is in seconds of the monotonic clock.
 
-        `handle_acknowledged` is told of each store the agents of acknowledged writes with their versions;
-        `handle_settled` is given each write once no more will be heard of it.
+        `order` has the saves of this client that are on their way. `handle_acknowledged` is told of each store the
+        agents of acknowledged writes with their versions; `handle_settled` is given each write once no more will be
+        heard of it. With `patient` they wait until the deadline for a node that is to be left alone for the moment.
         """
         assert router.placement is not None
         self._router = router
+        self._order = order
+        self._loop = loop
         self._placement = router.placement
         self._handle_acknowledged = handle_acknowledged
         self._handle_settled = handle_settled
+        self._patient = patient
         self.deadline = deadline
-        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._filling: dict[str, _CommitExchange] = {}
         self._waiting: set[_CommitExchange] = set()
+        self._held: set[Held] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._sends_later = True
+        """Whether `send` is about to be called."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of it is on its way."""
+        return not self._waiting and not self._held
 
     def add(self, write: AgentWrite) -> None:
-        """Take a write; a message that it fills goes off at once."""
+        """Take a write; a message that it fills goes off at once. A write of which all is acknowledged has no parts."""
         for store in write.operations:
             if store in write.versions:
                 continue  # acknowledged before this is sent again
-            owners = self._placement.shards[store]
-            shard = write.hashed % len(owners)
-            owner = owners[shard]
-            size = write.size(store)
-            exchange = self._filling.get(owner.node)
-            if exchange is not None and (
-                exchange.size + size > FRAME_BYTES_TARGET or exchange.writes >= _MESSAGE_WRITES_MAX
-            ):
-                self._router.submit([exchange])
-                exchange = None
-            if exchange is None:
-                exchange = self._filling[owner.node] = _CommitExchange(self, owner.node)
-                self._waiting.add(exchange)
             write.open_parts += 1
-            exchange.add(store, shard, owner.serving_epoch, write, size)
+            size = write.size(store)
+            exchange = self._exchange(store, write, size)
+            if self._order.enter(store, write.agent, exchange):
+                self._add_part(exchange, store, write, size)
+            else:
+                held = Held(self, store, write)
+                self._held.add(held)
+                self._order.hold(held)
+
+    def carry(self, held: Held, carrier: object) -> object:
+        """Put a write that was held into a message, and send it at the end of this turn of the loop."""
+        write, store = held.write, held.store
+        size = write.size(store)
+        if carrier is not None and (
+            not isinstance(carrier, _CommitExchange) or not carrier.belongs_to(self) or carrier.is_full(size)
+        ):
+            return None
+        self._held.discard(held)
+        exchange = self._exchange(store, write, size)
+        self._add_part(exchange, store, write, size)
+        if not self._sends_later:
+            self._sends_later = True
+            self._loop.call_soon(self._send_filling)
+        return exchange
+
+    def _exchange(self, store: str, write: AgentWrite, size: int) -> _CommitExchange:
+        """Return the message that is being filled for a write's node, and has room for it."""
+        owners = self._placement.shards[store]
+        node = owners[write.hashed % len(owners)].node
+        exchange = self._filling.get(node)
+        if exchange is not None and exchange.is_full(size):
+            self._router.submit([exchange])
+            exchange = None
+        if exchange is None:
+            exchange = self._filling[node] = _CommitExchange(self, node)
+            # Who tries again knows that the node may be taken for dead: it waits for it, as long as it may.
+            exchange.patient = self._patient
+        return exchange
+
+    def _add_part(self, exchange: _CommitExchange, store: str, write: AgentWrite, size: int) -> None:
+        if not exchange.writes:
+            self._waiting.add(exchange)
+        owners = self._placement.shards[store]
+        shard = write.hashed % len(owners)
+        exchange.add(store, shard, owners[shard].serving_epoch, write, size)
 
     def send(self) -> None:
         """Send what is not sent yet; each write is settled when its parts are answered, at the latest at the deadline.
 
         The last one settled may be so before this returns.
         """
-        filling, self._filling = self._filling, {}
-        if not self._waiting:
-            self._finish()
-            return
-        self._timer = asyncio.get_running_loop().call_at(self.deadline, self._expire)
-        self._router.submit(filling.values())
+        if not self.is_over:
+            self._timer = self._loop.call_at(self.deadline, self._expire)
+        self._send_filling()
 
-    async def run(self) -> None:
-        """Send, and return when all is settled."""
-        self.send()
-        try:
-            await self._done
-        finally:
-            self._finish()
+    def _send_filling(self) -> None:
+        self._sends_later = False
+        filling, self._filling = self._filling, {}
+        self._router.submit([exchange for exchange in filling.values() if exchange in self._waiting])
 
     def handle_section(self, section: _Section, committed: CommittedSection, *, sendings: int) -> None:
         """Take in the results of one section, sent that often."""
@@ -189,13 +272,27 @@ class Saving:
             write.handle_result(store, result)
             if not isinstance(result, Refusal):
                 acknowledged.append((write.agent, result))
+        if committed.removed:
+            for index, kinds in committed.removed.items():
+                if index < len(section.writes):
+                    section.writes[index].handle_removed(store, kinds)
         self._handle_acknowledged(store, acknowledged)
 
     def refuse(self, section: _Section, reason: str) -> None:
         """Take note that surely nothing of a section was written: nothing now, and it was never sent before."""
         for write in section.writes:
-            if not write.repeated:
-                write.refuse(section.store, reason)
+            write.refuse(section.store, reason)
+
+    def offers_again(self, exchange: _CommitExchange) -> bool:
+        """Offer an exchange that was not taken again in a moment, where its callers wait for that."""
+        if not self._patient or exchange not in self._waiting:
+            return False
+        self._loop.call_later(_AGAIN_S, self._offer_again, exchange)
+        return True
+
+    def _offer_again(self, exchange: _CommitExchange) -> None:
+        if exchange in self._waiting:
+            self._router.submit([exchange])
 
     def handle_answered(self, exchange: _CommitExchange) -> None:
         """An exchange is over, one way or another."""
@@ -203,32 +300,41 @@ class Saving:
             return
         self._waiting.discard(exchange)
         self._settle(exchange)
-        if not self._waiting and not self._filling:
-            self._finish()
+        if self._timer is not None and self.is_over:
+            self._timer.cancel()
 
     def _settle(self, exchange: _CommitExchange) -> None:
+        order = self._order
         for section in exchange.sections.values():
+            store = section.store
             for write in section.writes:
+                order.leave(store, write.agent, exchange)
                 write.open_parts -= 1
                 if not write.open_parts:
                     self._handle_settled(write)
 
     def _expire(self) -> None:
         self._router.take_in()
-        self._finish()
+        self.end("")
 
-    def _finish(self) -> None:
-        """All is answered, or it is too late, or nobody waits any more."""
-        if self._done.done() and not self._waiting:
-            return
+    def end(self, reason: str) -> None:
+        """End it, for `reason` or because it is too late: what was not sent is refused, the rest stays unknown."""
         if self._timer is not None:
             self._timer.cancel()
         waiting, self._waiting = self._waiting, set()
+        held, self._held = self._held, set()
+        # Those held first: none of them may be carried by what ends here.
+        for part in held:
+            part.waits = False
+            part.write.refuse(part.store, reason or _BEHIND_ANOTHER)
         self._router.cancel(waiting)
+        for part in held:
+            part.write.open_parts -= 1
+            if not part.write.open_parts:
+                self._handle_settled(part.write)
         for exchange in waiting:
-            if not exchange.sendings:
+            if exchange.sendings == exchange.unserved:
+                said = exchange.reason or f"node {exchange.node!r} could not be reached in time; nothing was sent"
                 for section in exchange.sections.values():
-                    self.refuse(section, f"node {exchange.node!r} could not be reached in time; nothing was sent")
+                    self.refuse(section, reason or said)
             self._settle(exchange)
-        if not self._done.done():
-            self._done.set_result(None)

@@ -18,6 +18,7 @@
     |   |-- SaveRefused                     the nodes refused it for what it is; nothing was written anywhere
     |   |-- VersionConflict                 other versions are there (`.found`); nothing was written anywhere
     |   |-- SaveIncomplete                  per store: `.saved`, `.conflicting`, `.refused`, `.unknown`
+    |   |   `-- SaveInterrupted (ClusterUnavailable) the same, as the cluster was closed meanwhile
     |   |-- SaveUndecidable                 repeated too late: the log no longer tells whether it was applied
     |   `-- DeadlineExceeded                no store answered in time: the outcome is unknown
     |-- WrongLoopError (RuntimeError)       a cluster used outside its event loop, thread or process; nothing was sent
@@ -63,6 +64,7 @@ __all__ = [
     "ProtocolError",
     "SaveError",
     "SaveIncomplete",
+    "SaveInterrupted",
     "SaveRefused",
     "SaveUndecidable",
     "StoreDamaged",
@@ -284,6 +286,13 @@ class WrongLoopError(DawnchorusError, RuntimeError):
 
 class ClusterUnavailable(DawnchorusError, ConnectionError):
     """No node of the cluster answered, or this cluster is closed; a retry may help."""
+
+
+class SaveInterrupted(SaveIncomplete, ClusterUnavailable):
+    """The cluster was closed while the save was under way: its fields say what is known of it.
+
+    It may still be applied. Given its `write_id`, another client can repeat it.
+    """
 
 
 class PeerFault(DawnchorusError):

@@ -19,6 +19,7 @@ __all__ = [
     "SECTIONS_MAX",
     "TTL_MS_MAX",
     "WRITE_ID_BYTES_MAX",
+    "WRITE_KEY_BYTES_MAX",
     "WRITE_OPERATIONS_MAX",
 ]
 
@@ -49,6 +50,9 @@ make a node hold: 4 MiB of ids of two bytes are a million objects, 50 MB."""
 
 WRITE_ID_BYTES_MAX: Final = 64
 """Bytes of a write id; a router's have 16. Each is kept in the shard's log."""
+
+WRITE_KEY_BYTES_MAX: Final = 256
+"""UTF-8 bytes of a write id that a caller chose; nodes get a hash of it."""
 
 WRITE_OPERATIONS_MAX: Final = 256
 """Operations of one write: four for each of the most kinds a cluster can have. Each is kept in the shard's log."""

@@ -175,7 +175,8 @@ class Write(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     `write_id` names the save in the shard's log; `seen` is the shard version that the router had seen when it first
     sent the write, and `repeated` says that it may have been sent before. `expect`: kind -> the version that it must
-    have for the write to be applied, 0 for nothing there (expired counts as nothing); nil for no condition.
+    have for the write to be applied, 0 for nothing there (expired counts as nothing); nil for no condition. `digest`
+    says what the whole save is for, where the router computes it; 0: the node does, of these operations.
     """
 
     agent: bytes
@@ -184,6 +185,7 @@ class Write(msgspec.Struct, array_like=True, frozen=True, gc=False):
     operations: list[Operation]
     expect: dict[str, int] | None = None
     repeated: bool = False
+    digest: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class CommitSection(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -216,6 +218,7 @@ class CommittedSection(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Results of the request's section `index`, one for each write in order.
 
     A result is the write's version (0 where there was nothing to delete) or its refusal. `version` is the shard's.
+    `removed`: of writes that delete, by their index, the kinds that were there.
     """
 
     index: Number
@@ -223,6 +226,7 @@ class CommittedSection(msgspec.Struct, array_like=True, frozen=True, gc=False):
     version: int
     results: list[int | Refusal]
     detail: str = ""
+    removed: dict[int, list[str]] | None = None
 
 
 class Committed(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=6):
@@ -233,7 +237,10 @@ class Committed(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=6):
 
 
 class Scan(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=7):
-    """List agent ids of one shard in byte order, after `position` (b"" to begin), at most `agents_max`."""
+    """List agent ids of one shard in byte order, after `position` (b"" to begin), at most `agents_max`.
+
+    `prefix`: up to the first one that does not begin with it.
+    """
 
     request: Number
     budget_us: Number
@@ -243,6 +250,7 @@ class Scan(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=7):
     position: bytes
     agents_max: Number
     sent_us: Number = 0
+    prefix: bytes = b""
 
 
 class Scanned(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=8):

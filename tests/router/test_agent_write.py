@@ -8,16 +8,16 @@ from hypothesis import strategies as st
 
 from dawnchorus import (
     DeadlineExceeded,
-    InvalidRequestError,
     Saved,
     SaveError,
     SaveIncomplete,
+    SaveInterrupted,
     SaveRefused,
     SaveUndecidable,
     VersionConflict,
 )
-from dawnchorus.router.agent_write import AgentWrite, WriteToken, parse_token
-from dawnchorus.wire.limits import WRITE_ID_BYTES_MAX
+from dawnchorus.router.agent_write import AgentWrite, SavedVersions
+from dawnchorus.router.write_token import WriteToken
 from dawnchorus.wire.messages import Drop, Erase, Operation, Put, Refusal, RefusalCode, Write
 
 TOKEN = WriteToken(b"\x01\x02", {"id": 7, "live": 0})
@@ -150,7 +150,7 @@ def test_a_save_sent_again_keeps_its_name_and_goes_where_it_is_not_known_to_be()
     first = AgentWrite("a", b"a", TOKEN, OPERATIONS, {"id": {"profile": 3}})
     first.handle_result("id", 5)
     second = first.again()
-    assert second.repeated
+    assert second.repeated == ("live",)
     assert second.versions == {"id": 5}
     assert second.unknown == ("live",)
     assert second.to_message("live", repeated=False) == Write(b"a", b"\x01\x02", 0, [Drop("session")], None, True)
@@ -166,41 +166,57 @@ def test_what_a_store_refused_is_asked_again() -> None:
     assert set(again.unknown) == {"id", "live"}
     assert not again.refused
     assert not again.conflicts
+    assert not again.repeated, "it was not applied: that is no doubt that a repetition could have"
 
 
-# --- tokens ---
+def test_a_refusal_unsent_stays_one_when_tried_again_and_an_unknown_stays_unknown() -> None:
+    again = written(id=DISK_FULL).again()
+    again.refuse("id", DISK_FULL)
+    again.refuse("live", DISK_FULL)
+    assert again.refused == {"id": DISK_FULL}
+    assert again.unknown == ("live",)
+    assert isinstance(outcome(written(id=DISK_FULL, live=DISK_FULL).again()), DeadlineExceeded)
+    once_more = written(id=DISK_FULL, live=DISK_FULL).again()
+    once_more.refuse("id", "nothing was sent")
+    once_more.refuse("live", "nothing was sent")
+    assert isinstance(outcome(once_more), SaveRefused)
 
-tokens = st.builds(
-    WriteToken,
-    st.binary(min_size=1, max_size=WRITE_ID_BYTES_MAX),
-    st.dictionaries(st.from_regex(r"\A[a-z][a-z0-9_-]{0,20}\Z"), st.integers(0, (1 << 64) - 1), min_size=1, max_size=5),
-)
+
+def test_a_repeated_write_that_its_node_refuses_was_not_applied_before_either() -> None:
+    again = written().again()
+    assert set(again.repeated) == {"id", "live"}
+    again.handle_result("id", REFUSED)
+    again.handle_result("live", CONFLICT)
+    assert not again.unknown
+    assert not again.again().repeated
 
 
-@given(tokens)
-def test_a_token_comes_back_from_its_text(token: WriteToken) -> None:
-    assert parse_token(str(token)) == token
+# --- deletions ---
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        ".",
-        "0102",
-        "01.live",
-        "01.live:",
-        "01.live:x",
-        "01.live:1:2",
-        ".live:1",
-        "zz.live:1",
-        "0.live:1",
-        "01.live:-1",
-        "01.live:10000000000000000",
-        "00" * (WRITE_ID_BYTES_MAX + 1) + ".live:1",
-        "01.live:1.",
-    ],
-)
-def test_what_is_no_token_is_refused(text: str) -> None:
-    with pytest.raises(InvalidRequestError, match="write_id"):
-        parse_token(text)
+def test_a_deletion_says_where_nothing_was() -> None:
+    write = AgentWrite("a", b"a", TOKEN, {"id": [Put("profile", 0, 1, b"v"), Drop("preference")], "live": [Erase()]})
+    write.handle_result("id", 5)
+    write.handle_result("live", 6)
+    saved = outcome(write)
+    assert isinstance(saved, Saved)
+    assert saved.versions == {"profile": 5, "preference": 5, "session": 6}, "a node that does not say"
+    write.handle_removed("id", [])
+    write.handle_removed("live", ["session"])
+    saved = outcome(write)
+    assert isinstance(saved, Saved)
+    assert isinstance(saved.versions, SavedVersions)
+    assert saved.versions == {"profile": 5, "preference": 0, "session": 6}
+    assert saved.versions.deleted == {"preference", "session"}
+
+
+# --- the end of its cluster ---
+
+
+def test_a_save_interrupted_says_what_is_known_of_it() -> None:
+    closed = "the cluster was closed"
+    write = written(id=5)
+    error = write.interrupted(KINDS.__getitem__, closed)
+    assert isinstance(error, SaveInterrupted)
+    assert (error.saved, error.unknown, error.write_id) == ({"profile": 5}, ("live",), str(TOKEN))
+    assert written(id=closed, live=closed).interrupted(KINDS.__getitem__, closed) is None, "nothing was sent"

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from dawnchorus import FragmentUnavailable, InvalidRequestError, UnknownKindError
+from dawnchorus import InvalidRequestError, UnknownKindError
 from dawnchorus.router.ids import check_agent_id, sound_ids
 from dawnchorus.router.kinds import Kinds, encode_value
 from dawnchorus.wire.image import ENCODING_BYTES, ENCODING_MSGPACK
@@ -74,29 +74,17 @@ def test_a_save_goes_by_store_with_required_kinds_first() -> None:
     }
 
 
-def test_an_expectation_is_a_mapping_zero_or_nothing() -> None:
-    assert KINDS.expectations(None, ["a"]) == {}
-    assert KINDS.expectations(0, ["a", "b", "c"]) == {"one": {"a": 0, "b": 0}, "two": {"c": 0}}
-    assert KINDS.expectations({"a": 5, "c": 6}, ["a", "b", "c"]) == {"one": {"a": 5}, "two": {"c": 6}}
-    assert KINDS.expectations({"b": 5}, ["a"]) == {"one": {"b": 5}}, "of a kind that is not written, in its store"
-    assert KINDS.expectations({}, ["a"]) == {}
+class Name(str):
+    """A kind's name as a library may give it: it equals the name, and msgspec encodes none."""
 
 
-@pytest.mark.parametrize("expect", [1, -1, True, "a", [0], {"a": -1}, {"a": 1 << 64}, {"a": True}, {"d": 0}])
-def test_what_is_no_expectation_is_refused(expect: Any) -> None:
-    with pytest.raises(InvalidRequestError, match="expect"):
-        KINDS.expectations(expect, ["a", "c"])
-
-
-async def test_an_expected_state_counts_for_the_kinds_being_written_and_must_know_them() -> None:
-    async with fake_client() as (cluster, nodes):
-        nodes.put("agent", profile=1, session=2)
-        state = await cluster.wake("agent", kinds=["profile", "history"])
-        kinds = Kinds(cluster.topology, None)
-        assert kinds.expectations(state, ["profile"]) == {"id": {"profile": state.version("profile")}}
-        assert kinds.expectations(state, ["history"]) == {"old": {"history": 0}}
-        with pytest.raises(FragmentUnavailable, match="session"):
-            kinds.expectations(state, ["profile", "session"])
+def test_a_name_that_only_equals_a_kinds_does_not_get_into_what_is_kept_for_others() -> None:
+    kinds = Kinds(TOPOLOGY, None)
+    for fragments in ({Name("b"): 1}, {"b": 1}):
+        [[put]] = kinds.by_store(fragments).values()
+        assert isinstance(put, Put)
+        assert type(put.kind) is str
+    assert {type(kind) for some in kinds.stores_of([Name("c")]).values() for kind in some or ()} == {str}
 
 
 def test_a_delete_of_all_kinds_means_every_store_whole() -> None:

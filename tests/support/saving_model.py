@@ -1,0 +1,281 @@
+"""A client's saves without sockets, loop or disk: a router whose messages a test moves by hand, and shards in memory.
+
+What a message may suffer on its way is worse here than anywhere: of those that wait for a node any may go next.
+"""
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVarTuple, Unpack
+
+from dawnchorus import Saved
+from dawnchorus.fragment_stores.lmdb_rows import log_row, misused_id, undecidable
+from dawnchorus.fragment_stores.merge import merge
+from dawnchorus.fragment_stores.protocol import LogRow
+from dawnchorus.router.agent_write import AgentWrite
+from dawnchorus.router.exchange import Exchange
+from dawnchorus.router.saver import Saver
+from dawnchorus.router.saving import _CommitExchange  # pyright: ignore[reportPrivateUsage]  # what a message carries
+from dawnchorus.wire.messages import (
+    Commit,
+    Committed,
+    CommittedSection,
+    FaultCode,
+    Refusal,
+    SectionStatus,
+    Write,
+    decode_request,
+)
+from dawnchorus.wire.placement import Placement
+
+Ts = TypeVarTuple("Ts")
+
+
+class HandLoop(asyncio.AbstractEventLoop):
+    """As much of an event loop as saves need: a turn is over, and time passes, when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+        self._soon: deque[Callable[[], object]] = deque()
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._timers_made = 0
+
+    def get_debug(self) -> bool:
+        """Futures ask."""
+        return False
+
+    def time(self) -> float:
+        """The test's time."""
+        return self.now
+
+    def call_soon(
+        self, callback: Callable[[Unpack[Ts]], object], *args: Unpack[Ts], context: Any = None
+    ) -> asyncio.Handle:
+        """Run it at the end of the turn."""
+        handle = asyncio.Handle(callback, args, self, context)
+        self._soon.append(lambda: None if handle.cancelled() else handle._run())
+        return handle
+
+    def call_at(
+        self, when: float, callback: Callable[[Unpack[Ts]], object], *args: Unpack[Ts], context: Any = None
+    ) -> asyncio.TimerHandle:
+        """Run it when that time has come."""
+        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        self._timers_made += 1
+        heapq.heappush(self._timers, (when, self._timers_made, handle))
+        return handle
+
+    def call_later(
+        self, delay: float, callback: Callable[[Unpack[Ts]], object], *args: Unpack[Ts], context: Any = None
+    ) -> asyncio.TimerHandle:
+        """Run it so much later."""
+        return self.call_at(self.now + delay, callback, *args, context=context)
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """Timers tell; a cancelled one is passed over when its time comes."""
+
+    def create_future(self) -> asyncio.Future[Any]:
+        """A future of this loop."""
+        return asyncio.Future(loop=self)
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """Errors that nobody looked at are no concern here: a test looks at those that it is about."""
+
+    def end_turn(self) -> None:
+        """Run what was to be run at the end of the turn."""
+        for _ in range(len(self._soon)):
+            self._soon.popleft()()
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass, and what was to be run by then be run."""
+        self.now += seconds
+        while self._timers and self._timers[0][0] <= self.now:
+            handle = heapq.heappop(self._timers)[2]
+            if not handle.cancelled():
+                handle._run()
+                self.end_turn()
+
+
+class Applied(NamedTuple):
+    """One write that a shard applied, and which it was of those that its client made."""
+
+    write: Write
+    version: int
+    origin: AgentWrite
+
+
+class MemoryShard:
+    """One store's shard, by the rules of `merge` and of the log; keeps the last `log_rows_max` rows."""
+
+    def __init__(self, generation: int, log_rows_max: int) -> None:
+        self.images: dict[bytes, bytes] = {}
+        self.version = generation << 40
+        self.log: dict[bytes, tuple[int, LogRow]] = {}
+        self.trimmed = 0
+        self.applied: list[Applied] = []
+        self._log_rows_max = log_rows_max
+
+    def commit(self, write: Write, origin: AgentWrite) -> tuple[int | Refusal, list[str] | None]:
+        """Apply a write; return its result and the kinds that it removed."""
+        known = self.log.get(write.write_id)
+        if known is not None:
+            version, row = known
+            misused = misused_id(row, write)
+            return (version, row.removed) if misused is None else (misused, None)
+        if write.repeated and write.seen < self.trimmed:
+            return undecidable(self.trimmed), None
+        before = self.images.get(write.agent)
+        version = self.version + 1
+        after = merge(before, write, version, 0)
+        if isinstance(after, Refusal):
+            return after, None
+        if after is before:
+            return 0, None
+        self.version = version
+        row = log_row(write, before, 0)
+        if after is None:
+            del self.images[write.agent]
+        else:
+            self.images[write.agent] = bytes(after)
+        self.log[write.write_id] = version, row
+        self.applied.append(Applied(write, version, origin))
+        if len(self.log) > self._log_rows_max:
+            oldest = next(iter(self.log))
+            self.trimmed = self.log.pop(oldest)[0]
+        return version, row.removed
+
+
+class _Frame(NamedTuple):
+    exchange: _CommitExchange
+    number: int
+    frame: bytes
+    origins: list[list[AgentWrite]]
+
+
+class HandRouter:
+    """The messages of one client: those that wait, those at their node, and the answers on their way back."""
+
+    def __init__(self, placement: Placement, loop: HandLoop, *, log_rows_max: int = 1_000) -> None:
+        self.placement: Placement | None = placement
+        self._loop = loop
+        self.shards = {
+            (store, shard): MemoryShard(1, log_rows_max)
+            for store, owners in placement.shards.items()
+            for shard in range(len(owners))
+        }
+        self.nodes = sorted({owner.node for owners in placement.shards.values() for owner in owners})
+        self.waiting: dict[str, list[_CommitExchange]] = {node: [] for node in self.nodes}
+        self.inbox: dict[str, deque[_Frame]] = {node: deque() for node in self.nodes}
+        self.answers: dict[str, deque[tuple[_CommitExchange, int, Committed | None]]] = {
+            node: deque() for node in self.nodes
+        }
+        self.open: set[str] = set()
+        """Nodes that are taken for dead: what is offered to them is refused."""
+        self._versions: dict[tuple[str, int], int] = {}
+        self._numbers = 0
+
+    # --- what a saving asks for ---
+
+    def submit(self, exchanges: Collection[Exchange]) -> None:
+        """Let exchanges wait for their node."""
+        for exchange in exchanges:
+            assert isinstance(exchange, _CommitExchange)
+            assert exchange.sections, "an empty message"
+            if exchange.node in self.open:
+                self._loop.call_soon(exchange.handle_failure, None, "the node is taken for dead")
+            else:
+                self.waiting[exchange.node].append(exchange)
+
+    def cancel(self, exchanges: Iterable[Exchange]) -> None:
+        """Forget exchanges: their answers find nobody."""
+        for exchange in exchanges:
+            exchange.number = 0
+            if exchange in self.waiting[exchange.node]:
+                self.waiting[exchange.node].remove(exchange)  # type: ignore[arg-type]
+
+    def note_version(self, store: str, shard: int, version: int) -> None:
+        """Take note of a version."""
+        self._versions[store, shard] = max(version, self._versions.get((store, shard), 0))
+
+    def version_seen(self, store: str, shard: int) -> int:
+        """Return the newest version that it was told of."""
+        return self._versions.get((store, shard), 0)
+
+    def take_in(self) -> None:
+        """Answers come in when a test says so."""
+
+    # --- what a test does to them ---
+
+    def send(self, node: str, index: int) -> None:
+        """Let one of those that wait go to its node."""
+        exchange = self.waiting[node].pop(index)
+        if exchange.deadline <= self._loop.now:
+            return  # its saving is about to say so
+        self._numbers += 1
+        exchange.number = self._numbers
+        exchange.sendings += 1
+        frame = exchange.encode(1, 0)
+        origins = [list(section.writes) for section in exchange.sections.values()]
+        self.inbox[node].append(_Frame(exchange, exchange.number, frame, origins))
+
+    def serve(self, node: str) -> None:
+        """Let a node commit the message that came first."""
+        exchange, number, frame, origins = self.inbox[node].popleft()
+        commit = decode_request(frame)
+        assert isinstance(commit, Commit)
+        sections: list[CommittedSection] = []
+        for index, section in enumerate(commit.sections):
+            shard = self.shards[section.store, section.shard]
+            if exchange.deadline <= self._loop.now:
+                sections.append(CommittedSection(index, SectionStatus.TOO_LATE, shard.version, []))
+                continue
+            results = [shard.commit(*one) for one in zip(section.writes, origins[index], strict=True)]
+            removed = {place: kinds for place, (_, kinds) in enumerate(results) if kinds is not None}
+            outcomes = [result for result, _ in results]
+            sections.append(CommittedSection(index, SectionStatus.OK, shard.version, outcomes, "", removed or None))
+        self.answers[node].append((exchange, number, Committed(number, sections)))
+
+    def overload(self, node: str) -> None:
+        """Let a node refuse the message that came first, as too much waits there."""
+        exchange, number, _, _ = self.inbox[node].popleft()
+        self.answers[node].append((exchange, number, None))
+
+    def answer(self, node: str, *, again: bool) -> None:
+        """Let the first answer come in; what was refused is sent `again`, or its saving told."""
+        exchange, number, committed = self.answers[node].popleft()
+        if exchange.number != number:
+            return  # nobody waits for it any more
+        if committed is not None:
+            exchange.handle_reply(committed)
+            return
+        exchange.unserved += 1
+        if again:
+            self.waiting[node].append(exchange)
+        else:
+            exchange.handle_failure(FaultCode.OVERLOADED, "too much")
+
+    def break_connection(self, node: str, repeats: Sequence[bool]) -> None:
+        """Lose all that is on its way to and from a node: it forgets what came on a connection that is no more."""
+        lost = [frame.exchange for frame in self.inbox[node] if frame.exchange.number == frame.number]
+        lost += [exchange for exchange, number, _ in self.answers[node] if exchange.number == number]
+        self.inbox[node].clear()
+        self.answers[node].clear()
+        for exchange, is_repeated in zip(lost, repeats, strict=False):
+            if is_repeated:
+                self.waiting[node].insert(0, exchange)
+            else:
+                exchange.handle_failure(None, "the connection broke")
+
+
+class CountingSaver(Saver):
+    """Numbers the calls, those that an error's `retry` makes among them."""
+
+    def __init__(self, router: HandRouter, kinds_of: Callable[[str], Sequence[str]], loop: HandLoop) -> None:
+        super().__init__(router, kinds_of, lambda *_: None, loop, loop.time)
+        self.calls: dict[AgentWrite, int] = {}
+
+    def save(self, write: AgentWrite, budget_s: float, *, patient: bool = False) -> asyncio.Future[Saved]:
+        """Save it, and remember when."""
+        self.calls[write] = len(self.calls)
+        return super().save(write, budget_s, patient=patient)
