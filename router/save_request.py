@@ -53,7 +53,7 @@ def operations(
     Raises:
         UnknownKindError, InvalidRequestError: nothing can be sent of it.
     """
-    if type(fragments) is not dict and not isinstance(fragments, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers are not type-checked
+    if not isinstance(fragments, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers are not type-checked
         raise InvalidRequestError(f"a save takes a mapping of kinds to values, not {fragments!r}")
     if drop is None:
         return kinds.by_store(fragments, ttl_s)
@@ -102,10 +102,14 @@ def expectations(
         store = kinds.require(kind)
         if store not in by_store:
             raise InvalidRequestError(f"expect names {kind!r} of store {store!r}, to which nothing is written")
-        if not isinstance(version, int) or isinstance(version, bool) or not 0 <= version < 1 << 64:  # pyright: ignore[reportUnnecessaryIsInstance]  # callers are not type-checked
-            raise InvalidRequestError(f"expect: {version!r} is no version (of {kind!r})")
-        expected.setdefault(store, {})[str.__str__(kind)] = int.__add__(version, 0)
+        expected.setdefault(store, {})[str.__str__(kind)] = _exact_version(kind, version)
     return expected
+
+
+def _exact_version(kind: str, version: object) -> int:
+    if not isinstance(version, int) or isinstance(version, bool) or not 0 <= version < 1 << 64:
+        raise InvalidRequestError(f"expect: {version!r} is no version (of {kind!r})")
+    return int.__add__(version, 0)
 
 
 def _versions(
@@ -169,7 +173,11 @@ class ManySaves:
         self._expect = _expected_by_agent(expect)
         self._ttl_s = ttl_s
         self._write_id = write_id
-        self._drop = drop if drop is None or isinstance(drop, Mapping) else as_kinds(drop)
+        self._drop: Mapping[str, Iterable[str] | None] | Iterable[str] | None = None
+        if drop is not None:
+            self._drop = (
+                cast("Mapping[str, Iterable[str] | None]", drop) if isinstance(drop, Mapping) else as_kinds(drop)
+            )
 
     def new_write(self, make: MakeWrite) -> NewWrite:
         """Return what makes the write of one agent out of its operations."""
@@ -247,9 +255,10 @@ def _expected_by_agent(expect: ManyExpect) -> Mapping[str, Expect] | int | None:
     if isinstance(expect, Mapping):
         return dict(cast("Mapping[str, Expect]", expect))
     if isinstance(expect, Collection) and not isinstance(expect, str | bytes | AgentState):
-        by_agent = [(one.agent_id, one) for one in expect if isinstance(one, AgentState | Saved)]  # pyright: ignore[reportUnnecessaryIsInstance]  # callers are not type-checked
-        if len(by_agent) == len(expect):
-            return dict(by_agent)
+        given = cast("Collection[object]", expect)
+        named = {one.agent_id: one for one in given if isinstance(one, AgentState | Saved)}
+        if all([isinstance(one, AgentState | Saved) for one in given]):
+            return named
     raise InvalidRequestError(
         f"expect is a mapping of agent ids to what each expects, a list of states, or 0, not {expect!r}"
     )

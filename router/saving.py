@@ -52,7 +52,10 @@ _NOTHING_WRITTEN: Final = frozenset(SectionStatus) - {SectionStatus.OK, SectionS
 class CommitRouter(Protocol):
     """What a saving needs of a router."""
 
-    placement: Placement | None
+    @property
+    def placement(self) -> Placement | None:
+        """Which node serves which shard."""
+        ...
 
     def submit(self, exchanges: Collection[Exchange]) -> None:
         """Send exchanges, each when its node has room for it."""

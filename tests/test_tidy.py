@@ -45,9 +45,11 @@ PURE = [
     "router/parts.py",
     "router/plan.py",
     "router/retry_budget.py",
+    "router/save_order.py",
     "router/shedding.py",
     "router/waiting.py",
     "router/window.py",
+    "router/write_token.py",
     "wire/errors.py",
     "wire/hashing.py",
     "wire/image.py",
@@ -56,6 +58,7 @@ PURE = [
     "wire/peeking.py",
     "wire/placement.py",
     "wire/versions.py",
+    "wire/write_digest.py",
 ]
 
 

@@ -29,6 +29,7 @@ from dawnchorus.wire.image import Fragment, decode_image, version_of
 from dawnchorus.wire.limits import AGENT_ID_BYTES_MAX, FRAGMENT_BYTES_MAX
 from dawnchorus.wire.messages import Drop, Erase, Operation, Put, Refusal, Write
 from dawnchorus.wire.versions import GENERATION_MAX, first_version, generation_of, sequence_of
+from dawnchorus.wire.write_digest import operations_digest
 
 IDENTITY = ShardIdentity(FORMAT, "ab" * 16, "live", 3, 16, 1)
 
@@ -172,7 +173,8 @@ class FragmentStoreConformance:
         with store.snapshot() as snapshot:
             assert values(snapshot, [b"a", b"b"]) == [None, b"v"]
             assert snapshot.agents_after(b"", 10) == [b"b"]
-            assert snapshot.log_after(gone - 1, 10) == [(gone, LogRow(b"a", b"w", [(3, "")]))]
+            [(version, row)] = snapshot.log_after(gone - 1, 10)
+            assert (version, row) == (gone, LogRow(b"a", b"w", [(3, "")], row.digest, ["session"]))
 
     @pytest.mark.parametrize("size", [0, 1, 511, 2_000, 4_096, 100_000, FRAGMENT_BYTES_MAX])
     def test_values_of_any_size_come_back(self, store: FragmentStore, size: int) -> None:
@@ -381,6 +383,8 @@ class FragmentStoreConformance:
             assert snapshot.agents_after(b"c", 10) == [b"e"]
             assert snapshot.agents_after(b"e", 10) == []
             assert snapshot.agents_after(b"x" * AGENT_ID_BYTES_MAX, 10) == []
+            assert snapshot.agents_after(b"", 10, b"c") == []
+            assert snapshot.agents_after(b"b\xff", 10, b"c") == [b"c"]
 
     def test_the_log_says_what_each_write_did(self, store: FragmentStore) -> None:
         writes = [
@@ -389,8 +393,9 @@ class FragmentStoreConformance:
         ]
         first, second = versions(store.commit(writes, 1))
         with store.snapshot() as snapshot:
+            digest = operations_digest(writes[0].operations)
             assert snapshot.log_after(0, 10) == [
-                (first, LogRow(b"a", b"id-1", [(1, "session"), (1, "context"), (2, "session")])),
+                (first, LogRow(b"a", b"id-1", [(1, "session"), (1, "context"), (2, "session")], digest, [])),
                 (second, LogRow(b"a", b"", [(3, "")])),
             ]
 

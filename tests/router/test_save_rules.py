@@ -3,7 +3,7 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -11,7 +11,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from dawnchorus import (
     ClusterUnavailable,
-    InvalidRequestError,
     Saved,
     SaveError,
     SaveIncomplete,
@@ -92,8 +91,7 @@ class SaveRules(RuleBasedStateMachine):
     def try_again(self, data: st.DataObject) -> None:
         write, error = data.draw(st.sampled_from(self.errors))
         assert error.repeat is not None
-        future = error.repeat()
-        assert isinstance(future, asyncio.Future)
+        future = cast("asyncio.Future[Saved]", error.repeat())
         again = list(self.saver.calls)[-1]
         assert again.token == write.token
         self.calls.append(Call(again, future))
@@ -241,13 +239,8 @@ class SaveRules(RuleBasedStateMachine):
         elif isinstance(error, SaveIncomplete) and not write.token.key:
             for store in error.refused:
                 assert store not in applied
-            saved = {
-                kind
-                for store in applied
-                for operation in write.operations[store]
-                for kind in ([operation.kind] if hasattr(operation, "kind") else self.topology.kinds_of(store))
-            }
-            assert {kind for kind, version in error.saved.items() if version} <= saved
+            stores = {self.topology.kinds[kind].store for kind, version in error.saved.items() if version}
+            assert stores <= set(applied)
 
     def teardown(self) -> None:
         """Close it: every call ends, and nothing is kept."""

@@ -12,6 +12,7 @@ from dawnchorus import (
     InvalidRequestError,
     Saved,
     SaveIncomplete,
+    SaveInterrupted,
     SaveRefused,
     SaveUndecidable,
     UnknownKindError,
@@ -368,7 +369,7 @@ async def test_what_cannot_be_sent_is_refused_before_anything_is() -> None:
         for ttl_s in (0, -1.0, float("nan"), float("inf"), 1e12):
             with pytest.raises(InvalidRequestError, match="ttl_s"):
                 await cluster.save("a", {"profile": 1}, ttl_s=ttl_s)
-        for write_id in ("", "nonsense", "00" * 16, "01.id:-1"):
+        for write_id in ("", "x" * 257, "01.old:5"):
             with pytest.raises(InvalidRequestError, match="write_id"):
                 await cluster.save("a", {"profile": 1}, write_id=write_id)
         for expect in (1, True, "profile", {"profile": -1}, {"profile": True}, {"session": 1}):
@@ -392,9 +393,19 @@ async def test_a_closed_cluster_saves_nothing() -> None:
         nodes["id"].hold.add(Commit)
         under_way = asyncio.ensure_future(cluster.save("a", {"profile": 1}, deadline_s=LONG_S))
         await eventually(lambda: len(nodes["id"].held) == 1)
+        unsent = asyncio.ensure_future(cluster.save("a", {"profile": 2}, deadline_s=LONG_S))
+        many = asyncio.ensure_future(cluster.save_many({"b": {"session": 1}}, deadline_s=LONG_S))
+        await asyncio.sleep(0)
         cluster.close()
-        with pytest.raises(DeadlineExceeded):
+        with pytest.raises(SaveInterrupted) as raised:
             await under_way
+        assert isinstance(raised.value, ClusterUnavailable), "as every call that waits"
+        assert raised.value.unknown == ("id",)
+        with pytest.raises(ClusterUnavailable, match="nothing was sent"):
+            await unsent
+        assert isinstance((await many)["b"], ClusterUnavailable)
+        with pytest.raises(ClusterUnavailable):
+            await raised.value.retry()
         await refuses_everything(cluster)
 
 

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -252,8 +253,9 @@ class FakeNode:
                 for store, agent in self.images
                 if store == request.store and shard_of(agent, shards) == request.shard and agent > request.position
             )
-            page = after[: request.agents_max]
-            return Scanned(request.request, SectionStatus.OK, page, len(page) == len(after))
+            wanted = list(takewhile(lambda agent: agent.startswith(request.prefix), after))
+            page = wanted[: request.agents_max]
+            return Scanned(request.request, SectionStatus.OK, page, len(page) == len(wanted))
         assert isinstance(request, Status), "a fake node keeps no backups, and leaves what is cancelled"
         return StatusReply(request.request, self.name, 0, 0, 0, [], {})
 
@@ -311,13 +313,13 @@ async def fake_client(
         yield cluster, nodes
 
 
-def refusing(code: FaultCode, *requests: type[Request]) -> Callable[[Request], list[bytes]]:
+def refusing(code: FaultCode, *requests: type[Request], retry_after_s: float = 0.0) -> Callable[[Request], list[bytes]]:
     """Return an `answer` that refuses requests of these kinds as a whole."""
 
     def answer(request: Request) -> list[bytes]:
         assert isinstance(request, requests), f"not meant for {request}"
         assert not isinstance(request, Hello | Cancel)
-        return [encode(Fault(request.request, code, "as the test wants it"))]
+        return [encode(Fault(request.request, code, "as the test wants it", int(retry_after_s * 1e6)))]
 
     return answer
 

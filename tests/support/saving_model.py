@@ -7,7 +7,7 @@ import asyncio
 import heapq
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, NamedTuple, TypeVarTuple, Unpack
+from typing import Any, NamedTuple, TypeVarTuple
 
 from dawnchorus import Saved
 from dawnchorus.fragment_stores.lmdb_rows import log_row, misused_id, undecidable
@@ -32,33 +32,29 @@ from dawnchorus.wire.placement import Placement
 Ts = TypeVarTuple("Ts")
 
 
-class HandLoop(asyncio.AbstractEventLoop):
+class HandLoop(asyncio.BaseEventLoop):
     """As much of an event loop as saves need: a turn is over, and time passes, when a test says so."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.now = 1_000.0
-        self._soon: deque[Callable[[], object]] = deque()
+        self._soon: deque[asyncio.Handle] = deque()
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._timers_made = 0
-
-    def get_debug(self) -> bool:
-        """Futures ask."""
-        return False
+        self.close()  # it has no resources, and is never run
 
     def time(self) -> float:
         """The test's time."""
         return self.now
 
-    def call_soon(
-        self, callback: Callable[[Unpack[Ts]], object], *args: Unpack[Ts], context: Any = None
-    ) -> asyncio.Handle:
+    def call_soon(self, callback: Callable[[*Ts], object], *args: *Ts, context: Any = None) -> asyncio.Handle:
         """Run it at the end of the turn."""
         handle = asyncio.Handle(callback, args, self, context)
-        self._soon.append(lambda: None if handle.cancelled() else handle._run())
+        self._soon.append(handle)
         return handle
 
     def call_at(
-        self, when: float, callback: Callable[[Unpack[Ts]], object], *args: Unpack[Ts], context: Any = None
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Any = None
     ) -> asyncio.TimerHandle:
         """Run it when that time has come."""
         handle = asyncio.TimerHandle(when, callback, args, self, context)
@@ -67,7 +63,7 @@ class HandLoop(asyncio.AbstractEventLoop):
         return handle
 
     def call_later(
-        self, delay: float, callback: Callable[[Unpack[Ts]], object], *args: Unpack[Ts], context: Any = None
+        self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: Any = None
     ) -> asyncio.TimerHandle:
         """Run it so much later."""
         return self.call_at(self.now + delay, callback, *args, context=context)
@@ -75,26 +71,25 @@ class HandLoop(asyncio.AbstractEventLoop):
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         """Timers tell; a cancelled one is passed over when its time comes."""
 
-    def create_future(self) -> asyncio.Future[Any]:
-        """A future of this loop."""
-        return asyncio.Future(loop=self)
-
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """Errors that nobody looked at are no concern here: a test looks at those that it is about."""
 
     def end_turn(self) -> None:
         """Run what was to be run at the end of the turn."""
         for _ in range(len(self._soon)):
-            self._soon.popleft()()
+            _run(self._soon.popleft())
 
     def pass_time(self, seconds: float) -> None:
         """Let time pass, and what was to be run by then be run."""
         self.now += seconds
         while self._timers and self._timers[0][0] <= self.now:
-            handle = heapq.heappop(self._timers)[2]
-            if not handle.cancelled():
-                handle._run()
-                self.end_turn()
+            _run(heapq.heappop(self._timers)[2])
+            self.end_turn()
+
+
+def _run(handle: asyncio.Handle) -> None:
+    if not handle.cancelled():
+        handle._run()  # pyright: ignore[reportPrivateUsage]  # as a loop does
 
 
 class Applied(NamedTuple):
@@ -191,8 +186,7 @@ class HandRouter:
         """Forget exchanges: their answers find nobody."""
         for exchange in exchanges:
             exchange.number = 0
-            if exchange in self.waiting[exchange.node]:
-                self.waiting[exchange.node].remove(exchange)  # type: ignore[arg-type]
+            self.waiting[exchange.node] = [one for one in self.waiting[exchange.node] if one is not exchange]
 
     def note_version(self, store: str, shard: int, version: int) -> None:
         """Take note of a version."""
@@ -272,10 +266,14 @@ class CountingSaver(Saver):
     """Numbers the calls, those that an error's `retry` makes among them."""
 
     def __init__(self, router: HandRouter, kinds_of: Callable[[str], Sequence[str]], loop: HandLoop) -> None:
-        super().__init__(router, kinds_of, lambda *_: None, loop, loop.time)
+        super().__init__(router, kinds_of, _ignore, loop=loop, clock=loop.time)
         self.calls: dict[AgentWrite, int] = {}
 
     def save(self, write: AgentWrite, budget_s: float, *, patient: bool = False) -> asyncio.Future[Saved]:
         """Save it, and remember when."""
         self.calls[write] = len(self.calls)
         return super().save(write, budget_s, patient=patient)
+
+
+def _ignore(_store: str, _acknowledged: list[tuple[bytes, int]]) -> None:
+    """No wake is about to be told."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from dawnchorus import Outcome, Saved
-from dawnchorus.router.agent_write import WriteToken
+from dawnchorus.router.write_token import WriteToken
 from dawnchorus.wire import errors
 from dawnchorus.wire.errors import (
     AgentNotFound,
@@ -19,6 +19,7 @@ from dawnchorus.wire.errors import (
     PeerFault,
     SaveError,
     SaveIncomplete,
+    SaveInterrupted,
     SaveRefused,
     SaveUndecidable,
     VersionConflict,
@@ -53,6 +54,7 @@ MADE: list[DawnchorusError] = [
     SaveRefused(refused={"live": "too large"}, **NAMED),
     VersionConflict(found={"context": 3}, **NAMED),
     SaveIncomplete(saved={"context": 1}, conflicting={"profile": 2}, refused={"old": "no"}, unknown=("live",), **NAMED),
+    SaveInterrupted(saved={}, conflicting={}, refused={}, unknown=("live",), **NAMED),
     SaveUndecidable("late", **NAMED),
     DeadlineExceeded("late", **NAMED),
     PeerFault("BAD_REQUEST", "no such field"),

@@ -84,23 +84,32 @@ EXAMPLES: list[tuple[Message, str]] = [
             250,
             [
                 CommitSection(
-                    "live", 3, 1, [Write(b"a", b"\x10", 6, [Put("session", 0, 1, b"\x01"), Drop("context"), Erase()])]
+                    "live",
+                    3,
+                    1,
+                    [Write(b"a", b"\x10", 6, [Put("session", 0, 1, b"\x01"), Drop("context"), Erase()], digest=9)],
                 )
             ],
             77,
         ),
-        "950508ccfa9194a46c69766503019196c40161c4011006939601a773657373696f6e0001c40101009202a7636f6e746578749103c0c24d",
+        "950508ccfa9194a46c69766503019197c40161c4011006939601a773657373696f6e0001c40101009202a7636f6e746578749103c0c2094d",
     ),
     (
-        Committed(8, [CommittedSection(0, 0, 9, [9, 0, Refusal("no")]), CommittedSection(1, 1, 0, [], "moved")]),
-        "930608929500000993090093a26e6f01c0a09501010090a56d6f766564",
+        Committed(
+            8,
+            [
+                CommittedSection(0, 0, 9, [9, 0, Refusal("no")], removed={0: ["a"]}),
+                CommittedSection(1, 1, 0, [], "moved"),
+            ],
+        ),
+        "930608929600000993090093a26e6f01c0a0810091a1619601010090a56d6f766564c0",
     ),
     (
         Backup(10, 1_000, "live", 3, 1, "/b/live-0003.mdb", 0),
         "980c0acd03e8a46c6976650301b02f622f6c6976652d303030332e6d646200",
     ),
     (BackedUp(10, 0, 9, 2, 4_096, "ab", ""), "980d0a000902cd1000a26162a0"),
-    (Scan(9, 1_000, "live", 0, 1, b"a", 100, 77), "990709cd03e8a46c6976650001c40161644d"),
+    (Scan(9, 1_000, "live", 0, 1, b"a", 100, 77, b"p"), "9a0709cd03e8a46c6976650001c40161644dc40170"),
     (Scanned(9, 0, [b"b", b"c"], False), "9508090092c40162c40163c2"),
     (Status(10, 1_000, 77), "94090acd03e84d"),
     (
@@ -122,13 +131,13 @@ FIELDS = {
     "Put": "kind schema encoding value ttl_ms",
     "Drop": "kind",
     "Erase": "",
-    "Write": "agent write_id seen operations expect repeated",
+    "Write": "agent write_id seen operations expect repeated digest",
     "CommitSection": "store shard epoch writes",
     "Commit": "request budget_us sections sent_us",
     "Refusal": "reason code found",
-    "CommittedSection": "index status version results detail",
+    "CommittedSection": "index status version results detail removed",
     "Committed": "request sections",
-    "Scan": "request budget_us store shard epoch position agents_max sent_us",
+    "Scan": "request budget_us store shard epoch position agents_max sent_us prefix",
     "Scanned": "request status agents last",
     "Status": "request budget_us sent_us",
     "ShardStatus": "store shard epoch version agents disk_bytes state trouble",
@@ -152,6 +161,24 @@ OLDER: list[tuple[Message, str]] = [
         Welcome("live-1", "ab" * 16, b"{}", b"\x80", "ipc:///run/x.ipc", 4 << 20),
         "9702a66c6976652d31d9206162616261626162616261626162616261626162616261626162616261626162c4027b7dc40180b06970633a2f2f2f72756e2f782e697063ce00400000",
     ),
+    (Scan(9, 1_000, "live", 0, 1, b"a", 100, 77), "990709cd03e8a46c6976650001c40161644d"),
+    (
+        Commit(
+            8,
+            250,
+            [
+                CommitSection(
+                    "live", 3, 1, [Write(b"a", b"\x10", 6, [Put("session", 0, 1, b"\x01"), Drop("context"), Erase()])]
+                )
+            ],
+            77,
+        ),
+        "950508ccfa9194a46c69766503019196c40161c4011006939601a773657373696f6e0001c40101009202a7636f6e746578749103c0c24d",
+    ),
+    (
+        Committed(8, [CommittedSection(0, 0, 9, [9, 0, Refusal("no")]), CommittedSection(1, 1, 0, [], "moved")]),
+        "930608929500000993090093a26e6f01c0a09501010090a56d6f766564",
+    ),
     (
         Commit(
             8, 250, [CommitSection("live", 3, 1, [Write(b"a", b"\x10", 6, [Put("session", 0, 1, b"\x01"), Erase()])])]
@@ -167,7 +194,7 @@ signed = st.integers(-(1 << 63), (1 << 64) - 1)
 numbers = st.integers(0, (1 << 64) - 1)
 operations = st.one_of(st.builds(Put, names, signed, signed, blobs, numbers), st.builds(Drop, names), st.builds(Erase))
 expectations = st.none() | st.dictionaries(names, signed, max_size=3)
-writes = st.builds(Write, blobs, blobs, signed, st.lists(operations, max_size=4), expectations, st.booleans())
+writes = st.builds(Write, blobs, blobs, signed, st.lists(operations, max_size=4), expectations, st.booleans(), numbers)
 anything: st.SearchStrategy[Any] = st.one_of(
     st.builds(Hello, signed, names, blobs, names),
     st.builds(
@@ -213,11 +240,12 @@ anything: st.SearchStrategy[Any] = st.one_of(
                 signed,
                 st.lists(signed | st.builds(Refusal, names, signed, expectations), max_size=4),
                 names,
+                st.none() | st.dictionaries(numbers, st.lists(names, max_size=2), max_size=2),
             ),
             max_size=4,
         ),
     ),
-    st.builds(Scan, numbers, numbers, names, signed, signed, blobs, numbers, numbers),
+    st.builds(Scan, numbers, numbers, names, signed, signed, blobs, numbers, numbers, blobs),
     st.builds(Scanned, signed, signed, st.lists(blobs), st.booleans()),
     st.builds(Status, numbers, numbers, numbers),
     st.builds(Cancel, st.lists(numbers, max_size=5)),
