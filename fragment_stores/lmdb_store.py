@@ -34,7 +34,7 @@ from .lmdb_identity import decode_identity, read_identity, require_identity
 from .lmdb_rows import CLOCK, CommitWork, due_rows, log_row, misused_id, undecidable
 from .lmdb_snapshot import LMDBSnapshot, row_decoder
 from .log_pins import LogPins
-from .merge import merge
+from .merge import expiry_of, merge
 from .protocol import NO_TURN, CopiedShard, ShardIdentity, StoreStatistics
 
 __all__ = ["LMDBSnapshot", "LMDBStore", "read_identity"]
@@ -301,8 +301,7 @@ class LMDBStore:
         for expires_ms in ended or ():  # a row that stayed would be there until its time is over
             transaction.delete(expires_ms.to_bytes(8, "big") + write.agent, db=self._databases.expiry)
         for operation in write.operations:
-            if isinstance(operation, Put) and operation.ttl_ms:
-                expires_ms = work.clock_ms + operation.ttl_ms
+            if isinstance(operation, Put) and (expires_ms := expiry_of(operation, work.clock_ms)):
                 work.indexed = True
                 transaction.put(expires_ms.to_bytes(8, "big") + write.agent, b"", db=self._databases.expiry)
         work.rows.append((version.to_bytes(8, "big"), _encoder.encode(row)))

@@ -16,7 +16,14 @@ from ..wire.limits import (
 )
 from ..wire.messages import Drop, Erase, Put, Refusal, RefusalCode, Write
 
-__all__ = ["merge", "removed_kinds"]
+__all__ = ["expiry_of", "merge", "removed_kinds"]
+
+
+def expiry_of(put: Put, now_ms: int) -> int:
+    """Return when what is put at `now_ms` expires, in milliseconds since 1970-01-01 UTC; 0 for never."""
+    if put.expires_ms:
+        return put.expires_ms
+    return now_ms + put.ttl_ms if put.ttl_ms else 0
 
 
 def merge(
@@ -57,9 +64,10 @@ def merge(
             if len(operation.value) > FRAGMENT_BYTES_MAX:
                 size = f"{len(operation.value):,} bytes; the limit is {FRAGMENT_BYTES_MAX:,}"
                 return Refusal(f"fragment {operation.kind!r} has {size}")
-            if operation.ttl_ms > TTL_MS_MAX:
-                return Refusal(f"fragment {operation.kind!r} lives at most {TTL_MS_MAX} ms, not {operation.ttl_ms}")
-            expires_ms = now_ms + operation.ttl_ms if operation.ttl_ms else 0
+            expires_ms = expiry_of(operation, now_ms)
+            if expires_ms > now_ms + TTL_MS_MAX:
+                lives_ms = expires_ms - now_ms
+                return Refusal(f"fragment {operation.kind!r} lives at most {TTL_MS_MAX} ms, not {lives_ms}")
             fragments[operation.kind] = Fragment(
                 version, operation.schema, operation.encoding, now_ms, expires_ms, operation.value
             )
@@ -73,7 +81,7 @@ def merge(
         return image
     merged = encode_image(version, fragments) if fragments else None
     if merged is not None and len(merged) > IMAGE_BYTES_MAX:
-        return Refusal(f"the agent's image would have {len(merged):,} bytes; the limit is {IMAGE_BYTES_MAX:,}")
+        return Refusal(f"the agent's image would have {len(merged):,} bytes; the limit is {IMAGE_BYTES_MAX:,} (2 MiB)")
     if ended is not None and before is not None:
         _note_ended(ended, before, fragments)
     return merged

@@ -25,7 +25,7 @@ from ..wire.errors import (
     VersionConflict,
 )
 from ..wire.hashing import hash_agent
-from ..wire.limits import FRAME_BYTES_MAX, FRAME_BYTES_TARGET
+from ..wire.limits import FRAME_BYTES_MAX, FRAME_BYTES_TARGET, IMAGE_BYTES_MAX
 from ..wire.messages import Drop, Operation, Put, Refusal, RefusalCode, Write
 from .write_token import WriteToken
 
@@ -105,7 +105,10 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
         for store in self.operations:
             size = self.size(store)
             if size > FRAME_BYTES_MAX - FRAME_BYTES_TARGET:
-                raise InvalidRequestError(f"agent {self.agent_id!r}: {size:,} bytes for store {store!r} are too many")
+                raise InvalidRequestError(
+                    f"agent {self.agent_id!r}: {size:,} bytes for store {store!r} are too many: all kinds of an agent"
+                    f" in one store have at most {IMAGE_BYTES_MAX:,} bytes (2 MiB)"
+                )
 
     def size(self, store: str) -> int:
         """Return the bytes of the write to one store, about.

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import ExitStack, aclosing
 from typing import Any, Final, Self
 
@@ -44,6 +44,7 @@ from .save_request import (
 )
 from .saver import Saver
 from .state import AgentState
+from .value_codec import ValueRules
 from .wake_engine import WakeEngine
 
 __all__ = ["Cluster", "connect"]
@@ -58,6 +59,10 @@ def connect(
     source: str | os.PathLike[str] | Topology,
     *,
     types: Mapping[str, Any] | None = None,
+    enc_hook: Callable[[Any], Any] | None = None,
+    dec_hook: Callable[[type, Any], Any] | None = None,
+    ext_hook: Callable[[int, memoryview], Any] | None = None,
+    allow_lossy_values: bool = False,
     connect_deadline_s: float = CONNECT_DEADLINE_S,
 ) -> Cluster:
     """Return a cluster to be opened with `async with`.
@@ -66,19 +71,25 @@ def connect(
     `types`: kind -> type that its values are decoded into (a `msgspec.Struct`, or whatever msgspec decodes); others
     come as plain objects.
 
+    A save refuses a value that would not come back equal (docs/values.md). `enc_hook`, `dec_hook` and `ext_hook` teach
+    types, as msgspec's encoder and decoder call them: `enc_hook(object)` returns what is saved for it, often a
+    `msgspec.msgpack.Ext(code, data)`; `dec_hook(type, value)` makes an object of a type that is registered for a kind;
+    `ext_hook(code, data)` makes one of an Ext, in any kind. `allow_lossy_values`: values may come back changed (a set
+    as a list, a UUID as its text); keys of a mapping that become one are refused all the same.
+
     Opening it connects to all nodes and returns when each has answered, or by `connect_deadline_s` with those that
     have; the others join when they come up.
 
     Raises:
         TopologyError: the file is wrong.
         UnknownKindError: a type is given for a kind that the topology does not have (raised when it is opened).
+        InvalidRequestError: msgspec cannot decode such a type (raised when it is opened).
         ClusterUnavailable: no node answered (raised when it is opened).
     """
-    if isinstance(source, Topology):
-        return Cluster(source, types, connect_deadline_s)
-    if isinstance(source, str) and "://" in source:
-        return Cluster(source, types, connect_deadline_s)
-    return Cluster(load_topology(source), types, connect_deadline_s)
+    rules = ValueRules(types, enc_hook, dec_hook, ext_hook, allow_lossy_values)
+    if isinstance(source, Topology) or (isinstance(source, str) and "://" in source):
+        return Cluster(source, rules, connect_deadline_s)
+    return Cluster(load_topology(source), rules, connect_deadline_s)
 
 
 class Cluster:
@@ -90,9 +101,9 @@ class Cluster:
     _saver: Saver
     _topology: Topology
 
-    def __init__(self, source: Topology | str, types: Mapping[str, Any] | None, connect_deadline_s: float) -> None:
+    def __init__(self, source: Topology | str, rules: ValueRules, connect_deadline_s: float) -> None:
         self._source = source
-        self._types = types
+        self._rules = rules
         self._connect_deadline_s = connect_deadline_s
         self._home = Home()
 
@@ -103,7 +114,7 @@ class Cluster:
             self._router = Router()
             undo.callback(self._router.close)
             self._topology, _ = await self._router.connect(self._source, self._connect_deadline_s)
-            self._kinds = Kinds(self._topology, self._types)
+            self._kinds = Kinds(self._topology, self._rules)
             self._wakes = WakeEngine(self._router, self._kinds, self._wake_budget)
             self._saver = Saver(
                 self._router, self._topology.kinds_of, self._wakes.handle_acknowledged, self._home.require_open
@@ -196,9 +207,12 @@ class Cluster:
     ) -> Saved:
         """Write some kinds of an agent; returns when every store has them durably.
 
-        Values: bytes are kept as they are, anything else as msgpack. Kinds of one store are saved together or not at
-        all; KINDS OF SEVERAL STORES ARE NOT: a SaveIncomplete says which store has what. Saves of one agent are applied
-        in the order in which they were called. One that is cancelled is applied all the same.
+        Values: bytes are kept as they are, anything else as msgpack. What would not come back equal is refused, with
+        the path in the value, as is what is nested deeper than 200 levels or larger than 1 MiB (docs/values.md).
+
+        Kinds of one store are saved together or not at all; KINDS OF SEVERAL STORES ARE NOT: a SaveIncomplete says
+        which store has what. Saves of one agent are applied in the order in which they were called. One that is
+        cancelled is applied all the same.
 
         `expect`: only if the kinds being written still have the versions of this state, of this result of an earlier
         save, or of this mapping, or (0) are not there yet; expired counts as not there. A mapping may name other kinds

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias, cast
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
 from ..wire.errors import InvalidRequestError, UnknownKindError
-from ..wire.image import ENCODING_BYTES, ENCODING_MSGPACK, HEADER_BYTES
+from ..wire.image import ENCODING_BYTES, HEADER_BYTES
 from ..wire.limits import FRAGMENT_BYTES_MAX
 from ..wire.messages import Operation, Put
 from ..wire.placement import Placement
@@ -16,16 +17,26 @@ from ..wire.topology import TTL_S_MAX, TTL_S_MIN, Topology
 from .late_fill import Again
 from .plan import Routes
 from .state import KindView, WakeContext
+from .value_codec import ValueCodec, ValueRules
 
-__all__ = ["Kinds", "Reading", "as_kinds", "encode_value"]
+__all__ = ["Expiring", "Kinds", "Reading", "as_kinds"]
 
-_Layout: TypeAlias = list[tuple[str, list[tuple[str, int]]]]
-"""Of a choice of kinds: each store with its kinds, and how many milliseconds each lives (0 for ever)."""
+_Layout: TypeAlias = list[tuple[str, list[tuple[str, ValueCodec, int]]]]
+"""Of a choice of kinds: each store with its kinds, their codecs, and how many milliseconds each lives (0 for ever)."""
 
 _LAYOUTS_MAX: Final = 256
 """Choices of kinds whose layout is kept; a program has a handful."""
 
+_NO_RULES: Final = ValueRules()
 _encoder = msgspec.msgpack.Encoder()
+
+
+class Expiring(NamedTuple):
+    """A value to be saved that expires at a time, rather than so long after its save: what `load` gives."""
+
+    value: Any
+    expires_ms: int
+    """Milliseconds since 1970-01-01 UTC, by the shard's clock; 0 for never."""
 
 
 class Reading(NamedTuple):
@@ -50,9 +61,12 @@ class Reading(NamedTuple):
 
 
 class Kinds:
-    """The kinds of one topology, with the types that the user registered."""
+    """The kinds of one topology, with what the user said of their values."""
 
-    def __init__(self, topology: Topology, types: Mapping[str, Any] | None) -> None:
+    codecs: Mapping[str, ValueCodec]
+    """By kind: how its values become bytes and come back."""
+
+    def __init__(self, topology: Topology, rules: ValueRules | None = None) -> None:
         """Take the kinds of a topology.
 
         Raises:
@@ -60,10 +74,11 @@ class Kinds:
         """
         self._topology = topology
         self._layouts: dict[tuple[str, ...], _Layout] = {}
-        self._decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {kind: _decoder(Any) for kind in topology.kinds}
-        for kind, type_ in (types or {}).items():
+        rules = rules or _NO_RULES
+        types = rules.types or {}
+        for kind in types:
             self.require(kind)
-            self._decoders[kind] = _decoder(type_)
+        self.codecs = {kind: ValueCodec(kind, types.get(kind, Any), rules) for kind in topology.kinds}
 
     def require(self, kind: str) -> str:
         """Return the store of a kind.
@@ -93,12 +108,17 @@ class Kinds:
         operations: dict[str, list[Operation]] = {}
         for store, kinds in layout:
             puts: list[Operation] = []
-            for kind, kind_ttl_ms in kinds:
+            for kind, codec, kind_ttl_ms in kinds:
                 value, lives_ms = fragments[kind], kind_ttl_ms if ttl_ms is None else ttl_ms
-                if type(value) is bytes and len(value) <= FRAGMENT_BYTES_MAX:
+                if type(value) is bytes and len(value) <= FRAGMENT_BYTES_MAX and not codec.typed:
                     puts.append(Put(kind, 0, ENCODING_BYTES, value, lives_ms))
-                else:
-                    puts.append(encode_value(kind, value, lives_ms))
+                    continue
+                expires_ms = 0
+                if type(value) is Expiring:
+                    value, expires_ms = value
+                    lives_ms = _remaining_ms(expires_ms)
+                encoding, encoded = codec.encode(value)
+                puts.append(Put(kind, 0, encoding, encoded, lives_ms, expires_ms))
             operations[store] = puts
         return operations
 
@@ -106,10 +126,11 @@ class Kinds:
         """Return where these kinds go, and keep it for the next save of the same."""
         if not chosen:
             raise InvalidRequestError("a save needs at least one kind")
-        stores: dict[str, list[tuple[str, int]]] = {}
+        stores: dict[str, list[tuple[str, ValueCodec, int]]] = {}
         for kind in sorted(chosen, key=lambda kind: not self._is_required(kind)):
             store = self.require(kind)
-            stores.setdefault(store, []).append((str.__str__(kind), _milliseconds(self._topology.kinds[kind].ttl_s)))
+            lives_ms = _milliseconds(self._topology.kinds[kind].ttl_s)
+            stores.setdefault(store, []).append((str.__str__(kind), self.codecs[kind], lives_ms))
         if len(self._layouts) >= _LAYOUTS_MAX:
             self._layouts.clear()
         layout = self._layouts[chosen] = list(stores.items())
@@ -143,7 +164,7 @@ class Kinds:
         views = {
             kind: KindView(
                 stores.index(spec.store) if kind in chosen else -1,
-                self._decoders[kind],
+                self.codecs[kind].decoder,
                 spec.fallback,
             )
             for kind, spec in self._topology.kinds.items()
@@ -176,23 +197,9 @@ def _milliseconds(ttl_s: float | None) -> int:
     return round(ttl_s * 1_000)
 
 
-def encode_value(kind: str, value: Any, ttl_ms: int = 0) -> Put:
-    """Return the operation that sets a kind: bytes as they are, anything else as msgpack.
-
-    Raises:
-        InvalidRequestError: it cannot be encoded, or is too large.
-    """
-    if isinstance(value, bytes | bytearray | memoryview):
-        encoding, encoded = ENCODING_BYTES, bytes(cast("bytes", value))
-    else:
-        try:
-            encoding, encoded = ENCODING_MSGPACK, _encoder.encode(value)
-        except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
-            raise InvalidRequestError(f"the value of {kind!r} cannot be encoded as msgpack: {error}") from error
-    if len(encoded) > FRAGMENT_BYTES_MAX:
-        size = f"{len(encoded):,} bytes; the limit is {FRAGMENT_BYTES_MAX:,}"
-        raise InvalidRequestError(f"the value of {kind!r} has {size}")
-    return Put(kind, 0, encoding, encoded, ttl_ms)
+def _remaining_ms(expires_ms: int) -> int:
+    """Return how long it is to a time by this host's clock, for nodes that do not know of times; at least 1."""
+    return max(1, expires_ms - time.time_ns() // 1_000_000) if expires_ms else 0
 
 
 def as_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
@@ -204,7 +211,3 @@ def as_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
     if isinstance(kinds, str):
         raise InvalidRequestError(f"kinds is a list of names, not the string {kinds!r}")
     return tuple(dict.fromkeys(kinds))
-
-
-def _decoder(type_: Any) -> msgspec.msgpack.Decoder[Any]:
-    return msgspec.msgpack.Decoder(type_)

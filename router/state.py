@@ -11,7 +11,8 @@ import asyncio
 import copy
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Self
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NamedTuple, Self
 
 import msgspec
 
@@ -22,6 +23,10 @@ from .outcomes import WHOLE, Item, Outcome
 from .parts import Group
 
 __all__ = ["AgentState", "KindView", "WakeContext"]
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST_MS: Final = 253_402_300_799_999
+"""The last millisecond that a datetime can name; a damaged fragment may name a later one."""
 
 
 class KindView(NamedTuple):
@@ -114,6 +119,18 @@ class AgentState(msgspec.Struct, gc=False, eq=False, repr_omit_defaults=True):
         if outcome in WHOLE:
             return 0
         raise self._unavailable(kind, outcome)
+
+    def expires_at(self, kind: str) -> datetime | None:
+        """Return when a kind expires, in UTC, by its store's clock; None if never, or if it is absent or expired.
+
+        Raises: as `version`.
+        """
+        outcome, fragment = self._look(kind)
+        if fragment is None and outcome not in WHOLE:
+            raise self._unavailable(kind, outcome)
+        if fragment is None or not fragment.expires_ms:
+            return None
+        return _EPOCH + timedelta(milliseconds=min(fragment.expires_ms, _LAST_MS))
 
     @property
     def degraded(self) -> tuple[str, ...]:

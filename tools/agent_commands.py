@@ -7,7 +7,6 @@ import os
 import sys
 
 import click
-import orjson
 
 from ..router.cluster import connect
 from ..router.ids import check_agent_id
@@ -21,7 +20,8 @@ from ..wire.errors import (
     SaveIncomplete,
     WakeIncomplete,
 )
-from .ndjson import LINE_BYTES_MAX, BrokenLine, NotJson, encode_value, parse_value
+from .json_values import NotJson, UnreadableJson, encode_value, parse_value, write_json
+from .ndjson import LINE_BYTES_MAX
 from .options import CONNECT_DEADLINE_S, deadline_option, endpoint_or_file_option, json_option
 from .output import print_json
 from .running import run
@@ -86,7 +86,7 @@ async def _wake(
             raise result
         else:
             described = _describe(result, asked, problems)
-        click.echo(orjson.dumps(described, option=orjson.OPT_INDENT_2 if pretty else 0))
+        click.echo(write_json(described, pretty=pretty))
         for problem in problems:
             click.echo(problem, err=True)
         all_well = all_well and not problems
@@ -170,7 +170,7 @@ def save(
 def _parse_argument(argument: str) -> object:
     try:
         return parse_value(_read_file(argument[1:]) if argument.startswith("@") else os.fsencode(argument))
-    except BrokenLine as error:
+    except UnreadableJson as error:
         shown = argument if len(argument) <= 60 else f"{argument[:60]}..."
         raise click.UsageError(f"--value {shown}: {error}") from None
 

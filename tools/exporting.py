@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, Protocol
 
 from ..wire.errors import FragmentUndecodable
-from .ndjson import NotJson, format_line
+from .json_values import NotJson
+from .ndjson import format_line
 from .output import Problems, ProgressBar
 from .running import in_thread
 from .streams import OutputFile
@@ -47,6 +49,8 @@ class State(Protocol):
 
     def get(self, kind: str, default: Any = None, /) -> Any: ...
 
+    def expires_at(self, kind: str, /) -> datetime | None: ...
+
 
 class Waker(Protocol):
     """The part of `Cluster` that an export needs."""
@@ -70,9 +74,11 @@ _ABSENT: Final = object()
 class Exporter:
     """One export: writes the agents that it is given; `totals` and the problems say what became of them."""
 
-    def __init__(self, cluster: Waker, kinds: Sequence[str], problems: Problems) -> None:
+    def __init__(self, cluster: Waker, kinds: Sequence[str], expiring: Collection[str], problems: Problems) -> None:
+        """`expiring`: the kinds whose fragments expire if nothing else is said; of these, "never" is written down."""
         self._cluster = cluster
         self._kinds = tuple(kinds)
+        self._expiring = frozenset(expiring)
         self._problems = problems
         self._writing: asyncio.Task[None] | None = None
         self._seen = 0
@@ -138,11 +144,14 @@ class Exporter:
 
     def _format(self, state: State) -> bytes | None:
         try:
+            # The times first: a fragment that expires in between is absent then, and not one that never expires.
+            times = {kind: state.expires_at(kind) for kind in self._kinds}
             values = {kind: state.get(kind, _ABSENT) for kind in self._kinds}
             fragments = {kind: value for kind, value in values.items() if value is not _ABSENT}
             if not fragments:
                 return None  # Deleted or expired since its id was listed.
-            line = format_line(state.agent_id, fragments)
+            expires = {kind: times[kind] for kind in fragments if times[kind] is not None or kind in self._expiring}
+            line = format_line(state.agent_id, fragments, expires)
         except (FragmentUndecodable, NotJson) as error:
             self._problems.add(f"agent {state.agent_id!r} is left out: {error}", agent_id=state.agent_id)
             return None

@@ -19,7 +19,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from ..router.kinds import encode_value
+from ..router.kinds import Expiring
+from ..router.value_codec import ValueCodec
 from ..wire.errors import (
     ClusterUnavailable,
     DawnchorusError,
@@ -83,6 +84,8 @@ class _Entry:
     fragments: dict[str, object]
     lines: list[int]
     bytes: int
+    settled: bool = False
+    """Whether it was saved, or given up."""
 
 
 @dataclass
@@ -120,6 +123,8 @@ class Loader:
         self._batch = _Batch()
         self._under_way: dict[asyncio.Task[None], _Batch] = {}
         self.totals = Totals()
+        self.unknown = 0
+        """Agents that a load which was cut short had sent, and of which no answer came: saved or not."""
 
     async def load(self, reader: LineReader, bar: ProgressBar) -> None:
         """Save every agent of the file.
@@ -137,8 +142,9 @@ class Loader:
                 bar.show(f"{self.totals.agents:,} agents", reader.bytes_read, reader.bytes_total)
             await self.finish()
         finally:
-            for task in self._under_way:
-                task.cancel()
+            for task, batch in self._under_way.items():
+                if task.cancel():
+                    self.unknown += sum(not entry.settled for entry in batch.entries.values())
             await asyncio.gather(*self._under_way, return_exceptions=True)
             self.totals.seconds = time.monotonic() - started_s
 
@@ -151,12 +157,13 @@ class Loader:
         try:
             if text is None:
                 raise BrokenLine(f"longer than {format_bytes(LINE_BYTES_MAX)}")
-            agent_id, fragments = parse_line(text)
-            self._check_fragments(fragments, len(text))
+            agent_id, values, expires_ms = parse_line(text)
+            self._check_fragments(values, len(text))
             self._check_copies(agent_id)
         except BrokenLine as error:
             self._problems.add(f"line {line.number}: {error}", line=line.number)
             return
+        fragments = values | {kind: Expiring(values[kind], time_ms) for kind, time_ms in expires_ms.items()}
         for copy_id in copies_of(agent_id, self._copies):
             self._batch.add(copy_id, fragments, line.number, len(text))
             if self._batch.full:
@@ -185,7 +192,7 @@ class Loader:
             return
         try:
             for kind, value in fragments.items():
-                encode_value(kind, value)
+                ValueCodec(kind).encode(value)
         except InvalidRequestError as error:
             raise BrokenLine(str(error)) from None
 
@@ -242,11 +249,13 @@ class Loader:
         return {agent_id: result for agent_id, result in results.items() if isinstance(result, DawnchorusError)}
 
     def _count(self, entry: _Entry) -> None:
+        entry.settled = True
         self.totals.agents += 1
         self.totals.fragments += len(entry.fragments)
         self.totals.bytes += entry.bytes
 
     def _fail(self, agent_id: str, entry: _Entry, error: DawnchorusError) -> None:
+        entry.settled = True
         lines = ", ".join(str(line) for line in entry.lines)
         name = f"agent {agent_id!r}: "
         message = f"line {lines}: {name}{str(error).removeprefix(name)}"  # Most errors name their agent themselves.

@@ -336,6 +336,7 @@ def _read_agent(line: InputLine) -> tuple[str, dict[str, object]]:
     try:
         if line.text is None:
             raise BrokenLine("too long")
-        return parse_line(line.text)
+        agent_id, fragments, _ = parse_line(line.text)
     except BrokenLine as error:
         raise click.UsageError(f"line {line.number}: {error}") from None
+    return agent_id, fragments

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from contextlib import aclosing
 from dataclasses import asdict
@@ -44,8 +45,11 @@ def load(file: str, copies: int, topology: str, as_json: bool) -> int:
     {"agent_id": "agent-42", "fragments": {"profile": {"name": "Mia"}, "session": {"$bytes": "AAEC"}}}
 
     Only the kinds that a line names are written. Bytes are {"$bytes": "base64"}; to save such an object itself, write
-    "$$bytes". Lines that cannot be saved are named by number on standard error, all others are saved, and the exit code
-    is then 1. Loading a file again is harmless.
+    "$$bytes". Other values that JSON has not: docs/values.md. A line may say when fragments expire, as in
+    "expires": {"session": "2026-01-02T03:04:05Z"}, or null for never; what has expired by then is loaded as expired.
+
+    Lines that cannot be saved are named by number on standard error, all others are saved, and the exit code is then 1.
+    A load that is interrupted says how much was saved. Loading a file again is harmless.
 
     \b
     Example:
@@ -59,32 +63,47 @@ async def _load(file: str, copies: int, topology: str, as_json: bool) -> int:
         reader = LineReader(file, LINE_BYTES_MAX)
     except OSError as error:
         raise click.UsageError(f"{file}: {error.strerror}") from None
-    failure: DawnchorusError | None = None
+    stopped: BaseException | None = None
     async with connect(topology) as cluster:
         with progress_bar("load") as bar:
             problems = Problems(bar)
             loader = loading.Loader(cluster, tuple(cluster.topology.kinds), copies, problems)
             try:
                 await loader.load(reader, bar)
-            except loading.LoadStopped as error:
-                failure = error
-            except OSError as error:
-                raise click.ClickException(f"{file}: {error.strerror}") from None
+            except (loading.LoadStopped, asyncio.CancelledError, OSError) as error:
+                stopped = error
             problems.finish()
+    _print_load(loader, problems, as_json, None if stopped is None else _why_stopped(stopped, file))
+    if isinstance(stopped, asyncio.CancelledError):
+        raise stopped  # Ctrl-C or SIGTERM: its own exit code
+    if isinstance(stopped, OSError):
+        raise click.ClickException(_why_stopped(stopped, file))
+    if stopped is not None:
+        click.echo(f"Error: {stopped}", err=True)
+    return 1 if problems.count or stopped is not None else 0
+
+
+def _why_stopped(stopped: BaseException, file: str) -> str:
+    if isinstance(stopped, OSError):
+        return f"{file}: {stopped.strerror}"
+    return "interrupted" if isinstance(stopped, asyncio.CancelledError) else str(stopped)
+
+
+def _print_load(loader: loading.Loader, problems: Problems, as_json: bool, stopped: str | None) -> None:
+    """Say what was loaded, also by a load that was cut short: loading the same file again is then harmless."""
     totals = loader.totals
     if as_json:
-        stopped = None if failure is None else str(failure)
-        print_json({**asdict(totals), "problems": problems.count, "stopped": stopped, "listed": problems.listed})
-    else:
-        rate = totals.agents / totals.seconds if totals.seconds else 0.0
-        click.echo(
-            f"loaded {totals.agents:,} agents, {totals.fragments:,} fragments, {format_bytes(totals.bytes)} of JSON"
-            f" in {totals.seconds:.1f} s ({rate:,.0f} agents/s)"
-            + (f"; {problems.count:,} not loaded, as said above" if problems.count else "")
-        )
-    if failure is not None:
-        click.echo(f"Error: {failure}", err=True)
-    return 1 if problems.count or failure is not None else 0
+        counts = {**asdict(totals), "unknown": loader.unknown, "problems": problems.count}
+        print_json({**counts, "stopped": stopped, "listed": problems.listed})
+        return
+    rate = totals.agents / totals.seconds if totals.seconds else 0.0
+    click.echo(
+        f"loaded {totals.agents:,} agents, {totals.fragments:,} fragments, {format_bytes(totals.bytes)} of JSON"
+        f" in {totals.seconds:.1f} s ({rate:,.0f} agents/s)"
+        + (f"; {problems.count:,} not loaded, as said above" if problems.count else "")
+        + (f"; {loader.unknown:,} were sent and may be loaded or not" if loader.unknown else "")
+        + (f"; stopped after line {totals.lines:,}" if stopped is not None else "")
+    )
 
 
 @click.command()
@@ -116,7 +135,9 @@ async def _export(file: str, topology: str, as_json: bool) -> int:
         try:
             with progress_bar("export") as bar:
                 problems = Problems(bar)
-                exporter = exporting.Exporter(cluster, tuple(cluster.topology.kinds), problems)
+                kinds = cluster.topology.kinds
+                expiring = [kind for kind, spec in kinds.items() if spec.ttl_s is not None]
+                exporter = exporting.Exporter(cluster, tuple(kinds), expiring, problems)
                 async with aclosing(cluster.agents()) as ids:
                     await exporter.export(ids, output, bar, await _count_agents(cluster))
                 problems.finish()

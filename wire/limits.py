@@ -15,6 +15,7 @@ __all__ = [
     "FRAME_BYTES_TARGET",
     "IMAGE_BYTES_MAX",
     "IPC_PATH_BYTES_MAX",
+    "NESTING_MAX",
     "REQUEST_AGENTS_MAX",
     "SECTIONS_MAX",
     "TTL_MS_MAX",
@@ -28,6 +29,10 @@ AGENT_ID_BYTES_MAX: Final = 256
 
 FRAGMENT_BYTES_MAX: Final = 1 << 20
 """Bytes of one fragment's encoded value."""
+
+NESTING_MAX: Final = 200
+"""Lists and mappings in each other, in one value: what every reader can take. JSON of people and programs ends at 254
+levels (orjson, writing), Python's recursion at 1,000; more is rather a circle than a value."""
 
 IMAGE_BYTES_MAX: Final = 2 << 20
 """Bytes of one image, header included."""

@@ -148,13 +148,18 @@ class Images(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=4):
 
 
 class Put(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):
-    """Set one kind. `ttl_ms`: how long it lives, by the shard's clock from the commit on; 0 for ever."""
+    """Set one kind. `ttl_ms`: how long it lives, by the shard's clock from the commit on; 0 for ever.
+
+    `expires_ms`: the time at which it expires, by the shard's clock, instead; 0 if `ttl_ms` says it. What has expired
+    already is written as such.
+    """
 
     kind: str
     schema: int
     encoding: int
     value: bytes
     ttl_ms: Number = 0
+    expires_ms: Number = 0
 
 
 class Drop(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2):

@@ -123,7 +123,7 @@ def test_an_image_of_just_the_limit_is_taken_and_one_byte_more_is_refused() -> N
     assert isinstance(largest, bytes)
     assert len(largest) == IMAGE_BYTES_MAX
     over = refusal(None, write(first, put("context", bytes(room + 1))))
-    assert over == "the agent's image would have 2,097,153 bytes; the limit is 2,097,152"
+    assert over == "the agent's image would have 2,097,153 bytes; the limit is 2,097,152 (2 MiB)"
 
 
 def test_an_image_may_be_too_large_between_the_operations_of_a_write() -> None:
@@ -181,6 +181,14 @@ def test_a_lifetime_counts_from_the_commit() -> None:
     again = merged(encode_image(9, after), put("session"))
     assert again is not None
     assert again["session"].expires_ms == 0, "the kind lives as the last write of it says"
+
+
+def test_a_time_of_expiry_is_kept_as_it_is() -> None:
+    after = merged(None, Put("session", 0, 0, b"v", 50, 901), Put("context", 0, 0, b"v", 50, 3))
+    assert after is not None
+    assert (after["session"].expires_ms, after["context"].expires_ms) == (901, 3), "whether it is over or not"
+    assert isinstance(merge(None, write(Put("session", 0, 0, b"v", 0, 900 + TTL_MS_MAX)), 9, 900), bytes)
+    assert "lives at most" in refusal(None, write(Put("session", 0, 0, b"v", 1, 901 + TTL_MS_MAX)))
 
 
 def test_lifetimes_and_expectations_are_bounded() -> None:

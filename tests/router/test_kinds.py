@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import msgspec
 import pytest
 
 from dawnchorus import InvalidRequestError, UnknownKindError
 from dawnchorus.router.ids import check_agent_id, sound_ids
-from dawnchorus.router.kinds import Kinds, encode_value
-from dawnchorus.wire.image import ENCODING_BYTES, ENCODING_MSGPACK
+from dawnchorus.router.kinds import Kinds
+from dawnchorus.router.value_codec import ValueRules
 from dawnchorus.wire.messages import Put
 from dawnchorus.wire.topology import KindSpec
 from tests.support.fake_nodes import fake_client, fake_topology, placement_of
@@ -16,7 +15,7 @@ from tests.support.fake_nodes import fake_client, fake_topology, placement_of
 SPECS = {"a": KindSpec("one", required=True), "b": KindSpec("one"), "c": KindSpec("two"), "d": KindSpec("three")}
 TOPOLOGY = fake_topology(kinds=SPECS)
 PLACEMENT = placement_of(TOPOLOGY)
-KINDS = Kinds(TOPOLOGY, None)
+KINDS = Kinds(TOPOLOGY)
 
 
 def test_all_kinds_ask_every_store_for_whole_images() -> None:
@@ -48,7 +47,7 @@ def test_an_unknown_kind_is_named(kinds: list[str]) -> None:
     with pytest.raises(UnknownKindError):
         KINDS.by_store(dict.fromkeys(kinds))
     with pytest.raises(UnknownKindError):
-        Kinds(TOPOLOGY, dict.fromkeys(kinds, int))
+        Kinds(TOPOLOGY, ValueRules(dict.fromkeys(kinds, int)))
 
 
 async def test_one_name_is_not_taken_for_a_list_of_letters() -> None:
@@ -79,7 +78,7 @@ class Name(str):
 
 
 def test_a_name_that_only_equals_a_kinds_does_not_get_into_what_is_kept_for_others() -> None:
-    kinds = Kinds(TOPOLOGY, None)
+    kinds = Kinds(TOPOLOGY)
     for name in (Name("b"), "b"):
         [[put]] = kinds.by_store({name: 1}).values()
         assert isinstance(put, Put)
@@ -90,37 +89,6 @@ def test_a_name_that_only_equals_a_kinds_does_not_get_into_what_is_kept_for_othe
 def test_a_delete_of_all_kinds_means_every_store_whole() -> None:
     assert KINDS.stores_of(None) == {"one": None, "two": None, "three": None}
     assert KINDS.stores_of(["b", "a", "d", "b"]) == {"one": ["b", "a"], "three": ["d"]}
-
-
-@pytest.mark.parametrize("value", [b"raw", bytearray(b"raw"), memoryview(b"raw")])
-def test_bytes_are_kept_as_they_are(value: Any) -> None:
-    put = encode_value("a", value)
-    assert (put.encoding, put.value) == (ENCODING_BYTES, b"raw")
-
-
-def test_anything_else_is_msgpack() -> None:
-    put = encode_value("a", {"x": [1, None]})
-    assert put.encoding == ENCODING_MSGPACK
-    assert msgspec.msgpack.decode(put.value) == {"x": [1, None]}
-
-
-def endless() -> list[Any]:
-    """A list that contains itself."""
-    made: list[Any] = []
-    made.append(made)
-    return made
-
-
-@pytest.mark.parametrize(
-    "value", [object(), 2**64, -(2**63) - 1, "\ud800", endless(), bytes((1 << 20) + 1), "x" * (1 << 20), {1, object()}]
-)
-def test_what_cannot_be_a_fragment_is_refused_with_its_kind(value: Any) -> None:
-    with pytest.raises(InvalidRequestError, match="'a'"):
-        encode_value("a", value)
-
-
-def test_a_fragment_of_exactly_the_limit_is_taken() -> None:
-    assert len(encode_value("a", bytes(1 << 20)).value) == 1 << 20
 
 
 @pytest.mark.parametrize("agent_id", ["a", "x" * 256, "世" * 85, "\x00"])

@@ -19,6 +19,7 @@ from dawnchorus import (
     VersionConflict,
     connect,
 )
+from dawnchorus.router.value_codec import ValueRules
 from dawnchorus.wire.messages import (
     Commit,
     Committed,
@@ -411,7 +412,7 @@ async def test_a_closed_cluster_saves_nothing() -> None:
 
 async def test_a_cluster_that_was_never_opened_refuses_everything() -> None:
     async with fake_client() as (cluster, _):
-        await refuses_everything(Cluster(cluster.topology, None, 1.0))
+        await refuses_everything(Cluster(cluster.topology, ValueRules(), 1.0))
 
 
 async def refuses_everything(cluster: Cluster) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dawnchorus import InvalidRequestError
-from dawnchorus.router.kinds import encode_value
+from dawnchorus.router.value_codec import ValueCodec
 from dawnchorus.router.write_token import WriteToken, key_digest, key_token, parse_token
 from dawnchorus.wire.limits import WRITE_ID_BYTES_MAX, WRITE_KEY_BYTES_MAX
 from dawnchorus.wire.messages import Drop, Erase, Operation, Put
@@ -82,6 +82,11 @@ def backwards(value: object) -> object:
         return value
     made = cast("dict[str, object]", value)
     return {key: backwards(made[key]) for key in reversed(made)}
+
+
+def encode_value(kind: str, value: object) -> Put:
+    """The operation that saves a value."""
+    return Put(kind, 0, *ValueCodec(kind).encode(value))
 
 
 @given(st.dictionaries(st.sampled_from(["a", "b", "c"]), mappings, min_size=1))

@@ -1,8 +1,10 @@
 """A cluster in memory, as far as `load` and `export` see one, and a progress bar that keeps what it is told."""
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
+from dawnchorus.router.kinds import Expiring
 from dawnchorus.router.outcomes import Outcome
 from dawnchorus.wire.errors import DawnchorusError
 
@@ -23,10 +25,16 @@ class KeptBar:
 class KeptState:
     """What `KeptCluster` gives of an agent."""
 
-    def __init__(self, agent_id: str, fragments: Mapping[str, Any], degraded: Sequence[str]) -> None:
+    def __init__(
+        self, agent_id: str, fragments: Mapping[str, Any], degraded: Sequence[str], times: Mapping[str, datetime]
+    ) -> None:
         self.agent_id = agent_id
         self.degraded = tuple(degraded)
         self._fragments = fragments
+        self._times = times
+
+    def expires_at(self, kind: str) -> datetime | None:
+        return self._times.get(kind)
 
     def outcome(self, kind: str) -> Outcome:
         if kind in self.degraded:
@@ -47,6 +55,8 @@ class KeptCluster:
         degrade: Callable[[str, int], Sequence[str]] = lambda _agent_id, _call: (),
     ) -> None:
         self.agents: dict[str, dict[str, Any]] = {}
+        self.times: dict[str, datetime] = {}  # by kind, the same for all
+        self.expires_ms: dict[str, dict[str, int]] = {}
         self.save_calls: list[list[str]] = []
         self.wake_calls: list[list[str]] = []
         self._fail_save = fail_save
@@ -61,11 +71,15 @@ class KeptCluster:
         for agent_id, fragments in agents.items():
             error = self._fail_save(agent_id, call)
             if error is None:
-                self.agents.setdefault(agent_id, {}).update(fragments)
+                given = {kind: value for kind, value in fragments.items() if isinstance(value, Expiring)}
+                values = {kind: value.value for kind, value in given.items()}
+                self.agents.setdefault(agent_id, {}).update({**fragments, **values})
+                times = {kind: value.expires_ms for kind, value in given.items()}
+                self.expires_ms.setdefault(agent_id, {}).update(times)
             results[agent_id] = error or "saved"
         return results
 
     async def wake_many(self, ids: Sequence[str], *, deadline_s: float | None = None) -> Sequence[KeptState]:
         call = len(self.wake_calls)
         self.wake_calls.append(list(ids))
-        return [KeptState(one, self.agents.get(one, {}), self._degrade(one, call)) for one in ids]
+        return [KeptState(one, self.agents.get(one, {}), self._degrade(one, call), self.times) for one in ids]

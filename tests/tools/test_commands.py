@@ -1,17 +1,24 @@
 """Agents in and out of a running cluster by the command line: load, export, wake, save, delete, status."""
 
+import asyncio
+import math
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
+from dawnchorus import Outcome, connect
+from dawnchorus.wire.limits import NESTING_MAX
 from tests.tools.command_line import COMMAND, PATIENCE_S, Up, environment, error_of, run, run_json, write_topology
 
 AIRLINE = Path(
@@ -86,6 +93,55 @@ def test_what_is_loaded_is_exported(up: Up, topology: tuple[str, str], tmp_path:
     assert run("export", *topology).stdout == ended.stdout
 
 
+def test_an_export_that_is_loaded_elsewhere_keeps_values_and_times_of_expiry(tmp_path: Path) -> None:
+    topology = write_topology(tmp_path)
+    text = topology.read_text().replace('store = "live"\nfallback', 'store = "live"\nttl_s = 86400\nfallback')
+    assert "ttl_s" in text
+    topology.write_text(text)
+    nested: Any = "deep"
+    for _ in range(NESTING_MAX):
+        nested = {2: nested}
+    values: dict[str, Any] = {
+        "dated": {"at": datetime(2026, 1, 2, 3, 4, 5, 678_901, tzinfo=UTC)},
+        "keys": {1: "a", "1": b"b", None: {(1, "x"): 2}},
+        "numbers": [math.inf, -math.inf, 1.0, 1],
+        "nested": nested,
+        "tagged": {"$bytes": 1},
+    }
+
+    async def fill() -> dict[str, datetime | None]:
+        async with connect(topology) as cluster:
+            for name, value in values.items():
+                await cluster.save(name, {"profile": value, "session": [name]})
+            return {name: (await cluster.wake(name)).expires_at("session") for name in values}
+
+    async def look() -> None:
+        async with connect(topology) as cluster:
+            for name, value in values.items():
+                state = await cluster.wake(name)
+                assert repr(state["profile"]) == repr(value)
+                assert state.expires_at("session") == times[name], "not a moment later"
+                assert state.expires_at("profile") is None
+            past = await cluster.wake("past")
+            assert past.outcome("session") in (Outcome.EXPIRED, Outcome.ABSENT), "absent once it is swept away"
+            assert past["context"] == 3
+
+    output = tmp_path / "agents.ndjson"
+    with Up(topology):
+        times = asyncio.run(fill())
+        assert run_json("export", output, "--topology", topology)["agents"] == 5
+        assert run_json("wake", "nested", "--topology", topology)["values"]["session"] == ["nested"]
+    shutil.rmtree(tmp_path / "data")
+    past = (
+        b'{"agent_id": "past", "fragments": {"profile": 1, "session": 2, "context": 3}, "expires": {"session": "%s"}}\n'
+    )
+    with output.open("ab") as file:
+        file.write(past % b"2020-01-02T03:04:05Z")
+    with Up(topology):
+        assert run_json("load", output, "--topology", topology)["agents"] == 6
+        asyncio.run(look())
+
+
 @pytest.mark.skipif(not AIRLINE.exists(), reason="no airline agents here (DAWNCHORUS_AIRLINE)")
 def test_the_airline_agents_are_exported_as_they_were_loaded(tmp_path: Path) -> None:
     topology = write_topology(tmp_path)
@@ -154,18 +210,20 @@ def test_a_reader_that_has_enough_is_no_error(topology: tuple[str, str]) -> None
     assert errors == b""
 
 
+@pytest.mark.parametrize("as_json", [False, True])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_client_that_waits_ends_quietly_when_asked(
-    number: signal.Signals, code: int, topology: tuple[str, str]
+def test_a_load_that_is_interrupted_says_how_much_was_saved(
+    number: signal.Signals, code: int, topology: tuple[str, str], as_json: bool
 ) -> None:
     loading = subprocess.Popen(
-        [*COMMAND, "load", "-", *topology],
+        [*COMMAND, "load", "-", *topology, *(["--json"] if as_json else [])],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment(),
     )
     assert loading.stdin is not None
+    loading.stdin.write(ndjson(conversations(f"cut/{code}/{as_json}", 3)) + b"\n")
     # More than a pipe holds: when it has been written, the command reads and its handlers are in place.
     loading.stdin.write(b"\n" * (1 << 20))
     loading.stdin.flush()
@@ -173,7 +231,13 @@ def test_a_client_that_waits_ends_quietly_when_asked(
     loading.send_signal(number)
     assert loading.wait(PATIENCE_S) == code  # Nobody has closed its standard input yet.
     output, errors = loading.communicate()
-    assert (output, errors.strip()) == (b"", b"")
+    assert errors.strip() == b""
+    if as_json:
+        summary = orjson.loads(output)
+        assert summary["stopped"] == "interrupted"
+        assert summary["agents"] + summary["unknown"] in (0, 3), "three lines are no full batch: sent at the end only"
+    else:
+        assert re.match(rb"loaded 0 agents, .*; stopped after line [0-9,]+\n", output)
 
 
 def test_wake_shows_outcomes_versions_and_values(topology: tuple[str, str]) -> None:

@@ -1,7 +1,7 @@
 """Exports of a cluster in memory: order, chunks, and agents that cannot be had whole."""
 
-import math
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import orjson
@@ -31,12 +31,12 @@ async def listed(ids: Iterable[str]) -> AsyncIterator[str]:
 class Export:
     """One export of all agents of a cluster, and what came of it."""
 
-    def __init__(self, cluster: KeptCluster, folder: Path) -> None:
+    def __init__(self, cluster: KeptCluster, folder: Path, expiring: Sequence[str] = ()) -> None:
         self.cluster = cluster
         self.path = folder / "agents.ndjson"
         self.bar = KeptBar()
         self.problems = Problems(self.bar)
-        self.exporter = Exporter(cluster, KINDS, self.problems)
+        self.exporter = Exporter(cluster, KINDS, expiring, self.problems)
 
     async def run(self) -> "Export":
         output = OutputFile(str(self.path))
@@ -60,6 +60,17 @@ async def test_agents_are_written_in_order_with_kinds_as_in_the_topology(tmp_pat
     )
     totals = export.exporter.totals
     assert (totals.agents, totals.fragments, totals.bytes) == (3, 4, export.path.stat().st_size)
+
+
+async def test_when_fragments_expire_is_written_and_never_if_their_kind_has_a_lifetime(tmp_path: Path) -> None:
+    cluster = KeptCluster()
+    cluster.agents = {"a": {"session": 1, "profile": 1}, "b": {"profile": 2}}
+    cluster.times = {"profile": datetime(2026, 1, 2, 3, 4, 5, 678_000, tzinfo=UTC)}
+    export = await Export(cluster, tmp_path, ["session"]).run()
+    assert [line.get("expires") for line in export.lines] == [
+        {"profile": "2026-01-02T03:04:05.678Z", "session": None},
+        {"profile": "2026-01-02T03:04:05.678Z"},
+    ]
 
 
 async def test_an_empty_cluster_gives_an_empty_file(tmp_path: Path) -> None:
@@ -93,13 +104,13 @@ async def test_an_agent_that_comes_later_is_written_in_its_place(tmp_path: Path)
 async def test_an_agent_that_cannot_be_had_whole_is_named_and_left_out(tmp_path: Path) -> None:
     cluster = KeptCluster(degrade=lambda agent_id, _call: ("session",) if agent_id == "b" else ())
     cluster.agents = {agent_id: {"profile": 1, "session": 2} for agent_id in "abc"}
-    cluster.agents["d"] = {"profile": [math.nan]}
+    cluster.agents["d"] = {"profile": [{1}]}
     cluster.agents["e"] = {}  # deleted after it was listed
     export = await Export(cluster, tmp_path).run()
     assert [line["agent_id"] for line in export.lines] == ["a", "c"]
     assert export.bar.printed == [
         "agent 'b' is left out: session TIMEOUT",
-        "agent 'd' is left out: profile: JSON has no nan",
+        "agent 'd' is left out: profile: JSON has no set",
     ]
 
 

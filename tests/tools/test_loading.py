@@ -69,6 +69,49 @@ async def test_agents_are_saved_with_their_copies(tmp_path: Path) -> None:
     assert totals.bytes == 3 * (len(line_of("a", profile=1)) + len(line_of("b/é", session=[2])))
 
 
+async def test_a_time_of_expiry_is_saved_as_one(tmp_path: Path) -> None:
+    cluster = KeptCluster()
+    expires = b'{"profile": "1970-01-01T00:00:01.5Z", "session": null}'
+    lines = [
+        b'{"agent_id": "a", "fragments": {"profile": 1, "session": {"$map": [[1, 2]]}}, "expires": %s}' % expires,
+        b'{"agent_id": "a", "fragments": {"session": 3}}',
+        b'{"agent_id": "b", "fragments": {"profile": 1, "session": 2}, "expires": %s}' % expires,
+    ]
+    await Load(cluster, tmp_path, lines, 2).run()
+    assert cluster.agents == {
+        "a": {"profile": 1, "session": 3},
+        "a~1": {"profile": 1, "session": 3},
+        "b": {"profile": 1, "session": 2},
+        "b~1": {"profile": 1, "session": 2},
+    }
+    assert cluster.expires_ms["a"] == {"profile": 1_500}, "a later line of the kind says nothing: as the topology does"
+    assert cluster.expires_ms["b~1"] == {"profile": 1_500, "session": 0}
+
+
+async def test_a_load_that_is_cut_short_counts_what_may_have_been_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under_way = asyncio.Event()
+
+    class Waiting(KeptCluster):
+        async def save_many(self, agents: Any, *, deadline_s: float | None = None) -> Any:
+            if "late" in agents:
+                under_way.set()
+                await asyncio.Event().wait()
+            return await super().save_many(agents, deadline_s=deadline_s)
+
+    monkeypatch.setattr(loading, "BATCH_AGENTS_MAX", 2)
+    lines = [line_of(agent_id, profile=1) for agent_id in ("a", "b", "late", "later", "left")]
+    load = Load(Waiting(), tmp_path, lines)
+    reading = asyncio.create_task(load.run())
+    await under_way.wait()
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert load.loader.totals.agents == 2
+    assert load.loader.unknown in (2, 3), "with the last one or before it was sent"
+
+
 async def test_broken_lines_are_named_by_number_and_the_rest_is_loaded(tmp_path: Path) -> None:
     cluster = KeptCluster()
     lines = [

@@ -92,7 +92,7 @@ EXAMPLES: list[tuple[Message, str]] = [
             ],
             77,
         ),
-        "950508ccfa9194a46c69766503019197c40161c4011006939601a773657373696f6e0001c40101009202a7636f6e746578749103c0c2094d",
+        "950508ccfa9194a46c69766503019197c40161c4011006939701a773657373696f6e0001c4010100009202a7636f6e746578749103c0c2094d",
     ),
     (
         Committed(
@@ -128,7 +128,7 @@ FIELDS = {
     "Fetch": "request budget_us sections kinds sent_us",
     "ImageSection": "index offset status version sizes",
     "Images": "request now_ms sections last body",
-    "Put": "kind schema encoding value ttl_ms",
+    "Put": "kind schema encoding value ttl_ms expires_ms",
     "Drop": "kind",
     "Erase": "",
     "Write": "agent write_id seen operations expect repeated digest",
@@ -192,7 +192,9 @@ names = st.text(max_size=20)
 blobs = st.binary(max_size=40)
 signed = st.integers(-(1 << 63), (1 << 64) - 1)
 numbers = st.integers(0, (1 << 64) - 1)
-operations = st.one_of(st.builds(Put, names, signed, signed, blobs, numbers), st.builds(Drop, names), st.builds(Erase))
+operations = st.one_of(
+    st.builds(Put, names, signed, signed, blobs, numbers, numbers), st.builds(Drop, names), st.builds(Erase)
+)
 expectations = st.none() | st.dictionaries(names, signed, max_size=3)
 writes = st.builds(Write, blobs, blobs, signed, st.lists(operations, max_size=4), expectations, st.booleans(), numbers)
 anything: st.SearchStrategy[Any] = st.one_of(
