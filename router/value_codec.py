@@ -86,18 +86,23 @@ class ValueCodec:
         Raises:
             InvalidRequestError: it cannot be encoded, is too large or too deep, or would not come back equal.
         """
-        encoded: bytes | None
+        encoding, encoded = ENCODING_MSGPACK, b""
         if self.typed:
-            encoding, encoded = ENCODING_MSGPACK, self._encode_if_sound(value)
-            if encoded is None:
+            sound = self._encode_if_sound(value)
+            if sound is None:
                 encoding, encoded = self._encode_checked(value)
+            else:
+                encoded = sound
+        elif is_plain(value, NESTING_MAX, True):
+            if type(value) is bytes:
+                encoding, encoded = ENCODING_BYTES, value
+            else:
+                try:
+                    encoded = self._encode(value)
+                except (ValueError, OverflowError) as error:  # text without UTF-8, an integer beyond 64 bits
+                    raise self._refusal(self._culprit(value, error, NESTING_MAX)) from error
         elif isinstance(value, _BYTES_LIKE):
             encoding, encoded = ENCODING_BYTES, bytes(cast("bytes", value))
-        elif is_plain(value, NESTING_MAX, structs=True):
-            try:
-                encoding, encoded = ENCODING_MSGPACK, self._encode(value)
-            except (ValueError, OverflowError) as error:  # text without a UTF-8 form, an integer beyond 64 bits
-                raise self._refusal(self._culprit(value, error, NESTING_MAX)) from error
         else:
             encoding, encoded = self._encode_checked(value)
         if len(encoded) > FRAGMENT_BYTES_MAX:
@@ -128,9 +133,7 @@ class ValueCodec:
             restored = self.decoder.decode(encoded)
             if type(restored) is type(value):
                 return encoded if is_trusted(value, NESTING_MAX) and restored == value else None
-            return (
-                encoded if is_plain(value, NESTING_MAX, structs=False) and self._encode(restored) == encoded else None
-            )
+            return encoded if is_plain(value, NESTING_MAX, False) and self._encode(restored) == encoded else None
         except Exception:  # the comparison tells what is wrong
             return None
 

@@ -95,7 +95,11 @@ def test_every_error_is_one_of_ours_and_of_pythons_own_kind() -> None:
 @pytest.mark.parametrize(
     ("function", "positional", "keywords"),
     [
-        (connect, {"source": ...}, {"types": None}),
+        (
+            connect,
+            {"source": ...},
+            {"types": None, "enc_hook": None, "dec_hook": None, "ext_hook": None, "allow_lossy_values": False},
+        ),
         (Cluster.wake, {"agent_id": ..., "kinds": None, "deadline_s": None}, {}),
         (Cluster.wake_many, {"ids": ..., "kinds": None, "deadline_s": None}, {}),
         (Cluster.wake_stream, {"ids": ..., "kinds": None, "deadline_s": None}, {}),

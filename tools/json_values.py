@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import math
 import re
@@ -81,10 +82,7 @@ def parse_json(text: bytes) -> object:
         document = cast("object", orjson.loads(text))
     except orjson.JSONDecodeError as error:
         raise UnreadableJson(f"not JSON: {error.msg} (column {error.colno})") from None
-    # orjson keeps the last of two equal keys, without a word. There are as many colons outside of strings as keys were
-    # written, which is soon counted; the standard parser, which is slow, only names the key.
-    keys = _count_keys(document)
-    if text.count(b":") != keys and _STRING.sub(b"", text).count(b":") != keys:
+    if _has_fewer_keys(document, text):
         _refuse_duplicates(text)
     return document
 
@@ -115,6 +113,18 @@ def parse_time(text: object, what: str) -> datetime:
         return datetime.fromisoformat(text.upper()).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise UnreadableJson(f"{what} is no time: {error}") from None
+
+
+def _has_fewer_keys(document: object, text: bytes) -> bool:
+    """Return whether a parsed document has fewer keys than its text: orjson keeps the last of two, without a word.
+
+    Each key has a colon. Those within strings are as many in the text as in the document written again, unless one is
+    escaped: 20 us for 20 KB, where counting the keys takes 320.
+    """
+    if b"\\u003" not in text:
+        with contextlib.suppress(orjson.JSONEncodeError):  # deeper than it writes
+            return orjson.dumps(document).count(b":") != text.count(b":")
+    return _STRING.sub(b"", text).count(b":") != _count_keys(document)
 
 
 def _count_keys(document: object) -> int:

@@ -5,6 +5,7 @@ import copy
 import gc
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -263,6 +264,21 @@ def test_expiry_goes_by_the_nodes_clock_and_this_hosts_time_since(monkeypatch: p
     assert state.complete
     with pytest.raises(FragmentAbsent, match="session is expired"):
         state["session"]
+
+
+def test_when_a_kind_expires_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.monotonic_ns", lambda: 0)
+    state = state_of([image(profile=1, preference=2), image(session=1, expires_ms=1_767_323_045_678), Outcome.TIMEOUT])
+    assert state.expires_at("session") == datetime(2026, 1, 2, 3, 4, 5, 678_000, tzinfo=UTC)
+    assert state.expires_at("profile") is None
+    assert state_of([None, None, None]).expires_at("profile") is None, "there is none"
+    with pytest.raises(FragmentUnavailable, match="TIMEOUT"):
+        state.expires_at("history")
+    with pytest.raises(UnknownKindError):
+        state.expires_at("nonsense")
+    assert state_of([None, image(session=1, expires_ms=1), None]).expires_at("session") is not None, "by the clock: 0"
+    damaged = state_of([None, image(session=1, expires_ms=1 << 62), None])
+    assert damaged.expires_at("session") == datetime(9999, 12, 31, 23, 59, 59, 999_000, tzinfo=UTC)
 
 
 def test_the_furthest_clock_of_a_stores_nodes_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,11 +162,14 @@ def test_what_cannot_be_kept_is_refused_by_name(text: bytes, complaint: str) -> 
     assert complaint in str(caught.value)
 
 
-json_keys = st.sampled_from(['"a"', '"b"', '":"', '"a:\\""', '"\\u0061"', '"\\\\"'])
+json_keys = st.sampled_from(['"a"', '"b"', '":"', '"a:\\""', '"\\u0061"', '"\\\\"', '"\\u003a"', '"\\u003A"'])
 
 
 @given(
-    st.lists(st.tuples(json_keys, st.sampled_from(['":"', "{}", '{"a": 1}', '["a:", 5]', '"\\\\\\":"'])), max_size=5)
+    st.lists(
+        st.tuples(json_keys, st.sampled_from(['":"', '"\\u003a"', "{}", '{"a": 1}', '["a:", 5]', '"\\\\\\":"'])),
+        max_size=5,
+    )
 )
 def test_a_key_that_is_there_twice_is_refused_and_no_other(pairs: list[tuple[str, str]]) -> None:
     text = "[{%s}]" % ", ".join([f"{key} : {value}" for key, value in pairs])  # noqa: UP031 -- braces
