@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from ..wire.errors import LaunchError
 from ..wire.topology import NodeSpec, Topology, require_local_endpoints
 from ..wire.topology_file import load_topology
 from .crashes import CRASH_CODES
+from .ends import EXIT_REFUSED
 from .shards import locked_folder
 
 __all__ = ["Launcher", "NodeEvent"]
@@ -48,7 +50,10 @@ _LINE_BYTES_MAX: Final = 1 << 20
 
 
 class NodeEvent(msgspec.Struct, frozen=True):
-    """What happened to a node. `state`: starting, serving, restarting, refused, stopped; or log, with a line of its."""
+    """What happened to a node. `state`: starting, serving, restarting, refused, stopped; or log, with a line of its.
+
+    `detail` says how the node ended that is started again, while it is: by which signal, and its last words.
+    """
 
     node: str
     state: str
@@ -68,8 +73,13 @@ class _NodeProcess:
     restarts: int = 0
     shards: int = 0
     last_words: str = ""
+    ended: str = ""
     served: asyncio.Event = field(default_factory=asyncio.Event)
     watch: asyncio.Task[None] | None = None
+
+    @property
+    def last_time(self) -> str:
+        return f"last time {self.ended}" if self.ended else ""
 
 
 class Launcher:
@@ -150,7 +160,7 @@ class Launcher:
         if serving.done():
             return
         serving.cancel()
-        why = node.last_words or f"it did not serve within {_START_SECONDS:.0f} s"
+        why = node.ended or f"it did not serve within {_START_SECONDS:.0f} s"
         raise LaunchError(f"node {node.spec.name!r}: {why}")
 
     async def _watch(self, node: _NodeProcess) -> None:
@@ -162,16 +172,16 @@ class Launcher:
             code = await self._run_once(node)
             if self._stopping.is_set():
                 break
+            node.ended = _describe_end(code, node.last_words)
             if not node.served.is_set() and (node.restarts or code not in CRASH_CODES):
                 # Whether it refused or crashed: what ends a node before it ever served will do so again. But one that
                 # damaged data has ended knows that at its next start, and leaves the damage out.
-                self._tell(node, "refused", node.last_words)
+                self._tell(node, "refused", node.ended)
                 return
             if loop.time() - began > _WELL_SECONDS:
                 pause = _RESTART_FIRST_SECONDS
             node.restarts += 1
-            how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            self._tell(node, "restarting", f"ended with {how}; starts again in {pause:.2f} s")
+            self._tell(node, "restarting", f"starts again in {pause:.2f} s: {node.ended}")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
             pause = min(pause * 2, _RESTART_LONGEST_SECONDS)
@@ -191,7 +201,8 @@ class Launcher:
             start_new_session=True,
         )
         node.process = process
-        self._tell(node, "starting")
+        node.last_words = ""
+        self._tell(node, "starting", node.last_time)
         if self._stopping.is_set():  # asked to while the process was being made
             _ask_to_end(process)
         assert process.stdout is not None and process.stderr is not None
@@ -203,7 +214,7 @@ class Launcher:
             with contextlib.suppress(orjson.JSONDecodeError, KeyError, TypeError):
                 node.shards = int(orjson.loads(line)["shards"])
             node.served.set()
-            self._tell(node, "serving")
+            self._tell(node, "serving", node.last_time)
 
     async def _read_log(self, node: _NodeProcess, stderr: asyncio.StreamReader) -> None:
         while True:
@@ -236,3 +247,18 @@ def _ask_to_end(process: asyncio.subprocess.Process | None) -> None:
     if process is not None and process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
+        if process.stdin is not None:  # where SIGTERM is ignored, as this process may have had it and handed it on
+            process.stdin.close()
+
+
+def _describe_end(code: int, last_words: str) -> str:
+    """Say how a process ended, and what it said last on standard error; what refuses says just why."""
+    if code == EXIT_REFUSED and last_words:
+        return last_words
+    how = f"ended with exit code {code}"
+    if code < 0:
+        try:
+            how = f"was ended by {signal.Signals(-code).name} ({signal.strsignal(-code)})"
+        except ValueError:  # a real-time signal has no name
+            how = f"was ended by signal {-code}"
+    return f"it {how}" + (f"; its last words: {last_words}" if last_words else "")

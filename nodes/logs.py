@@ -1,13 +1,21 @@
-"""Logs as JSON: one object a line, for programs; people get `dawnchorus up` on a terminal."""
+"""Logs as JSON: one object a line, for programs; people get `dawnchorus up` on a terminal.
+
+Nothing that logs waits for whoever reads it (`bounded_output`): a commit may log, and a launcher may hang.
+"""
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
-import sys
 from datetime import UTC, datetime
+from typing import Final
+
+from .bounded_output import BoundedOutput, write_all
 
 __all__ = ["JSONFormatter", "log_to_stderr"]
+
+_STANDARD_ERROR: Final = 2
 
 _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -35,7 +43,31 @@ class JSONFormatter(logging.Formatter):
 
 
 def log_to_stderr(node: str) -> None:
-    """Send this process's log to standard error as JSON."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JSONFormatter(node))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    """Send this process's log to standard error as JSON; at its end the last lines get a moment to be written."""
+    formatter = JSONFormatter(node)
+
+    def describe_dropped(dropped: int) -> bytes:
+        news = logging.LogRecord(__name__, logging.WARNING, "", 0, "log lines were dropped", None, None)
+        news.dropped = dropped
+        return _line(formatter, news)
+
+    output = BoundedOutput(lambda line: write_all(_STANDARD_ERROR, line), describe_dropped)
+    atexit.register(output.close)
+    logging.basicConfig(level=logging.INFO, handlers=[_Handler(output, formatter)], force=True)
+
+
+def _line(formatter: logging.Formatter, record: logging.LogRecord) -> bytes:
+    return formatter.format(record).encode(errors="backslashreplace") + b"\n"
+
+
+class _Handler(logging.Handler):
+    """Hands each record to an output as a line."""
+
+    def __init__(self, output: BoundedOutput[bytes], formatter: logging.Formatter) -> None:
+        super().__init__()
+        self._output = output
+        self._formatter = formatter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = _line(self._formatter, record)
+        self._output.put(line, len(line))

@@ -15,10 +15,7 @@ import gc
 import hashlib
 import logging
 import os
-import signal
-import stat
 import sys
-import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -29,20 +26,22 @@ import uvloop
 from ..fragment_stores.lmdb_lookup import find
 from ..wire.control_store import FileControlStore, establish_placement, take_generation
 from ..wire.errors import ConfigurationError, DawnchorusError
-from ..wire.limits import IPC_PATH_BYTES_MAX
 from ..wire.placement import Placement
 from ..wire.private_files import make_private
 from ..wire.process import tune_process
 from ..wire.topology import Topology, require_local_endpoints
 from ..wire.topology_file import load_topology
+from .bounded_output import BoundedOutput, write_all
 from .crashes import CrashRecord, find_damaged
+from .ends import EXIT_REFUSED, handle_ends
 from .logs import log_to_stderr
 from .node import FragmentNode
+from .runtime_directory import ipc_endpoint
 from .shards import any_shard_on_disk, close_shards, locked_folder, open_shards, shard_folder
 
 __all__ = ["EXIT_REFUSED", "run_node"]
 
-EXIT_REFUSED: Final = 2
+_STANDARD_OUTPUT: Final = 1
 
 _SWITCH_INTERVAL_SECONDS: Final = 0.000_2
 """How long the writer thread may keep the interpreter from the loop: wake p99 beside a writer rose nine times with the
@@ -83,8 +82,7 @@ def run_node(topology_path: str | os.PathLike[str], name: str, *, until_stdin_cl
 async def _serve(topology: Topology, name: str, crashes: CrashRecord, *, until_stdin_closes: bool) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.set)
+    handle_ends(loop, stopping.set)
     if until_stdin_closes:
         loop.add_reader(sys.stdin.fileno(), stopping.set)
     control = FileControlStore.in_folder(topology.data_dir)
@@ -102,7 +100,7 @@ async def _serve(topology: Topology, name: str, crashes: CrashRecord, *, until_s
         for shard in shards.values():
             if shard.fragments is not None:
                 shard.fragments.begin_generation(placement.generation)
-        ipc = _ipc_endpoint(placement, name) if topology.ipc else ""
+        ipc = _ipc_endpoint(topology, placement, name) if topology.ipc else ""
         node = FragmentNode(topology, placement, name, shards, ipc=ipc)
         node.start()
         if find is None:
@@ -128,21 +126,11 @@ def _announce(topology: Topology, placement: Placement, name: str, shards: int) 
         "generation": placement.generation,
         "cluster_uuid": placement.cluster_uuid,
     }
-    sys.stdout.write(orjson.dumps(facts).decode() + "\n")
-    sys.stdout.flush()
+    # Not waited for, nor needed by anybody but the launcher: standard output may be closed, full, or read by nobody.
+    said: BoundedOutput[bytes] = BoundedOutput(lambda line: write_all(_STANDARD_OUTPUT, line), lambda _dropped: b"")
+    said.put(orjson.dumps(facts, option=orjson.OPT_APPEND_NEWLINE), 0)
 
 
-def _ipc_endpoint(placement: Placement, name: str) -> str:
-    """Return an ipc endpoint in a folder that only this user can enter, "" where none can be had."""
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    folder = Path(base) / "dawnchorus" if base else Path(tempfile.gettempdir()) / f"dawnchorus-{os.getuid()}"
+def _ipc_endpoint(topology: Topology, placement: Placement, name: str) -> str:
     digest = hashlib.blake2b(f"{placement.cluster_uuid}/{name}".encode(), digest_size=8).hexdigest()
-    path = folder / f"{digest}.ipc"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        facts = folder.lstat()
-    except OSError:
-        return ""
-    ours = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o077
-    fits = len(os.fsencode(path)) <= IPC_PATH_BYTES_MAX
-    return f"ipc://{path}" if ours and fits else ""
+    return ipc_endpoint(f"{digest}.ipc", topology.data_dir)

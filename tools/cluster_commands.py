@@ -17,8 +17,8 @@ def up(topology: str, as_json: bool) -> int:
 
     A node that dies is started again, after a pause that grows while it keeps dying. On a terminal, each node has a
     line that is kept current; otherwise events, and what the nodes log, are printed to standard output, one JSON object
-    a line. The exit code is 0 after Ctrl-C or SIGTERM, and 2 if the topology is wrong or a node refuses to start; the
-    others are then ended again.
+    a line. Lines that nobody takes are dropped and counted, never waited for. The exit code is 0 after Ctrl-C or
+    SIGTERM, and 2 if the topology is wrong or a node refuses to start; the others are then ended again.
 
     \b
     Example:

@@ -4,18 +4,20 @@ Commands live in modules of their own that are imported when they are called, an
 node starts with `dawnchorus node` and should not wait for what only a storm needs.
 
 Exit codes: 0; 1 where not all succeeded or a wake was degraded; 2 where it was used wrongly (arguments, topology,
-refused data folder); 130 after Ctrl-C and 143 after SIGTERM, as in a shell.
+refused data folder); 130 after Ctrl-C and 143 after SIGTERM, as in a shell. How the standard streams are found changes
+none of them, but that results for which there is no room are a failure: see `standard_streams`.
 """
 
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, cast
 
 import click
+
+from . import standard_streams
 
 __all__ = ["main"]
 
@@ -92,6 +94,8 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; `arguments` are those of the process where none are given."""
+    if arguments is None:
+        standard_streams.prepare()
     try:
         code = cli.main(args=arguments, prog_name="dawnchorus", standalone_mode=False)
         # Python flushes standard output only after this function, where an error could no longer be met.
@@ -104,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # click ends so as well, with 1 and without a word, where a command meets the closed pipe while it runs.
-        _discard_output()
+        standard_streams.discard_output()
         return EXIT_FAILED
     except Exception as error:
         code = _explain(error)
@@ -114,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _explain(error: Exception) -> int | None:
-    """Print one of our errors as one message and return its exit code; None for what is none of ours, a bug."""
+    """Print an error as one message and return its exit code; None for a bug, which is to be seen whole."""
     from ..wire.errors import (
         ConfigurationError,
         DawnchorusError,
@@ -124,18 +128,15 @@ def _explain(error: Exception) -> int | None:
     )
 
     if not isinstance(error, DawnchorusError):
-        return None
+        if not isinstance(error, OSError):
+            return None
+        # Of the world, not of this program: mostly standard output, where there is no room for what was asked for.
+        standard_streams.discard_output()
+        click.echo(f"Error: {error if error.filename or not error.strerror else error.strerror}", err=True)
+        return EXIT_FAILED
     click.echo(f"Error: {error}", err=True)
     usage = ConfigurationError | InvalidRequestError | NotSupportedError | UnknownKindError
     return EXIT_USAGE if isinstance(error, usage) else EXIT_FAILED
-
-
-def _discard_output() -> None:
-    # What is still buffered for the closed pipe would fail again, loudly, when the interpreter ends:
-    # https://docs.python.org/3/library/signal.html#note-on-sigpipe
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 import uvloop
 
+from ..nodes.ends import handle_ends
+
 __all__ = ["EXIT_TERMINATED", "in_thread", "run"]
 
 EXIT_TERMINATED: Final = 143
@@ -36,11 +38,12 @@ def run(command: Coroutine[Any, Any, int]) -> int:
             task.cancel()
 
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, terminate)
+        handled = handle_ends(loop, terminate, [signal.SIGTERM])
         try:
             return await task
         finally:
-            loop.remove_signal_handler(signal.SIGTERM)
+            for number in handled:
+                loop.remove_signal_handler(number)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:

@@ -15,6 +15,8 @@ import stat
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from .standard_streams import require_usable
+
 __all__ = ["InputLine", "LineReader", "OutputFile"]
 
 _READ_BYTES: Final = 1 << 20
@@ -35,6 +37,8 @@ class LineReader:
 
     def __init__(self, path: str, line_bytes_max: int) -> None:
         """Open the file; raises OSError."""
+        if path == "-":
+            require_usable(STANDARD_INPUT)
         self.descriptor = STANDARD_INPUT if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._line_bytes_max = line_bytes_max
         self._parts: list[bytes] = []  # The beginning of a line whose end has not been read yet.
@@ -101,6 +105,7 @@ class OutputFile:
         self._target: Path | None = None
         self._temporary: Path | None = None
         if path == "-":
+            require_usable(STANDARD_OUTPUT)
             self.descriptor = STANDARD_OUTPUT
             return
         with contextlib.suppress(FileNotFoundError):

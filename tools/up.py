@@ -1,15 +1,14 @@
 """`dawnchorus up`: the launcher in the foreground, its events shown as they come.
 
 Ctrl-C, SIGTERM and SIGHUP (the terminal is gone) all ask for the same: end every node, then this process. Asked again,
-it goes on ending them: no number of signals leaves a node behind. Events that nobody can see any more (a closed
-terminal or pipe) are dropped: losing the reader of a log is no reason to stop a cluster.
+it goes on ending them: no number of signals leaves a node behind. Events that nobody sees (a closed terminal or pipe, a
+reader that has stopped reading, a terminal that Ctrl-S holds) are dropped and counted: losing the reader of a log is no
+reason to stop a cluster, nor to wait. So a thread of its own shows them, out of a bounded queue.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -18,11 +17,13 @@ from typing import Final
 import orjson
 import uvloop
 
+from ..nodes.bounded_output import BoundedOutput, write_all
+from ..nodes.ends import handle_ends
 from ..nodes.launcher import Launcher, NodeEvent
 
 __all__ = ["format_event", "run_up"]
 
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STANDARD_OUTPUT: Final = 1
 
 _LEVELS: Final = {"restarting": "warning", "refused": "error"}
 
@@ -37,19 +38,21 @@ def run_up(topology: str, *, as_json: bool) -> int:
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         if as_json or not sys.stdout.isatty():
-            return runner.run(_supervise(topology, _show_as_json))
-        from .up_table import node_table
+            lines = BoundedOutput(lambda line: write_all(_STANDARD_OUTPUT, line), _format_dropped)
+            try:
+                return runner.run(_supervise(topology, lambda event: _put_line(lines, event)))
+            finally:
+                lines.close()
+        from .up_table import NodeTable
 
-        with node_table() as show:
-            return runner.run(_supervise(topology, show))
+        with NodeTable() as table:
+            return runner.run(_supervise(topology, table.show))
 
 
 async def _supervise(topology: str, show: Show) -> int:
     asked = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in SIGNALS:
-        loop.add_signal_handler(number, asked.set)
-    launcher = Launcher(topology, on_event=_forgiving(show))
+    handle_ends(asyncio.get_running_loop(), asked.set)
+    launcher = Launcher(topology, on_event=show)
     starting = asyncio.create_task(launcher.start())
     asking = asyncio.create_task(asked.wait())
     try:
@@ -65,20 +68,15 @@ async def _supervise(topology: str, show: Show) -> int:
     return 0
 
 
-def _forgiving(show: Show) -> Show:
-    def show_or_drop(event: NodeEvent) -> None:
-        try:
-            show(event)
-        except OSError:
-            return  # The terminal or pipe is gone.
-
-    return show_or_drop
-
-
-def _show_as_json(event: NodeEvent) -> None:
+def _put_line(lines: BoundedOutput[bytes], event: NodeEvent) -> None:
     line = orjson.dumps(format_event(event, datetime.now(UTC)), option=orjson.OPT_APPEND_NEWLINE)
-    # Straight to the descriptor: what a closed pipe did not take must not wait in a buffer for the interpreter's end.
-    os.write(sys.stdout.fileno(), line)
+    lines.put(line, len(line))
+
+
+def _format_dropped(dropped: int) -> bytes:
+    time = datetime.now(UTC).isoformat(timespec="milliseconds")
+    fields = {"time": time, "level": "warning", "event": "lines were dropped", "dropped": dropped}
+    return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def format_event(event: NodeEvent, now: datetime) -> dict[str, object]:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -75,11 +75,69 @@ async def test_a_node_that_dies_is_started_again_with_growing_pauses(ipc_folder:
             await cluster.served_again("archive-1", times + 1)
         restarts = [event for event in cluster.events if event.state == "restarting"]
         assert [event.detail for event in restarts] == [
-            f"ended with signal 9; starts again in {pause:.2f} s" for pause in (0.05, 0.1, 0.2)
+            f"starts again in {pause:.2f} s: it was ended by SIGKILL (Killed)" for pause in (0.05, 0.1, 0.2)
         ]
         assert [event.restarts for event in restarts] == [1, 2, 3]
         assert cluster.states("identity-1") == ["starting", "serving"]
         assert cluster.launcher.pids()["identity-1"] == other
+
+
+@pytest.fixture
+def node_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Lets the launcher run, in the place of a node, a shell script that is told which node it is."""
+
+    def write(body: str) -> None:
+        script = tmp_path / "python"
+        script.write_text(f'#!/bin/sh\nname=$4\ncd "{tmp_path}"\n{body}')
+        script.chmod(0o700)
+        monkeypatch.setattr(sys, "executable", str(script))
+
+    return write
+
+
+SERVES = """echo '{"event": "serving", "shards": 4}'; """
+
+
+async def test_a_node_that_dies_by_a_signal_is_named_with_the_signal_and_its_last_words(
+    node_script: Callable[[str], None], tmp_path: Path
+) -> None:
+    node_script(
+        f"""{SERVES}
+if mkdir once; then echo 'log' >&2; echo 'Assertion failed: check () (src/msg.cpp:394)' >&2; kill -ABRT $$; fi
+exec cat > /dev/null"""
+    )
+    cluster = RunningCluster(write_topology(tmp_path, nodes={"one": ["identity", "live", "archive"]}))
+    async with cluster.launcher:
+        await cluster.served_again("one", 2)
+    how = "it was ended by SIGABRT (Aborted); its last words: Assertion failed: check () (src/msg.cpp:394)"
+    told = [(event.state, event.detail) for event in cluster.events if event.log is None]
+    assert told == [
+        ("starting", ""),
+        ("serving", ""),
+        ("restarting", f"starts again in 0.05 s: {how}"),
+        ("starting", f"last time {how}"),
+        ("serving", f"last time {how}"),
+        ("stopped", ""),
+    ]
+
+
+async def test_a_node_that_dies_by_a_signal_before_it_serves_fails_the_start_by_that_name(
+    node_script: Callable[[str], None], tmp_path: Path
+) -> None:
+    node_script("echo 'out of luck' >&2; kill -SEGV $$")
+    launcher = Launcher(write_topology(tmp_path, nodes={"one": ["identity", "live", "archive"]}))
+    words = r"node 'one': it was ended by SIGSEGV \(Segmentation fault\); its last words: out of luck"
+    with pytest.raises(LaunchError, match=words):
+        await launcher.start()
+
+
+async def test_a_node_that_does_not_heed_sigterm_ends_when_its_standard_input_does(
+    node_script: Callable[[str], None], tmp_path: Path
+) -> None:
+    node_script(f"trap '' TERM; {SERVES} cat > /dev/null; touch ended")
+    async with Launcher(write_topology(tmp_path, nodes={"one": ["identity", "live", "archive"]})):
+        pass
+    assert (tmp_path / "ended").exists(), "it was not killed"
 
 
 async def test_stopping_does_not_wait_for_a_node_that_hangs(ipc_folder: Path, tmp_path: Path) -> None:
