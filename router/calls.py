@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ..wire.errors import ClusterUnavailable, DawnchorusError, PeerFault, ProtocolError
 from ..wire.messages import (
@@ -22,6 +21,7 @@ from ..wire.messages import (
     encode,
 )
 from .exchange import Exchange
+from .judgement import Judgement
 from .router import Router
 from .waiting import Priority
 
@@ -71,17 +71,20 @@ class _Call(Exchange, Generic[R]):
         """
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._answer = answer
+        judged: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        judgement = Judgement(self.deadline, lambda: judged.set_result(None))
         router.submit([self])
         try:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(self.deadline):
-                    return await asyncio.shield(answer)
-            router.take_in()  # a loop that stalled runs its timers before it looks at what has come
+            ends: set[asyncio.Future[Any]] = {answer, judged}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                router.take_in()  # a loop that stalled runs its timers before it looks at what has come
             if answer.done() and not answer.cancelled():
                 return answer.result()
             how = "did not answer in time" if router.is_up(self.node) else "is not connected"
             raise ClusterUnavailable(f"node {self.node!r} {how}")
         finally:
+            judgement.cancel()
             router.cancel([self])
 
 

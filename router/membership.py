@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from typing import Final, Protocol
 
 from ..wire.errors import ClusterUnavailable, PlacementError, TopologyError
@@ -15,12 +16,16 @@ from ..wire.messages import PROTOCOL, Hello, Welcome, encode
 from ..wire.placement import Placement, decode_placement, require_placed
 from ..wire.sockets import SocketOwner
 from ..wire.topology import Topology, decode_topology
+from .judgement import STALL_S
 from .link import Link
 
 __all__ = ["Membership", "MembershipOwner"]
 
 _CLIENT_BYTES: Final = 8
 """Length of the random name by which a router says that several connections are its own."""
+
+_LATE_GRACE_S: Final = 0.3
+"""How long a router goes on connecting whose deadline passed in a stall: a Welcome, and one at the ipc endpoint."""
 
 
 class MembershipOwner(Protocol):
@@ -65,18 +70,23 @@ class Membership:
             ClusterUnavailable: none has.
             PlacementError: the topology contradicts the cluster's placement.
         """
+        is_late = False
         if isinstance(source, Topology):
             self._connect_to(source)
         else:
             self._bootstrap = Link(self._sockets, source, self._hello("", ""), self)
-        end = self._loop.time() + deadline_s
+        end = time.monotonic() + deadline_s
         while not self._answered():
             self._welcomed.clear()
             try:
                 async with asyncio.timeout_at(end):
                     await self._welcomed.wait()
             except TimeoutError:
-                break
+                now = time.monotonic()
+                if now - end <= STALL_S or is_late:
+                    break
+                # This process stood still: what came meanwhile has its turn first.
+                is_late, end = True, now + _LATE_GRACE_S
         if self.topology is None or self.placement is None:
             raise ClusterUnavailable(self._why_unavailable(source, deadline_s))
         require_placed(self.topology, self.placement)
@@ -144,6 +154,11 @@ class Membership:
     def handle_frames(self, link: Link, frames: list[memoryview]) -> None:
         """Replies came in from a node."""
         self._owner.handle_node_frames(link.node, frames)
+
+    def poll(self) -> None:
+        """Hand over what has come and was not taken in yet."""
+        for link in self.links.values():
+            link.poll()
 
     # --- what is known ---
 

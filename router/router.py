@@ -38,9 +38,6 @@ _TURN_FRAMES_MAX: Final = 8
 _CANCEL_WORTH_S: Final = 0.005
 """A node drops by itself what is late: telling it that nobody waits pays for what has longer to go."""
 
-_TAKE_IN_SECONDS: Final = 0.005
-"""How long what has come already may keep a deadline that is being judged: some 500 replies of single wakes."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -55,6 +52,8 @@ class Router:
         self._delayed: set[Exchange] = set()
         self._replies: deque[tuple[str, memoryview]] = deque()
         self._turn_scheduled = False
+        self._taking_in = False
+        self._pump_later: dict[str, None] = {}
         self.retries = RetryBudget(RetrySpec())
         self.closed = False
         self.requests_sent = 0
@@ -187,6 +186,9 @@ class Router:
 
     def _pump(self, node: str) -> None:
         """Send what may go to a node now; where it is to be left alone for a while, come back then."""
+        if self._taking_in:
+            self._pump_later[node] = None
+            return
         flow = self._flows[node]
         now = time.monotonic()
         while (exchange := flow.poll_send(now)) is not None:
@@ -212,16 +214,34 @@ class Router:
     def handle_node_frames(self, node: str, frames: list[memoryview]) -> None:
         """Replies came in from a node."""
         self._replies.extend([(node, frame) for frame in frames])
-        if not self._turn_scheduled:
+        if not self._turn_scheduled and not self._taking_in:
             self._turn()
 
     def take_in(self) -> None:
-        """Take in what has come already, before a deadline is judged: a loop that stalled runs its timers first."""
-        for link in self.members.links.values():
-            link.poll()
-        end = time.monotonic() + _TAKE_IN_SECONDS
-        while self._replies and time.monotonic() < end:
-            self._handle_frame(*self._replies.popleft())
+        """Take in what has come already, before a deadline is judged: a loop that stalled runs its timers first.
+
+        All of it, however much came together in the stall: each node's window bounds it, as what waits is not sent
+        before all is taken in.
+        """
+        if self._taking_in:
+            return
+        self._taking_in = True
+        try:
+            self._drain()
+        finally:
+            self._taking_in = False
+            later, self._pump_later = self._pump_later, {}
+            for node in later:
+                self._pump(node)
+
+    def _drain(self) -> None:
+        replies = self._replies
+        while True:
+            self.members.poll()
+            if not replies:
+                return
+            while replies:
+                self._handle_frame(*replies.popleft())
 
     def _turn(self) -> None:
         self._turn_scheduled = False

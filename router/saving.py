@@ -28,6 +28,7 @@ from ..wire.messages import (
 from ..wire.placement import Placement
 from .agent_write import AgentWrite
 from .exchange import Exchange
+from .judgement import Judgement
 from .save_order import Held, SaveOrder
 
 __all__ = ["CLOSED", "CommitRouter", "Saving"]
@@ -184,7 +185,7 @@ class Saving:
         self._filling: dict[str, _CommitExchange] = {}
         self._waiting: set[_CommitExchange] = set()
         self._held: set[Held] = set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Judgement | None = None
         self._sends_later = True
         """Whether `send` is about to be called."""
 
@@ -251,7 +252,7 @@ class Saving:
         The last one settled may be so before this returns.
         """
         if not self.is_over:
-            self._timer = self._loop.call_at(self.deadline, self._expire)
+            self._timer = Judgement(self.deadline, self._expire)
         self._send_filling()
 
     def _send_filling(self) -> None:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import AsyncGenerator
 
 from .fetching import Fetching
+from .judgement import Judgement
 from .parts import Group
 from .state import AgentState
 
@@ -34,7 +35,7 @@ class WakeStream:
     async def run(self, fetching: Fetching) -> AsyncGenerator[AgentState, None]:
         """Fetch, and yield states as they come; ends by the deadline."""
         self._fetching = fetching
-        timer = asyncio.get_running_loop().call_at(fetching.deadline, self._expire)
+        timer = Judgement(fetching.deadline, self._expire)
         try:
             fetching.start()
             left = len(fetching.plan.order)

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple, cast
 
 from ..wire.errors import AgentNotFound, WakeIncomplete
 from .fetching import Fetching
+from .judgement import Judgement
 from .kinds import IMAGE_FIRST_KIND, Reading
 from .outcomes import WHOLE, Outcome
 from .parts import Group
@@ -67,7 +68,7 @@ class WakeMany:
         self._left = 0
         self._slices: list[Fetching] = []
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._timer = asyncio.get_running_loop().call_at(deadline, self._expire)
+        self._timer = Judgement(deadline, self._expire)
 
     def add(self, fetch: Callable[[Callable[[list[Group]], None]], Fetching]) -> None:
         """Fetch a slice of the agents; `fetch` makes their fetch, held, given who takes its groups."""
@@ -139,7 +140,7 @@ class WakeBatch:
         self._others: list[_Waiter] = []  # a heap, the next deadline first
         self._others_of: dict[int, list[asyncio.Future[AgentState]]] = {}
         self._sequence = 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Judgement | None = None
         self._fetching: Fetching | None = None
         self._sent_deadline = 0.0
         self._positions: list[int] = []
@@ -263,7 +264,7 @@ class WakeBatch:
         if self._common_deadline:
             due.append(self._common_deadline)
         look = time.monotonic() + _LOOK_SECONDS
-        self._timer = self._loop.call_at(min(look, *due), self._expire) if due else None
+        self._timer = Judgement(min(look, *due), self._expire) if due else None
 
     def _expire(self) -> None:
         """End the wakes whose deadline has come; after the last of them, the fetch."""
