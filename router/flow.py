@@ -226,9 +226,13 @@ class NodeFlow:
         self.window.reset()
         if sent:
             self.breaker.handle_failure(now)
+        repeated = [
+            exchange for exchange in _by_turns(sent) if exchange.repeatable and exchange.deadline > now and may_repeat()
+        ]
+        again = set(repeated)
         lost: list[Exchange] = []
         for exchange in reversed(sent):
-            if exchange.repeatable and exchange.deadline > now and may_repeat():
+            if exchange in again:
                 self._waiting.add_first(exchange, now)
             else:
                 lost.append(exchange)
@@ -260,6 +264,17 @@ class NodeFlow:
         exchange = self._sent.pop(number, None)
         if exchange is not None:
             self.window.handle_over(exchange.expected_bytes)
+
+
+def _by_turns(exchanges: list[Exchange]) -> list[Exchange]:
+    """Return exchanges so that callers take turns: one call's many requests use up no other's retry."""
+    turns: dict[object, int] = {}
+    keyed: list[tuple[int, int]] = []
+    for number, exchange in enumerate(exchanges):
+        turn = turns.get(exchange.caller, 0)
+        turns[exchange.caller] = turn + 1
+        keyed.append((turn, number))
+    return [exchanges[number] for _, number in sorted(keyed)]
 
 
 def _pop_first(exchanges: dict[Exchange, None]) -> Exchange:

@@ -110,6 +110,17 @@ def test_after_a_break_no_more_is_sent_again_than_the_budget_has() -> None:
     assert set(poll_all(flow, 1.0)) == set(requests) - set(lost)
 
 
+def test_after_a_break_one_large_call_uses_up_nobody_elses_retry() -> None:
+    large = [exchange(caller="large") for _ in range(50)]
+    single = [exchange(caller=f"single {number}") for number in range(5)]
+    flow = flow_with(*large, *single)
+    left = [True] * 10
+    lost = flow.handle_down(1.0, lambda: bool(left) and left.pop())
+    assert not set(lost) & set(single) and len(lost) == 45
+    flow.handle_up(1.0)
+    assert poll_all(flow, 1.0) == [*large[:5], *single]
+
+
 def test_after_a_break_nobody_asks_again_for_what_is_too_late() -> None:
     late = exchange(deadline=0.9)
     assert flow_with(late).handle_down(1.0, granted) == [late]

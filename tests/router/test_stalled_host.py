@@ -17,10 +17,7 @@ def stall(*nodes: FakeNode, seconds: float = 1.1 * DEADLINE_S) -> None:
     """Let the loop stand still while these nodes give all their answers, and until deadlines are over."""
     end = time.monotonic() + seconds
     for node in nodes:
-        node.hold.clear()
-        while node.held:
-            node.release(8)  # of the sixteen that a node's socket holds for one peer
-            time.sleep(0.005)
+        node.release_while_stalled()
     time.sleep(max(end - time.monotonic(), 0.1))
 
 

@@ -193,6 +193,15 @@ class FakeNode:
         for peer, frames in released:
             self._send(peer, frames)
 
+    def release_while_stalled(self) -> None:
+        """Send all held answers while the loop stands still, which reads none: wait for room for each."""
+        self.hold.clear()
+        held, self.held = self.held, []
+        for peer, frames in held:
+            for frame in frames:
+                while self._channel.send_to(peer, frame) is Sent.FULL:
+                    time.sleep(0.001)
+
     def asked(self, kind: type[R]) -> list[R]:
         """Return the requests of one kind, in the order in which they came."""
         return [request for request in self.requests if isinstance(request, kind)]
