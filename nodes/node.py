@@ -23,9 +23,11 @@ import psutil
 
 from ..wire.channel import Channel, Sent, receive_routed
 from ..wire.errors import InvalidRequestError, ProtocolError, StoreError
-from ..wire.limits import FRAME_BYTES_MAX, REQUEST_AGENTS_MAX, SECTIONS_MAX
+from ..wire.limits import REQUEST_AGENTS_MAX, SECTIONS_MAX
+from ..wire.liveness import LIVENESS_TICK_S
 from ..wire.messages import (
-    PROTOCOL,
+    PING,
+    PONG,
     BackedUp,
     Backup,
     Cancel,
@@ -34,24 +36,25 @@ from ..wire.messages import (
     FaultCode,
     Fetch,
     Hello,
+    Ping,
     Reply,
     Scan,
     Scanned,
     SectionStatus,
     Status,
     StatusReply,
-    Welcome,
     decode_request,
     encode,
     read_request_number,
 )
 from ..wire.peeking import peek_request
-from ..wire.placement import Placement, encode_placement
+from ..wire.placement import Placement
 from ..wire.sockets import SocketOwner, bind, remove_ipc_file
-from ..wire.topology import Topology, encode_topology
+from ..wire.topology import Topology
 from .backups import BackupJob, Backups
 from .clock import Clock
 from .counters import Counters
+from .greeting import Greeting
 from .housekeeping import Housekeeper
 from .inbox import Inbox, Reading, Received, Shed
 from .peers import PEERS_MAX, Peers
@@ -101,10 +104,10 @@ class FragmentNode:
     ) -> None:
         """Make the node `name`; `shards` are open, and stay the caller's to close. `ipc` is an endpoint or ""."""
         self._topology = topology
-        self._placement = placement
         self.name = name
         self._shards = shards
         self._ipc = ipc
+        self._greeting = Greeting(topology, placement, name, ipc, shards)
         self._peers_max = peers_max
         self.counters = Counters()
         self._loop = asyncio.get_running_loop()
@@ -135,6 +138,7 @@ class FragmentNode:
         self._channel = Channel(self._loop, self._replies, receive_routed, self._handle_messages)
         self._peers = Peers(self._channel, self.counters, peers_max=self._peers_max)
         self._writer.start()
+        self._ticking = self._loop.call_later(LIVENESS_TICK_S, self._tick)
 
     async def stop(self) -> None:
         """Take no more requests, commit what is queued, answer it, and close the socket."""
@@ -149,6 +153,7 @@ class FragmentNode:
             await asyncio.sleep(_RETRY_SECONDS)
         if self._retry is not None:
             self._retry.cancel()
+        self._ticking.cancel()
         self._sockets.close()
         remove_ipc_file(self._ipc)
 
@@ -156,18 +161,33 @@ class FragmentNode:
 
     def _handle_messages(self, messages: list[list[bytes]]) -> None:
         now = time.monotonic()
+        heard = self._peers.heard
         for message in messages:
             if len(message) != 2:
                 self.counters.garbage += 1
                 continue
             peer, frame = message
+            heard.add(peer)
             if peer not in self._inbox:
                 self._greet(peer, frame)
+            elif frame == PING:
+                self._answer_ping(peer)
             elif (shed := self._inbox.put(peer, frame, now)) is not None:
                 self._shed(peer, frame, shed)
         self._inbox.handle_drained()
         if not self._turn_scheduled:
             self._turn()
+
+    def _answer_ping(self, peer: bytes) -> None:
+        if peer not in self._peers.blocked:  # else there is enough on its way that says the same
+            self._send(peer, PONG)
+
+    def _tick(self) -> None:
+        """Look who is alive; set again before anything else, so that there is another whatever goes wrong."""
+        self._ticking = self._loop.call_later(LIVENESS_TICK_S, self._tick)
+        self._channel.poll()  # what came while this loop was busy
+        for peer in self._peers.handle_tick():
+            self._forget(peer)
 
     def _shed(self, peer: bytes, frame: bytes, shed: Shed) -> None:
         self.counters.shed += 1
@@ -185,38 +205,21 @@ class FragmentNode:
         if isinstance(hello, Hello):
             self._welcome(peer, hello)
         elif not isinstance(hello, Cancel):
-            self._fault(peer, hello.request, FaultCode.NO_HELLO, "a connection begins with Hello")
+            request = 0 if isinstance(hello, Ping) else hello.request
+            self._fault(peer, request, FaultCode.NO_HELLO, "a connection begins with Hello")
 
     def _welcome(self, peer: bytes, hello: Hello) -> None:
         self.counters.hellos += 1
-        if hello.protocol != PROTOCOL:
-            detail = f"this node speaks protocol {PROTOCOL}, not {hello.protocol}"
-            self._fault(peer, 0, FaultCode.UNSUPPORTED, detail)
-            return
-        if hello.cluster not in ("", self._topology.name, self._placement.cluster_uuid):
-            detail = f"this is cluster {self._topology.name!r} ({self._placement.cluster_uuid}), not {hello.cluster!r}"
-            self._fault(peer, 0, FaultCode.WRONG_CLUSTER, detail)
+        refusal = self._greeting.refusal(hello)
+        if refusal is not None:
+            self.counters.faults += 1
+            self._reply(peer, refusal)
             return
         evicted = self._peers.add(peer)
         if evicted is not None:
             self._forget(evicted)
         self._inbox.add_peer(peer)
-        self._reply(
-            peer,
-            Welcome(
-                self.name,
-                self._placement.cluster_uuid,
-                encode_placement(self._placement),
-                encode_topology(self._topology),
-                self._ipc,
-                FRAME_BYTES_MAX,
-                [
-                    (shard.store, shard.shard, shard.fragments.version)
-                    for shard in self._shards.values()
-                    if shard.fragments is not None
-                ],
-            ),
-        )
+        self._reply(peer, self._greeting.welcome())
 
     # --- from the queue to the reply ---
 
@@ -253,6 +256,9 @@ class FragmentNode:
             return
         if isinstance(request, Cancel):
             return  # it is one though its first bytes are not: nothing is lost if it has no effect
+        if isinstance(request, Ping):
+            self._answer_ping(peer)
+            return
         sent_us = 0 if isinstance(request, Backup) else request.sent_us
         deadline = self._inbox.deadline(peer, received, request.budget_us, sent_us)
         if isinstance(request, Fetch):

@@ -3,6 +3,10 @@
 A peer is known by the identity that its connection has on the ROUTER socket. A reply that its queue in the socket has
 no room for waits here, and the peer's work with it; nobody else's does. What one peer can make a node hold is bounded:
 PEER_BYTES_MAX says by how much.
+
+A peer that has said nothing for a while is silent (`wire.liveness`): a frame that cannot be handed to it shows that its
+connection is gone. One that is silent, has replies waiting and takes none is forgotten too: libzmq's thread takes them
+also while a router's loop is busy, so that it was stopped or cut off. Should it come back it has to say Hello again.
 """
 
 from __future__ import annotations
@@ -12,6 +16,8 @@ from typing import Final, Protocol
 
 from ..wire.channel import DRAIN_BYTES_MAX, Sent
 from ..wire.limits import FRAME_BYTES_MAX, FRAME_BYTES_TARGET, IMAGE_BYTES_MAX
+from ..wire.liveness import SILENT_TICKS, Silence, is_asked
+from ..wire.messages import PONG
 from ..wire.sockets import NODE_RECEIVE_FRAMES_MAX, NODE_SEND_FRAMES_MAX
 from .counters import Counters
 from .fair_queue import PEER_QUEUE_BYTES_MAX
@@ -44,11 +50,13 @@ together (`nodes.writer`)."""
 class _Waiting:
     """Replies that wait for one peer."""
 
-    __slots__ = ("bytes", "frames")
+    __slots__ = ("bytes", "frames", "silence", "stuck_ticks")
 
     def __init__(self) -> None:
         self.frames: deque[bytes] = deque()
         self.bytes = 0
+        self.silence = Silence()
+        self.stuck_ticks = 0  # that none of them was taken
 
     def add(self, frame: bytes) -> bool:
         """Keep a frame; return False where too much waits already."""
@@ -62,6 +70,7 @@ class _Waiting:
     def remove_first(self) -> None:
         """Let the first frame go: it was sent."""
         self.bytes -= len(self.frames.popleft()) + _FRAME_OBJECT_BYTES
+        self.stuck_ticks = 0
 
 
 class Sender(Protocol):
@@ -81,6 +90,10 @@ class Peers:
         self._peers_max = peers_max
         self._waiting: OrderedDict[bytes, _Waiting] = OrderedDict()
         self.blocked: set[bytes] = set()
+        self.heard: set[bytes] = set()
+        """Who has said something since the last tick."""
+        self.silent = 0
+        """How many peers were silent at the last tick."""
 
     def __contains__(self, peer: bytes) -> bool:
         return peer in self._waiting
@@ -90,6 +103,7 @@ class Peers:
 
     def add(self, peer: bytes) -> bytes | None:
         """Welcome a peer; return the identity of another that had to go for it, if any."""
+        self.heard.add(peer)
         if peer in self._waiting:
             self._waiting.move_to_end(peer)
             return None
@@ -99,6 +113,27 @@ class Peers:
         oldest = next(iter(self._waiting))
         self.remove(oldest)
         return oldest
+
+    def handle_tick(self) -> list[bytes]:
+        """A tick is over: ask those who are silent; return the peers that turn out to be gone, and are forgotten."""
+        gone: list[bytes] = []
+        self.silent = 0
+        for peer, waiting in self._waiting.items():
+            waiting.silence.heard = peer in self.heard
+            ticks = waiting.silence.handle_tick()
+            waiting.stuck_ticks = waiting.stuck_ticks + 1 if waiting.frames else 0
+            if ticks < SILENT_TICKS:
+                continue
+            self.silent += 1
+            if waiting.frames:
+                if waiting.stuck_ticks > SILENT_TICKS:
+                    gone.append(peer)
+            elif is_asked(ticks) and self._sender.send_to(peer, PONG) is Sent.GONE:
+                gone.append(peer)
+        self.heard.clear()
+        for peer in gone:
+            self.remove(peer)
+        return gone
 
     def remove(self, peer: bytes) -> None:
         """Forget a peer and the replies that wait for it."""

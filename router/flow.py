@@ -211,10 +211,14 @@ class NodeFlow:
     # --- the connection ---
 
     def handle_up(self, resume_at: float) -> None:
-        """The node is connected: what waits may go, from `resume_at` on."""
+        """The node is connected, or no longer silent: what waits may go, from `resume_at` on."""
         self.up = True
         self._up_since = self.paused_until = resume_at
         self.breaker.handle_up(resume_at)
+
+    def handle_silent(self) -> None:
+        """The node says nothing: what is not sent yet waits; what is on its way may still be answered."""
+        self.up = False
 
     def handle_down(self, now: float, may_repeat: Callable[[], bool]) -> list[Exchange]:
         """The connection broke; return the exchanges that are over by that, the others wait again, first.

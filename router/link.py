@@ -3,8 +3,11 @@
 A link opens the node's TCP endpoint and says Hello; Welcome brings the node's ipc endpoint, and where that path exists
 on this host the link moves there before it is used. A ZeroMQ socket would reconnect by itself and send what it had
 queued before any Hello; here a socket lives as long as its connection, and a broken one is replaced by a fresh one that
-begins with Hello again. That a connection broke is told by the socket's monitor, and by heartbeats where the node is
-silent.
+begins with Hello again, after a pause of a back-off of ours. That a connection broke is told by the socket's monitor.
+
+A node that says nothing is asked (Ping), and taken for silent after a while (`wire.liveness`). The connection is kept:
+a busy or stopped node goes on where it was. Meanwhile another is tried beside it, as this one may lead nowhere without
+anybody being told; whichever is answered first is used, the old one by preference.
 """
 
 from __future__ import annotations
@@ -16,26 +19,26 @@ import stat
 from collections.abc import Callable
 from typing import Final, Protocol
 
-import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from ..wire.channel import Channel, Sent, receive_frame, receive_parts
-from ..wire.errors import ProtocolError
-from ..wire.messages import Fault, Reply, Welcome, decode_reply
-from ..wire.sockets import SocketOwner
+from ..wire.errors import ClusterUnavailable, ProtocolError
+from ..wire.liveness import SILENT_TICKS, Silence, is_asked
+from ..wire.messages import PING, Fault, Reply, Welcome, decode_reply
+from ..wire.sockets import BROKEN_EVENTS, SocketOwner
+from .backoff import Backoff
 
 __all__ = ["Link", "LinkOwner"]
-
-_REOPEN_SECONDS: Final = 0.02
-"""Pause before a broken connection is opened again; libzmq then tries every 20 to 320 ms."""
-
-_REFUSED_SECONDS: Final = 2.0
-"""Pause after a node refused the Hello: a person has to change something."""
 
 _IPC_SECONDS: Final = 0.25
 """How long the ipc endpoint may take to welcome; then TCP stays in use."""
 
-_BROKEN_EVENTS: Final = zmq.EVENT_DISCONNECTED
+_GRACE_SECONDS: Final = 0.25
+"""How long a node that welcomes this router anew may take to say something on the connection where it was silent: one
+that was only busy takes up both in the same turn."""
+
+_GREETING_TICKS: Final = 5
+"""Ticks that a node may take to answer a Hello; then the connection is opened anew, 3.8 to 4.75 s after it was."""
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +51,12 @@ class LinkOwner(Protocol):
 
     def handle_down(self, link: Link) -> None:
         """The connection broke."""
+
+    def handle_silent(self, link: Link) -> None:
+        """The node has said nothing for a while; the connection stands."""
+
+    def handle_heard(self, link: Link) -> None:
+        """The node that was silent has said something."""
 
     def handle_refused(self, link: Link, reason: str) -> None:
         """The node does not take this router; the link tries again later."""
@@ -70,11 +79,12 @@ class _Connection:
         loop = asyncio.get_running_loop()
         self._sockets = sockets
         self._handle_broken = handle_broken
-        self._requests = sockets.dealer(endpoint)
-        self._monitor = sockets.monitor(self._requests, _BROKEN_EVENTS)
+        self._requests, self._monitor = sockets.monitored_dealer(endpoint)
         self._channel = Channel(loop, self._requests, receive_frame, lambda frames: handle_frames(self, frames))
         self._events = Channel(loop, self._monitor, receive_parts, self._handle_events)
         self._open = True
+        self.ticks = 0
+        """Ticks since it was opened, up to its Welcome."""
         # Queued before anything else, so it is the first frame that the node gets, whenever it can be reached.
         self._channel.send(hello)
 
@@ -92,12 +102,10 @@ class _Connection:
             self._open = False
             self._channel.close()
             self._events.close()
-            self._requests.disable_monitor()
-            self._sockets.close_socket(self._monitor)
-            self._sockets.close_socket(self._requests)
+            self._sockets.close_monitored(self._requests, self._monitor)
 
     def _handle_events(self, messages: list[list[bytes]]) -> None:
-        if any(parse_monitor_message(message)["event"] & _BROKEN_EVENTS for message in messages):
+        if any(parse_monitor_message(message)["event"] & BROKEN_EVENTS for message in messages):
             self._handle_broken(self)
 
 
@@ -112,10 +120,13 @@ class Link:
         self._hello = hello
         self._owner = owner
         self._loop = asyncio.get_running_loop()
+        self._backoff = Backoff()
         self._timer: asyncio.TimerHandle | None = None
-        self._tcp: _Connection | None = None
-        self._ipc: _Connection | None = None
+        self._tcp: _Connection | None = None  # greeted, not yet in use
+        self._ipc: _Connection | None = None  # as well; `_tcp` was welcomed then
         self._used: _Connection | None = None
+        self._silence = Silence()
+        self._silent = False
         self._welcome: Welcome | None = None
         self._closed = False
         self._open()
@@ -139,21 +150,75 @@ class Link:
         self._closed = True
         self._drop()
 
+    def handle_tick(self) -> None:
+        """Look whether the node is alive: to be called every LIVENESS_TICK_S."""
+        for greeted in (self._tcp, self._ipc):
+            if greeted is not None:
+                greeted.poll()
+        self.poll()
+        if self._tcp is not None:
+            self._tcp.ticks += 1
+            if self._tcp.ticks >= _GREETING_TICKS:
+                self._try_again(self._backoff.next_pause_s())
+        used = self._used
+        if used is None:
+            if self._tcp is None and self._timer is None and not self._closed:
+                self._try_again(self._backoff.next_pause_s())  # nothing leads here; if it does, it ends here
+            return
+        ticks = self._silence.handle_tick()
+        if is_asked(ticks):
+            used.send(PING)
+        if ticks >= SILENT_TICKS and not self._silent:
+            self._silent = True
+            self._owner.handle_silent(self)
+        if self._silent and self._tcp is None and self._timer is None:
+            self._try_again(0.0)
+
+    # --- connections that are tried ---
+
+    def _connect(self, endpoint: str) -> _Connection:
+        return _Connection(self._sockets, endpoint, self._hello, self._handle_frames, self._handle_broken)
+
     def _open(self) -> None:
         self._timer = None
-        self._tcp = _Connection(self._sockets, self.endpoint, self._hello, self._handle_frames, self._handle_broken)
+        try:
+            self._tcp = self._connect(self.endpoint)
+        except ClusterUnavailable as error:
+            # No descriptors are left, for instance: they may be there later.
+            self._try_again(self._backoff.next_pause_s())
+            self._owner.handle_refused(self, str(error))
 
-    def _drop(self) -> None:
+    def _try_again(self, pause_s: float) -> None:
+        """Give up what is being tried, and try anew after a pause; what is in use stays in use."""
+        self._give_up_trying()
+        if not self._closed:
+            self._timer = self._loop.call_later(pause_s, self._open)
+
+    def _give_up_trying(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         for connection in (self._tcp, self._ipc):
             if connection is not None:
                 connection.close()
-        self._tcp = self._ipc = self._used = None
+        self._tcp = self._ipc = None
+
+    def _drop(self) -> None:
+        self._give_up_trying()
+        if self._used is not None:
+            self._used.close()
+        self._used = None
+        self._silent = False
+
+    # --- what comes in ---
 
     def _handle_frames(self, connection: _Connection, frames: list[memoryview]) -> None:
         if connection is self._used:
+            self._silence.heard = True
+            if self._silent:
+                self._silent = False
+                self._give_up_trying()
+                self._owner.handle_heard(self)
             self._owner.handle_frames(self, frames)
             return
         for frame in frames:
@@ -162,61 +227,109 @@ class Link:
                 return
 
     def _handle_greeting(self, connection: _Connection, frame: memoryview) -> None:
+        if connection is not self._tcp and connection is not self._ipc:
+            return  # it was given up by a frame before this one
         try:
             reply: Reply = decode_reply(frame)
         except ProtocolError as error:
-            self.refuse(f"its greeting cannot be read: {error}")
+            self._turn_away(f"its greeting cannot be read: {error}")
             return
         if isinstance(reply, Fault):
-            self.refuse(f"{reply.detail}")
+            self._turn_away(f"{reply.detail}")
         elif not isinstance(reply, Welcome):
             _log.warning("reply before Welcome", extra={"node": self.node, "endpoint": self.endpoint})
         elif self.node and reply.node != self.node:
-            self.refuse(f"{self.endpoint} is node {reply.node!r}, not {self.node!r}")
-        elif connection is self._tcp and _is_local_socket(reply.ipc):
+            self._turn_away(f"{self.endpoint} is node {reply.node!r}, not {self.node!r}")
+        elif connection is self._tcp and self._ipc is None and _is_local_socket(reply.ipc):
             self._welcome = reply
-            self._ipc = _Connection(self._sockets, reply.ipc, self._hello, self._handle_frames, self._handle_broken)
-            self._timer = self._loop.call_later(_IPC_SECONDS, self._give_up_ipc)
+            self._open_ipc(connection, reply)
         else:
-            self._use(connection, reply)
+            self._take(connection, reply)
 
-    def _use(self, connection: _Connection, welcome: Welcome) -> None:
-        """Take a welcomed connection into use, and close the other."""
-        other = self._ipc if connection is self._tcp else self._tcp
-        if other is not None:
-            other.close()
-        self._tcp, self._ipc = (connection, None) if connection is self._tcp else (None, connection)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._used = connection
-        self.node = welcome.node
-        self._owner.handle_up(self, welcome)
+    def _turn_away(self, reason: str) -> None:
+        """What was tried does not take this router; what is in use, though silent, is another matter."""
+        if self._used is None:
+            self.refuse(reason)
+        else:
+            self._try_again(self._backoff.refused_pause_s())
+
+    def _open_ipc(self, tcp: _Connection, welcome: Welcome) -> None:
+        try:
+            self._ipc = self._connect(welcome.ipc)
+        except ClusterUnavailable:
+            self._take(tcp, welcome)
+            return
+        self._set_timer(_IPC_SECONDS, self._give_up_ipc)
 
     def _give_up_ipc(self) -> None:
         self._timer = None
+        if self._ipc is not None:
+            self._ipc.close()
+            self._ipc = None
         if self._tcp is not None and self._welcome is not None:
-            self._use(self._tcp, self._welcome)
+            self._take(self._tcp, self._welcome)
+
+    def _set_timer(self, delay_s: float, action: Callable[[], None]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(delay_s, action)
+
+    def _take(self, connection: _Connection, welcome: Welcome) -> None:
+        """Use a connection that was welcomed; the old one, if there is one, may still turn out to be alive."""
+        if self._used is None:
+            self._use(connection, welcome)
+        else:
+            self._set_timer(_GRACE_SECONDS, lambda: self._use(connection, welcome))
+
+    def _use(self, connection: _Connection, welcome: Welcome) -> None:
+        """Take a welcomed connection into use, and close the others."""
+        if connection is self._tcp:
+            self._tcp = None
+        else:
+            self._ipc = None
+        self._replace_used()
+        if self._closed:  # whoever was told that the old one is down has closed this router
+            connection.close()
+            return
+        self._give_up_trying()
+        self._used = connection
+        self._silence = Silence()
+        self._backoff.handle_welcome()
+        self.node = welcome.node
+        self._owner.handle_up(self, welcome)
+
+    def _replace_used(self) -> None:
+        if self._used is not None:
+            self._used.close()
+            self._used = None
+            self._silent = False
+            self._owner.handle_down(self)
 
     def _handle_broken(self, connection: _Connection) -> None:
-        if connection is self._ipc and self._used is not connection:
+        if connection is self._ipc:
             self._give_up_ipc()
-        elif connection in (self._used, self._tcp):
-            self.reopen()
+        elif connection is self._tcp:
+            self._try_again(self._backoff.next_pause_s())
+        elif connection is self._used:
+            self._replace_used()
+            if self._tcp is None and self._timer is None:  # else another is tried already
+                self._try_again(self._backoff.next_pause_s())
 
-    def reopen(self, pause_s: float = _REOPEN_SECONDS) -> None:
+    def reopen(self) -> None:
         """Drop the connection, if there is one, and open a fresh one soon."""
+        self._begin_again(self._backoff.next_pause_s())
+
+    def _begin_again(self, pause_s: float) -> None:
         was_used = self._used is not None
         self._drop()
-        if not self._closed:
-            self._timer = self._loop.call_later(pause_s, self._open)
+        self._try_again(pause_s)
         if was_used:
             self._owner.handle_down(self)
 
     def refuse(self, reason: str) -> None:
         """Take note that router and node do not belong together; it is tried again later."""
         _log.warning("node refuses", extra={"node": self.node, "endpoint": self.endpoint, "detail": reason})
-        self.reopen(_REFUSED_SECONDS)
+        self._begin_again(self._backoff.refused_pause_s())
         self._owner.handle_refused(self, reason)
 
 

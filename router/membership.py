@@ -7,11 +7,13 @@ its own, which is kept open until the end. The placement comes with every Welcom
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from typing import Final, Protocol
 
 from ..wire.errors import ClusterUnavailable, PlacementError, TopologyError
+from ..wire.liveness import LIVENESS_TICK_S
 from ..wire.messages import PROTOCOL, Hello, Welcome, encode
 from ..wire.placement import Placement, decode_placement, require_placed
 from ..wire.sockets import SocketOwner
@@ -27,6 +29,8 @@ _CLIENT_BYTES: Final = 8
 _LATE_GRACE_S: Final = 0.3
 """How long a router goes on connecting whose deadline passed in a stall: a Welcome, and one at the ipc endpoint."""
 
+_log = logging.getLogger(__name__)
+
 
 class MembershipOwner(Protocol):
     """Who gets what the nodes of a cluster have to tell."""
@@ -39,6 +43,12 @@ class MembershipOwner(Protocol):
 
     def handle_node_down(self, node: str) -> None:
         """The connection to a node broke."""
+
+    def handle_node_silent(self, node: str) -> None:
+        """A node has said nothing for a while; the connection stands."""
+
+    def handle_node_heard(self, node: str) -> None:
+        """A node that was silent has said something."""
 
     def handle_node_frames(self, node: str, frames: list[memoryview]) -> None:
         """Replies of a node came in."""
@@ -60,6 +70,7 @@ class Membership:
         self.topology: Topology | None = None
         self.placement: Placement | None = None
         self._versions: dict[tuple[str, int], int] = {}
+        self._tick_timer = self._loop.call_later(LIVENESS_TICK_S, self._tick)
 
     async def connect(self, source: Topology | str, deadline_s: float) -> tuple[Topology, Placement]:
         """Connect to the nodes of a topology, or to those that the node at an endpoint names.
@@ -115,6 +126,12 @@ class Membership:
     def _hello(self, cluster: str, digest: str) -> bytes:
         return encode(Hello(PROTOCOL, cluster, self._client, digest))
 
+    def _tick(self) -> None:
+        # Set again before anything else: whatever goes wrong in one tick, there is another.
+        self._tick_timer = self._loop.call_later(LIVENESS_TICK_S, self._tick)
+        for link in [*self.links.values(), *([self._bootstrap] if self._bootstrap is not None else [])]:
+            link.handle_tick()
+
     # --- what the links tell ---
 
     def handle_up(self, link: Link, welcome: Welcome) -> None:
@@ -146,6 +163,18 @@ class Membership:
         if link is not self._bootstrap:
             self._owner.handle_node_down(link.node)
 
+    def handle_silent(self, link: Link) -> None:
+        """A node has said nothing for a while."""
+        if link is not self._bootstrap:
+            _log.warning("node is silent", extra={"node": link.node, "endpoint": link.endpoint})
+            self._owner.handle_node_silent(link.node)
+
+    def handle_heard(self, link: Link) -> None:
+        """A node that was silent has said something."""
+        if link is not self._bootstrap:
+            _log.info("node is no longer silent", extra={"node": link.node, "endpoint": link.endpoint})
+            self._owner.handle_node_heard(link.node)
+
     def handle_refused(self, link: Link, reason: str) -> None:
         """A node does not take this router."""
         self._refusals[link.node or link.endpoint] = reason
@@ -173,6 +202,7 @@ class Membership:
 
     def close(self) -> None:
         """Close every connection."""
+        self._tick_timer.cancel()
         for link in self.links.values():
             link.close()
         if self._bootstrap is not None:

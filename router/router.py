@@ -19,7 +19,7 @@ from typing import Final
 
 from ..wire.errors import ProtocolError
 from ..wire.limits import CANCEL_NUMBERS_MAX
-from ..wire.messages import Cancel, Fault, FaultCode, Reply, Welcome, decode_reply, encode
+from ..wire.messages import Cancel, Fault, FaultCode, Pong, Reply, Welcome, decode_reply, encode
 from ..wire.placement import Placement
 from ..wire.statuses import fault_code
 from ..wire.topology import RetrySpec, Topology
@@ -108,6 +108,16 @@ class Router:
             for exchange in flow.handle_down(now, lambda: self.retries.withdraw(now)):
                 exchange.handle_failure(None, f"the connection to node {node!r} broke")
             self._give_up_waiting(node)
+
+    def handle_node_silent(self, node: str) -> None:
+        """A node has said nothing for a while: nothing new is sent to it, what is on its way stays on its way."""
+        self._flows[node].handle_silent()
+
+    def handle_node_heard(self, node: str) -> None:
+        """A node that was silent has said something: all goes on."""
+        flow = self._flows[node]
+        flow.handle_up(max(time.monotonic(), flow.paused_until))
+        self._pump(node)
 
     def is_up(self, node: str) -> bool:
         """Return whether a node is connected."""
@@ -260,7 +270,7 @@ class Router:
         except ProtocolError as error:
             self._stray(node, str(error))
             return
-        if isinstance(reply, Welcome):
+        if isinstance(reply, Welcome | Pong):
             return
         flow = self._flows[node]
         exchange = flow.find(reply.request)

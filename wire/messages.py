@@ -23,6 +23,8 @@ from .statuses import FaultCode, RefusalCode, SectionStatus
 
 __all__ = [
     "ABSENT",
+    "PING",
+    "PONG",
     "PROTOCOL",
     "UNCHANGED",
     "Answer",
@@ -44,6 +46,8 @@ __all__ = [
     "Images",
     "Message",
     "Operation",
+    "Ping",
+    "Pong",
     "Put",
     "Refusal",
     "RefusalCode",
@@ -318,9 +322,17 @@ class Cancel(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=14):
     requests: list[Number]
 
 
-Request: TypeAlias = Hello | Fetch | Commit | Scan | Status | Backup | Cancel
+class Ping(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=15):
+    """A router has heard nothing from the node for a while: is it alive? See `wire.liveness`."""
+
+
+class Pong(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=16):
+    """Answers Ping. A node also sends it unasked to a router that has been silent, to see if it is still there."""
+
+
+Request: TypeAlias = Hello | Fetch | Commit | Scan | Status | Backup | Cancel | Ping
 Answer: TypeAlias = Images | Committed | Scanned | StatusReply | BackedUp
-Reply: TypeAlias = Welcome | Answer | Fault
+Reply: TypeAlias = Welcome | Answer | Fault | Pong
 Message: TypeAlias = Request | Reply
 
 _encoder = msgspec.msgpack.Encoder()
@@ -333,6 +345,10 @@ _UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 encode = _encoder.encode
 """Return a message's frame."""
+
+PING: Final = encode(Ping())
+PONG: Final = encode(Pong())
+"""The frames of messages that have no fields."""
 
 
 def encode_images_head(request: int, now_ms: int, sections: list[ImageSection], last: bool, images_bytes: int) -> bytes:

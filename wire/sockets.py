@@ -15,7 +15,7 @@ import zmq
 from .errors import ClusterUnavailable, DataFolderError
 from .limits import FRAME_BYTES_MAX
 
-__all__ = ["NODE_RECEIVE_FRAMES_MAX", "NODE_SEND_FRAMES_MAX", "SocketOwner", "bind", "remove_ipc_file"]
+__all__ = ["BROKEN_EVENTS", "NODE_RECEIVE_FRAMES_MAX", "NODE_SEND_FRAMES_MAX", "SocketOwner", "bind", "remove_ipc_file"]
 
 NODE_SEND_FRAMES_MAX: Final = 16
 """Frames that a node queues for one peer before that peer's work waits: 16 frames of about 1 MiB keep the pipe of a
@@ -28,17 +28,25 @@ fast as 256, measured with 500 small fetches under way."""
 _ROUTER_FRAMES_MAX: Final = 4_096
 """Frames a router queues for one node; its window of expected bytes binds first. Requests are small."""
 
-_HEARTBEAT_MS: Final = 1_000
-_HEARTBEAT_TIMEOUT_MS: Final = 4_000
-"""A connection on which nothing was heard this long is closed (ZMTP 3.1 PING/PONG, ZeroMQ RFC 37)."""
+_KEEPALIVE_S: Final = 1
+"""Pause before the kernel asks the other end of a TCP connection that says nothing, and between asking again. The
+kernel of a busy or stopped process answers; one that is cut off or without power does not."""
 
-_RECONNECT_MS: Final = 20
-_RECONNECT_MAX_MS: Final = 320
-"""First and longest pause between attempts to connect: a restarted node is found within a third of a second."""
+_NODE_UNTAKEN_MS: Final = 4_000
+"""A node's TCP connection ends when for this long the other host's kernel acknowledged nothing that it was sent, or had
+no room for more of it (TCP_USER_TIMEOUT, tcp(7); libzmq sets it by ZMQ_TCP_MAXRT, at both ends). libzmq's thread takes
+in what comes while a client's loop is busy: of a client that was stopped or is gone nothing is taken."""
+
+_ROUTER_UNTAKEN_MS: Final = 60_000
+"""The same towards a node. Its socket takes in no more than NODE_RECEIVE_FRAMES_MAX while its loop is busy, so this one
+must not be short: a router judges by what it hears (`wire.liveness`)."""
 
 _CONNECT_TIMEOUT_MS: Final = 1_000
 """An attempt to connect that nobody answers is given up and begun anew: the kernel itself repeats it after 1, 2, 4, 8
 seconds, so that a node that was cut off for half a minute was found only 10 s after the packets came through again."""
+
+BROKEN_EVENTS: Final = int(zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED)
+"""What a monitor says when a connection broke, or an attempt to connect failed."""
 
 _KERNEL_BUFFER_BYTES: Final = 1 << 20
 """Send and receive buffers of the kernel: one frame. With the default of 208 KiB a 1 MiB frame takes five wake-ups."""
@@ -61,28 +69,60 @@ class SocketOwner:
         replies.setsockopt(zmq.ROUTER_MANDATORY, 1)
         replies.setsockopt(zmq.SNDHWM, NODE_SEND_FRAMES_MAX)
         replies.setsockopt(zmq.RCVHWM, NODE_RECEIVE_FRAMES_MAX)
+        replies.setsockopt(zmq.TCP_MAXRT, _NODE_UNTAKEN_MS)
         return replies
 
     def dealer(self, endpoint: str) -> zmq.Socket[bytes]:
-        """Return a router's DEALER socket, connecting to one node, with an identity that libzmq makes up."""
-        requests = self._make(zmq.DEALER)
-        requests.setsockopt(zmq.SNDHWM, _ROUTER_FRAMES_MAX)
-        requests.setsockopt(zmq.RCVHWM, _ROUTER_FRAMES_MAX)
-        requests.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
-        requests.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
-        requests.setsockopt(zmq.CONNECT_TIMEOUT, _CONNECT_TIMEOUT_MS)
-        try:
-            requests.connect(endpoint)
-        except zmq.ZMQError as error:
-            self.close_socket(requests)
-            raise ClusterUnavailable(f"cannot connect to {endpoint}: {error}") from error
+        """Return a router's DEALER socket, connecting to one node, with an identity that libzmq makes up.
+
+        It tries once: whoever wants to try again, or to connect anew, makes another.
+
+        Raises:
+            ClusterUnavailable: the endpoint is none, or there is no socket to be had.
+        """
+        requests, _ = self._dealer(endpoint, 0)
         return requests
 
-    def monitor(self, watched: zmq.Socket[bytes], events: int) -> zmq.Socket[bytes]:
-        """Return the PAIR socket on which libzmq tells these events of a socket (zmq_socket_monitor(3))."""
-        monitor: zmq.Socket[bytes] = watched.get_monitor_socket(events)
-        self._open.add(monitor)
-        return monitor
+    def monitored_dealer(self, endpoint: str) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+        """Return a `dealer`, and the PAIR socket on which libzmq tells its BROKEN_EVENTS (zmq_socket_monitor(3)).
+
+        Raises:
+            ClusterUnavailable: the endpoint is none, or there is no socket to be had.
+        """
+        requests, monitor = self._dealer(endpoint, BROKEN_EVENTS)
+        assert monitor is not None, "events were asked for"
+        return requests, monitor
+
+    def _dealer(self, endpoint: str, events: int) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes] | None]:
+        requests: zmq.Socket[bytes] | None = None
+        monitor: zmq.Socket[bytes] | None = None
+        try:
+            requests = self._make(zmq.DEALER)
+            requests.setsockopt(zmq.SNDHWM, _ROUTER_FRAMES_MAX)
+            requests.setsockopt(zmq.RCVHWM, _ROUTER_FRAMES_MAX)
+            requests.setsockopt(zmq.RECONNECT_IVL, -1)
+            requests.setsockopt(zmq.CONNECT_TIMEOUT, _CONNECT_TIMEOUT_MS)
+            requests.setsockopt(zmq.TCP_MAXRT, _ROUTER_UNTAKEN_MS)
+            if events:
+                # Before it connects: what is over at once would not be told.
+                monitor = requests.get_monitor_socket(events)
+                self._open.add(monitor)
+            requests.connect(endpoint)
+        except zmq.ZMQError as error:
+            if requests is not None:
+                self.close_monitored(requests, monitor)
+            raise ClusterUnavailable(f"cannot connect to {endpoint}: {error}") from error
+        return requests, monitor
+
+    def close_monitored(self, watched: zmq.Socket[bytes], monitor: zmq.Socket[bytes] | None) -> None:
+        """Close a socket and its monitor.
+
+        In this order: libzmq's thread waits for room in a monitor that nobody reads, for ever if it is closed first.
+        """
+        watched.disable_monitor()
+        if monitor is not None:
+            self.close_socket(monitor)
+        self.close_socket(watched)
 
     def close_socket(self, closing: zmq.Socket[bytes], *, linger_ms: int = 0) -> None:
         """Close one socket; what it had queued is sent within `linger_ms` or dropped."""
@@ -107,9 +147,9 @@ class SocketOwner:
         made.setsockopt(zmq.LINGER, _LINGER_MS)
         made.setsockopt(zmq.IPV6, 1)  # off by default, and then tcp://[::1]:port is "No such device"
         made.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
-        made.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
-        made.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
-        made.setsockopt(zmq.HEARTBEAT_TTL, _HEARTBEAT_TIMEOUT_MS)
+        made.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        made.setsockopt(zmq.TCP_KEEPALIVE_IDLE, _KEEPALIVE_S)
+        made.setsockopt(zmq.TCP_KEEPALIVE_INTVL, _KEEPALIVE_S)
         made.setsockopt(zmq.SNDBUF, _KERNEL_BUFFER_BYTES)
         made.setsockopt(zmq.RCVBUF, _KERNEL_BUFFER_BYTES)
         return made

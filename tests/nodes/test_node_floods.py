@@ -13,6 +13,7 @@ from dawnchorus.nodes.writer import QUEUE_BYTES_MAX
 from dawnchorus.wire.errors import ProtocolError
 from dawnchorus.wire.image import decode_image
 from dawnchorus.wire.messages import (
+    PONG,
     PROTOCOL,
     Commit,
     CommitSection,
@@ -80,8 +81,11 @@ class Flooded:
         return self.receive()
 
     def receive(self) -> Reply:
-        assert self.client.poll(int(PATIENCE_S * 1_000)), "the node does not answer"
-        return decode_reply(self.client.recv())
+        while True:
+            assert self.client.poll(int(PATIENCE_S * 1_000)), "the node does not answer"
+            frame = self.client.recv()
+            if frame != PONG:  # unasked: this client was silent while it flooded the node
+                return decode_reply(frame)
 
     def commit(self, values: dict[bytes, bytes]) -> None:
         committed = self.ask(commit_of(values))

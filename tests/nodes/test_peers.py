@@ -5,6 +5,8 @@ from collections import defaultdict, deque
 from dawnchorus.nodes.counters import Counters
 from dawnchorus.nodes.peers import PEER_BYTES_MAX, PEERS_MAX, Peers
 from dawnchorus.wire.channel import Sent
+from dawnchorus.wire.liveness import SILENT_TICKS
+from dawnchorus.wire.messages import PONG
 
 
 class Pipes:
@@ -137,3 +139,65 @@ def test_beyond_the_limit_the_oldest_hello_has_to_go() -> None:
 
 def test_the_named_number_of_bytes_is_what_the_documents_say() -> None:
     assert PEER_BYTES_MAX == 154 << 20
+
+
+def tick(made: Made, times: int, *heard: bytes) -> list[bytes]:
+    """Let ticks go by in which only these peers say something; return those that turned out to be gone."""
+    gone: list[bytes] = []
+    for _ in range(times):
+        made.peers.heard.update(heard)
+        gone += made.peers.handle_tick()
+    return gone
+
+
+def test_who_says_something_is_asked_nothing_and_who_is_silent_is() -> None:
+    made = Made(b"a", b"b")
+    assert tick(made, SILENT_TICKS + 3, b"a") == []
+    assert made.peers.silent == 1
+    assert not made.pipes.sent[b"a"]
+    assert list(made.pipes.sent[b"b"]) == [PONG] * 3
+    assert tick(made, 1, b"b") == []
+    assert made.peers.silent == 0
+
+
+def test_a_silent_peer_that_is_gone_is_found_out_and_forgotten() -> None:
+    made = Made(b"a", b"b")
+    made.pipes.gone.add(b"a")
+    assert tick(made, SILENT_TICKS, b"b") == []
+    assert tick(made, 1, b"b") == [b"a"]
+    assert b"a" not in made.peers
+    assert b"b" in made.peers
+
+
+def test_what_waits_for_a_silent_peer_that_takes_nothing_is_forgotten() -> None:
+    made = Made(b"a")
+    made.pipes.room[b"a"] = 2
+    for number in range(5):
+        made.peers.reply(b"a", b"%d" % number)
+    assert tick(made, SILENT_TICKS + 1) == [b"a"]
+    assert made.counters.dropped_replies == 3
+    assert not made.peers.blocked
+    assert list(made.pipes.sent[b"a"]) == [b"0", b"1"], "nothing more is pressed on who takes nothing"
+
+
+def test_a_silent_peer_that_takes_its_replies_is_only_busy_and_keeps_them() -> None:
+    made = Made(b"a")
+    made.pipes.room[b"a"] = 0
+    for number in range(50):
+        made.peers.reply(b"a", b"%d" % number)
+    for _ in range(20):
+        made.pipes.room[b"a"] = 1
+        made.peers.retry()
+        assert tick(made, SILENT_TICKS) == []
+    assert made.counters.dropped_replies == 0
+    made.pipes.room[b"a"] = 1_000
+    assert made.peers.retry() == ([b"a"], [])
+    assert len(made.pipes.sent[b"a"]) == 50
+
+
+def test_a_peer_that_asks_and_takes_nothing_is_not_silent() -> None:
+    made = Made(b"a")
+    made.pipes.room[b"a"] = 0
+    made.peers.reply(b"a", b"0")
+    assert tick(made, 50, b"a") == []
+    assert b"a" in made.peers

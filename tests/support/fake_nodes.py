@@ -20,6 +20,7 @@ from dawnchorus.wire.hashing import shard_of
 from dawnchorus.wire.image import Fragment, decode_image, encode_image, select_kinds
 from dawnchorus.wire.limits import FRAME_BYTES_MAX
 from dawnchorus.wire.messages import (
+    PONG,
     Cancel,
     Commit,
     CommitSection,
@@ -31,6 +32,7 @@ from dawnchorus.wire.messages import (
     Fetch,
     Hello,
     ImageSection,
+    Ping,
     Put,
     Refusal,
     Reply,
@@ -171,6 +173,9 @@ class FakeNode:
     def _handle_messages(self, messages: list[list[bytes]]) -> None:
         for peer, frame in messages:
             request = decode_request(frame)
+            if isinstance(request, Ping):
+                self._send(peer, [PONG])
+                continue
             self.requests.append(request)
             self.peers.append(peer)
             if isinstance(request, Cancel):
@@ -301,7 +306,7 @@ class FakeNodes(dict[str, FakeNode]):
 
         def came() -> int:
             requests = [request for node in self.values() for request in node.requests]
-            return sum(not isinstance(request, Hello | Cancel) for request in requests)
+            return sum(not isinstance(request, Hello | Cancel | Ping) for request in requests)
 
         await eventually(lambda: came() == sendings(cluster).all)
 
@@ -327,7 +332,7 @@ def refusing(code: FaultCode, *requests: type[Request], retry_after_s: float = 0
 
     def answer(request: Request) -> list[bytes]:
         assert isinstance(request, requests), f"not meant for {request}"
-        assert not isinstance(request, Hello | Cancel)
+        assert not isinstance(request, Hello | Cancel | Ping)
         return [encode(Fault(request.request, code, "as the test wants it", int(retry_after_s * 1e6)))]
 
     return answer

@@ -91,6 +91,8 @@ class ReplyDropper:
         self.share = share
         self.handle_up = router.members.handle_up
         self.handle_down = router.members.handle_down
+        self.handle_silent = router.members.handle_silent
+        self.handle_heard = router.members.handle_heard
         self.handle_refused = router.members.handle_refused
 
     def handle_frames(self, link: Link, frames: list[memoryview]) -> None:

@@ -1,0 +1,59 @@
+"""What a node says to a router that opens a connection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..wire.limits import FRAME_BYTES_MAX
+from ..wire.messages import PROTOCOL, Fault, FaultCode, Hello, Welcome
+from ..wire.placement import Placement, encode_placement
+from ..wire.topology import Topology, encode_topology
+from .shards import OwnedShard
+
+__all__ = ["Greeting"]
+
+
+class Greeting:
+    """The answers of one node to Hello."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        placement: Placement,
+        name: str,
+        ipc: str,
+        shards: Mapping[tuple[str, int], OwnedShard],
+    ) -> None:
+        self._cluster = topology.name
+        self._cluster_uuid = placement.cluster_uuid
+        self._name = name
+        self._ipc = ipc
+        self._shards = shards
+        # Encoded once: a thousand routers may come at the same moment.
+        self._placement = encode_placement(placement)
+        self._topology = encode_topology(topology)
+
+    def refusal(self, hello: Hello) -> Fault | None:
+        """Return why this node does not take a router, None where it does."""
+        if hello.protocol != PROTOCOL:
+            return Fault(0, FaultCode.UNSUPPORTED, f"this node speaks protocol {PROTOCOL}, not {hello.protocol}")
+        if hello.cluster not in ("", self._cluster, self._cluster_uuid):
+            detail = f"this is cluster {self._cluster!r} ({self._cluster_uuid}), not {hello.cluster!r}"
+            return Fault(0, FaultCode.WRONG_CLUSTER, detail)
+        return None
+
+    def welcome(self) -> Welcome:
+        """Return the Welcome of this moment."""
+        return Welcome(
+            self._name,
+            self._cluster_uuid,
+            self._placement,
+            self._topology,
+            self._ipc,
+            FRAME_BYTES_MAX,
+            [
+                (shard.store, shard.shard, shard.fragments.version)
+                for shard in self._shards.values()
+                if shard.fragments is not None
+            ],
+        )

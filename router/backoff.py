@@ -1,0 +1,54 @@
+"""How long a router waits before it tries a node again: pure.
+
+Each pause is about twice the one before, up to a longest one, and is drawn by chance, so that a thousand hosts that
+lost the same node in the same moment do not come back in one. libzmq has a back-off too, but draws no chance as soon as
+a longest pause is set, and forgets it whenever a peer accepts, even one that hangs up at once (docs/decisions/0009).
+Here only a Welcome makes the next pause short again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Final
+
+__all__ = ["PAUSE_MAX_S", "REFUSED_S", "Backoff"]
+
+_PAUSE_MIN_S: Final = 0.02
+"""About the first pause."""
+
+PAUSE_MAX_S: Final = 0.32
+"""The longest pause: a restarted node is found within a third of a second, however long it was away."""
+
+REFUSED_S: Final = 2.0
+"""About how long a router stays away from a node that refused its Hello: a person has to change something."""
+
+_SPREAD: Final = 0.5
+"""A pause is drawn between this share of its length and the whole."""
+
+
+class Backoff:
+    """Pauses between attempts to reach one node."""
+
+    def __init__(self, chance: Callable[[], float] = random.random) -> None:
+        self._chance = chance
+        self._attempts = 0
+
+    def next_pause_s(self) -> float:
+        """Return how long to wait before the next attempt, in seconds."""
+        longest = PAUSE_MAX_S
+        if self._attempts < 8:  # beyond it is the longest anyway
+            longest = min(longest, _PAUSE_MIN_S * 2.0**self._attempts / _SPREAD)
+        self._attempts += 1
+        return self._drawn(longest)
+
+    def refused_pause_s(self) -> float:
+        """Return how long to stay away after a refusal, in seconds."""
+        return self._drawn(REFUSED_S)
+
+    def handle_welcome(self) -> None:
+        """The node takes this router: the next pause is a short one again."""
+        self._attempts = 0
+
+    def _drawn(self, longest_s: float) -> float:
+        return longest_s * (_SPREAD + (1.0 - _SPREAD) * self._chance())

@@ -1,0 +1,300 @@
+"""One link: what becomes of a node that is silent, and how often one is tried that does not take this router.
+
+The ticks by which it judges are given by hand; a node is a ROUTER socket in the same loop that says what it is told to.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable
+
+import pytest
+
+from dawnchorus.router.backoff import PAUSE_MAX_S
+from dawnchorus.router.link import Link
+from dawnchorus.wire.channel import Channel, Sent, receive_parts
+from dawnchorus.wire.errors import ClusterUnavailable
+from dawnchorus.wire.liveness import SILENT_TICKS
+from dawnchorus.wire.messages import (
+    PING,
+    PONG,
+    PROTOCOL,
+    Fault,
+    FaultCode,
+    Hello,
+    Status,
+    Welcome,
+    decode_request,
+    encode,
+)
+from dawnchorus.wire.sockets import SocketOwner, bind
+from tests.support.clusters import eventually, free_ports
+
+HELLO = encode(Hello(PROTOCOL, "", b"test", ""))
+REQUEST = encode(Status(7, 1_000_000))
+
+
+class Node:
+    """Welcomes whoever says Hello, and otherwise says what a test has it say."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.sockets = SocketOwner()
+        replies = self.sockets.router()
+        bind(replies, endpoint)
+        self.channel = Channel(asyncio.get_running_loop(), replies, receive_parts, self._handle)
+        self.welcomes = True
+        self.peers: list[bytes] = []
+        """Who said Hello."""
+        self.frames: list[bytes] = []
+        """What came beside Hellos."""
+
+    def _handle(self, messages: list[list[bytes]]) -> None:
+        for peer, frame in messages:
+            if frame != HELLO:
+                self.frames.append(frame)
+                continue
+            self.peers.append(peer)
+            if self.welcomes:
+                self.say(peer, encode(Welcome("n", "u", b"", b"", "", 1)))
+
+    def say(self, peer: bytes, frame: bytes) -> None:
+        assert self.channel.send_to(peer, frame) is Sent.OK
+
+    def close(self) -> None:
+        self.channel.close()
+        self.sockets.close()
+
+
+class Told:
+    """A link's owner: what it was told, in order."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+        self.frames: list[bytes] = []
+
+    def handle_up(self, link: Link, welcome: Welcome) -> None:
+        self.words.append("up")
+
+    def handle_down(self, link: Link) -> None:
+        self.words.append("down")
+
+    def handle_silent(self, link: Link) -> None:
+        self.words.append("silent")
+
+    def handle_heard(self, link: Link) -> None:
+        self.words.append("heard")
+
+    def handle_refused(self, link: Link, reason: str) -> None:
+        self.words.append(f"refused: {reason}")
+
+    def handle_frames(self, link: Link, frames: list[memoryview]) -> None:
+        self.frames += [bytes(frame) for frame in frames]
+
+
+class Linked:
+    """A link that is up, its node, and its owner."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.node = Node(endpoint)
+        self.sockets = SocketOwner()
+        self.told = Told()
+        self.link = Link(self.sockets, endpoint, HELLO, self.told, "n")
+
+    def tick(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.link.handle_tick()
+
+    def tick_until_silent(self) -> None:
+        """Let the node say nothing for as long as it takes; it welcomes nobody meanwhile."""
+        self.node.welcomes = False
+        self.tick(SILENT_TICKS + 1)
+        assert self.told.words == ["up", "silent"]
+
+
+@contextlib.asynccontextmanager
+async def linked() -> AsyncGenerator[Linked]:
+    made = Linked(f"tcp://127.0.0.1:{free_ports(1)[0]}")
+    try:
+        await eventually(lambda: made.link.up)
+        yield made
+    finally:
+        made.link.close()
+        made.sockets.close()
+        made.node.close()
+
+
+async def test_nothing_is_asked_while_the_node_says_something() -> None:
+    async with linked() as made:
+        for number in range(5):
+            made.node.say(made.node.peers[0], PONG)
+            await eventually(lambda number=number: len(made.told.frames) == number + 1)  # type: ignore[misc]
+            made.tick()
+        made.link.send(REQUEST)
+        await eventually(lambda: made.node.frames == [REQUEST])
+        made.tick()
+        await eventually(lambda: made.node.frames == [REQUEST, PING])
+        assert made.told.words == ["up"]
+
+
+async def test_a_node_that_was_busy_goes_on_where_it_was() -> None:
+    async with linked() as made:
+        made.link.send(REQUEST)
+        made.tick_until_silent()
+        assert made.link.up, "what is on its way is still waited for"
+        await eventually(lambda: len(made.node.peers) == 2)  # tried beside, and not answered
+        made.node.say(made.node.peers[0], PONG)
+        await eventually(lambda: made.told.words == ["up", "silent", "heard"])
+        made.node.welcomes = True
+        made.node.say(made.node.peers[0], b"the answer")
+        await eventually(lambda: made.told.frames == [PONG, b"the answer"])
+        assert made.node.frames.count(REQUEST) == 1
+        made.tick()
+        assert made.told.words == ["up", "silent", "heard"]
+
+
+async def test_a_node_that_takes_up_both_connections_in_one_turn_is_kept_on_the_old_one() -> None:
+    async with linked() as made:
+        made.tick_until_silent()
+        await eventually(lambda: len(made.node.peers) == 2)
+        made.node.say(made.node.peers[1], encode(Welcome("n", "u", b"", b"", "", 1)))
+        await asyncio.sleep(0.05)
+        made.node.say(made.node.peers[0], PONG)
+        await eventually(lambda: "heard" in made.told.words)
+        await asyncio.sleep(0.3)
+        assert made.told.words == ["up", "silent", "heard"]
+
+
+async def test_a_connection_that_leads_nowhere_any_more_is_replaced_without_anybody_being_told_that_it_broke() -> None:
+    async with linked() as made:
+        made.node.frames.clear()
+        made.tick_until_silent()
+        made.node.welcomes = True
+        await eventually(lambda: made.told.words == ["up", "silent", "down", "up"])
+        assert len(made.node.peers) == 2
+        made.link.send(REQUEST)
+        await eventually(lambda: REQUEST in made.node.frames)
+
+
+async def test_a_silent_node_that_refuses_anew_keeps_its_old_connection() -> None:
+    async with linked() as made:
+        made.tick_until_silent()
+        await eventually(lambda: len(made.node.peers) == 2)
+        made.node.say(made.node.peers[1], encode(Fault(0, FaultCode.OVERLOADED, "full")))
+        await asyncio.sleep(0.1)
+        assert made.link.up
+        made.node.say(made.node.peers[0], PONG)
+        await eventually(lambda: made.told.words == ["up", "silent", "heard"])
+
+
+async def test_a_hello_that_is_never_answered_is_said_again_on_a_fresh_connection() -> None:
+    endpoint = f"tcp://127.0.0.1:{free_ports(1)[0]}"
+    node, sockets, told = Node(endpoint), SocketOwner(), Told()
+    node.welcomes = False
+    link = Link(sockets, endpoint, HELLO, told, "n")
+    try:
+        await eventually(lambda: len(node.peers) == 1)
+        for _ in range(5):
+            link.handle_tick()
+        await eventually(lambda: len(node.peers) == 2)
+        node.welcomes = True
+        for _ in range(5):
+            link.handle_tick()
+        await eventually(lambda: told.words == ["up"])
+    finally:
+        link.close()
+        sockets.close()
+        node.close()
+
+
+async def test_a_peer_that_accepts_and_hangs_up_at_once_is_not_tried_every_moment() -> None:
+    accepted = 0
+
+    async def hang_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal accepted
+        accepted += 1
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    sockets, told = SocketOwner(), Told()
+    link = Link(sockets, f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}", HELLO, told)
+    try:
+        await asyncio.sleep(2.0)
+        # At 20 ms each it would be a hundred; the pauses add up to a second after four to eight.
+        assert 3 <= accepted <= 6 + 2.0 / (PAUSE_MAX_S / 2)
+        before = accepted
+        await eventually(lambda: accepted > before)
+    finally:
+        link.close()
+        sockets.close()
+        server.close()
+    assert told.words == []
+
+
+async def test_a_peer_that_refuses_is_not_tried_every_moment_and_found_when_it_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_ports(1)[0]}"
+    sockets, told = SocketOwner(), Told()
+    attempts = counted(monkeypatch, sockets)
+    link = Link(sockets, endpoint, HELLO, told, "n")
+    try:
+        await asyncio.sleep(1.5)
+        assert 3 <= attempts() <= 6 + 1.5 / (PAUSE_MAX_S / 2)
+        node = Node(endpoint)
+        try:
+            await eventually(lambda: told.words == ["up"])
+        finally:
+            node.close()
+    finally:
+        link.close()
+        sockets.close()
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, sockets: SocketOwner) -> Callable[[], int]:
+    """Return how often a connection has been tried since, when called."""
+    made = 0
+    make = sockets.monitored_dealer
+
+    def count(endpoint: str) -> object:
+        nonlocal made
+        made += 1
+        return make(endpoint)
+
+    monkeypatch.setattr(sockets, "monitored_dealer", count)
+    return lambda: made
+
+
+@pytest.mark.parametrize("when", ["at first", "again"])
+async def test_a_link_that_got_no_descriptor_heals_when_there_are_some(
+    monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_ports(1)[0]}"
+    sockets, told = SocketOwner(), Told()
+    make = sockets.monitored_dealer
+    missing = when == "at first"
+
+    def make_if_there_is_one(endpoint: str) -> object:
+        if missing:
+            raise ClusterUnavailable("cannot connect: no descriptors")
+        return make(endpoint)
+
+    monkeypatch.setattr(sockets, "monitored_dealer", make_if_there_is_one)
+    node = Node(endpoint)
+    link = Link(sockets, endpoint, HELLO, told, "n")
+    try:
+        if when == "again":
+            await eventually(lambda: told.words == ["up"])
+            missing = True
+            node.close()
+        await eventually(lambda: told.words.count("refused: cannot connect: no descriptors") > 2)
+        missing = False
+        if when == "again":
+            node = Node(endpoint)
+        await eventually(lambda: told.words[-1] == "up")
+    finally:
+        link.close()
+        sockets.close()
+        node.close()
+
+
+def test_what_a_node_of_these_tests_takes_for_a_hello_is_one() -> None:
+    assert isinstance(decode_request(HELLO), Hello)

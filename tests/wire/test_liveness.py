@@ -1,0 +1,26 @@
+"""Silence is told in whole ticks, and any word ends it."""
+
+from dawnchorus.wire.liveness import LIVENESS_TICK_S, SILENT_TICKS, Silence, is_asked
+
+
+def test_silence_is_told_within_four_seconds_and_not_before_the_other_end_was_asked_and_had_time() -> None:
+    # The last word may have come right before a tick, or right after one.
+    assert 2.5 < SILENT_TICKS * LIVENESS_TICK_S < (SILENT_TICKS + 1) * LIVENESS_TICK_S < 4.0
+    silence = Silence()
+    asked = [is_asked(silence.handle_tick()) for _ in range(SILENT_TICKS + 1)]
+    assert asked == [False, *[True] * SILENT_TICKS]
+    assert silence.ticks == SILENT_TICKS
+
+
+def test_a_word_ends_silence() -> None:
+    silence = Silence()
+    for _ in range(5):
+        silence.handle_tick()
+    silence.heard = True
+    assert [silence.handle_tick() for _ in range(3)] == [0, 1, 2]
+
+
+def test_an_end_that_is_silent_for_an_hour_is_asked_some_hundred_times() -> None:
+    silence = Silence()
+    asked = sum(is_asked(silence.handle_tick()) for _ in range(int(3_600 / LIVENESS_TICK_S)))
+    assert 100 < asked < 1_000
