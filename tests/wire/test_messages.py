@@ -29,6 +29,8 @@ from dawnchorus.wire.messages import (
     Images,
     ImageSection,
     Message,
+    Ping,
+    Pong,
     Put,
     Refusal,
     Reply,
@@ -118,6 +120,8 @@ EXAMPLES: list[tuple[Message, str]] = [
     ),
     (Fault(11, 4, "no", 5), "950b0b04a26e6f05"),
     (Cancel([7, 300]), "920e9207cd012c"),
+    (Ping(), "910f"),
+    (Pong(), "9110"),
 ]
 
 # Each struct's fields in their order: two of one type that changed places would show in no bytes.
@@ -146,6 +150,8 @@ FIELDS = {
     "Backup": "request budget_us store shard epoch path rate_bytes_s",
     "BackedUp": "request status version agents bytes checksum detail",
     "Cancel": "requests",
+    "Ping": "",
+    "Pong": "",
 }
 
 # What peers sent before fields were appended: read as ever, with the defaults of what they do not say.
@@ -251,6 +257,8 @@ anything: st.SearchStrategy[Any] = st.one_of(
     st.builds(Scanned, signed, signed, st.lists(blobs), st.booleans()),
     st.builds(Status, numbers, numbers, numbers),
     st.builds(Cancel, st.lists(numbers, max_size=5)),
+    st.just(Ping()),
+    st.just(Pong()),
     st.builds(
         StatusReply,
         signed,
