@@ -28,6 +28,8 @@ class Counters:
     backups: int = 0
     """Shards copied for a backup."""
     hellos: int = 0
+    turned_away: int = 0
+    """Routers that were told to come later: there were as many as may be, or no descriptors to spare."""
     faults: int = 0
     """Requests answered with a Fault."""
     garbage: int = 0

@@ -42,14 +42,14 @@ class Greeting:
             return Fault(0, FaultCode.WRONG_CLUSTER, detail)
         return None
 
-    def welcome(self) -> Welcome:
-        """Return the Welcome of this moment."""
+    def welcome(self, *, ipc: bool) -> Welcome:
+        """Return the Welcome of this moment; `ipc`: whether the router may use that endpoint."""
         return Welcome(
             self._name,
             self._cluster_uuid,
             self._placement,
             self._topology,
-            self._ipc,
+            self._ipc if ipc else "",
             FRAME_BYTES_MAX,
             [
                 (shard.store, shard.shard, shard.fragments.version)

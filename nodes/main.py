@@ -25,12 +25,14 @@ import uvloop
 
 from ..fragment_stores.lmdb_lookup import find
 from ..wire.control_store import FileControlStore, establish_placement, take_generation
+from ..wire.descriptors import descriptors_max, raise_limit
 from ..wire.errors import ConfigurationError, DawnchorusError
 from ..wire.placement import Placement
 from ..wire.private_files import make_private
 from ..wire.process import tune_process
 from ..wire.topology import Topology, require_local_endpoints
 from ..wire.topology_file import load_topology
+from .acceptance import IPC_DESCRIPTORS_MIN
 from .bounded_output import BoundedOutput, write_all
 from .crashes import CrashRecord, find_damaged
 from .ends import EXIT_REFUSED, handle_ends
@@ -66,6 +68,7 @@ def run_node(topology_path: str | os.PathLike[str], name: str, *, until_stdin_cl
         setproctitle.setproctitle(f"dawnchorus node {name} ({topology.name})")
         sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
         tune_process()
+        raise_limit()
         folder = Path(topology.data_dir) / name
         with locked_folder(folder), CrashRecord(folder) as crashes:
             if changed := make_private(folder):
@@ -100,7 +103,8 @@ async def _serve(topology: Topology, name: str, crashes: CrashRecord, *, until_s
         for shard in shards.values():
             if shard.fragments is not None:
                 shard.fragments.begin_generation(placement.generation)
-        ipc = _ipc_endpoint(topology, placement, name) if topology.ipc else ""
+        has_room = descriptors_max() >= IPC_DESCRIPTORS_MIN
+        ipc = _ipc_endpoint(topology, placement, name) if topology.ipc and has_room else ""
         node = FragmentNode(topology, placement, name, shards, ipc=ipc)
         node.start()
         if find is None:

@@ -51,12 +51,14 @@ from ..wire.peeking import peek_request
 from ..wire.placement import Placement
 from ..wire.sockets import SocketOwner, bind, remove_ipc_file
 from ..wire.topology import Topology
+from .acceptance import Acceptance, Doors
 from .backups import BackupJob, Backups
 from .clock import Clock
 from .counters import Counters
 from .greeting import Greeting
 from .housekeeping import Housekeeper
 from .inbox import Inbox, Reading, Received, Shed
+from .listener import Listener
 from .peers import PEERS_MAX, Peers
 from .reads import Read, require_served
 from .shards import OwnedShard
@@ -79,6 +81,9 @@ _STOP_SECONDS: Final = 3.0
 
 _ANSWER_SECONDS: Final = 0.5
 """How long a stopping node waits for peers that do not take the answers to their last saves."""
+
+_TURNED_AWAY_S: Final = 2.0
+"""How long a router is asked to stay away that finds no room here."""
 
 _DISK_RETRY_S: Final = 0.1
 """How long a router is asked to stay away that sends more writes than the disk takes: 64 MiB take longer than this."""
@@ -129,7 +134,7 @@ class FragmentNode:
             DataFolderError: an endpoint is in use or not to be had; nothing is left bound.
         """
         try:
-            bind(self._replies, self._topology.nodes[self.name].endpoint)
+            listener = Listener(self._replies, self._topology.nodes[self.name].endpoint)
             if self._ipc:
                 bind(self._replies, self._ipc)
         except BaseException:
@@ -137,6 +142,7 @@ class FragmentNode:
             raise
         self._channel = Channel(self._loop, self._replies, receive_routed, self._handle_messages)
         self._peers = Peers(self._channel, self.counters, peers_max=self._peers_max)
+        self._acceptance = Acceptance(listener.shut)
         self._writer.start()
         self._ticking = self._loop.call_later(LIVENESS_TICK_S, self._tick)
 
@@ -154,6 +160,7 @@ class FragmentNode:
         if self._retry is not None:
             self._retry.cancel()
         self._ticking.cancel()
+        self._acceptance.close()
         self._sockets.close()
         remove_ipc_file(self._ipc)
 
@@ -188,6 +195,8 @@ class FragmentNode:
         self._channel.poll()  # what came while this loop was busy
         for peer in self._peers.handle_tick():
             self._forget(peer)
+        self._acceptance.handle_tick(len(self._peers))
+        self._schedule_retry()  # it is set already, unless something went wrong in the midst of one
 
     def _shed(self, peer: bytes, frame: bytes, shed: Shed) -> None:
         self.counters.shed += 1
@@ -215,11 +224,22 @@ class FragmentNode:
             self.counters.faults += 1
             self._reply(peer, refusal)
             return
-        evicted = self._peers.add(peer)
-        if evicted is not None:
-            self._forget(evicted)
+        if peer not in self._peers and not self._has_room():
+            self.counters.turned_away += 1
+            why = self._acceptance.why() if self._acceptance.doors is not Doors.OPEN else self._peers.why_full()
+            self._fault(peer, 0, FaultCode.OVERLOADED, why, _TURNED_AWAY_S)
+            return
+        self._peers.add(peer)
         self._inbox.add_peer(peer)
-        self._reply(peer, self._greeting.welcome())
+        self._reply(peer, self._greeting.welcome(ipc=self._acceptance.offers_ipc()))
+
+    def _has_room(self) -> bool:
+        if not self._acceptance.admits(len(self._peers)):
+            return False
+        silent = self._peers.make_room()
+        if silent is not None:
+            self._forget(silent)
+        return not self._peers.is_full
 
     # --- from the queue to the reply ---
 
@@ -347,6 +367,10 @@ class FragmentNode:
             psutil.Process().memory_info().rss,
             [shard.status() for shard in self._shards.values()],
             self.counters.as_dict(),
+            len(self._peers),
+            self._acceptance.used,
+            self._acceptance.limit,
+            self._acceptance.doors is Doors.OPEN,
         )
 
     # --- replies ---

@@ -11,7 +11,7 @@ also while a router's loop is busy, so that it was stopped or cut off. Should it
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from typing import Final, Protocol
 
 from ..wire.channel import DRAIN_BYTES_MAX, Sent
@@ -25,7 +25,8 @@ from .fair_queue import PEER_QUEUE_BYTES_MAX
 __all__ = ["PEERS_MAX", "PEER_BYTES_MAX", "Peers"]
 
 PEERS_MAX: Final = 4_096
-"""Routers that a node knows at once; beyond it the one that said Hello longest ago has to say it again."""
+"""Routers that a node knows at once; beyond it one that is silent has to say Hello again, and where none is, a new one
+is told to come later: were another sent away for it, thousands would send each other away all the time."""
 
 _WAITING_BYTES_MAX: Final = 32 << 20
 """Replies that wait for a peer beside its socket: one of reads, and those of the writer, which answers hundreds of
@@ -82,13 +83,13 @@ class Sender(Protocol):
 
 
 class Peers:
-    """Welcomed peers by identity, oldest Hello first, and their waiting replies."""
+    """Welcomed peers by identity, and their waiting replies."""
 
     def __init__(self, sender: Sender, counters: Counters, *, peers_max: int = PEERS_MAX) -> None:
         self._sender = sender
         self._counters = counters
         self._peers_max = peers_max
-        self._waiting: OrderedDict[bytes, _Waiting] = OrderedDict()
+        self._waiting: dict[bytes, _Waiting] = {}
         self.blocked: set[bytes] = set()
         self.heard: set[bytes] = set()
         """Who has said something since the last tick."""
@@ -101,18 +102,30 @@ class Peers:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, peer: bytes) -> bytes | None:
-        """Welcome a peer; return the identity of another that had to go for it, if any."""
+    def add(self, peer: bytes) -> None:
+        """Welcome a peer."""
         self.heard.add(peer)
-        if peer in self._waiting:
-            self._waiting.move_to_end(peer)
+        if peer not in self._waiting:
+            self._waiting[peer] = _Waiting()
+
+    def make_room(self) -> bytes | None:
+        """Forget the peer that has been silent longest, where there are as many as may be; return it, None for none."""
+        if len(self._waiting) < self._peers_max:
             return None
-        self._waiting[peer] = _Waiting()
-        if len(self._waiting) <= self._peers_max:
+        silent = max(self._waiting, key=lambda peer: self._waiting[peer].silence.ticks)
+        if self._waiting[silent].silence.ticks < SILENT_TICKS:
             return None
-        oldest = next(iter(self._waiting))
-        self.remove(oldest)
-        return oldest
+        self.remove(silent)
+        return silent
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are as many as may be."""
+        return len(self._waiting) >= self._peers_max
+
+    def why_full(self) -> str:
+        """Return why a router is not taken, and what to do."""
+        return f"this node takes no more clients: it has {self._peers_max:,}, as many as one node may have; use fewer"
 
     def handle_tick(self) -> list[bytes]:
         """A tick is over: ask those who are silent; return the peers that turn out to be gone, and are forgotten."""

@@ -234,7 +234,9 @@ class Link:
         except ProtocolError as error:
             self._turn_away(f"its greeting cannot be read: {error}")
             return
-        if isinstance(reply, Fault):
+        if isinstance(reply, Fault) and connection is self._ipc:
+            self._give_up_ipc()  # over TCP it was welcome
+        elif isinstance(reply, Fault):
             self._turn_away(f"{reply.detail}")
         elif not isinstance(reply, Welcome):
             _log.warning("reply before Welcome", extra={"node": self.node, "endpoint": self.endpoint})

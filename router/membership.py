@@ -130,7 +130,10 @@ class Membership:
         # Set again before anything else: whatever goes wrong in one tick, there is another.
         self._tick_timer = self._loop.call_later(LIVENESS_TICK_S, self._tick)
         for link in [*self.links.values(), *([self._bootstrap] if self._bootstrap is not None else [])]:
-            link.handle_tick()
+            try:
+                link.handle_tick()
+            except Exception:  # what is wrong with one link is none of the others' business
+                _log.exception("link fails", extra={"node": link.node, "endpoint": link.endpoint})
 
     # --- what the links tell ---
 

@@ -40,7 +40,7 @@ Answers = Mapping[str, StatusReply | DawnchorusError]
 def status(deadline_s: float | None, topology: str, as_json: bool) -> int:
     """Show how each node is: its process, agents, shards, bytes, and what it has counted since its start.
 
-    The exit code is 1 if a node does not answer or a shard is not served.
+    The exit code is 1 if a node does not answer or takes no more clients, or a shard is not served.
 
     \b
     Example:
@@ -63,8 +63,10 @@ async def _status(deadline_s: float, topology: str, as_json: bool) -> int:
 
 
 def _is_well(answer: StatusReply | DawnchorusError | None) -> bool:
-    return isinstance(answer, StatusReply) and all(
-        shard.state == SERVING and not shard.trouble for shard in answer.shards
+    return (
+        isinstance(answer, StatusReply)
+        and answer.takes_clients
+        and all(shard.state == SERVING and not shard.trouble for shard in answer.shards)
     )
 
 
@@ -89,6 +91,10 @@ def _describe_node(spec: NodeSpec, answer: StatusReply | DawnchorusError | None)
         "rss_bytes": answer.rss_bytes,
         "agents": sum(shard.agents for shard in answer.shards),
         "disk_bytes": sum(shard.disk_bytes for shard in answer.shards),
+        "clients": answer.clients,
+        "takes_clients": answer.takes_clients,
+        "descriptors": answer.descriptors,
+        "descriptors_max": answer.descriptors_max,
         "counters": answer.counters,
         "shards": [_describe_shard(shard) for shard in answer.shards],
     }
@@ -165,6 +171,9 @@ def _problems(nodes: Mapping[str, NodeSpec], answers: Answers) -> list[str]:
         if not isinstance(answer, StatusReply):
             found.append(f"{node} is down: {_why_down(answer)}")
             continue
+        if not answer.takes_clients:
+            share = f"{answer.descriptors:,} of its {answer.descriptors_max:,} descriptors"
+            found.append(f"{node} takes no more clients: {share} are in use")
         found += [
             f"{node}: shard {shard.shard} of store {shard.store} is not served: {shard.state}"
             for shard in answer.shards

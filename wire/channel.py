@@ -18,6 +18,10 @@ from collections.abc import Callable
 from typing import Final, Generic, TypeVar, cast
 
 import zmq
+from zmq.utils.garbage import gc
+
+from .descriptors import require_descriptors
+from .errors import ClusterUnavailable
 
 __all__ = ["DRAIN_BYTES_MAX", "Channel", "Sent", "receive_frame", "receive_parts", "receive_routed"]
 
@@ -35,6 +39,23 @@ DRAIN_BYTES_MAX: Final = 4 << 20
 
 _COPY_BYTES_MAX: Final = 1 << 16
 """Above this libzmq sends from the caller's bytes instead of copying them: measured to pay from about 64 KiB."""
+
+_UNCOPIED_DESCRIPTORS: Final = 16
+"""Descriptors that have to be free before the first frame is sent without a copy: pyzmq then begins a context of its
+own, and libzmq ends the process where it finds none for that (docs/decisions/0009)."""
+
+
+def _copied(frame: bytes) -> bool:
+    """Return whether a frame is sent as a copy."""
+    if len(frame) < _COPY_BYTES_MAX:
+        return True
+    if gc.is_alive():
+        return False
+    try:
+        require_descriptors(_UNCOPIED_DESCRIPTORS)
+    except ClusterUnavailable:
+        return True
+    return False
 
 
 T = TypeVar("T", bound="list[bytes] | memoryview")
@@ -105,7 +126,7 @@ class Channel(Generic[T]):
     def send(self, frame: bytes) -> Sent:
         """Send one frame on a DEALER socket."""
         try:
-            self._socket.send(frame, _NOBLOCK, copy=len(frame) < _COPY_BYTES_MAX)
+            self._socket.send(frame, _NOBLOCK, copy=_copied(frame))
         except zmq.Again:
             return Sent.FULL
         finally:
@@ -117,7 +138,7 @@ class Channel(Generic[T]):
         try:
             # 1.4 us, where send_multipart takes 2.4. What refuses a message refuses its first frame.
             self._socket.send(identity, _NOBLOCK_SNDMORE)
-            self._socket.send(frame, _NOBLOCK, copy=len(frame) < _COPY_BYTES_MAX)
+            self._socket.send(frame, _NOBLOCK, copy=_copied(frame))
         except zmq.Again:
             return Sent.FULL
         except zmq.ZMQError as error:

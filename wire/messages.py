@@ -296,7 +296,10 @@ class ShardStatus(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class StatusReply(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=10):
-    """Answers Status. `counters` are totals since the start, by names of `nodes.counters`."""
+    """Answers Status. `counters` are totals since the start, by names of `nodes.counters`.
+
+    `clients`: routers that it has welcomed. `takes_clients`: false where it has no descriptors to spare for more.
+    """
 
     request: int
     node: str
@@ -305,6 +308,10 @@ class StatusReply(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=10
     rss_bytes: int
     shards: list[ShardStatus]
     counters: dict[str, int]
+    clients: int = 0
+    descriptors: int = 0
+    descriptors_max: int = 0
+    takes_clients: bool = True
 
 
 class Fault(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=11):

@@ -12,6 +12,7 @@ from typing import Final, Self
 
 import zmq
 
+from .descriptors import require_descriptors
 from .errors import ClusterUnavailable, DataFolderError
 from .limits import FRAME_BYTES_MAX
 
@@ -51,6 +52,14 @@ BROKEN_EVENTS: Final = int(zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED)
 _KERNEL_BUFFER_BYTES: Final = 1 << 20
 """Send and receive buffers of the kernel: one frame. With the default of 208 KiB a 1 MiB frame takes five wake-ups."""
 
+_SOCKETS_MAX: Final = 16_383
+"""Sockets of one context; libzmq's own limit is 1,023, and a router has three for each node: 5,000 nodes."""
+
+_DESCRIPTORS: Final = 16
+"""Descriptors that have to be free before a connection is begun: five of the context's threads, three of a socket and
+its monitor, one of the connection, and what a name's resolution takes. libzmq ends the process where it finds none for
+its threads (docs/decisions/0009)."""
+
 _LINGER_MS: Final = 200
 """How long a closing socket may take to hand its last frames to the kernel."""
 
@@ -60,6 +69,7 @@ class SocketOwner:
 
     def __init__(self) -> None:
         self._context = zmq.Context()
+        self._context.set(zmq.MAX_SOCKETS, _SOCKETS_MAX)
         self._open: set[zmq.Socket[bytes]] = set()
 
     def router(self) -> zmq.Socket[bytes]:
@@ -94,6 +104,7 @@ class SocketOwner:
         return requests, monitor
 
     def _dealer(self, endpoint: str, events: int) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes] | None]:
+        require_descriptors(_DESCRIPTORS)
         requests: zmq.Socket[bytes] | None = None
         monitor: zmq.Socket[bytes] | None = None
         try:

@@ -510,18 +510,28 @@ async def test_saves_beyond_the_writers_queue_are_shed_and_told_so(
     assert (counters["shed"], counters["faults"], counters["writes"]) == (1, 1, 0)
 
 
-async def test_beyond_the_limit_the_oldest_peer_has_to_say_hello_again(tmp_path: Path) -> None:
+async def test_beyond_the_limit_a_new_peer_is_told_to_come_later_and_welcome_when_one_has_gone(tmp_path: Path) -> None:
     async with served(make_topology(tmp_path), peers_max=3) as serving, AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(RawClient(serving.endpoint)) for _ in range(4)]
+        clients = [await stack.enter_async_context(RawClient(serving.endpoint)) for _ in range(3)]
         for client in clients:
             await client.hello()
-        oldest, *others = clients
-        assert (await oldest.ask(fetch_of([b"a"]), Fault)).code == FaultCode.NO_HELLO
-        for client in others:
-            await client.fetch(fetch_of([b"a"]))
-        await oldest.hello()
-        await oldest.fetch(fetch_of([b"a"]))
-        assert (await others[0].ask(fetch_of([b"a"]), Fault)).code == FaultCode.NO_HELLO
+        async with RawClient(serving.endpoint) as late:
+            fault = await late.ask(Hello(PROTOCOL, "", b"test", ""), Fault)
+            assert (fault.code, fault.retry_after_us > 0) == (FaultCode.OVERLOADED, True)
+            assert "takes no more clients" in fault.detail
+            await clients[0].hello()  # who is known may say it again
+            for client in clients:
+                await client.fetch(fetch_of([b"a"]))
+            clients[0].close()
+
+            def tick() -> bool:
+                served_peers(serving).handle_tick()
+                return len(served_peers(serving)) == 2
+
+            await until(tick)
+            await late.hello()
+            await late.fetch(fetch_of([b"a"]))
+        assert (await clients[1].status()).counters["turned_away"] == 1
 
 
 async def test_a_peer_that_does_not_read_waits_alone_and_gets_everything_once_it_reads(serving: Served) -> None:
@@ -537,7 +547,7 @@ async def test_a_peer_that_does_not_read_waits_alone_and_gets_everything_once_it
             lazy.send(encode(commit_of({b"lazy": b"v"}, request=50)))
             # It is blocked, and the other is served as if it were not there.
             await until(lambda: served_peers(serving).blocked)
-            for _ in range(20):
+            for _ in range(5):
                 assert len(await other.fetch(fetch_of(agents))) == 20
             replies: list[Reply] = []
 

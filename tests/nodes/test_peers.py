@@ -35,7 +35,7 @@ class Made:
         self.counters = Counters()
         self.peers = Peers(self.pipes, self.counters, peers_max=peers_max)
         for peer in welcomed:
-            assert self.peers.add(peer) is None
+            self.peers.add(peer)
 
 
 def test_replies_go_out_at_once_where_there_is_room() -> None:
@@ -123,18 +123,18 @@ def test_strangers_are_answered_if_they_can_be_and_nothing_is_kept_for_them() ->
     assert len(made.peers) == 0
 
 
-def test_beyond_the_limit_the_oldest_hello_has_to_go() -> None:
+def test_beyond_the_limit_who_is_silent_has_to_go_and_else_there_is_no_room() -> None:
     made = Made(b"a", b"b", b"c", peers_max=3)
-    assert made.peers.add(b"a") is None, "it is known; its Hello is the newest now"
-    made.pipes.room[b"b"] = 0
-    made.peers.reply(b"b", b"waits")
-    assert made.peers.add(b"d") == b"b"
-    assert len(made.peers) == 3
-    assert b"b" not in made.peers
-    assert not made.peers.blocked
-    assert made.counters.dropped_replies == 1
-    assert made.peers.add(b"e") == b"c"
-    assert made.peers.add(b"f") == b"a"
+    assert made.peers.make_room() is None
+    assert made.peers.is_full, "who is there stays: thousands would send each other away all the time"
+    tick(made, SILENT_TICKS, b"a")
+    tick(made, 1, b"a", b"c")
+    assert made.peers.silent == 1
+    assert made.peers.make_room() == b"b"
+    assert not made.peers.is_full
+    made.peers.add(b"d")
+    assert made.peers.make_room() is None
+    assert "takes no more clients: it has 3" in made.peers.why_full()
 
 
 def test_the_named_number_of_bytes_is_what_the_documents_say() -> None:

@@ -74,6 +74,18 @@ def test_a_shard_whose_last_save_failed_is_named_and_counts_as_served() -> None:
     assert "not served" not in text
 
 
+def test_a_node_that_takes_no_more_clients_is_named() -> None:
+    crowded = StatusReply(
+        1, "two", 1, 1, 1, [], {}, clients=800, descriptors=900, descriptors_max=1_024, takes_clients=False
+    )
+    answers: Answers = {"one": reply("one", "serving"), "two": crowded}
+    described = orjson.loads(orjson.dumps(describe("dev", NODES, answers)))
+    assert described["well"] is False
+    assert described["nodes"][1]["takes_clients"] is False
+    assert described["nodes"][1]["clients"] == 800
+    assert "two takes no more clients: 900 of its 1,024 descriptors are in use" in rendered(answers)
+
+
 def test_every_column_fits_an_ordinary_terminal() -> None:
     text = rendered({"one": reply("one", *["serving"] * 16), "two": reply("two", *["serving"] * 16)}, width=80)
     assert "…" not in text

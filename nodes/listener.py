@@ -1,0 +1,64 @@
+"""The TCP socket on which a node listens, and how nobody is let in for a while.
+
+libzmq accepts whatever comes, and to unbind ends the connections that came in there. So the kernel is told: a packet
+filter on the listening socket that drops everything (socket(7), SO_ATTACH_FILTER) leaves attempts to connect
+unanswered, as if the packets were lost, and connections that stand alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import struct
+import sys
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from ..wire.sockets import bind
+
+__all__ = ["Listener"]
+
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
+"""From asm-generic/socket.h."""
+
+_DROP = struct.pack("HBBI", 0x06, 0, 0, 0)
+"""One instruction of the packet filter: return 0 bytes of the packet (linux/bpf_common.h, BPF_RET | BPF_K)."""
+
+
+class Listener:
+    """One bound TCP endpoint of a ZeroMQ socket."""
+
+    def __init__(self, replies: zmq.Socket[bytes], endpoint: str) -> None:
+        """Bind the socket.
+
+        Raises:
+            DataFolderError: the endpoint is in use or not to be had.
+        """
+        monitor = replies.get_monitor_socket(int(zmq.EVENT_LISTENING))
+        try:
+            bind(replies, endpoint)
+            # Said in the call that binds (zmq_socket_monitor(3), ZMQ_EVENT_LISTENING: its value is the descriptor).
+            listening = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))
+        finally:
+            replies.disable_monitor()
+            monitor.close(linger=0)
+        self._descriptor = int(listening["value"])
+
+    def shut(self, shut: bool) -> bool:
+        """Let nobody in, or everybody again; return whether the kernel can. Not after the ZeroMQ socket is closed."""
+        if sys.platform != "linux":
+            return False
+        listening = socket.socket(fileno=self._descriptor)
+        try:
+            if shut:
+                instruction = ctypes.create_string_buffer(_DROP)
+                program = struct.pack("HL", 1, ctypes.addressof(instruction))
+                listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+            else:
+                listening.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+        except OSError:
+            return False
+        finally:
+            listening.detach()  # it is libzmq's
+        return True
