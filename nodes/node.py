@@ -22,7 +22,7 @@ from typing import Final
 import psutil
 
 from ..wire.channel import Channel, Sent, receive_routed
-from ..wire.errors import InvalidRequestError, ProtocolError, StoreError
+from ..wire.errors import InvalidRequestError, ProtocolError
 from ..wire.limits import REQUEST_AGENTS_MAX, SECTIONS_MAX
 from ..wire.liveness import LIVENESS_TICK_S
 from ..wire.messages import (
@@ -39,7 +39,6 @@ from ..wire.messages import (
     Ping,
     Reply,
     Scan,
-    Scanned,
     SectionStatus,
     Status,
     StatusReply,
@@ -60,7 +59,8 @@ from .housekeeping import Housekeeper
 from .inbox import Inbox, Reading, Received, Shed
 from .listener import Listener
 from .peers import PEERS_MAX, Peers
-from .reads import Read, require_served
+from .reads import Read
+from .scans import scan_shard
 from .shards import OwnedShard
 from .writer import CommitJob, Writer
 
@@ -72,9 +72,6 @@ _TURN_SECONDS: Final = 0.002
 _RETRY_SECONDS: Final = 0.001
 """Pause before a blocked peer is tried again: ROUTER does not tell when one peer's queue has room. At 1 GB/s a reader
 takes one frame in it."""
-
-_SCAN_AGENTS_MAX: Final = 4_096
-"""Ids in one Scanned: about 1 ms of the loop."""
 
 _STOP_SECONDS: Final = 3.0
 """How long a stopping node waits for its writer; `up` promises an end within five."""
@@ -297,7 +294,8 @@ class FragmentNode:
                 self._fault(peer, request.request, FaultCode.OVERLOADED, "too many backups wait")
         elif isinstance(request, Scan):
             try:
-                self._reply(peer, self._scan(request))
+                self._reply(peer, scan_shard(request, self._shards))
+                self.counters.scans += 1
             except InvalidRequestError as error:
                 self._fault(peer, request.request, FaultCode.BAD_REQUEST, str(error))
         else:
@@ -343,20 +341,6 @@ class FragmentNode:
     def _deliver_backup(self, peer: bytes, answer: BackedUp) -> None:
         self.counters.backups += answer.status == SectionStatus.OK
         self._reply(peer, answer)
-
-    def _scan(self, scan: Scan) -> Scanned:
-        shard = self._shards.get((scan.store, scan.shard))
-        status = require_served(shard, scan.epoch)
-        if shard is None or shard.fragments is None or status != SectionStatus.OK:
-            return Scanned(scan.request, status, [], True)
-        agents_max = max(1, min(scan.agents_max, _SCAN_AGENTS_MAX))
-        self.counters.scans += 1
-        try:
-            with shard.fragments.snapshot() as snapshot:
-                agents = snapshot.agents_after(scan.position, agents_max, scan.prefix)
-        except StoreError as error:
-            return Scanned(scan.request, shard.note(error), [], True)
-        return Scanned(scan.request, status, agents, len(agents) < agents_max)
 
     def _status(self, status: Status) -> StatusReply:
         return StatusReply(

@@ -128,7 +128,7 @@ EXAMPLES: list[tuple[Message, str]] = [
             9,
             False,
         ),
-        "980a0aa66c6976652d310405069198a46c6976650001020304a773657276696e67a466756c6c81a76665746368657301",
+        "9c0a0aa66c6976652d310405069198a46c6976650001020304a773657276696e67a466756c6c81a76665746368657301070809c2",
     ),
     (Fault(11, 4, "no", 5), "950b0b04a26e6f05"),
     (Cancel([7, 300]), "920e9207cd012c"),
@@ -157,7 +157,9 @@ FIELDS = {
     "Scanned": "request status agents last",
     "Status": "request budget_us sent_us",
     "ShardStatus": "store shard epoch version agents disk_bytes state trouble",
-    "StatusReply": "request node pid uptime_ms rss_bytes shards counters",
+    "StatusReply": (
+        "request node pid uptime_ms rss_bytes shards counters clients descriptors descriptors_max takes_clients"
+    ),
     "Fault": "request code detail retry_after_us",
     "Backup": "request budget_us store shard epoch path rate_bytes_s",
     "BackedUp": "request status version agents bytes checksum detail",
@@ -280,6 +282,10 @@ anything: st.SearchStrategy[Any] = st.one_of(
         signed,
         st.lists(st.builds(ShardStatus, names, signed, signed, signed, signed, signed, names, names), max_size=4),
         st.dictionaries(names, signed, max_size=4),
+        signed,
+        signed,
+        signed,
+        st.booleans(),
     ),
     st.builds(Fault, signed, signed, names, signed),
 )
