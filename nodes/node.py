@@ -193,7 +193,9 @@ class FragmentNode:
         for peer in self._peers.handle_tick():
             self._forget(peer)
         self._acceptance.handle_tick(len(self._peers))
-        self._schedule_retry()  # it is set already, unless something went wrong in the midst of one
+        self._schedule_retry()  # under way already, as the next, unless something went wrong in its midst
+        if not self._turn_scheduled:
+            self._turn()
 
     def _shed(self, peer: bytes, frame: bytes, shed: Shed) -> None:
         self.counters.shed += 1
@@ -271,11 +273,8 @@ class FragmentNode:
         if isinstance(request, Hello):
             self._welcome(peer, request)
             return
-        if isinstance(request, Cancel):
+        if isinstance(request, Cancel | Ping):
             return  # it is one though its first bytes are not: nothing is lost if it has no effect
-        if isinstance(request, Ping):
-            self._answer_ping(peer)
-            return
         sent_us = 0 if isinstance(request, Backup) else request.sent_us
         deadline = self._inbox.deadline(peer, received, request.budget_us, sent_us)
         if isinstance(request, Fetch):

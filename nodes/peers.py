@@ -141,7 +141,8 @@ class Peers:
             if waiting.frames:
                 if waiting.stuck_ticks > SILENT_TICKS:
                     gone.append(peer)
-            elif is_asked(ticks) and self._sender.send_to(peer, PONG) is Sent.GONE:
+            elif ticks > SILENT_TICKS and is_asked(ticks) and self._sender.send_to(peer, PONG) is Sent.GONE:
+                # Not a tick sooner: the kernel asks by itself only while nothing is on its way, and has its answer now.
                 gone.append(peer)
         self.heard.clear()
         for peer in gone:

@@ -256,13 +256,16 @@ class Router:
     def _turn(self) -> None:
         self._turn_scheduled = False
         replies = self._replies
-        for _ in range(_TURN_FRAMES_MAX):
-            if not replies:
-                return
-            self._handle_frame(*replies.popleft())
-        if replies and not self._turn_scheduled:
-            self._turn_scheduled = True
-            self._loop.call_soon(self._turn)
+        try:
+            for _ in range(_TURN_FRAMES_MAX):
+                if not replies:
+                    return
+                self._handle_frame(*replies.popleft())
+        finally:
+            # Also where one of them went wrong: the others must not wait for the next that comes.
+            if replies and not self._turn_scheduled:
+                self._turn_scheduled = True
+                self._loop.call_soon(self._turn)
 
     def _handle_frame(self, node: str, frame: memoryview) -> None:
         try:

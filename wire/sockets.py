@@ -33,7 +33,7 @@ _KEEPALIVE_S: Final = 1
 """Pause before the kernel asks the other end of a TCP connection that says nothing, and between asking again. The
 kernel of a busy or stopped process answers; one that is cut off or without power does not."""
 
-_NODE_UNTAKEN_MS: Final = 4_000
+_NODE_UNTAKEN_MS: Final = 3_000
 """A node's TCP connection ends when for this long the other host's kernel acknowledged nothing that it was sent, or had
 no room for more of it (TCP_USER_TIMEOUT, tcp(7); libzmq sets it by ZMQ_TCP_MAXRT, at both ends). libzmq's thread takes
 in what comes while a client's loop is busy: of a client that was stopped or is gone nothing is taken."""

@@ -43,7 +43,7 @@ def test_both_sockets_bound_what_a_peer_can_make_them_hold(short_folder: Path) -
         assert router.getsockopt(zmq.SNDHWM) == NODE_SEND_FRAMES_MAX
         assert router.getsockopt(zmq.RCVHWM) == NODE_RECEIVE_FRAMES_MAX
         assert dealer.getsockopt(zmq.SNDHWM) == 4_096
-        assert router.getsockopt(zmq.TCP_MAXRT) == 4_000
+        assert router.getsockopt(zmq.TCP_MAXRT) == 3_000
         assert dealer.getsockopt(zmq.TCP_MAXRT) == 60_000, "longer than a node is busy that takes in nothing meanwhile"
 
 

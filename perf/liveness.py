@@ -1,0 +1,201 @@
+"""How soon each end notices what became of the other: stopped, killed, cut off, busy.
+
+    python -m dawnchorus.perf.liveness --busy 30
+
+A node and a host, each a process of its own, that end with this one. Packets are dropped in a network namespace made
+for it (`perf.faults.seclusion`), which takes root and nft; without them that part is left out. What each line says is
+measured from the signal, or from when the packets stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import uvloop
+
+from ..nodes.launcher import Launcher
+from ..router.cluster import Cluster, connect
+from ..router.router import Router
+from ..wire.errors import DawnchorusError
+from ..wire.messages import StatusReply
+from ..wire.topology_file import load_topology
+from .faults.seclusion import CannotSeclude, packets_dropped, seclude, why_not
+from .folders import temporary_folder
+from .processes import child_process
+from .topologies import free_ports
+
+__all__ = ["liveness"]
+
+_PATIENCE_S: Final = 60.0
+_STEP_S: Final = 0.01
+_NODE: Final = "live-1"
+
+_TOPOLOGY = """
+[cluster]
+name = "liveness"
+data_dir = "data"
+ipc = {ipc}
+[stores.live]
+[fragments.session]
+store = "live"
+[[nodes]]
+name = "live-1"
+endpoint = "tcp://127.0.0.1:{port}"
+stores = ["live"]
+"""
+
+_HOST = """
+import asyncio, sys, time
+from dawnchorus import connect
+async def main():
+    async with connect(sys.argv[1]) as cluster:
+        await cluster.wake("a", deadline_s=60)
+        print("there", flush=True)
+        await asyncio.sleep(3_600)
+asyncio.run(main())
+"""
+
+
+async def _until(condition: Callable[[], bool]) -> float:
+    """Return how long it took until a condition held, in seconds; infinite if it never did."""
+    began = time.monotonic()
+    while time.monotonic() < began + _PATIENCE_S:
+        if condition():
+            return time.monotonic() - began
+        await asyncio.sleep(_STEP_S)
+    return float("inf")
+
+
+async def _clients(cluster: Cluster) -> int:
+    status = (await cluster.status(_PATIENCE_S))[_NODE]
+    return status.clients if isinstance(status, StatusReply) else -1
+
+
+async def _until_clients(cluster: Cluster, clients: int) -> float:
+    """Return how long it took until the node had so many clients, in seconds; infinite if it never had."""
+    began = time.monotonic()
+    for _ in range(int(_PATIENCE_S / 0.05)):
+        if await _clients(cluster) == clients:
+            return time.monotonic() - began
+        await asyncio.sleep(0.05)
+    return float("inf")
+
+
+async def _node_is_noticed(path: Path, launcher: Launcher, port: int, *, secluded: bool) -> None:
+    """What a host notices of a node."""
+    router = Router()
+    await router.connect(load_topology(path), _PATIENCE_S)
+
+    async def say(what: str, again: str) -> None:
+        print(f"  a node {what}: noticed after {await _until(lambda: not router.is_up(_NODE)):.2f} s", end="")
+        print(f"; {again}", end="", flush=True)
+
+    async def back() -> None:
+        print(f" and found again after {await _until(lambda: router.is_up(_NODE)):.2f} s")
+
+    try:
+        os.kill(launcher.pids()[_NODE], signal.SIGSTOP)
+        await say("that was stopped", "it went on,")
+        os.kill(launcher.pids()[_NODE], signal.SIGCONT)
+        await back()
+        os.kill(launcher.pids()[_NODE], signal.SIGKILL)
+        await say("that was killed", "it was started again,")
+        await back()
+        if secluded:
+            async with packets_dropped(port):
+                await say("that was cut off", "packets came through again,")
+                await asyncio.sleep(10)
+            await back()
+    finally:
+        router.close()
+
+
+async def _host_is_noticed(path: Path, folder: Path, port: int, *, secluded: bool) -> None:
+    """What a node notices of a host."""
+    async with connect(path) as cluster:
+        await asyncio.sleep(6)  # what it had over TCP before it moved to ipc is forgotten
+        before = await _clients(cluster)
+        for number, what in enumerate(["killed", "cut off"] if secluded else ["killed"]):
+            with child_process([sys.executable, "-c", _HOST, str(path)], log=folder / f"host-{number}") as host:
+                await _until_clients(cluster, before + 1)
+                await asyncio.sleep(6)
+                if what == "killed":
+                    host.kill()
+                    took_s = await _until_clients(cluster, before)
+                else:
+                    host.send_signal(signal.SIGSTOP)  # so that it does not come back by another connection
+                    async with packets_dropped(port):
+                        began = time.monotonic()
+                        await asyncio.sleep(4.5)
+                    await _until_clients(cluster, before)
+                    took_s = time.monotonic() - began
+            print(f"  a host that was {what}: forgotten after {took_s:.2f} s")
+
+
+def _be_busy(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+async def _busy_host(path: Path, busy_s: float) -> None:
+    async with connect(path) as cluster:
+        waking = [cluster.wake("a", deadline_s=busy_s + _PATIENCE_S) for _ in range(100)]
+        saving = asyncio.ensure_future(cluster.save("b", {"session": 1}, deadline_s=busy_s + _PATIENCE_S))
+        await asyncio.sleep(0)
+        _be_busy(busy_s)
+        whole = sum([(await state).complete for state in waking])
+        await saving
+        began = time.monotonic()
+        again = (await cluster.wake("a", deadline_s=_PATIENCE_S)).complete
+        next_ms = (time.monotonic() - began) * 1_000
+        print(
+            f"  a host whose loop was busy for {busy_s:g} s: {whole} of {len(waking)} wakes under way were whole",
+            end="",
+        )
+        print(f", its save was acknowledged, the next wake took {next_ms:.1f} ms, whole: {again}")
+
+
+async def liveness(busy_s: float, *, secluded: bool) -> None:
+    """Measure and print all of it, over TCP and over ipc."""
+    for ipc in (False, True):
+        print("over ipc" if ipc else "over TCP")
+        with temporary_folder() as folder:
+            path, port = folder / "topology.toml", free_ports(1)[0]
+            path.write_text(_TOPOLOGY.format(ipc=str(ipc).lower(), port=port))
+            async with Launcher(path) as launcher:
+                async with connect(path) as cluster:
+                    await cluster.save("a", {"session": "asleep"})
+                await _node_is_noticed(path, launcher, port, secluded=secluded and not ipc)
+                await _host_is_noticed(path, folder, port, secluded=secluded and not ipc)
+                await _busy_host(path, busy_s)
+
+
+def _main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m dawnchorus.perf.liveness", description=__doc__)
+    parser.add_argument("--busy", type=float, default=30.0, help="seconds for which a host is busy")
+    given = parser.parse_args()
+    reason = why_not()
+    try:
+        if reason is None:
+            seclude()
+    except CannotSeclude as error:
+        reason = str(error)
+    if reason is not None:
+        print(f"nobody is cut off here: {reason}")
+    try:
+        uvloop.run(liveness(given.busy, secluded=reason is None))
+    except DawnchorusError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(_main())
