@@ -19,6 +19,7 @@ import msgspec
 
 from .backup_messages import BackedUp, Backup
 from .errors import ProtocolError
+from .liveness_messages import PING, PONG, Ping, Pong
 from .statuses import FaultCode, RefusalCode, SectionStatus
 
 __all__ = [
@@ -329,14 +330,6 @@ class Cancel(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=14):
     requests: list[Number]
 
 
-class Ping(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=15):
-    """A router has heard nothing from the node for a while: is it alive? See `wire.liveness`."""
-
-
-class Pong(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=16):
-    """Answers Ping. A node also sends it unasked to a router that has been silent, to see if it is still there."""
-
-
 Request: TypeAlias = Hello | Fetch | Commit | Scan | Status | Backup | Cancel | Ping
 Answer: TypeAlias = Images | Committed | Scanned | StatusReply | BackedUp
 Reply: TypeAlias = Welcome | Answer | Fault | Pong
@@ -352,10 +345,6 @@ _UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 encode = _encoder.encode
 """Return a message's frame."""
-
-PING: Final = encode(Ping())
-PONG: Final = encode(Pong())
-"""The frames of messages that have no fields."""
 
 
 def encode_images_head(request: int, now_ms: int, sections: list[ImageSection], last: bool, images_bytes: int) -> bytes:

@@ -1,0 +1,22 @@
+"""The two messages by which the ends of a connection say that they are alive; `wire.messages` has all the others."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+__all__ = ["PING", "PONG", "Ping", "Pong"]
+
+
+class Ping(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=15):
+    """A router has heard nothing from the node for a while: is it alive? See `wire.liveness`."""
+
+
+class Pong(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=16):
+    """Answers Ping. A node also sends it unasked to a router that has been silent, to see if it is still there."""
+
+
+PING: Final = msgspec.msgpack.encode(Ping())
+PONG: Final = msgspec.msgpack.encode(Pong())
+"""Their frames: they have no fields."""
