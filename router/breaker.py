@@ -2,7 +2,7 @@
 
     state      leaves it for    when
     CLOSED     OPEN             so large a share of the requests in the window failed, or so many in a row timed out
-    OPEN       HALF_OPEN        its pause is over, or the node gave a sign of life
+    OPEN       HALF_OPEN        its pause is over, or an answer came after all
     HALF_OPEN  CLOSED           the probe was answered
     HALF_OPEN  OPEN             the probe failed
     any        CLOSED           the node said Welcome anew: no probe could tell more
@@ -154,7 +154,9 @@ class Breaker:
     def handle_life(self, now: float) -> None:
         """The node answered, too late: the time-out that this was is no failure, and an open breaker may try again."""
         self._time_outs = 0
-        self.handle_sign(now)
+        if self.state is BreakerState.OPEN:
+            self._retry_at = min(self._retry_at, now)
+            return
         if self._moment.failures:
             self._moment.failures -= 1
             return
@@ -163,11 +165,6 @@ class Breaker:
                 self._past_shares -= 1 / moment.requests
                 moment.failures -= 1
                 return
-
-    def handle_sign(self, now: float) -> None:
-        """The node said something, be it nothing that was asked: an open breaker may try again."""
-        if self.state is BreakerState.OPEN:
-            self._retry_at = min(self._retry_at, now)
 
     def handle_abandoned(self) -> None:
         """Nobody waits for a request any more, and nothing is known of it: if it was the probe, there is none now."""

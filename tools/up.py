@@ -20,6 +20,7 @@ import uvloop
 from ..nodes.bounded_output import BoundedOutput, write_all
 from ..nodes.ends import handle_ends
 from ..nodes.launcher import Launcher, NodeEvent
+from ..nodes.logs import log_to_stderr
 
 __all__ = ["format_event", "run_up"]
 
@@ -36,6 +37,7 @@ def run_up(topology: str, *, as_json: bool) -> int:
     Raises:
         ConfigurationError: the topology is wrong or a node refused to start; all nodes have been ended.
     """
+    log_to_stderr("up")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         if as_json or not sys.stdout.isatty():
             lines = BoundedOutput(lambda line: write_all(_STANDARD_OUTPUT, line), _format_dropped)

@@ -208,7 +208,7 @@ def test_the_first_answer_after_a_probe_closes_it_and_old_time_outs_do_not_open_
     assert state_of(breaker) is BreakerState.CLOSED
 
 
-def test_a_node_taken_for_dead_for_its_silence_is_probed_as_soon_as_it_says_something() -> None:
+def test_a_node_taken_for_dead_for_its_silence_is_probed_as_soon_as_it_answers_something() -> None:
     silent = Breaker(SPEC)
     for second in range(5):
         silent.handle_time_out(float(second), second - 1.0)
@@ -217,7 +217,7 @@ def test_a_node_taken_for_dead_for_its_silence_is_probed_as_soon_as_it_says_some
     assert silent.admits_at == 5.0 and silent.admit(5.0)
     assert silent.admits_at == math.inf
     failing = opened()
-    failing.handle_sign(1.0)
+    failing.handle_life(1.0)
     assert failing.admits_at == 1.0 and failing.admit(1.0)
 
 
