@@ -3,13 +3,15 @@
 import asyncio
 import tempfile
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import pytest
 
-from dawnchorus import AgentNotFound, AgentState, Cluster, Outcome, Saved, connect
+from dawnchorus import AgentNotFound, AgentState, Cluster, InvalidRequestError, Outcome, Saved, connect
 from tests.support.airline import airline_agents, copies_of
 from tests.support.clusters import DEFAULT_NODES, RunningCluster, write_topology
 
@@ -191,6 +193,45 @@ async def test_a_registered_type_is_what_comes_back(running_cluster: RunningClus
         state = await cluster.wake("typed", deadline_s=DEADLINE_S)
         assert state["profile"] == Profile("Ada", 36)
         assert state["context"] == {"plain": 1}
+
+
+async def test_what_would_not_come_back_is_refused_and_nothing_of_it_is_saved(running_cluster: RunningCluster) -> None:
+    def enc_hook(value: Any) -> Any:
+        if isinstance(value, Decimal):
+            return msgspec.msgpack.Ext(1, str(value).encode())
+        raise NotImplementedError
+
+    def ext_hook(code: int, data: memoryview) -> Any:
+        return Decimal(bytes(data).decode())
+
+    key = UUID(int=7)
+    async with connect(
+        running_cluster.path, types={"profile": Profile}, enc_hook=enc_hook, ext_hook=ext_hook
+    ) as cluster:
+        results = await cluster.save_many(
+            {
+                "values/keys": {"session": 1, "context": {"a": [{key: 1, str(key): 2}]}},
+                "values/set": {"session": 1, "context": {"a": {1}}},
+                "values/bytes": {"session": 1, "profile": b"no profile"},
+                "values/more": {"session": 1, "profile": {"name": "Ada", "more": 1}},
+                "values/taught": {"context": {"price": Decimal("1.50")}, "profile": {"name": "Ada"}},
+            }
+        )
+        for agent_id, place in (
+            ("values/keys", 'value["a"][0] has the keys'),
+            ("values/set", 'value["a"] is of type set'),
+            ("values/bytes", "value does not fit the type registered"),
+            ("values/more", 'value["more"] has no field'),
+        ):
+            assert isinstance(results[agent_id], InvalidRequestError)
+            assert place in str(results[agent_id])
+            with pytest.raises(AgentNotFound):
+                await cluster.wake(agent_id, deadline_s=DEADLINE_S)
+        taught = await cluster.wake("values/taught", deadline_s=DEADLINE_S)
+        assert (repr(taught["context"]["price"]), taught["profile"]) == ("Decimal('1.50')", Profile("Ada"))
+    async with connect(running_cluster.path, allow_lossy_values=True) as cluster:
+        await cluster.save("values/set", {"profile": {"a": {key}}})
+        assert (await cluster.wake("values/set", deadline_s=DEADLINE_S))["profile"] == {"a": [str(key)]}
 
 
 async def test_ids_asked_for_twice_and_unknown_ones_keep_their_places(cluster: Cluster) -> None:
