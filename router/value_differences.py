@@ -126,6 +126,8 @@ class Comparison:
         for (key, item), (other_key, other) in zip(value.items(), restored.items(), strict=False):
             if type(key) is not str or key != other_key:
                 found = self.difference(key, other_key, levels)
+                if found is None and type(key) not in _PLAIN and not _are_equal(key, other_key):
+                    found = _changed(key, other_key)  # a Struct, say: nobody would find it
                 if found is not None:
                     return Difference(key_step(key), f"has a key that {found.what}", found.permissible)
             found = self.difference(item, other, levels)

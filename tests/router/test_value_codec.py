@@ -188,6 +188,8 @@ def difference(codec: ValueCodec, value: Any) -> InvalidRequestError | None:
 @given(values)
 @example({UUID: "from UUID", str(UUID): "from text"})
 @example({Colour.RED: 1, "red": 2})
+@example({Key(1): None})
+@example({((Key(1),),): None})
 @example({"at": [dt.datetime(2026, 1, 2)]})
 def test_a_value_comes_back_equal_or_the_save_says_no_and_where(value: Any) -> None:
     error = difference(UNTYPED, value)

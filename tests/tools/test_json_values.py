@@ -30,7 +30,8 @@ scalars = (
     st.none()
     | st.booleans()
     | st.integers(min_value=-(1 << 63), max_value=(1 << 64) - 1)
-    | st.floats()
+    | st.floats(allow_nan=False)
+    | st.just(math.nan)
     | st.text(max_size=20)
     | st.binary(max_size=20)
     | moments
