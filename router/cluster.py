@@ -31,6 +31,7 @@ from .calls import back_up_shard, node_status
 from .home import Home, HomeStream
 from .ids import check_agent_id
 from .kinds import Kinds
+from .late_fill import Again
 from .listing import list_agents
 from .router import Router
 from .save_request import (
@@ -100,6 +101,9 @@ class Cluster:
     _wakes: WakeEngine
     _saver: Saver
     _topology: Topology
+    _state_type: type[AgentState] = AgentState
+    _again: Again | None = None
+    """How states ask for more, if not by the engine itself."""
 
     def __init__(self, source: Topology | str, rules: ValueRules, connect_deadline_s: float) -> None:
         self._source = source
@@ -115,7 +119,9 @@ class Cluster:
             undo.callback(self._router.close)
             self._topology, _ = await self._router.connect(self._source, self._connect_deadline_s)
             self._kinds = Kinds(self._topology, self._rules)
-            self._wakes = WakeEngine(self._router, self._kinds, self._wake_budget)
+            self._wakes = WakeEngine(
+                self._router, self._kinds, self._wake_budget, state_type=self._state_type, again=self._again
+            )
             self._saver = Saver(
                 self._router, self._topology.kinds_of, self._wakes.handle_acknowledged, self._home.require_open
             )

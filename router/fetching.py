@@ -195,13 +195,13 @@ class Fetching:
         """Return the states of a group's agents, in the order of the plan; 0.1 us each."""
         agents = group.stop - group.start
         ids = self._ids[group.start : group.stop]
-        return list(map(AgentState, ids, repeat(self._context), repeat(group), range(agents)))
+        return list(map(self._context.state_type, ids, repeat(self._context), repeat(group), range(agents)))
 
     def state_now(self, position: int) -> AgentState:
         """Return the state at a position whose deadline has come before its group was complete."""
         floors = self._floors.of(self.plan.agents[position], self._stores)
         images = self._gather.images_now(position, floors, self._router.is_up)
-        return AgentState(self._ids[position], self._context, _images=images)
+        return self._context.state_type(self._ids[position], self._context, _images=images)
 
     # --- for its exchanges ---
 

@@ -40,12 +40,14 @@ class KindView(NamedTuple):
 class WakeContext:
     """What the states of one fetch share: how to read their kinds, and the nodes' clocks."""
 
-    __slots__ = ("_clock_offsets_ms", "again", "kinds")
+    __slots__ = ("_clock_offsets_ms", "again", "kinds", "state_type")
 
     def __init__(self, kinds: Mapping[str, KindView], stores: int, again: Again) -> None:
         self.kinds = kinds
         self.again = again
         """How to ask for more."""
+        self.state_type: type[AgentState] = AgentState
+        """What its states are."""
         self._clock_offsets_ms = [0] * stores
 
     def note_clock(self, store: int, now_ms: int) -> None:

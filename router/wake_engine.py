@@ -19,6 +19,7 @@ from .fetching import Fetching, ImageSizes
 from .floors import Floors
 from .ids import check_agent_id, slices, sound_ids
 from .kinds import Kinds, Reading, as_kinds
+from .late_fill import Again
 from .outcomes import Outcome
 from .parts import Group
 from .router import Router
@@ -34,11 +35,24 @@ _ALL_KINDS: Final = Choice(None)
 class WakeEngine:
     """The wakes of one router."""
 
-    def __init__(self, router: Router, kinds: Kinds, wake_budget: Callable[[float | None], float]) -> None:
-        """`wake_budget` gives the seconds that a wake with this deadline has, and raises if the cluster is closed."""
+    def __init__(
+        self,
+        router: Router,
+        kinds: Kinds,
+        wake_budget: Callable[[float | None], float],
+        *,
+        state_type: type[AgentState] = AgentState,
+        again: Again | None = None,
+    ) -> None:
+        """`wake_budget` gives the seconds that a wake with this deadline has, and raises if the cluster is closed.
+
+        `state_type` is what states are made as; `again` how they ask for more, None: by `wake_again`.
+        """
         self._router = router
         self._kinds = kinds
         self._wake_budget = wake_budget
+        self._state_type = state_type
+        self._again = again or self.wake_again
         self.floors = Floors()
         self._sizes = ImageSizes()
         self._readings: dict[Choice, Reading] = {}
@@ -65,7 +79,7 @@ class WakeEngine:
             return states
         # Some ids were asked for twice, or are none that an agent can have.
         by_id = {state.agent_id: state for state in states}
-        context = reading.context(self._wake_again)
+        context = self._context(reading)
         return [by_id.get(agent_id) or _unsound(agent_id, reading, context) for agent_id in asked]
 
     async def wake_stream(
@@ -79,13 +93,18 @@ class WakeEngine:
             known = set(sound)
             for agent_id in once:
                 if agent_id not in known:
-                    yield _unsound(agent_id, reading, reading.context(self._wake_again))
+                    yield _unsound(agent_id, reading, self._context(reading))
         if sound:
             waiting = WakeStream()
             fetching = self._fetching(reading, sound, agents, deadline, waiting.handle_groups)
             async with aclosing(waiting.run(fetching)) as states:
                 async for state in states:
                     yield state
+
+    def wake_again(self, agent_id: str, kinds: tuple[str, ...], deadline_s: float | None) -> asyncio.Future[AgentState]:
+        """Wake an agent for what a state of it lacks; never fails for what is missing."""
+        budget_s = self._wake_budget(deadline_s)
+        return self.coalescer.wake(agent_id, check_agent_id(agent_id), Choice(kinds, raises=False), budget_s)
 
     def handle_acknowledged(self, store: str, acknowledged: list[tuple[bytes, int]]) -> None:
         """Saves are durable: no wake that ends from now on may show what was there before."""
@@ -101,12 +120,10 @@ class WakeEngine:
 
     # --- within ---
 
-    def _wake_again(
-        self, agent_id: str, kinds: tuple[str, ...], deadline_s: float | None
-    ) -> asyncio.Future[AgentState]:
-        """Wake an agent for what a state of it lacks; never fails for what is missing."""
-        budget_s = self._wake_budget(deadline_s)
-        return self.coalescer.wake(agent_id, check_agent_id(agent_id), Choice(kinds, raises=False), budget_s)
+    def _context(self, reading: Reading) -> WakeContext:
+        context = reading.context(self._again)
+        context.state_type = self._state_type
+        return context
 
     def _reading(self, choice: Choice) -> Reading:
         placement = self._router.placement
@@ -136,7 +153,7 @@ class WakeEngine:
             ids,
             agents,
             kinds=reading.kinds,
-            context=reading.context(self._wake_again),
+            context=self._context(reading),
             deadline=deadline,
             floors=self.floors,
             sizes=self._sizes,
@@ -151,4 +168,4 @@ def _choice(kinds: Iterable[str] | None) -> Choice:
 
 
 def _unsound(agent_id: str, reading: Reading, context: WakeContext) -> AgentState:
-    return AgentState(agent_id, context, _images=(Outcome.FAULT,) * len(reading.routes.stores))
+    return context.state_type(agent_id, context, _images=(Outcome.FAULT,) * len(reading.routes.stores))

@@ -1,11 +1,12 @@
 """What a client asks of a real cluster and must not: one clear word each, and nothing lost."""
 
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import dawnchorus.router.router
+import dawnchorus.router.membership
 from dawnchorus import (
     Cluster,
     ClusterUnavailable,
@@ -19,9 +20,17 @@ from dawnchorus import (
 )
 from dawnchorus.wire.messages import Hello
 from tests.support.clusters import RunningCluster
+from tests.support.faces import FACES, opened
 
 LONG_S = 20.0
 MIB = 1 << 20
+
+
+@pytest.fixture(params=FACES)
+async def cluster(running_cluster: RunningCluster, request: pytest.FixtureRequest) -> AsyncGenerator[Cluster]:
+    """A client of the running cluster, by either face."""
+    async with opened(request.param, running_cluster.path) as cluster:
+        yield cluster
 
 
 def changed(running_cluster: RunningCluster, tmp_path: Path, before: str, after: str) -> Path:
@@ -48,7 +57,7 @@ async def test_a_client_of_another_protocol_version_is_refused_in_the_nodes_word
     def hello_of_tomorrow(_protocol: int, cluster: str, client: bytes, digest: str) -> Hello:
         return Hello(99, cluster, client, digest)
 
-    monkeypatch.setattr(dawnchorus.router.router, "Hello", hello_of_tomorrow)
+    monkeypatch.setattr(dawnchorus.router.membership, "Hello", hello_of_tomorrow)
     for source in (running_cluster.path, running_cluster.endpoint("live-1")):
         with pytest.raises(ClusterUnavailable, match="this node speaks protocol 1, not 99"):
             async with connect(source):
@@ -111,16 +120,16 @@ async def test_ids_and_kinds_that_cannot_be_cost_nobody_else_anything(cluster: C
     await cluster.save("sound", {"profile": 1})
     for agent_id in ("", "x" * 257, "\ud800"):
         with pytest.raises(InvalidRequestError):
-            cluster.wake(agent_id)
+            await cluster.wake(agent_id)
         with pytest.raises(InvalidRequestError):
             await cluster.save(agent_id, {"profile": 1})
         with pytest.raises(InvalidRequestError):
             await cluster.delete(agent_id)
     with pytest.raises(UnknownKindError, match="profile, preference, session, context, history"):
-        cluster.wake("sound", kinds=["nonsense"])
+        await cluster.wake("sound", kinds=["nonsense"])
     for deadline_s in (0, -1.0, float("inf"), float("nan")):
         with pytest.raises(InvalidRequestError, match="deadline"):
-            cluster.wake("sound", deadline_s=deadline_s)
+            await cluster.wake("sound", deadline_s=deadline_s)
         with pytest.raises(InvalidRequestError, match="deadline"):
             await cluster.wake_many(["sound"], deadline_s=deadline_s)
     assert (await cluster.wake("sound", deadline_s=LONG_S))["profile"] == 1
@@ -129,7 +138,7 @@ async def test_ids_and_kinds_that_cannot_be_cost_nobody_else_anything(cluster: C
 @pytest.mark.parametrize("nonsense", [5, None, b"sound", 0.5])
 async def test_an_id_of_another_type_costs_that_agent_alone(cluster: Cluster, nonsense: Any) -> None:
     with pytest.raises(InvalidRequestError):
-        cluster.wake(nonsense)
+        await cluster.wake(nonsense)
     with pytest.raises(InvalidRequestError):
         await cluster.save(nonsense, {"profile": 1})
     saved = await cluster.save_many({"sound": {"profile": 1}, nonsense: {"profile": 2}})

@@ -14,10 +14,18 @@ import pytest
 from dawnchorus import AgentNotFound, AgentState, Cluster, InvalidRequestError, Outcome, Saved, connect
 from tests.support.airline import airline_agents, copies_of
 from tests.support.clusters import DEFAULT_NODES, RunningCluster, write_topology
+from tests.support.faces import FACES, opened
 
 COPIES = 50
 BATCH_AGENTS = 250
 DEADLINE_S = 30.0
+
+
+@pytest.fixture(params=FACES)
+async def cluster(running_cluster: RunningCluster, request: pytest.FixtureRequest) -> AsyncGenerator[Cluster]:
+    """A client of the running cluster, by either face."""
+    async with opened(request.param, running_cluster.path) as cluster:
+        yield cluster
 
 
 class Airline:

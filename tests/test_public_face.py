@@ -7,7 +7,8 @@ import pytest
 
 import dawnchorus
 from dawnchorus import AgentState, Cluster, Outcome, Saved, connect
-from tests.support.fake_nodes import fake_client
+from tests.support.faces import FACES, opened
+from tests.support.fake_nodes import fake_cluster, fake_topology
 
 NAMES = {
     "AgentNotFound",
@@ -39,6 +40,7 @@ NAMES = {
     "UnknownKindError",
     "WakeIncomplete",
     "connect",
+    "connect_sync",
 }
 
 BASES = {
@@ -138,8 +140,10 @@ def test_outcomes() -> None:
     }
 
 
-async def test_the_program_of_the_documentation_runs() -> None:
-    async with fake_client() as (cluster, _):
+@pytest.mark.parametrize("face", FACES)
+async def test_the_program_of_the_documentation_runs(face: str) -> None:
+    topology = fake_topology()
+    async with fake_cluster(topology), opened(face, topology) as cluster:
         saved = await cluster.save("agent-42", {"profile": {"name": "Ada"}, "session": b"raw"})
         assert isinstance(saved, Saved)
         assert set(saved.versions) == {"profile", "session"}
@@ -156,7 +160,7 @@ async def test_the_program_of_the_documentation_runs() -> None:
         assert "history" not in state
         assert state.detach() is state
         states = await cluster.wake_many(["agent-42", "nobody"])
-        assert [type(state) for state in states] == [AgentState, AgentState]
+        assert [isinstance(state, AgentState) for state in states] == [True, True]
         stream = cluster.wake_stream(["agent-42"])
         assert isinstance(stream, AsyncGenerator)
         assert [state.agent_id async for state in stream] == ["agent-42"]

@@ -9,6 +9,7 @@ from .router.agent_write import Saved
 from .router.cluster import Cluster, connect
 from .router.outcomes import Outcome
 from .router.state import AgentState
+from .router.sync_cluster import SyncAgentState, SyncCluster, SyncStream, connect_sync
 from .wire.errors import (
     AgentNotFound,
     ClusterUnavailable,
@@ -69,11 +70,15 @@ __all__ = [
     "StoreDamaged",
     "StoreError",
     "StoreFull",
+    "SyncAgentState",
+    "SyncCluster",
+    "SyncStream",
     "TopologyError",
     "UnknownKindError",
     "VersionConflict",
     "WakeIncomplete",
     "WrongLoopError",
     "connect",
+    "connect_sync",
     "tune_process",
 ]

@@ -6,12 +6,14 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from dawnchorus import Cluster
+from dawnchorus import Cluster, SyncCluster
 from dawnchorus.router.breaker import BreakerState
 from dawnchorus.router.calls import _BackupCall, _Call, _StatusCall
 from dawnchorus.router.exchange import Exchange
 from dawnchorus.router.link import Link
+from dawnchorus.router.loop_thread import LoopThread
 from dawnchorus.router.router import Router
+from dawnchorus.router.sync_host import HostedCluster
 from dawnchorus.router.waiting import Priority
 from dawnchorus.wire.messages import BackedUp, Scan, Scanned, Status, StatusReply
 
@@ -25,6 +27,7 @@ __all__ = [
     "sendings",
     "stray_replies",
     "take_in",
+    "thread_of",
 ]
 
 
@@ -44,6 +47,13 @@ def leftovers(cluster: Cluster) -> dict[str, int]:
         "fetches": cluster._wakes.floors._fetches,
     }
     return {name: count for name, count in tables.items() if count}
+
+
+def thread_of(cluster: SyncCluster) -> LoopThread[HostedCluster]:
+    """Return the thread of an open SyncCluster."""
+    thread = cluster._host._thread
+    assert thread is not None
+    return thread
 
 
 def is_up(cluster: Cluster, node: str) -> bool:
