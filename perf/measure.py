@@ -167,8 +167,10 @@ async def single_wakes(cluster: Wakes, ids: Sequence[str]) -> tuple[list[int], l
     return times, states
 
 
-async def closed_loop(cluster: Wakes, ids: Sequence[str], seconds: float) -> tuple[float, dict[str, State]]:
-    """Wakes per second of `CLOSED_LOOP_WORKERS` tasks that each wake one agent after the other; the last states too."""
+async def closed_loop(
+    cluster: Wakes, ids: Sequence[str], seconds: float, tasks: int = CLOSED_LOOP_WORKERS
+) -> tuple[float, dict[str, State]]:
+    """Wakes per second of so many tasks that each wake one agent after the other; the last states too."""
     next_ids = itertools.cycle(ids)
     done = 0
     last_states: dict[str, State] = {}
@@ -187,7 +189,7 @@ async def closed_loop(cluster: Wakes, ids: Sequence[str], seconds: float) -> tup
 
     try:
         async with asyncio.TaskGroup() as workers:
-            for _ in range(CLOSED_LOOP_WORKERS):
+            for _ in range(tasks):
                 workers.create_task(work())
     except* DawnchorusError as group:
         raise group.exceptions[0] from None

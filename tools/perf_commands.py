@@ -1,4 +1,4 @@
-"""The commands `perf storm`, `perf save`, `perf memory` and `perf chaos`: the harness from the command line."""
+"""The commands `perf storm`, `save`, `threads`, `memory` and `chaos`: the harness from the command line."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ..perf.progress import Progress
 from ..perf.report import render
 from ..perf.save import SaveOptions, render_save, save
 from ..perf.storm import StormOptions, storm
+from ..perf.threads import ThreadsOptions, render_threads, threads
 from ..perf.topologies import TOPOLOGY_NAMES, TopologyName
 from ..perf.workload import GivenAgents
 from .ndjson import LINE_BYTES_MAX, BrokenLine, parse_line
@@ -230,6 +231,34 @@ async def _memory(options: MemoryOptions, as_json: bool) -> int:
         click.echo(msgspec.json.encode(report))
     else:
         result_console().print(render_memory(report))
+    return 0
+
+
+@perf.command("threads")
+@click.option(
+    "--threads", "count", type=click.IntRange(min=1), default=64, show_default=True, help="And asyncio workers."
+)
+@_topology_option
+@click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True, help="Alternated runs.")
+@click.option("--seconds", type=click.FloatRange(min=0.01), default=1.0, show_default=True, help="Of each closed loop.")
+@json_option("Print one JSON object.")
+def threads_command(count: int, topology: TopologyName, runs: int, seconds: float, as_json: bool) -> int:
+    """Measure what `connect_sync` costs: wakes of blocking threads beside those of an event loop, in one process.
+
+    \b
+    Example:
+      dawnchorus perf threads --runs 9
+    """
+    return run(_threads(ThreadsOptions(threads=count, topology=topology, runs=runs, closed_loop_s=seconds), as_json))
+
+
+async def _threads(options: ThreadsOptions, as_json: bool) -> int:
+    with progress_bar("threads") as bar:
+        report = await threads(options, _show_on(bar))
+    if as_json:
+        click.echo(msgspec.json.encode(report))
+    else:
+        result_console().print(render_threads(report))
     return 0
 
 

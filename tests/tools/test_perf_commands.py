@@ -65,6 +65,15 @@ def test_save_prints_one_object_or_tables(monkeypatch: pytest.MonkeyPatch, capsy
         assert "need twice as many agents" in error_of("perf", "save", *small, "--savers", "30")
 
 
+def test_threads_prints_one_object_or_tables() -> None:
+    small = ("--threads", "4", "--runs", "1", "--seconds", "0.05", "--topology", "one-store")
+    report = run_json("perf", "threads", *small)
+    assert (report["threads"], report["runs"]) == (4, 1)
+    assert report["ratios"].keys() == {"single", "closed_loop"}
+    assert report["blocking_closed_loop_per_s"] > 0
+    assert "wakes/s of 4 threads" in run("perf", "threads", *small).stdout.decode()
+
+
 def test_chaos_prints_one_object_or_tables() -> None:
     small = ("--seconds", "0.3", "--agents", "100", "--rate", "100")
     report = run_json("perf", "chaos", *small, "--phases", "healthy,after")
