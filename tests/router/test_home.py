@@ -42,6 +42,7 @@ ENTRIES: dict[str, Callable[[Given], Any]] = {
     "back_up_shard": lambda given: given.cluster.back_up_shard("id", 0, "copy", rate_bytes_s=1, deadline_s=5.0),
     "close": lambda given: given.cluster.close(),
     "delete": lambda given: given.cluster.delete("a"),
+    "delete_many": lambda given: given.cluster.delete_many(["a"]),
     "placement": lambda given: given.cluster.placement,
     "save": lambda given: given.cluster.save("a", {"profile": 2}),
     "save_many": lambda given: given.cluster.save_many({"a": {"profile": 2}}),
