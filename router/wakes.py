@@ -22,6 +22,7 @@ from .kinds import IMAGE_FIRST_KIND, Reading
 from .outcomes import WHOLE, Outcome
 from .parts import Group
 from .state import AgentState
+from .wake_future import WakeFuture
 
 __all__ = ["WakeBatch", "WakeMany", "verdict"]
 
@@ -153,7 +154,7 @@ class WakeBatch:
 
     def add(self, agent_id: str, agent: bytes, deadline_s: float) -> asyncio.Future[AgentState]:
         """Wait for an agent, before the batch is sent."""
-        future: asyncio.Future[AgentState] = self._loop.create_future()
+        future: asyncio.Future[AgentState] = self._loop.create_future() if self.ids else WakeFuture(loop=self._loop)
         deadline = self.began + deadline_s
         index = self.ids.get(agent_id)
         if index is None:
