@@ -81,7 +81,8 @@ class _Call(Exchange, Generic[R]):
                 router.take_in()  # a loop that stalled runs its timers before it looks at what has come
             if answer.done() and not answer.cancelled():
                 return answer.result()
-            how = "did not answer in time" if router.is_up(self.node) else "is not connected"
+            why = router.why_down(self.node)
+            how = f"is not connected: {why}" if why else "did not answer in time"
             raise ClusterUnavailable(f"node {self.node!r} {how}")
         finally:
             judgement.cancel()

@@ -34,6 +34,7 @@ class Home:
         self._opened_in: object = _NOWHERE
         self._entered = False
         self._closed = False
+        self._barred: str | None = None
         self._thread = ""
         self._process = os.getpid()
         _homes.add(self)
@@ -56,14 +57,22 @@ class Home:
 
     def open(self) -> None:
         """Let calls in: the cluster is open."""
+        self._barred = None
         self.loop = self._opened_in
         self._closed = False
 
     def leave(self) -> None:
         """Let no call in any more: the cluster is closed, or could not be opened."""
-        self._closed = self.loop is not _NOWHERE
+        self._closed = self.loop is not _NOWHERE or self._barred is not None
+        self._barred = None
         self.loop = _NOWHERE
         self._entered = False
+
+    def bar(self, why: str | None) -> None:
+        """Let no call in while something is wrong with all of the cluster; None: it no longer is."""
+        self._barred = why
+        if self._entered and os.getpid() == self._process:
+            self.loop = self._opened_in if why is None else _NOWHERE
 
     @property
     def is_open(self) -> bool:
@@ -91,6 +100,14 @@ class Home:
             pass  # no loop runs here
         raise self.refusal()
 
+    def require_entered(self) -> None:
+        """Return as `require_open`, also where something is wrong with all of the cluster.
+
+        Raises: as `require_open`.
+        """
+        if self._barred is None or not self.is_here():
+            self.require_open()
+
     def require_here(self) -> None:
         """Return if this is the cluster's loop, thread and process, whether it is open or not.
 
@@ -102,7 +119,9 @@ class Home:
 
     def refusal(self) -> DawnchorusError:
         """Return what a call gets that found no open cluster of its own loop."""
-        if not self._entered or (self.loop is _NOWHERE and os.getpid() == self._process):
+        if self._barred is not None and self.is_here():
+            return ClusterUnavailable(self._barred)
+        if not self._entered or (self.loop is _NOWHERE and self._barred is None and os.getpid() == self._process):
             how = "was closed" if self._closed else "is not open; use it inside `async with connect(...)`"
             return ClusterUnavailable(f"the cluster {how}")
         return self._elsewhere()

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from ..wire.errors import ClusterUnavailable, PlacementError, TopologyError
@@ -66,6 +67,10 @@ class Membership:
         self._bootstrap: Link | None = None
         self._client = secrets.token_bytes(_CLIENT_BYTES)
         self._refusals: dict[str, str] = {}
+        self._foreign: set[str] = set()
+        """Nodes that are of another cluster now."""
+        self.handle_foreign: Callable[[str | None], None] = lambda _why: None
+        """Called with the reason when all nodes are of another cluster, with None when one no longer is."""
         self._welcomed = asyncio.Event()
         self.topology: Topology | None = None
         self.placement: Placement | None = None
@@ -146,7 +151,11 @@ class Membership:
             link.refuse(f"the Welcome of node {link.node!r} cannot be read: {error}")
             return
         if self.placement is not None and placement.cluster_uuid != self.placement.cluster_uuid:
-            link.refuse(f"node {link.node!r} is of another cluster ({placement.cluster_uuid})")
+            link.refuse(
+                f"node {link.node!r} is of another cluster ({placement.cluster_uuid}) than this client"
+                f" ({self.placement.cluster_uuid}): was it wiped and made anew? Then connect again"
+            )
+            self._note_foreign(link.node)
             return
         if self.placement is None or placement.revision > self.placement.revision:
             self.placement = placement
@@ -158,8 +167,16 @@ class Membership:
             self._connect_to(topology)
         else:
             self._refusals.pop(link.node, None)
+            if link.node in self._foreign:
+                self._foreign.discard(link.node)
+                self.handle_foreign(None)
             self._owner.handle_node_up(link.node)
         self._welcomed.set()
+
+    def _note_foreign(self, node: str) -> None:
+        self._foreign.add(node)
+        if self._foreign >= self.links.keys():
+            self.handle_foreign("; ".join(sorted({self._refusals[node] for node in self._foreign})))
 
     def handle_down(self, link: Link) -> None:
         """The connection to a node broke."""
@@ -193,6 +210,10 @@ class Membership:
             link.poll()
 
     # --- what is known ---
+
+    def why_down(self, node: str) -> str:
+        """Return why a node is not connected, as it said itself or as far as this router knows."""
+        return self._refusals.get(node, "it does not answer at all")
 
     def note_version(self, store: str, shard: int, version: int) -> None:
         """Take note of a version that a shard has reached."""

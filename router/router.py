@@ -124,6 +124,10 @@ class Router:
         flow = self._flows.get(node)
         return flow is not None and flow.up
 
+    def why_down(self, node: str) -> str:
+        """Return why a node is not connected, "" if it is."""
+        return "" if self.is_up(node) else self.members.why_down(node)
+
     def close(self) -> None:
         """Close every connection; what is on its way fails."""
         if self.closed:

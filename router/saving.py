@@ -71,6 +71,10 @@ class CommitRouter(Protocol):
         """Return the newest version of a shard that it was told of."""
         ...
 
+    def why_down(self, node: str) -> str:
+        """Return why a node is not connected, "" if it is."""
+        ...
+
     def take_in(self) -> None:
         """Take in what has come already."""
 
@@ -338,7 +342,11 @@ class Saving:
                 self._handle_settled(part.write)
         for exchange in waiting:
             if exchange.sendings == exchange.unserved:
-                said = exchange.reason or f"node {exchange.node!r} could not be reached in time; nothing was sent"
+                said = exchange.reason or self._unreached(exchange.node)
                 for section in exchange.sections.values():
                     self.refuse(section, reason or said)
             self._settle(exchange)
+
+    def _unreached(self, node: str) -> str:
+        why = self._router.why_down(node)
+        return f"node {node!r} could not be reached in time{why and f' ({why})'}; nothing was sent"

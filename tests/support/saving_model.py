@@ -196,6 +196,10 @@ class HandRouter:
         """Return the newest version that it was told of."""
         return self._versions.get((store, shard), 0)
 
+    def why_down(self, node: str) -> str:
+        """It answers, or a test holds it."""
+        return ""
+
     def take_in(self) -> None:
         """Answers come in when a test says so."""
 
