@@ -27,6 +27,7 @@ from ..wire.placement import Placement
 from ..wire.topology import Topology
 from ..wire.topology_file import load_topology
 from .agent_write import Saved
+from .arguments import Seconds, deadline, exact_text, listed_ids, require_mapping, source_of
 from .calls import back_up_shard, node_status
 from .home import Home, HomeStream
 from .ids import check_agent_id
@@ -53,8 +54,6 @@ __all__ = ["Cluster", "connect"]
 CONNECT_DEADLINE_S: Final = 5.0
 """How long `connect` waits for nodes that do not answer, where others do."""
 
-_DEADLINE_S_MAX: Final = 86_400.0
-
 
 def connect(
     source: str | os.PathLike[str] | Topology,
@@ -64,7 +63,7 @@ def connect(
     dec_hook: Callable[[type, Any], Any] | None = None,
     ext_hook: Callable[[int, memoryview], Any] | None = None,
     allow_lossy_values: bool = False,
-    connect_deadline_s: float = CONNECT_DEADLINE_S,
+    connect_deadline_s: Seconds = CONNECT_DEADLINE_S,
 ) -> Cluster:
     """Return a cluster to be opened with `async with`.
 
@@ -82,15 +81,20 @@ def connect(
     have; the others join when they come up.
 
     Raises:
+        InvalidRequestError: an argument is none that can be meant, or a type none that msgspec can decode (raised when
+            it is opened).
         TopologyError: the file is wrong.
         UnknownKindError: a type is given for a kind that the topology does not have (raised when it is opened).
-        InvalidRequestError: msgspec cannot decode such a type (raised when it is opened).
         ClusterUnavailable: no node answered (raised when it is opened).
     """
+    seconds = deadline(connect_deadline_s, "connect_deadline_s")
+    if types is not None:
+        require_mapping("types", types, "kinds to types")
     rules = ValueRules(types, enc_hook, dec_hook, ext_hook, allow_lossy_values)
-    if isinstance(source, Topology) or (isinstance(source, str) and "://" in source):
-        return Cluster(source, rules, connect_deadline_s)
-    return Cluster(load_topology(source), rules, connect_deadline_s)
+    where = source_of(source)
+    if isinstance(where, Topology) or (isinstance(where, str) and "://" in where):
+        return Cluster(where, rules, seconds)
+    return Cluster(load_topology(where), rules, seconds)
 
 
 class Cluster:
@@ -127,6 +131,7 @@ class Cluster:
             )
             undo.pop_all()
         self._home.open()
+        self._router.members.handle_foreign = self._home.bar
         return self
 
     async def __aexit__(self, error: object, *_: object) -> None:
@@ -142,7 +147,7 @@ class Cluster:
         """
         if not self._home.is_open:
             return
-        self._home.require_open()
+        self._home.require_entered()
         self._home.leave()
         reason = "the cluster was closed"
         self._wakes.close(ClusterUnavailable(reason))
@@ -152,12 +157,14 @@ class Cluster:
     # --- wake ---
 
     def wake(
-        self, agent_id: str, kinds: Iterable[str] | None = None, deadline_s: float | None = None
+        self, agent_id: str, kinds: Iterable[str] | None = None, deadline_s: Seconds | None = None
     ) -> asyncio.Future[AgentState]:
         """Read an agent's fragments from all stores in parallel; return a future of its state, to be awaited.
 
-        `kinds`: only these, None for all. `deadline_s`: seconds from now, None for the topology's wake_deadline_ms. The
-        wake ends by then with what has come. Wakes asked for in the same turn of the loop travel together.
+        `kinds`: only these, None for all. `deadline_s`: seconds from now, or a timedelta; None for the topology's
+        wake_deadline_ms. The wake ends by then with what has come. Wakes asked for in the same turn of the loop travel
+        together. It is under way already: gather it or pass it to `asyncio.ensure_future` as it is; `create_task` takes
+        coroutines alone.
 
         Raises (the first three at once, the others when awaited):
             InvalidRequestError: the id or deadline is outside the limits.
@@ -167,10 +174,12 @@ class Cluster:
             WakeIncomplete: a required kind could not be had in time; its `.state` holds what could.
         """
         budget_s = self._wake_budget(deadline_s)
+        if type(agent_id) is not str:
+            agent_id = exact_text(agent_id)
         return self._wakes.wake(agent_id, check_agent_id(agent_id), kinds, budget_s)
 
     async def wake_many(
-        self, ids: Iterable[str], kinds: Iterable[str] | None = None, deadline_s: float | None = None
+        self, ids: Iterable[str], kinds: Iterable[str] | None = None, deadline_s: Seconds | None = None
     ) -> list[AgentState]:
         """Wake many agents; return their states in the order of `ids`, by the deadline.
 
@@ -178,25 +187,25 @@ class Cluster:
         (empty, too long) gives a state whose every kind is a FAULT.
 
         Raises:
-            InvalidRequestError: the deadline is outside the limits.
+            InvalidRequestError: the deadline is outside the limits, or `ids` no list of ids.
             UnknownKindError: the topology has no such kind.
             ClusterUnavailable: the cluster is closed.
         """
-        asked = list(ids)
-        deadline = time.monotonic() + self._wake_budget(deadline_s)
-        states = await self._wakes.wake_many(asked, kinds, deadline)
+        asked = listed_ids(ids)
+        end = time.monotonic() + self._wake_budget(deadline_s)
+        states = await self._wakes.wake_many(asked, kinds, end)
         self._home.require_open()  # closed meanwhile: they are what it had by then, and no answer
         return states
 
     def wake_stream(
-        self, ids: Iterable[str], kinds: Iterable[str] | None = None, deadline_s: float | None = None
+        self, ids: Iterable[str], kinds: Iterable[str] | None = None, deadline_s: Seconds | None = None
     ) -> AsyncGenerator[AgentState, None]:
         """Wake many agents; yield each agent's state once, as it becomes usable. Ends by the deadline.
 
         Raises: as `wake_many`.
         """
         budget_s = self._wake_budget(deadline_s)
-        return HomeStream(self._home, self._wake_stream(list(ids), kinds, budget_s))
+        return HomeStream(self._home, self._wake_stream(listed_ids(ids), kinds, budget_s))
 
     # --- save ---
 
@@ -206,9 +215,9 @@ class Cluster:
         fragments: Mapping[str, Any],
         *,
         expect: Expect = None,
-        ttl_s: float | None = None,
+        ttl_s: Seconds | None = None,
         write_id: str | None = None,
-        deadline_s: float | None = None,
+        deadline_s: Seconds | None = None,
         drop: Iterable[str] | None = None,
     ) -> Saved:
         """Write some kinds of an agent; returns when every store has them durably.
@@ -244,9 +253,9 @@ class Cluster:
         agents: Mapping[str, Mapping[str, Any]],
         *,
         expect: ManyExpect = None,
-        ttl_s: Mapping[str, float | None] | float | None = None,
+        ttl_s: Mapping[str, Seconds | None] | Seconds | None = None,
         write_id: Mapping[str, str | None] | str | None = None,
-        deadline_s: float | None = None,
+        deadline_s: Seconds | None = None,
         drop: Mapping[str, Iterable[str] | None] | Iterable[str] | None = None,
     ) -> dict[str, Saved | DawnchorusError]:
         """Write some kinds of many agents; return for each what was saved, or the error that `save` would raise.
@@ -254,6 +263,7 @@ class Cluster:
         `expect`: 0 for all, or by agent id what `save` takes, or states and results, each of which names its agent; an
         agent that it leaves out is refused. `ttl_s`, `write_id` and `drop`: one for all, or by agent id.
         """
+        require_mapping("agents", agents, "agent ids to what each saves")
         request = ManySaves(self._kinds_open(), dict(agents), expect, ttl_s, write_id, drop)
         budget_s = self._save_budget(deadline_s)
         return await self._saver.save_many(request.agents, request.new_write(self._saver.new_write), budget_s)
@@ -264,7 +274,7 @@ class Cluster:
         kinds: Iterable[str] | None = None,
         *,
         expect: Expect = None,
-        deadline_s: float | None = None,
+        deadline_s: Seconds | None = None,
         write_id: str | None = None,
     ) -> Saved:
         """Delete some kinds of an agent, or the agent; the versions say in which writes, 0 where there was nothing.
@@ -281,7 +291,7 @@ class Cluster:
         kinds: Iterable[str] | None = None,
         *,
         expect: ManyExpect = None,
-        deadline_s: float | None = None,
+        deadline_s: Seconds | None = None,
         write_id: Mapping[str, str | None] | str | None = None,
     ) -> dict[str, Saved | DawnchorusError]:
         """Delete many agents, or some kinds of them; return for each what `delete` would, or the error it would raise.
@@ -298,8 +308,10 @@ class Cluster:
         by_store: Mapping[str, list[Operation]],
         expect: Expect,
         write_id: str | None,
-        deadline_s: float | None,
+        deadline_s: Seconds | None,
     ) -> Saved:
+        if type(agent_id) is not str:
+            agent_id = exact_text(agent_id)
         expected = expectations(self._kinds, agent_id, expect, by_store)
         budget_s = self._save_budget(deadline_s)
         return await self._saver.save(self._saver.write(agent_id, by_store, expected, write_id), budget_s)
@@ -316,7 +328,7 @@ class Cluster:
             ClusterUnavailable: a shard could not be listed: what came before is not all.
         """
         self._home.require_open()
-        if store is not None and store not in self._topology.stores:
+        if store is not None and (type(store) is not str or store not in self._topology.stores):
             raise InvalidRequestError(
                 f"there is no store {store!r}; the topology has {', '.join(self._topology.stores)}"
             )
@@ -325,10 +337,10 @@ class Cluster:
         page_deadline_s = self._topology.save_deadline_ms / 1_000
         return HomeStream(self._home, list_agents(self._router, stores, page_deadline_s, beginning))
 
-    async def status(self, deadline_s: float = 2.0) -> dict[str, StatusReply | DawnchorusError]:
+    async def status(self, deadline_s: Seconds = 2.0) -> dict[str, StatusReply | DawnchorusError]:
         """Return what each node says of itself, or the error that says why it does not."""
-        self._home.require_open()
-        return await node_status(self._router, list(self._topology.nodes), deadline_s)
+        self._home.require_entered()
+        return await node_status(self._router, list(self._topology.nodes), deadline(deadline_s))
 
     @property
     def topology(self) -> Topology:
@@ -346,7 +358,7 @@ class Cluster:
         return self._router.placement
 
     async def back_up_shard(
-        self, store: str, shard: int, path: str, *, rate_bytes_s: int, deadline_s: float
+        self, store: str, shard: int, path: str, *, rate_bytes_s: int, deadline_s: Seconds
     ) -> BackedUp:
         """Let a shard's node write a copy of it to `path`, in a folder prepared for it: see `dawnchorus backup`.
 
@@ -354,7 +366,7 @@ class Cluster:
             ClusterUnavailable: the outcome is unknown; try again with another path. PeerFault: the node refused.
         """
         self._home.require_open()
-        return await back_up_shard(self._router, store, shard, path, rate_bytes_s, deadline_s)
+        return await back_up_shard(self._router, store, shard, path, rate_bytes_s, deadline(deadline_s))
 
     # --- within ---
 
@@ -370,17 +382,9 @@ class Cluster:
                 self._home.require_open()  # closed meanwhile
                 yield state
 
-    def _wake_budget(self, deadline_s: float | None) -> float:
+    def _wake_budget(self, deadline_s: Seconds | None) -> float:
         self._home.require_open()
-        return self._topology.wake_deadline_ms / 1_000 if deadline_s is None else _checked(deadline_s)
+        return self._topology.wake_deadline_ms / 1_000 if deadline_s is None else deadline(deadline_s)
 
-    def _save_budget(self, deadline_s: float | None) -> float:
-        return self._topology.save_deadline_ms / 1_000 if deadline_s is None else _checked(deadline_s)
-
-
-def _checked(deadline_s: float) -> float:
-    if not 0 < deadline_s <= _DEADLINE_S_MAX:
-        raise InvalidRequestError(
-            f"a deadline is more than 0 and at most {_DEADLINE_S_MAX:g} seconds, not {deadline_s!r}"
-        )
-    return deadline_s
+    def _save_budget(self, deadline_s: Seconds | None) -> float:
+        return self._topology.save_deadline_ms / 1_000 if deadline_s is None else deadline(deadline_s)

@@ -25,8 +25,8 @@ def check_agent_id(agent_id: str) -> bytes:
         InvalidRequestError: it is empty, too long, no string, or has no UTF-8 form.
     """
     try:
-        agent = agent_id.encode()
-    except (AttributeError, UnicodeEncodeError) as error:
+        agent = str.encode(agent_id)
+    except (TypeError, UnicodeEncodeError) as error:
         raise InvalidRequestError(f"an agent id is a string of valid Unicode, not {agent_id!r}") from error
     if not 0 < len(agent) <= AGENT_ID_BYTES_MAX:
         raise InvalidRequestError(

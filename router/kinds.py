@@ -14,6 +14,7 @@ from ..wire.limits import FRAGMENT_BYTES_MAX
 from ..wire.messages import Operation, Put
 from ..wire.placement import Placement
 from ..wire.topology import TTL_S_MAX, TTL_S_MIN, Topology
+from .arguments import Seconds, seconds
 from .late_fill import Again
 from .plan import Routes
 from .state import KindView, WakeContext
@@ -92,7 +93,7 @@ class Kinds:
             raise UnknownKindError(f"there is no kind {kind!r}; the topology has {known}")
         return spec.store
 
-    def by_store(self, fragments: Mapping[str, Any], ttl_s: float | None = None) -> dict[str, list[Operation]]:
+    def by_store(self, fragments: Mapping[str, Any], ttl_s: Seconds | None = None) -> dict[str, list[Operation]]:
         """Return the operations that save these values, by store; required kinds first, so that images begin with them.
 
         `ttl_s`: for all of them, None for what the topology says of each. Five kinds of bytes: 1.7 us.
@@ -189,12 +190,13 @@ IMAGE_FIRST_KIND = HEADER_BYTES + 1
 """Where the first kind's name begins in an image of fewer than 16 kinds: behind its version and the map's one byte."""
 
 
-def _milliseconds(ttl_s: float | None) -> int:
+def _milliseconds(ttl_s: Seconds | None) -> int:
     if ttl_s is None:
         return 0
-    if not TTL_S_MIN <= ttl_s <= TTL_S_MAX:
+    lives_s = seconds("ttl_s", ttl_s)
+    if not TTL_S_MIN <= lives_s <= TTL_S_MAX:
         raise InvalidRequestError(f"ttl_s is {TTL_S_MIN} to {TTL_S_MAX:.0f} seconds, not {ttl_s!r}")
-    return round(ttl_s * 1_000)
+    return round(lives_s * 1_000)
 
 
 def _remaining_ms(expires_ms: int) -> int:

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from ..wire.errors import ClusterUnavailable, WrongLoopError
+from .arguments import Seconds
+from .wake_future import WakeFuture
 
 __all__ = ["Again", "Fillable", "fill"]
 
@@ -36,7 +38,7 @@ class Fillable(Protocol):
 class Again(Protocol):
     """Wakes an agent once more, for some kinds; the future fails only where the cluster is closed."""
 
-    def __call__(self, agent_id: str, kinds: tuple[str, ...], deadline_s: float | None) -> asyncio.Future[Any]:
+    def __call__(self, agent_id: str, kinds: tuple[str, ...], deadline_s: Seconds | None) -> asyncio.Future[Any]:
         """Return the future of the fresh state."""
         ...
 
@@ -48,7 +50,7 @@ def fill(
     state: S,
     kinds: tuple[str, ...],
     again: Again,
-    deadline_s: float | None,
+    deadline_s: Seconds | None,
     callback: Callable[[S], None] | None = None,
 ) -> asyncio.Future[S]:
     """Ask again for some kinds of a state; return a future of the state, done when they have come or by the deadline.
@@ -69,7 +71,7 @@ def fill(
         except ClusterUnavailable as error:
             closed = error
     try:
-        done: asyncio.Future[S] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[S] = WakeFuture(loop=asyncio.get_running_loop())
     except RuntimeError as error:
         raise WrongLoopError("a state is completed in the event loop of its cluster; no loop runs here") from error
 

@@ -98,16 +98,6 @@ class Call:
                 return
             call.end()
 
-    def result(self) -> Any:
-        """Return or raise what it came to."""
-        if self.error is not None:
-            raise self.error
-        future = self.future
-        assert future is not None
-        if future.cancelled():
-            raise ClusterUnavailable("the cluster was closed")
-        return future.result()
-
 
 class LoopThread(Generic[R]):
     """A loop with something open in it, `resource`, until `close`."""
@@ -123,11 +113,16 @@ class LoopThread(Generic[R]):
         self._over: list[Call] = []  # of this turn
         self._closed = False
         self._is_open = False
+        self._ident = 0
         self._opened = Call(lambda: asyncio.sleep(0), ())
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Event
         self._task: asyncio.Task[Any] | None = None
+
+    @property
+    def _ended(self) -> bool:
+        return self._closed
 
     @property
     def calls_waiting(self) -> int:
@@ -142,7 +137,8 @@ class LoopThread(Generic[R]):
         _running.add(self)
         try:
             self._thread.start()
-            self._wait(self._opened, deadline_s)
+            if not self._opened.wait(deadline_s + _GRACE_SECONDS):
+                self._wait(self._opened, deadline_s)
             if self._opened.error is not None:
                 raise self._opened.error
         except BaseException:
@@ -156,31 +152,43 @@ class LoopThread(Generic[R]):
             ClusterUnavailable: it was closed, or the loop does not come to this.
             WrongLoopError: this is the loop's own thread, which would wait for itself.
         """
-        if threading.get_ident() == self._thread.ident:
+        if threading.get_ident() == self._ident:
             raise WrongLoopError("a blocking call from within the cluster's own thread would wait for itself")
+        if self._closed:
+            raise ClusterUnavailable("the cluster was closed")
         call = Call(function, arguments)
         try:
-            self._submit(call)
-            self._wait(call, limit_s)
-        except BaseException:  # KeyboardInterrupt above all: nobody waits any more
-            self._give_up(call)
-            raise
-        return call.result()  # type: ignore[no-any-return] # what the function gives
-
-    def _submit(self, call: Call) -> None:
-        if not self._closed:
             self._calls.append(call)
             if not self._scheduled:
                 self._scheduled = True
-                try:
-                    self._loop.call_soon_threadsafe(self._take_in)
-                except RuntimeError:  # it was closed just now
-                    self._closed = True
-        if self._closed:
-            call.fail(ClusterUnavailable("the cluster was closed"))
+                self._wake_up()
+            if self._ended:  # just now
+                self._refuse_calls()
+            # In one piece, for what every call passes: `Call.wait` without its frame.
+            if call.ended.acquire(True, limit_s + _GRACE_SECONDS):
+                if call.behind:
+                    call.let_next_go()
+            else:
+                self._wait(call, limit_s)
+        except BaseException:  # KeyboardInterrupt above all: nobody waits any more
+            self._give_up(call)
+            raise
+        if call.error is not None:
+            raise call.error
+        future = call.future
+        assert future is not None
+        if future.cancelled():
+            raise ClusterUnavailable("the cluster was closed")
+        return future.result()  # type: ignore[no-any-return] # what the function gives
+
+    def _wake_up(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._take_in)
+        except RuntimeError:  # it was closed just now
+            self._closed = True
 
     def _wait(self, call: Call, limit_s: float) -> None:
-        if not (call.wait(limit_s + _GRACE_SECONDS) or call.wait(_GRACE_SECONDS)):
+        if not call.wait(_GRACE_SECONDS):
             raise ClusterUnavailable(
                 f"the cluster's own thread did not come to a call within {limit_s + 2 * _GRACE_SECONDS:g} s: is it held"
                 " up by other threads of this process?"
@@ -229,6 +237,7 @@ class LoopThread(Generic[R]):
             self._refuse_calls()
 
     async def _serve(self) -> None:
+        self._ident = threading.get_ident()
         self._stop = asyncio.Event()
         self._task = asyncio.current_task()
         self._loop = asyncio.get_running_loop()

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar, cast
 from ..wire.errors import InvalidRequestError
 from ..wire.messages import Drop, Erase, Operation
 from .agent_write import AgentWrite, Saved, SavedVersions
+from .arguments import Seconds
 from .kinds import Kinds, as_kinds
 from .state import AgentState
 
@@ -46,7 +47,7 @@ class MakeWrite(Protocol):
 
 
 def operations(
-    kinds: Kinds, fragments: Mapping[str, Any], ttl_s: float | None, drop: Iterable[str] | None
+    kinds: Kinds, fragments: Mapping[str, Any], ttl_s: Seconds | None, drop: Iterable[str] | None
 ) -> dict[str, list[Operation]]:
     """Return the operations of a save by store: what it writes, and behind that what it deletes.
 
@@ -163,7 +164,7 @@ class ManySaves:
         kinds: Kinds,
         agents: Mapping[str, Mapping[str, Any]],
         expect: ManyExpect = None,
-        ttl_s: Mapping[str, float | None] | float | None = None,
+        ttl_s: Mapping[str, Seconds | None] | Seconds | None = None,
         write_id: Mapping[str, str | None] | str | None = None,
         drop: Mapping[str, Iterable[str] | None] | Iterable[str] | None = None,
     ) -> None:

@@ -18,6 +18,7 @@ import msgspec
 
 from ..wire.errors import FragmentAbsent, FragmentUnavailable, FragmentUndecodable, ProtocolError, UnknownKindError
 from ..wire.image import ENCODING_BYTES, ENCODING_MSGPACK, Fragment, decode_image
+from .arguments import Seconds
 from .late_fill import Again, fill
 from .outcomes import WHOLE, Item, Outcome
 from .parts import Group
@@ -145,7 +146,7 @@ class AgentState(msgspec.Struct, gc=False, eq=False, repr_omit_defaults=True):
         return not self.degraded
 
     def settle(
-        self, deadline_s: float | None = None, *, callback: Callable[[Self], None] | None = None
+        self, deadline_s: Seconds | None = None, *, callback: Callable[[Self], None] | None = None
     ) -> asyncio.Future[Self]:
         """Ask again for the kinds that could not be had; return a future of this state, completed as far as it goes.
 
@@ -157,7 +158,7 @@ class AgentState(msgspec.Struct, gc=False, eq=False, repr_omit_defaults=True):
         """
         return fill(self, self.degraded, self._context.again, deadline_s, callback)
 
-    async def fetch(self, kind: str, deadline_s: float | None = None) -> Any:
+    async def fetch(self, kind: str, deadline_s: Seconds | None = None) -> Any:
         """Return the value of a kind that the wake did not ask for (of a lazy store, as a rule), fetched now.
 
         One that the state has already is returned as it is; `deadline_s`: seconds from now, None: as a wake.

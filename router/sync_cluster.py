@@ -19,6 +19,7 @@ from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast
 
 from ..wire.placement import Placement
 from ..wire.topology import Topology
+from .arguments import Seconds
 from .cluster import Cluster, connect
 from .sync_host import SyncAgentState, SyncHost
 
@@ -65,14 +66,14 @@ class SyncCluster:
     # --- wake ---
 
     def wake(
-        self, agent_id: str, kinds: Iterable[str] | None = None, deadline_s: float | None = None
+        self, agent_id: str, kinds: Iterable[str] | None = None, deadline_s: Seconds | None = None
     ) -> SyncAgentState:
         """Read an agent's fragments from all stores in parallel; return its state. As `Cluster.wake`, blocking."""
         host = self._host
         return cast("SyncAgentState", host.run(host.cluster.wake, agent_id, kinds, deadline_s, limit_s=deadline_s))
 
     def wake_many(
-        self, ids: Iterable[str], kinds: Iterable[str] | None = None, deadline_s: float | None = None
+        self, ids: Iterable[str], kinds: Iterable[str] | None = None, deadline_s: Seconds | None = None
     ) -> list[SyncAgentState]:
         """Wake many agents; return their states in the order of `ids`. As `Cluster.wake_many`, blocking."""
         host = self._host
@@ -81,7 +82,7 @@ class SyncCluster:
         )
 
     def wake_stream(
-        self, ids: Iterable[str], kinds: Iterable[str] | None = None, deadline_s: float | None = None
+        self, ids: Iterable[str], kinds: Iterable[str] | None = None, deadline_s: Seconds | None = None
     ) -> SyncStream[SyncAgentState]:
         """Wake many agents; iterate over their states as they become usable. As `Cluster.wake_stream`, blocking."""
         # One at a time: a state that waited here while its consumer saves would be older than acknowledged.

@@ -17,6 +17,7 @@ from typing import Any, Final, Self, TypeVar, cast
 
 from ..wire.errors import ClusterUnavailable, InvalidRequestError, SaveError, WrongLoopError
 from ..wire.placement import Placement
+from .arguments import Seconds
 from .cluster import Cluster
 from .home import Home
 from .loop_thread import LoopThread
@@ -37,7 +38,7 @@ class SyncAgentState(AgentState, gc=False, eq=False, repr_omit_defaults=True):
     """One woken agent, as `AgentState`; what asks the cluster once more blocks."""
 
     def settle(  # type: ignore[override] # the state itself: nobody here could await a future of it
-        self, deadline_s: float | None = None, *, callback: Callable[[Self], None] | None = None
+        self, deadline_s: Seconds | None = None, *, callback: Callable[[Self], None] | None = None
     ) -> Self:
         """Ask again for the kinds that could not be had; return this state, completed as far as it goes.
 
@@ -53,7 +54,7 @@ class SyncAgentState(AgentState, gc=False, eq=False, repr_omit_defaults=True):
                 callback(self)
         return self
 
-    def fetch(self, kind: str, deadline_s: float | None = None) -> Any:
+    def fetch(self, kind: str, deadline_s: Seconds | None = None) -> Any:
         """Return the value of a kind that the wake did not ask for (of a lazy store, as a rule), fetched now.
 
         One that the state has already is returned as it is; `deadline_s`: seconds from now, None: as a wake.
@@ -76,7 +77,7 @@ class _Again:
     def __init__(self, host: SyncHost) -> None:
         self.host = host
 
-    def __call__(self, agent_id: str, kinds: tuple[str, ...], deadline_s: float | None) -> asyncio.Future[Any]:
+    def __call__(self, agent_id: str, kinds: tuple[str, ...], deadline_s: Seconds | None) -> asyncio.Future[Any]:
         return self.host.cluster.wake_again(agent_id, kinds, deadline_s)
 
 
@@ -99,7 +100,7 @@ class HostedCluster(Cluster):
         """How long opening takes at most."""
         return self._connect_deadline_s
 
-    def wake_again(self, agent_id: str, kinds: tuple[str, ...], deadline_s: float | None) -> asyncio.Future[Any]:
+    def wake_again(self, agent_id: str, kinds: tuple[str, ...], deadline_s: Seconds | None) -> asyncio.Future[Any]:
         """Wake an agent for what a state of it lacks."""
         self._home.require_open()
         return self._wakes.wake_again(agent_id, kinds, deadline_s)
@@ -118,6 +119,7 @@ class SyncHost:
         self._entered = False
         self._closed = False
         self._thread: LoopThread[HostedCluster] | None = None
+        self._least_limit_s = _LIMIT_SECONDS
         self._opening = threading.Lock()
         _hosts.add(self)
 
@@ -157,7 +159,7 @@ class SyncHost:
         thread = self._thread
         if thread is None:
             thread = self._started()
-        seconds = self._limit(thread, limit_s)
+        seconds = self._least_limit_s if limit_s is None else self._limit(limit_s)
         try:
             result: Any = thread.run(function, *arguments, limit_s=seconds)
         except SaveError as error:
@@ -169,14 +171,13 @@ class SyncHost:
                     self._adopt(each, seconds)
         return cast("T", result)
 
-    def _limit(self, thread: LoopThread[HostedCluster], deadline_s: object) -> float:
+    def _limit(self, deadline_s: object) -> float:
         """Return how long a call may take: what its deadline says, or the topology's; what cannot be one is refused."""
         if isinstance(deadline_s, timedelta):
             deadline_s = deadline_s.total_seconds()
-        if isinstance(deadline_s, int | float) and _LIMIT_SECONDS < deadline_s <= _LIMIT_SECONDS_MAX:
+        if isinstance(deadline_s, int | float) and self._least_limit_s < deadline_s <= _LIMIT_SECONDS_MAX:
             return float(deadline_s)
-        topology = thread.resource.topology
-        return max(_LIMIT_SECONDS, topology.wake_deadline_ms / 1_000, topology.save_deadline_ms / 1_000)
+        return self._least_limit_s
 
     def _adopt(self, error: SaveError, seconds: float) -> None:
         """Let an error's `retry` block."""
@@ -195,6 +196,8 @@ class SyncHost:
     def _start(self) -> LoopThread[HostedCluster]:
         thread = LoopThread(functools.partial(HostedCluster.like, self._like, self), "dawnchorus")
         thread.start(self._like.connect_deadline_s)
+        topology = thread.resource.topology
+        self._least_limit_s = max(_LIMIT_SECONDS, max(topology.wake_deadline_ms, topology.save_deadline_ms) / 1_000)
         self._thread = thread
         return thread
 

@@ -14,6 +14,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Final
 
+from .arguments import Seconds
 from .coalescing import Choice, Coalescer
 from .fetching import Fetching, ImageSizes
 from .floors import Floors
@@ -39,7 +40,7 @@ class WakeEngine:
         self,
         router: Router,
         kinds: Kinds,
-        wake_budget: Callable[[float | None], float],
+        wake_budget: Callable[[Seconds | None], float],
         *,
         state_type: type[AgentState] = AgentState,
         again: Again | None = None,
@@ -101,7 +102,9 @@ class WakeEngine:
                 async for state in states:
                     yield state
 
-    def wake_again(self, agent_id: str, kinds: tuple[str, ...], deadline_s: float | None) -> asyncio.Future[AgentState]:
+    def wake_again(
+        self, agent_id: str, kinds: tuple[str, ...], deadline_s: Seconds | None
+    ) -> asyncio.Future[AgentState]:
         """Wake an agent for what a state of it lacks; never fails for what is missing."""
         budget_s = self._wake_budget(deadline_s)
         return self.coalescer.wake(agent_id, check_agent_id(agent_id), Choice(kinds, raises=False), budget_s)

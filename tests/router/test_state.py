@@ -5,7 +5,7 @@ import copy
 import gc
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -34,7 +34,7 @@ KINDS = {"profile": 0, "preference": 0, "session": 1, "history": 2, "unasked": -
 FALLBACK = {"language": "en", "tags": ["a"]}
 
 
-def never_again(agent_id: str, kinds: tuple[str, ...], deadline_s: float | None) -> asyncio.Future[Any]:
+def never_again(agent_id: str, kinds: tuple[str, ...], deadline_s: float | timedelta | None) -> asyncio.Future[Any]:
     """States made by hand have no cluster to ask again."""
     raise AssertionError(f"{agent_id} is asked for {kinds} again")
 

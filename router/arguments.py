@@ -1,0 +1,107 @@
+"""Arguments as callers give them, at the public edge: each becomes an exact value here, or one clear error.
+
+What passes is of the plain type that everything below counts on: an int, a timedelta or a float of another library is a
+float from here on, and a string of a class of its own is a plain one. An object of a caller's class never gets further,
+where its methods would run in the middle of others' requests.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from numbers import Real
+from typing import Any, Final, TypeAlias, TypeVar, cast
+
+from ..wire.errors import InvalidRequestError
+from ..wire.topology import Topology
+
+__all__ = ["Seconds", "deadline", "exact_text", "listed_ids", "require_mapping", "seconds", "source_of"]
+
+T = TypeVar("T")
+
+Seconds: TypeAlias = float | timedelta
+"""How long something may take or lasts: a number of seconds, or a timedelta."""
+
+_DEADLINE_S_MAX: Final = 86_400.0
+
+
+def seconds(name: str, given: object) -> float:
+    """Return a time as seconds; `name` is the argument's.
+
+    Raises:
+        InvalidRequestError: it is no number and no timedelta.
+    """
+    if type(given) is float:
+        return given
+    if isinstance(given, timedelta):
+        return given.total_seconds()
+    if not isinstance(given, bool) and isinstance(given, Real):
+        try:
+            return float(given)
+        except OverflowError:
+            return float("inf")
+    raise InvalidRequestError(f"{name} is a number of seconds or a timedelta, not {given!r}")
+
+
+def deadline(given: object, name: str = "deadline_s") -> float:
+    """Return a deadline as seconds from now.
+
+    Raises:
+        InvalidRequestError: it is none, or outside the limits.
+    """
+    value = seconds(name, given)
+    if not 0 < value <= _DEADLINE_S_MAX:
+        limits = f"more than 0 and at most {_DEADLINE_S_MAX:g} seconds"
+        raise InvalidRequestError(f"{name}: a deadline is {limits}, not {given!r}")
+    return value
+
+
+def exact_text(given: T) -> T | str:
+    """Return a string of a class of its own as a plain one with the same text; what is none as it is."""
+    return str.__str__(given) if isinstance(given, str) else given
+
+
+def listed_ids(ids: Iterable[str]) -> list[str]:
+    """Return the ids that were given, as a list.
+
+    Raises:
+        InvalidRequestError: it is one id by itself, or cannot be iterated over.
+    """
+    if isinstance(ids, str | bytes | bytearray):
+        raise InvalidRequestError(f"ids is a list of agent ids, not {ids!r}; for one agent it is [{ids!r}]")
+    try:
+        items = iter(ids)
+    except TypeError:
+        raise InvalidRequestError(f"ids is a list of agent ids, not {ids!r}") from None
+    listed = list(items)
+    if not set(map(type, listed)) <= {str}:
+        for place, agent_id in enumerate(listed):
+            try:
+                hash(agent_id)
+            except TypeError as error:
+                raise InvalidRequestError(f"an agent id is a string, not {agent_id!r} (id number {place})") from error
+    return listed
+
+
+def require_mapping(name: str, given: Any, of: str) -> None:
+    """Return if an argument is a mapping; `of` says from what to what.
+
+    Raises:
+        InvalidRequestError: it is none.
+    """
+    if type(given) is not dict and not isinstance(given, Mapping):
+        raise InvalidRequestError(f"{name} is a mapping of {of}, not {given!r}")
+
+
+def source_of(given: object) -> str | os.PathLike[str] | Topology:
+    """Return where to connect to.
+
+    Raises:
+        InvalidRequestError: it is neither a path nor an endpoint nor a Topology.
+    """
+    if not isinstance(given, str | os.PathLike | Topology):
+        raise InvalidRequestError(
+            f"source is the path of a topology file, a node's endpoint (tcp://host:port) or a Topology, not {given!r}"
+        )
+    return cast("str | os.PathLike[str] | Topology", given)
