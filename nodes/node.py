@@ -48,6 +48,7 @@ from ..wire.messages import (
 )
 from ..wire.peeking import peek_request
 from ..wire.placement import Placement
+from ..wire.process import give_memory_back
 from ..wire.sockets import SocketOwner, bind, remove_ipc_file
 from ..wire.topology import Topology
 from .acceptance import Acceptance, Doors
@@ -165,13 +166,12 @@ class FragmentNode:
 
     def _handle_messages(self, messages: list[list[bytes]]) -> None:
         now = time.monotonic()
-        heard = self._peers.heard
         for message in messages:
             if len(message) != 2:
                 self.counters.garbage += 1
                 continue
             peer, frame = message
-            heard.add(peer)
+            self._peers.heard.add(peer)
             if peer not in self._inbox:
                 self._greet(peer, frame)
             elif frame == PING:
@@ -193,6 +193,8 @@ class FragmentNode:
         for peer in self._peers.handle_tick():
             self._forget(peer)
         self._acceptance.handle_tick(len(self._peers))
+        if self._peers.is_crowd_gone():
+            give_memory_back()
         self._schedule_retry()  # under way already, as the next, unless something went wrong in its midst
         if not self._turn_scheduled:
             self._turn()

@@ -24,7 +24,7 @@ from zmq.utils.monitor import parse_monitor_message
 from ..wire.channel import Channel, Sent, receive_frame, receive_parts
 from ..wire.errors import ClusterUnavailable, ProtocolError
 from ..wire.liveness import SILENT_TICKS, Silence, is_asked
-from ..wire.messages import PING, Fault, Reply, Welcome, decode_reply
+from ..wire.messages import PING, Fault, Pong, Reply, Welcome, decode_reply
 from ..wire.sockets import BROKEN_EVENTS, SocketOwner
 from .backoff import Backoff
 
@@ -238,6 +238,8 @@ class Link:
             self._give_up_ipc()  # over TCP it was welcome
         elif isinstance(reply, Fault):
             self._turn_away(f"{reply.detail}")
+        elif isinstance(reply, Pong):
+            pass  # it was welcome over TCP, and is on its way to ipc
         elif not isinstance(reply, Welcome):
             _log.warning("reply before Welcome", extra={"node": self.node, "endpoint": self.endpoint})
         elif self.node and reply.node != self.node:
