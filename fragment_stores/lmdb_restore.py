@@ -11,9 +11,28 @@ from ..wire.errors import StoreDamaged
 from ..wire.private_files import FILE_MODE
 from .lmdb_errors import MAP_BYTES, translate
 from .lmdb_identity import read_identity
+from .lmdb_rows import CLOCK
 from .protocol import ShardIdentity
 
-__all__ = ["give_identity"]
+__all__ = ["give_identity", "is_copy"]
+
+
+def is_copy(folder: Path, identity: ShardIdentity, version: int) -> bool:
+    """Return whether a shard lies in a folder as it was restored, and nothing was written to it since.
+
+    Raises:
+        StoreDamaged, StoreError: it cannot be read.
+    """
+    if read_identity(folder) != identity:
+        return False
+    try:
+        with lmdb.open(str(folder), max_dbs=4, readonly=True, lock=False, create=False) as environment:
+            meta = environment.open_db(b"meta", create=False)
+            with environment.begin(meta) as transaction:
+                clock = transaction.get(b"clock", b"")
+    except (lmdb.Error, OSError) as error:
+        raise translate(error, folder) from error
+    return len(clock) == CLOCK.size and CLOCK.unpack(clock)[0] == version
 
 
 def give_identity(folder: Path, identity: ShardIdentity) -> None:

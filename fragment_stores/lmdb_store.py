@@ -24,7 +24,7 @@ from ..wire.errors import DawnchorusError, ProtocolError, StoreDamaged, StoreErr
 from ..wire.folders import sync_folder
 from ..wire.image import decode_image
 from ..wire.messages import Drop, Put, Refusal, Write
-from ..wire.versions import first_version
+from ..wire.versions import first_version, generation_of
 from .gate import Gate
 from .lmdb_copy import copy_shard
 from .lmdb_databases import open_databases
@@ -150,10 +150,10 @@ class LMDBStore:
                 self.version, self.clock_ms = max(version, self.version), max(clock_ms, self.clock_ms)
         return alone
 
-    def begin_generation(self, generation: int) -> None:
-        """Take versions of this generation from now on."""
-        floor = first_version(generation)
-        if floor <= self.version:
+    def begin_generation(self, generation: int, origin: int = 0) -> None:
+        """Take versions of this generation from now on, from `origin`."""
+        floor = first_version(generation, origin)
+        if generation <= generation_of(self.version):
             raise StoreDamaged(
                 f"{self.path}: the shard has version {self.version}, newer than generation {generation} of the"
                 " placement: the placement file is older than the data; restore the newest one"
@@ -380,9 +380,17 @@ class LMDBStore:
 
     def statistics(self) -> StoreStatistics:
         """Return the sizes of the shard."""
-        with self._gate.passed(), self._environment.begin() as transaction:
-            agents = transaction.stat(self._databases.images)["entries"]
-        used = os.stat(self.path / DATA_FILE).st_blocks * 512
+        try:
+            with self._gate.passed(), self._environment.begin() as transaction:
+                agents = transaction.stat(self._databases.images)["entries"]
+            used = os.stat(self.path / DATA_FILE).st_blocks * 512
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"{self.path / DATA_FILE} is not there any more: the data directory was moved or unmounted under its"
+                " node; put it back, and restart the node"
+            ) from error
+        except FAILURES as error:
+            raise translate(error, self.path) from error
         return StoreStatistics(agents, self._log_rows, used)
 
     def close(self) -> None:

@@ -144,8 +144,10 @@ class FragmentStore(Protocol):
         """The time of the newest commit, UTC: the shard's own clock, which never goes back."""
         ...
 
-    def begin_generation(self, generation: int) -> None:
+    def begin_generation(self, generation: int, origin: int = 0) -> None:
         """Take versions of this generation from now on; it must be newer than every version in the store.
+
+        They follow one another from `origin` on (`wire.versions`).
 
         Raises:
             StoreDamaged: it is not: the control store is older than the data.

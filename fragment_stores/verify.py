@@ -24,7 +24,7 @@ from ..wire.errors import ProtocolError
 from ..wire.hashing import shard_of
 from ..wire.image import HEADER_BYTES, decode_image, version_of
 from ..wire.limits import AGENT_ID_BYTES_MAX
-from ..wire.versions import generation_of, sequence_of
+from ..wire.versions import begins_generation, generation_of
 from .lmdb_rows import CLOCK
 from .lmdb_snapshot import row_decoder
 from .protocol import LogRow, ShardIdentity
@@ -159,7 +159,9 @@ class _Verification:
             if len(key) != 8 or version <= trimmed:
                 yield Finding("log", f"row {version}: should have gone, the log begins after {trimmed}")
                 continue
-            if version != last + 1 and (sequence_of(version) != 1 or generation_of(version) <= generation_of(last)):
+            if version != last + 1 and not (
+                begins_generation(version) and generation_of(version) > generation_of(last)
+            ):
                 yield Finding("log", f"rows between {last} and {version} are missing")
             last = version
             try:
@@ -170,7 +172,7 @@ class _Verification:
             self._newest[row.agent] = version, row
         clock = self._verified.version
         # A sweep that removes nothing may put down the clock of a generation in which nothing was written yet.
-        if last != clock and (last > clock or sequence_of(clock)):
+        if last != clock and (last > clock or not begins_generation(clock, 0)):
             yield Finding("log", f"its newest row has version {last}, and the shard's clock {clock}")
 
     def _verify_images(self) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ..wire.limits import FRAME_BYTES_MAX
 from ..wire.messages import PROTOCOL, Fault, FaultCode, Hello, Welcome
-from ..wire.placement import Placement, encode_placement
+from ..wire.placement import Placement, encode_for_clients
 from ..wire.topology import Topology, encode_topology
 from .shards import OwnedShard
 
@@ -22,15 +22,17 @@ class Greeting:
         placement: Placement,
         name: str,
         ipc: str,
+        directory: str,
         shards: Mapping[tuple[str, int], OwnedShard],
     ) -> None:
         self._cluster = topology.name
         self._cluster_uuid = placement.cluster_uuid
         self._name = name
         self._ipc = ipc
+        self._directory = directory
         self._shards = shards
         # Encoded once: a thousand routers may come at the same moment.
-        self._placement = encode_placement(placement)
+        self._placement = encode_for_clients(placement)
         self._topology = encode_topology(topology)
 
     def refusal(self, hello: Hello) -> Fault | None:
@@ -56,4 +58,5 @@ class Greeting:
                 for shard in self._shards.values()
                 if shard.fragments is not None
             ],
+            self._directory,
         )

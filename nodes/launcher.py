@@ -6,7 +6,9 @@
     any      -> stopped            as asked
 
 A node's standard input is a pipe that the launcher holds open: should the launcher die, however it dies, the pipe ends
-and so does the node. Standard output brings one line, that it serves; standard error its log, which is passed on.
+and so does the node. Its first line says what to start (`nodes.start_order`): the topology file is read once, so that
+all nodes serve the same topology until `up` is started again. Standard output brings one line, that it serves; standard
+error its log, which is passed on.
 """
 
 from __future__ import annotations
@@ -24,12 +26,16 @@ from typing import Any, Final, Self
 import msgspec
 import orjson
 
+from ..wire.control_store import FileControlStore, establish_placement
 from ..wire.errors import LaunchError
+from ..wire.restore_marker import require_no_restore
 from ..wire.topology import NodeSpec, Topology, require_local_endpoints
 from ..wire.topology_file import load_topology
 from .crashes import CRASH_CODES
 from .ends import EXIT_REFUSED
-from .shards import locked_folder
+from .neighbours import require_alone
+from .shards import any_shard_on_disk, locked_folder
+from .start_order import NEW_CLUSTER, StartOrder, encode_order, order_for
 
 __all__ = ["Launcher", "NodeEvent"]
 
@@ -100,6 +106,7 @@ class Launcher:
         self.topology: Topology = load_topology(self._path)
         self._on_event = on_event
         self._nodes = {name: _NodeProcess(spec) for name, spec in self.topology.nodes.items()}
+        self._order = b""
         self._stopping = asyncio.Event()
         self._resources = contextlib.ExitStack()
 
@@ -107,18 +114,38 @@ class Launcher:
         """Start every node and wait until all serve.
 
         Raises:
-            DataFolderError: another launcher runs on this data.
+            DataFolderError: another launcher runs on this data, or a restore was interrupted there.
+            PlacementError: the data there is not what the topology says, or nodes serve the cluster from elsewhere.
             LaunchError: a node refused or did not come up; the others are stopped again.
         """
         require_local_endpoints(self.topology)
+        require_no_restore(self.topology.data_dir)
+        await self._require_alone()
         self._resources.enter_context(locked_folder(Path(self.topology.data_dir)))
         try:
+            self._order = encode_order(await self._establish())
             for node in self._nodes.values():
                 node.watch = asyncio.create_task(self._watch(node))
             await asyncio.gather(*(self._require_serving(node) for node in self._nodes.values()))
         except BaseException:
             await self.stop()
             raise
+
+    async def _require_alone(self) -> None:
+        await asyncio.to_thread(require_alone, self.topology, self.topology.nodes)
+
+    async def _establish(self) -> StartOrder:
+        """Return what every node is to start: with the cluster that is there, or is made now, which is said then."""
+        control = FileControlStore.in_folder(self.topology.data_dir)
+        is_new = await control.read() is None
+        placement = await establish_placement(
+            self.topology, control, lambda: any_shard_on_disk(self.topology), before_making=self._require_alone
+        )
+        if is_new and self._on_event is not None:
+            log = {"level": "warning", "event": NEW_CLUSTER, "cluster_uuid": placement.cluster_uuid}
+            detail = self.topology.data_dir
+            self._on_event(NodeEvent("up", "log", "", detail=detail, log={**log, "detail": detail}))
+        return order_for(self.topology, placement.cluster_uuid)
 
     async def stop(self) -> None:
         """End every node: asked first, killed after four seconds."""
@@ -188,7 +215,7 @@ class Launcher:
         self._tell(node, "stopped")
 
     async def _run_once(self, node: _NodeProcess) -> int:
-        command = [sys.executable, "-m", "dawnchorus.tools.main", "node", node.spec.name, "--until-stdin-closes"]
+        command = [sys.executable, "-m", "dawnchorus.tools.main", "node", node.spec.name, "--launched"]
         process = await asyncio.create_subprocess_exec(
             *command,
             "--topology",
@@ -205,9 +232,19 @@ class Launcher:
         self._tell(node, "starting", node.last_time)
         if self._stopping.is_set():  # asked to while the process was being made
             _ask_to_end(process)
-        assert process.stdout is not None and process.stderr is not None
-        await asyncio.gather(self._read_announcements(node, process.stdout), self._read_log(node, process.stderr))
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        await asyncio.gather(
+            self._give_order(process.stdin),
+            self._read_announcements(node, process.stdout),
+            self._read_log(node, process.stderr),
+        )
         return await process.wait()
+
+    async def _give_order(self, stdin: asyncio.StreamWriter) -> None:
+        # It may have died already: uvloop calls that a RuntimeError ("the handler is closed").
+        with contextlib.suppress(ConnectionError, RuntimeError):
+            stdin.write(self._order)
+            await stdin.drain()
 
     async def _read_announcements(self, node: _NodeProcess, stdout: asyncio.StreamReader) -> None:
         async for line in stdout:

@@ -1,8 +1,8 @@
 """One node as a process: from topology.toml to serving, and to a clean end.
 
 The order matters: the folder's lock before anything is bound or opened (a second bind of an ipc path would steal it
-silently), the placement before the shards, the shards before a generation is taken, and the generation, durably, before
-the first write.
+silently), the placement before the shards, and the generation last, durably, once shards are open and sockets bound,
+before the first request is looked at: a start that fails takes none.
 
 Exit codes: 0 stopped as asked; 2 refused to start, the reason in the last line of its log; anything else is a crash.
 A line on standard output, `{"event": "serving", ...}`, tells the launcher that the node serves.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import hashlib
 import logging
 import os
 import sys
@@ -25,11 +24,13 @@ import uvloop
 
 from ..fragment_stores.lmdb_lookup import find
 from ..wire.control_store import FileControlStore, establish_placement, take_generation
+from ..wire.data_directory import directory_name, socket_name
 from ..wire.descriptors import descriptors_max, raise_limit
 from ..wire.errors import ConfigurationError, DawnchorusError
 from ..wire.placement import Placement
 from ..wire.private_files import make_private
 from ..wire.process import tune_process
+from ..wire.restore_marker import require_no_restore
 from ..wire.topology import Topology, require_local_endpoints
 from ..wire.topology_file import load_topology
 from .acceptance import IPC_DESCRIPTORS_MIN
@@ -37,9 +38,19 @@ from .bounded_output import BoundedOutput, write_all
 from .crashes import CrashRecord, find_damaged
 from .ends import EXIT_REFUSED, handle_ends
 from .logs import log_to_stderr
+from .neighbours import require_alone
 from .node import FragmentNode
 from .runtime_directory import ipc_endpoint
-from .shards import any_shard_on_disk, close_shards, locked_folder, open_shards, shard_folder
+from .shards import (
+    any_shard_on_disk,
+    begin_generation,
+    close_shards,
+    locked_folder,
+    open_shards,
+    require_older,
+    shard_folder,
+)
+from .start_order import NEW_CLUSTER, read_order
 
 __all__ = ["EXIT_REFUSED", "run_node"]
 
@@ -52,15 +63,19 @@ default of 5 ms, three to four times with this."""
 _log = logging.getLogger(__name__)
 
 
-def run_node(topology_path: str | os.PathLike[str], name: str, *, until_stdin_closes: bool = False) -> int:
+def run_node(
+    topology_path: str | os.PathLike[str], name: str, *, until_stdin_closes: bool = False, launched: bool = False
+) -> int:
     """Run node `name` in this process until SIGINT or SIGTERM; return its exit code.
 
-    `until_stdin_closes` is the launcher's lifeline: standard input is a pipe that the launcher holds and never writes
-    to, so that its end, however the launcher died, ends the node.
+    `until_stdin_closes` is the launcher's lifeline: standard input is a pipe that the launcher holds, so that its end,
+    however the launcher died, ends the node. `launched`: and its first line says what to start (`nodes.start_order`),
+    whatever the topology file says by now.
     """
     log_to_stderr(name)
     try:
-        topology = load_topology(topology_path)
+        order = read_order(sys.stdin.fileno()) if launched else None
+        topology = load_topology(topology_path) if order is None else order.read_topology()
         if name not in topology.nodes:
             known = ", ".join(topology.nodes)
             raise ConfigurationError(f"{topology_path}: there is no node {name!r}; its nodes are {known}")
@@ -69,11 +84,16 @@ def run_node(topology_path: str | os.PathLike[str], name: str, *, until_stdin_cl
         sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
         tune_process()
         raise_limit()
+        if order is not None:
+            order.require_place()
+        require_no_restore(topology.data_dir)
+        require_alone(topology, [name])
         folder = Path(topology.data_dir) / name
         with locked_folder(folder), CrashRecord(folder) as crashes:
             if changed := make_private(folder):
                 _log.warning("others could read the data: it is its owner's alone again", extra={"changed": changed})
-            uvloop.run(_serve(topology, name, crashes, until_stdin_closes=until_stdin_closes))
+            cluster_uuid = "" if order is None else order.cluster_uuid
+            uvloop.run(_serve(topology, name, cluster_uuid, crashes, until_stdin_closes=until_stdin_closes or launched))
     except DawnchorusError as error:
         _log.error("refused", extra={"detail": str(error)})
         return EXIT_REFUSED
@@ -82,14 +102,25 @@ def run_node(topology_path: str | os.PathLike[str], name: str, *, until_stdin_cl
     return 0
 
 
-async def _serve(topology: Topology, name: str, crashes: CrashRecord, *, until_stdin_closes: bool) -> None:
+async def _serve(
+    topology: Topology, name: str, cluster_uuid: str, crashes: CrashRecord, *, until_stdin_closes: bool
+) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     handle_ends(loop, stopping.set)
     if until_stdin_closes:
         loop.add_reader(sys.stdin.fileno(), stopping.set)
     control = FileControlStore.in_folder(topology.data_dir)
-    placement = await establish_placement(topology, control, lambda: any_shard_on_disk(topology))
+    is_new = await control.read() is None
+    placement = await establish_placement(
+        topology,
+        control,
+        lambda: any_shard_on_disk(topology),
+        cluster_uuid=cluster_uuid,
+        before_making=lambda: asyncio.to_thread(require_alone, topology, [name]),
+    )
+    if is_new:
+        _log.warning(NEW_CLUSTER, extra={"cluster_uuid": placement.cluster_uuid, "detail": topology.data_dir})
     damaged: dict[Path, str] = {}
     if crashes.suspicious:
         _log.warning("a fault ended this node: its shards are verified before they are opened")
@@ -99,17 +130,22 @@ async def _serve(topology: Topology, name: str, crashes: CrashRecord, *, until_s
         crashes.damaged = bool(damaged)
     shards = open_shards(topology, placement, name, damaged)
     try:
-        placement = await take_generation(control, name)
-        for shard in shards.values():
-            if shard.fragments is not None:
-                shard.fragments.begin_generation(placement.generation)
+        require_older(shards, placement)
         has_room = descriptors_max() >= IPC_DESCRIPTORS_MIN
         ipc = _ipc_endpoint(topology, placement, name) if topology.ipc and has_room else ""
-        node = FragmentNode(topology, placement, name, shards, ipc=ipc)
-        node.start()
-        if find is None:
-            _log.warning("images are looked up one by one: this package was installed without a C compiler")
+        directory = directory_name(topology.data_dir, placement)
+        node = FragmentNode(topology, placement, name, shards, ipc=ipc, directory=directory)
+        node.bind()
         try:
+            placement = await take_generation(control, name, placement.cluster_uuid)
+            begin_generation(shards, placement.generation)
+        except BaseException:
+            node.unbind()
+            raise
+        node.start(placement)
+        try:
+            if find is None:
+                _log.warning("images are looked up one by one: this package was installed without a C compiler")
             _announce(topology, placement, name, len(shards))
             gc.collect()
             gc.freeze()
@@ -136,5 +172,4 @@ def _announce(topology: Topology, placement: Placement, name: str, shards: int) 
 
 
 def _ipc_endpoint(topology: Topology, placement: Placement, name: str) -> str:
-    digest = hashlib.blake2b(f"{placement.cluster_uuid}/{name}".encode(), digest_size=8).hexdigest()
-    return ipc_endpoint(f"{digest}.ipc", topology.data_dir)
+    return ipc_endpoint(f"{socket_name(topology.data_dir, placement, name)}.ipc", topology.data_dir)

@@ -15,11 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from typing import Final
-
-import psutil
 
 from ..wire.channel import Channel, Sent, receive_routed
 from ..wire.errors import InvalidRequestError, ProtocolError
@@ -40,8 +37,6 @@ from ..wire.messages import (
     Reply,
     Scan,
     SectionStatus,
-    Status,
-    StatusReply,
     decode_request,
     encode,
     read_request_number,
@@ -59,6 +54,7 @@ from .greeting import Greeting
 from .housekeeping import Housekeeper
 from .inbox import Inbox, Reading, Received, Shed
 from .listener import Listener
+from .node_status import NodeStatus
 from .peers import PEERS_MAX, Peers
 from .reads import Read
 from .scans import scan_shard
@@ -103,18 +99,19 @@ class FragmentNode:
         shards: dict[tuple[str, int], OwnedShard],
         *,
         ipc: str = "",
+        directory: str = "",
         peers_max: int = PEERS_MAX,
     ) -> None:
-        """Make the node `name`; `shards` are open, and stay the caller's to close. `ipc` is an endpoint or ""."""
+        """Make the node `name`; `shards` are open, and stay the caller's to close. `ipc`, `directory`: see Welcome."""
         self._topology = topology
         self.name = name
         self._shards = shards
         self._ipc = ipc
-        self._greeting = Greeting(topology, placement, name, ipc, shards)
+        self._directory = directory
         self._peers_max = peers_max
         self.counters = Counters()
         self._loop = asyncio.get_running_loop()
-        self._started = time.monotonic()
+        self._status = NodeStatus(topology, name, shards.values(), self.counters)
         self._inbox = Inbox(self.counters)
         self._turn_scheduled = False
         self._retry: asyncio.TimerHandle | None = None
@@ -125,22 +122,31 @@ class FragmentNode:
         self._sockets = SocketOwner()
         self._replies = self._sockets.router()
 
-    def start(self) -> None:
-        """Bind and serve.
+    def bind(self) -> None:
+        """Bind, before a generation is taken: requests wait in the socket until `start`.
 
         Raises:
             DataFolderError: an endpoint is in use or not to be had; nothing is left bound.
         """
         try:
-            listener = Listener(self._replies, self._topology.nodes[self.name].endpoint)
+            self._listener = Listener(self._replies, self._topology.nodes[self.name].endpoint)
             if self._ipc:
                 bind(self._replies, self._ipc)
         except BaseException:
-            self._sockets.close()
+            self.unbind()
             raise
+
+    def unbind(self) -> None:
+        """Give up what is bound, where the node was never started."""
+        self._sockets.close()
+        remove_ipc_file(self._ipc)
+
+    def start(self, placement: Placement) -> None:
+        """Serve by this placement, which has the generation that was taken for this start."""
+        self._greeting = Greeting(self._topology, placement, self.name, self._ipc, self._directory, self._shards)
         self._channel = Channel(self._loop, self._replies, receive_routed, self._handle_messages)
         self._peers = Peers(self._channel, self.counters, peers_max=self._peers_max)
-        self._acceptance = Acceptance(listener.shut)
+        self._acceptance = Acceptance(self._listener.shut)
         self._writer.start()
         self._ticking = self._loop.call_later(LIVENESS_TICK_S, self._tick)
 
@@ -300,7 +306,7 @@ class FragmentNode:
             except InvalidRequestError as error:
                 self._fault(peer, request.request, FaultCode.BAD_REQUEST, str(error))
         else:
-            self._reply(peer, self._status(request))
+            self._reply(peer, self._status.reply(request.request, len(self._peers), self._acceptance))
 
     def _serve_read(self, peer: bytes, reading: Reading, size: int) -> None:
         if time.monotonic() > reading.deadline:
@@ -342,21 +348,6 @@ class FragmentNode:
     def _deliver_backup(self, peer: bytes, answer: BackedUp) -> None:
         self.counters.backups += answer.status == SectionStatus.OK
         self._reply(peer, answer)
-
-    def _status(self, status: Status) -> StatusReply:
-        return StatusReply(
-            status.request,
-            self.name,
-            os.getpid(),
-            int((time.monotonic() - self._started) * 1_000),
-            psutil.Process().memory_info().rss,
-            [shard.status() for shard in self._shards.values()],
-            self.counters.as_dict(),
-            len(self._peers),
-            self._acceptance.used,
-            self._acceptance.limit,
-            self._acceptance.doors is Doors.OPEN,
-        )
 
     # --- replies ---
 

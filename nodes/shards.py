@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import secrets
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,14 +19,24 @@ from typing import Final
 
 from ..fragment_stores.lmdb_store import LMDBStore, read_identity
 from ..fragment_stores.protocol import FORMAT, FragmentStore, ShardIdentity
-from ..wire.errors import DataFolderError, StoreDamaged, StoreError, StoreFull
+from ..wire.errors import DataFolderError, PlacementError, StoreDamaged, StoreError, StoreFull
 from ..wire.folders import make_folder_durably
 from ..wire.messages import SectionStatus, ShardStatus
 from ..wire.placement import Placement
 from ..wire.private_files import FILE_MODE, make_private
 from ..wire.topology import Topology
+from ..wire.versions import ORIGINS, generation_of
 
-__all__ = ["OwnedShard", "any_shard_on_disk", "close_shards", "locked_folder", "open_shards", "shard_folder"]
+__all__ = [
+    "OwnedShard",
+    "any_shard_on_disk",
+    "begin_generation",
+    "close_shards",
+    "locked_folder",
+    "open_shards",
+    "require_older",
+    "shard_folder",
+]
 
 SERVING: Final = "serving"
 
@@ -60,12 +71,14 @@ class OwnedShard:
         """Return what StatusReply says of it."""
         if self.fragments is None:
             return ShardStatus(self.store, self.shard, self.epoch, 0, 0, 0, self.damage)
-        sizes = self.fragments.statistics()
-        state = self.damage or SERVING
+        state, notice, agents, disk_bytes = self.damage or SERVING, "", 0, 0
+        try:
+            sizes = self.fragments.statistics()
+            agents, disk_bytes = sizes.agents, sizes.disk_bytes
+        except StoreError as error:
+            notice = str(error)
         version = self.fragments.version
-        return ShardStatus(
-            self.store, self.shard, self.epoch, version, sizes.agents, sizes.disk_bytes, state, self.trouble
-        )
+        return ShardStatus(self.store, self.shard, self.epoch, version, agents, disk_bytes, state, self.trouble, notice)
 
 
 def shard_folder(topology: Topology, node: str, store: str, shard: int) -> Path:
@@ -148,6 +161,32 @@ def open_shards(
         close_shards(opened)
         raise
     return opened
+
+
+def require_older(shards: Mapping[tuple[str, int], OwnedShard], placement: Placement) -> None:
+    """Refuse shards with versions that the placement knows nothing of, before a generation is taken for them.
+
+    Raises:
+        PlacementError: the placement file is older than the data.
+    """
+    for owned in shards.values():
+        version = 0 if owned.fragments is None else owned.fragments.version
+        if generation_of(version) > placement.generation:
+            raise PlacementError(
+                f"shard {owned.store}/{owned.shard} has version {version}, of generation {generation_of(version)}; the"
+                f" placement knows generations up to {placement.generation}: the placement file is older than the"
+                " data; restore the newest one"
+            )
+
+
+def begin_generation(shards: Mapping[tuple[str, int], OwnedShard], generation: int) -> None:
+    """Let every shard take versions of a new generation from now on, each from an origin of its own.
+
+    The origin is drawn by chance (`wire.versions`): what another life of these shards has used is not known here.
+    """
+    for owned in shards.values():
+        if owned.fragments is not None:
+            owned.fragments.begin_generation(generation, secrets.randbelow(ORIGINS))
 
 
 def close_shards(shards: Mapping[tuple[str, int], OwnedShard]) -> None:

@@ -127,8 +127,12 @@ class Cluster:
                 self._router, self._kinds, self._wake_budget, state_type=self._state_type, again=self._again
             )
             self._saver = Saver(
-                self._router, self._topology.kinds_of, self._wakes.handle_acknowledged, self._home.require_open
+                self._router,
+                lambda store: self._topology.kinds_of(store),
+                self._wakes.handle_acknowledged,
+                self._home.require_open,
             )
+            self._router.handle_grown = self._handle_grown
             undo.pop_all()
         self._home.open()
         self._router.members.handle_foreign = self._home.bar
@@ -344,7 +348,7 @@ class Cluster:
 
     @property
     def topology(self) -> Topology:
-        """The cluster's topology, as this client knows it; also after it was closed."""
+        """The cluster's topology: as this client was given it, with what the nodes have beyond; also after closing."""
         try:
             return self._topology
         except AttributeError:
@@ -369,6 +373,12 @@ class Cluster:
         return await back_up_shard(self._router, store, shard, path, rate_bytes_s, deadline(deadline_s))
 
     # --- within ---
+
+    def _handle_grown(self, topology: Topology) -> None:
+        """The cluster has got stores, kinds or nodes since this client connected."""
+        self._topology = topology
+        self._kinds = Kinds(topology, self._rules)
+        self._wakes.handle_grown(self._kinds)
 
     def _kinds_open(self) -> Kinds:
         self._home.require_open()

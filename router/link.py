@@ -234,8 +234,10 @@ class Link:
         except ProtocolError as error:
             self._turn_away(f"its greeting cannot be read: {error}")
             return
-        if isinstance(reply, Fault) and connection is self._ipc:
-            self._give_up_ipc()  # over TCP it was welcome
+        if connection is self._ipc and self._welcome is not None and not _is_of_same_node(reply, self._welcome):
+            # Over TCP it was welcome: either it is not now, or who is behind that path is not the node that named it.
+            _log.warning("unix socket does not welcome", extra={"node": self.node, "endpoint": self._welcome.ipc})
+            self._give_up_ipc()
         elif isinstance(reply, Fault):
             self._turn_away(f"{reply.detail}")
         elif isinstance(reply, Pong):
@@ -335,6 +337,12 @@ class Link:
         _log.warning("node refuses", extra={"node": self.node, "endpoint": self.endpoint, "detail": reason})
         self._begin_again(self._backoff.refused_pause_s())
         self._owner.handle_refused(self, reason)
+
+
+def _is_of_same_node(reply: Reply, welcome: Welcome) -> bool:
+    """Return whether a reply is a Welcome of the same node of the same cluster on the same data directory."""
+    told = (welcome.node, welcome.cluster_uuid, welcome.directory)
+    return isinstance(reply, Welcome) and (reply.node, reply.cluster_uuid, reply.directory) == told
 
 
 def _is_local_socket(endpoint: str) -> bool:

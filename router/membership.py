@@ -1,7 +1,11 @@
 """Which nodes the cluster has, and the links to them.
 
 A router begins with a topology, or with the endpoint of any node, whose Welcome brings one. Each node gets a link of
-its own, which is kept open until the end. The placement comes with every Welcome; the newest revision counts.
+its own, which is kept open until the end. The placement comes with every Welcome; the newest revision counts. So does
+the cluster's own topology: what it has and the router's, perhaps of an older file, has not is added to that.
+
+A node that serves another cluster, or another data directory than the first that welcomed this router, is refused: a
+copy of a cluster has the same nodes, uuid and ports as the original.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from ..wire.liveness import LIVENESS_TICK_S
 from ..wire.messages import PROTOCOL, Hello, Welcome, encode
 from ..wire.placement import Placement, decode_placement, require_placed
 from ..wire.sockets import SocketOwner
-from ..wire.topology import Topology, decode_topology
+from ..wire.topology import Topology, decode_topology, extend
 from .judgement import STALL_S
 from .link import Link
 
@@ -73,6 +77,9 @@ class Membership:
         """Called with the reason when all nodes are of another cluster, with None when one no longer is."""
         self._welcomed = asyncio.Event()
         self.topology: Topology | None = None
+        """What the client was given, with what else the cluster has."""
+        self._directory = ""
+        """The data directory that this client began with (`wire.data_directory`)."""
         self.placement: Placement | None = None
         self._versions: dict[tuple[str, int], int] = {}
         self._tick_timer = self._loop.call_later(LIVENESS_TICK_S, self._tick)
@@ -121,12 +128,19 @@ class Membership:
         return f"{name}: no node answered within {deadline_s:g} s ({tried}); is it up? `dawnchorus up` starts it"
 
     def _connect_to(self, topology: Topology) -> None:
+        hello = self._hello(topology.name, (self.topology or topology).digest)
         self.topology = topology
         self._owner.handle_topology(topology)
-        hello = self._hello(topology.name, topology.digest)
         for name, node in topology.nodes.items():
             if name not in self.links:
                 self.links[name] = Link(self._sockets, node.endpoint, hello, self, name)
+
+    def _extend(self, clusters: Topology) -> None:
+        """Take in what the cluster has and the topology at hand, perhaps older, has not; connect to nodes among it."""
+        assert self.topology is not None, "links of nodes are made from it"
+        extended = extend(self.topology, clusters)
+        if extended is not self.topology:
+            self._connect_to(extended)
 
     def _hello(self, cluster: str, digest: str) -> bytes:
         return encode(Hello(PROTOCOL, cluster, self._client, digest))
@@ -157,6 +171,14 @@ class Membership:
             )
             self._note_foreign(link.node)
             return
+        if self._directory and welcome.directory and welcome.directory != self._directory:
+            link.refuse(
+                f"node {link.node!r} at {link.endpoint} serves another data directory ({welcome.directory}) of this"
+                f" cluster than this client began with ({self._directory}): a copy beside it, or one that was restored"
+                " since; a new connection takes what it finds"
+            )
+            return
+        self._directory = self._directory or welcome.directory
         if self.placement is None or placement.revision > self.placement.revision:
             self.placement = placement
         for store, shard, version in welcome.versions:
@@ -171,6 +193,7 @@ class Membership:
                 self._foreign.discard(link.node)
                 self.handle_foreign(None)
             self._owner.handle_node_up(link.node)
+            self._extend(topology)
         self._welcomed.set()
 
     def _note_foreign(self, node: str) -> None:

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import chain
 from typing import Final
 
@@ -55,6 +55,8 @@ class Router:
         self._taking_in = False
         self._pump_later: dict[str, None] = {}
         self.retries = RetryBudget(RetrySpec())
+        self.handle_grown: Callable[[Topology], None] | None = None
+        """Whom to tell of a topology that has got more than the one before: `connect` returns the first."""
         self.closed = False
         self.requests_sent = 0
         """Requests that went to nodes, those sent again among them."""
@@ -85,6 +87,8 @@ class Router:
         self.retries = RetryBudget(topology.retries)
         for node in topology.nodes:
             self._flows.setdefault(node, NodeFlow(topology.breaker, topology.admission))
+        if self.handle_grown is not None:
+            self.handle_grown(topology)
 
     def handle_node_up(self, node: str) -> None:
         """A node welcomed this router."""

@@ -128,6 +128,11 @@ class WakeEngine:
         context.state_type = self._state_type
         return context
 
+    def handle_grown(self, kinds: Kinds) -> None:
+        """The cluster has got kinds: wakes that begin from now on know them."""
+        self._kinds = kinds
+        self._readings.clear()
+
     def _reading(self, choice: Choice) -> Reading:
         placement = self._router.placement
         assert placement is not None

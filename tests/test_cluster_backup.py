@@ -5,6 +5,8 @@ import os
 import shutil
 import signal
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,6 +204,13 @@ async def test_a_backup_goes_into_an_empty_folder_only(ipc_folder: Path, tmp_pat
         assert "holds something already" in said
         said = await asyncio.to_thread(error_of, "backup", tmp_path / "data" / "backup", "-t", path)
         assert "lies in the cluster's data folder" in said
+        # Through a symbolic link as well.
+        (tmp_path / "linked").mkdir()
+        (tmp_path / "linked" / "data").symlink_to(tmp_path / "data")
+        linked = tmp_path / "linked" / "topology.toml"
+        linked.write_text(path.read_text())
+        said = await asyncio.to_thread(error_of, "backup", tmp_path / "data" / "backup", "-t", linked)
+        assert "lies in the cluster's data folder" in said
     assert [entry.name for entry in (tmp_path / "taken").iterdir()] == ["mine"]
 
 
@@ -314,12 +323,18 @@ async def test_a_damaged_shard_is_named_while_the_others_are_served_and_healed_b
     assert (await command("verify", "-t", path))["problems"] == 0
 
 
-def test_a_restore_that_died_is_repeated(stopped: Path, tmp_path: Path) -> None:
+def test_a_restore_that_is_killed_is_refused_by_every_command_and_repeated(stopped: Path, tmp_path: Path) -> None:
     path = write_topology(tmp_path, shards=SHARDS)
-    run("restore", stopped / "backup", "-t", path)
-    # As it was before its last step: the shards are there, the placement is not.
-    (tmp_path / "data" / "placement.json").unlink()
-    (tmp_path / "data" / "restore-in-progress.json").write_text("{}")
-    os.truncate(tmp_path / "data" / "live-1" / "live" / "0001" / "data.mdb", 100)
+    code = (
+        "import os, signal\n"
+        "from dawnchorus.tools import main, restoring\n"
+        "def rename(source, target):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "restoring._rename = rename\n"
+        f"main.main(['restore', {str(stopped / 'backup')!r}, '-t', {str(path)!r}])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    assert len(list((tmp_path / "data").glob("*/*/*.restoring/data.mdb"))) == 3 * SHARDS
+    for arguments in (("up",), ("verify",), ("restore", stopped / "backup", "--shard", "live/1")):
+        assert "a restore of cluster" in error_of(*arguments, "-t", path)
     run("restore", stopped / "backup", "-t", path)
     assert run_json("verify", "-t", path)["problems"] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..wire.backup_messages import BACKUP_MARKER_FILE
 from ..wire.control_store import FileControlStore
 from ..wire.errors import DataFolderError, InvalidRequestError, PlacementError
 from ..wire.placement import reconcile
+from ..wire.restore_marker import require_no_restore
 from ..wire.topology import Topology
 from ..wire.topology_file import load_topology
 from .backing_up import make_backup
@@ -61,7 +63,7 @@ def backup(folder: Path, rate_mb: float, topology: str, as_json: bool) -> int:
     """
     parsed = load_topology(topology)
     target = folder.resolve()
-    if target.is_relative_to(parsed.data_dir):
+    if target.is_relative_to(os.path.realpath(parsed.data_dir)):
         raise click.UsageError(f"{folder}: lies in the cluster's data folder; a backup should outlive that")
     text = Path(topology).read_text(encoding="utf-8")
     began = time.monotonic()
@@ -182,6 +184,7 @@ def _read_backup(source: Path) -> Manifest:
 
 
 def _placed_shards(topology: Topology) -> list[Expected]:
+    require_no_restore(topology.data_dir)
     control = FileControlStore.in_folder(topology.data_dir)
     placement = asyncio.run(control.read())
     if placement is None:

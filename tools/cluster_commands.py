@@ -35,7 +35,8 @@ def up(topology: str, as_json: bool) -> int:
 @topology_file_option
 @json_option("Print events as lines of JSON, as it does anyway.")
 @click.option("--until-stdin-closes", is_flag=True, hidden=True, help="End with the process that holds standard input.")
-def node(name: str, topology: str, as_json: bool, until_stdin_closes: bool) -> int:
+@click.option("--launched", is_flag=True, hidden=True, help="Take what to start from standard input, too.")
+def node(name: str, topology: str, as_json: bool, until_stdin_closes: bool, launched: bool) -> int:
     """Run the node NAME of a topology in this process, until Ctrl-C or SIGTERM.
 
     For those who supervise processes themselves; `dawnchorus up` runs all nodes and starts them again when they die.
@@ -48,4 +49,4 @@ def node(name: str, topology: str, as_json: bool, until_stdin_closes: bool) -> i
     from ..nodes.main import run_node
 
     del as_json
-    return run_node(topology, name, until_stdin_closes=until_stdin_closes)
+    return run_node(topology, name, until_stdin_closes=until_stdin_closes, launched=launched)

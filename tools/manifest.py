@@ -20,7 +20,16 @@ from ..wire.errors import BackupDamaged, PlacementError
 from ..wire.placement import Placement, decode_placement
 from ..wire.private_files import private_opener
 
-__all__ = ["MANIFEST_FILE", "Manifest", "ShardCopy", "read_manifest", "require_whole", "sync_folder", "write_manifest"]
+__all__ = [
+    "MANIFEST_FILE",
+    "Manifest",
+    "ShardCopy",
+    "digest_of",
+    "read_manifest",
+    "require_whole",
+    "sync_folder",
+    "write_manifest",
+]
 
 MANIFEST_FILE: Final = "backup.json"
 
@@ -118,6 +127,11 @@ def read_manifest(folder: Path) -> Manifest:
         raise BackupDamaged(f"{path}: damaged: {error}; use another backup") from error
     _require_all_shards(manifest, path)
     return manifest
+
+
+def digest_of(manifest: Manifest) -> str:
+    """Return 32 hexadecimal digits that tell a backup from every other, wherever it lies."""
+    return xxhash.xxh3_128_hexdigest(_encoder.encode(manifest))
 
 
 def require_whole(folder: Path, manifest: Manifest, tell: Callable[[ShardCopy, int], None]) -> None:

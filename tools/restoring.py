@@ -1,21 +1,29 @@
 """Restoring: a backup becomes the data folder of a stopped cluster again, whole or some shards of it.
 
-Nothing that is there is overwritten. A whole restore goes into a data folder without data: shards first, each built
-aside and renamed, the placement last. Shards without a placement are refused by every node, and a marker says whose
-they are, so that a restore that died is repeated by running it again. Single shards are healed in place: each is built
-aside, the damaged folder is kept under another name, and the new one takes its place.
+Nothing that is there is overwritten. A whole restore goes into a data folder without data. It builds each shard beside
+its place, under a name that only a restore uses; when all are there, durably, they are renamed into their places, and
+the placement is put in last. A marker says how far it has come (`wire.restore_marker`), and no node starts on it:
+
+    building    run again, with this backup or another: what was built goes, and it begins anew
+    placing     run again with this backup: it goes on, with the placement that it began with; no other backup is taken
+
+Single shards are healed in place: each is built aside, the damaged folder is kept under another name, and the new one
+takes its place.
 
 Versions only grow: a restored cluster passes over GENERATIONS_SKIPPED generations, and where the former placement is
-there, goes on from it; each start of a node takes a generation of its own in any case.
+there, goes on from it; each start of a node takes a generation and an origin of its own in any case (`wire.versions`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
+import secrets
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,24 +31,36 @@ import msgspec
 import xxhash
 
 from ..fragment_stores.lmdb_file import DATA_FILE, has_data
-from ..fragment_stores.lmdb_restore import give_identity
+from ..fragment_stores.lmdb_restore import give_identity, is_copy
 from ..fragment_stores.protocol import FORMAT, ShardIdentity
 from ..fragment_stores.verifying import FileVerifier
 from ..nodes.shards import shard_folder
 from ..wire.control_store import PLACEMENT_FILE, FileControlStore
-from ..wire.errors import BackupDamaged, ConfigurationError, DataFolderError, PlacementError
+from ..wire.errors import BackupDamaged, ConfigurationError, DataFolderError, PlacementError, StoreFull
 from ..wire.folders import make_folder_durably
-from ..wire.placement import Placement, reconcile, restored
+from ..wire.placement import (
+    GENERATIONS_SKIPPED,
+    Placement,
+    decode_placement,
+    encode_placement,
+    reconcile,
+    restored,
+)
 from ..wire.private_files import private_opener
+from ..wire.restore_marker import (
+    MARKER_FILE,
+    RestoreMarker,
+    read_marker,
+    remove_marker,
+    require_no_restore,
+    write_marker,
+)
 from ..wire.topology import Topology
 from ..wire.versions import generation_of
-from .manifest import PIECE_BYTES, Manifest, ShardCopy, sync_folder
+from .manifest import PIECE_BYTES, Manifest, ShardCopy, digest_of, sync_folder
 from .verifying import shards_of_data_folder, verify_shard
 
 __all__ = ["heal_shards", "restore_all"]
-
-MARKER_FILE: Final = "restore-in-progress.json"
-"""Says that the shards of a data folder without a placement come from a restore that has not ended."""
 
 _ASIDE: Final = ".restoring"
 
@@ -53,28 +73,108 @@ def restore_all(topology: Topology, folder: Path, manifest: Manifest, backup: Pa
     The backup's files have been found whole. `tell` hears how many bytes of which were copied.
 
     Raises:
-        DataFolderError: the folder holds data.
+        DataFolderError: the folder holds data, or another backup's restore that was interrupted while it was put in
+            place.
         PlacementError: the topology contradicts the backup.
         BackupDamaged: a file has changed meanwhile.
+        StoreFull: no space is left; what was built has been removed.
     """
+    with _naming_the_disk(folder):
+        marker = _read_own_marker(folder, manifest)
+        if marker is None or marker.phase != "placing":
+            marker = _build_all(topology, folder, manifest, backup, tell)
+        return _place_all(topology, folder, manifest, marker)
+
+
+def _read_own_marker(folder: Path, manifest: Manifest) -> RestoreMarker | None:
+    """Return the marker of a restore that this one may go on with, or begin anew."""
+    marker = read_marker(folder)
+    if marker is None or marker.phase == "building":
+        return marker
+    if not marker.phase:
+        # Of an earlier version, which built shards in their places: whose they are now, nobody can tell.
+        _require_no_data(folder, " (a restore by an earlier version was interrupted here)")
+        return marker
+    if (marker.cluster_uuid, marker.manifest) != (manifest.cluster_uuid, digest_of(manifest)):
+        raise DataFolderError(
+            f"{folder}: a restore of another backup ({marker.backup}, of cluster {marker.cluster_uuid}) was interrupted"
+            " while it was put in place; run that one again to its end, or move the data directory away"
+        )
+    return marker
+
+
+def _build_all(topology: Topology, folder: Path, manifest: Manifest, backup: Path, tell: Tell) -> RestoreMarker:
+    """Build every shard beside its place; return the marker that says so, which is there by then."""
     newest = max(generation_of(int(copy.version)) for copy in manifest.shards)
-    placement = restored(topology, manifest.read_placement(), newest)
+    placement = restored(
+        topology,
+        manifest.read_placement(),
+        newest,
+        life=secrets.token_hex(16),
+        draw=secrets.randbelow(GENERATIONS_SKIPPED),
+    )
     _require_no_data(folder)
-    marker = folder / MARKER_FILE
-    with open(marker, "wb", opener=private_opener) as file:
-        file.write(msgspec.json.encode({"cluster_uuid": placement.cluster_uuid, "backup": str(backup)}))
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(folder)
-    for copy in manifest.shards:
-        target = shard_folder(topology, placement.shards[copy.store][copy.shard].node, copy.store, copy.shard)
-        shutil.rmtree(target, ignore_errors=True)  # what an earlier restore had built
-        _build(backup, copy, target, placement, tell)
-        _rename(_aside(target), target)
-    if not FileControlStore.in_folder(folder).put_restored(placement):
-        raise DataFolderError(f"{folder}: another placement was made meanwhile; the restored one was not put in")
-    marker.unlink()
+    for leftover in folder.glob(f"*/*/*{_ASIDE}"):
+        shutil.rmtree(leftover)
+    marker = RestoreMarker(
+        manifest.cluster_uuid, str(backup), "building", digest_of(manifest), encode_placement(placement)
+    )
+    write_marker(folder, marker)
+    try:
+        for copy in manifest.shards:
+            _build(backup, copy, _place(topology, placement, copy), placement, tell)
+    except BaseException:
+        # Also where no space is left: nobody should have to look for what a restore has begun.
+        for copy in manifest.shards:
+            shutil.rmtree(_aside(_place(topology, placement, copy)), ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove_marker(folder)
+        raise
+    marker = msgspec.structs.replace(marker, phase="placing")
+    write_marker(folder, marker)
+    return marker
+
+
+def _place_all(topology: Topology, folder: Path, manifest: Manifest, marker: RestoreMarker) -> Placement:
+    """Rename every shard into its place, put the placement in, and take the marker away: all may have begun before."""
+    placement = decode_placement(marker.placement)
+    control = FileControlStore.in_folder(folder)
+    there = asyncio.run(control.read())
+    if there != placement:
+        if there is not None:
+            raise DataFolderError(
+                f"{folder}: holds a cluster already, and a restore's {MARKER_FILE}; {_NOT_OVERWRITTEN}"
+            )
+        reconcile(topology, placement)
+        for copy in manifest.shards:
+            target = _place(topology, placement, copy)
+            if _aside(target).exists():
+                if has_data(target):
+                    raise DataFolderError(f"{folder}: holds a shard already ({target}); {_NOT_OVERWRITTEN}")
+                _rename(_aside(target), target)
+            elif not has_data(target) or not is_copy(target, _identity(placement, copy), int(copy.version)):
+                raise DataFolderError(f"{target}: is not as the interrupted restore had built it; {_NOT_OVERWRITTEN}")
+        if not control.put_restored(placement):
+            raise DataFolderError(f"{folder}: another placement was made meanwhile; the restored one was not put in")
+    remove_marker(folder)
     return placement
+
+
+_NOT_OVERWRITTEN: Final = (
+    "nothing is overwritten: give the cluster another data_dir, or move the folder away and restore again"
+)
+
+
+@contextlib.contextmanager
+def _naming_the_disk(folder: Path) -> Generator[None]:
+    """Translate what the disk says while a restore writes."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or folder
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise StoreFull(f"{where}: {error.strerror}; make room, and run the restore again") from error
+        raise DataFolderError(f"{where}: cannot be written: {error.strerror}; run the restore again then") from error
 
 
 def heal_shards(
@@ -92,7 +192,21 @@ def heal_shards(
     Raises:
         ConfigurationError: it is another cluster's backup, or a shard of the data folder is sound.
         BackupDamaged: a file has changed meanwhile.
+        StoreFull: no space is left; the damaged shard is where it was.
     """
+    require_no_restore(folder)
+    with _naming_the_disk(folder):
+        return _heal(topology, folder, manifest, backup, shards, tell)
+
+
+def _heal(
+    topology: Topology,
+    folder: Path,
+    manifest: Manifest,
+    backup: Path,
+    shards: Sequence[tuple[str, int]],
+    tell: Tell,
+) -> list[Path]:
     control = FileControlStore.in_folder(folder)
     placement = _read_placement(topology, control, manifest)
     copies = {(copy.store, copy.shard): copy for copy in manifest.shards}
@@ -113,17 +227,16 @@ def heal_shards(
     return kept
 
 
-def _require_no_data(folder: Path) -> None:
+def _require_no_data(folder: Path, note: str = "") -> None:
     if (folder / PLACEMENT_FILE).exists():
         raise DataFolderError(
             f"{folder}: holds a cluster already, and nothing of it is overwritten; give the cluster another data_dir,"
             " move the folder away, or heal single damaged shards with --shard STORE/N"
         )
-    if not (folder / MARKER_FILE).exists():
-        for data in sorted(folder.glob(f"*/*/*/{DATA_FILE}")):
+    for data in sorted(folder.glob(f"*/*/*/{DATA_FILE}")):
+        if not data.parent.name.endswith(_ASIDE):
             raise DataFolderError(
-                f"{folder}: holds a shard already ({data.parent}), and no placement; nothing is overwritten: give the"
-                " cluster another data_dir, or move the folder away"
+                f"{folder}: holds a shard already ({data.parent}), and no placement{note}; {_NOT_OVERWRITTEN}"
             )
 
 
@@ -177,11 +290,19 @@ def _build(backup: Path, copy: ShardCopy, target: Path, placement: Placement, te
         os.fsync(built.fileno())
     if checksum.hexdigest() != copy.checksum:
         raise BackupDamaged(f"{source}: changed while it was read")
-    owners = placement.shards[copy.store]
-    epoch = owners[copy.shard].serving_epoch
-    give_identity(aside, ShardIdentity(FORMAT, placement.cluster_uuid, copy.store, copy.shard, len(owners), epoch))
+    give_identity(aside, _identity(placement, copy))
     for named in (aside, *aside.parents[:3]):  # store, node and data folder: a file is no safer than its folders' names
         sync_folder(named)
+
+
+def _identity(placement: Placement, copy: ShardCopy) -> ShardIdentity:
+    owners = placement.shards[copy.store]
+    epoch = owners[copy.shard].serving_epoch
+    return ShardIdentity(FORMAT, placement.cluster_uuid, copy.store, copy.shard, len(owners), epoch)
+
+
+def _place(topology: Topology, placement: Placement, copy: ShardCopy) -> Path:
+    return shard_folder(topology, placement.shards[copy.store][copy.shard].node, copy.store, copy.shard)
 
 
 def _aside(target: Path) -> Path:

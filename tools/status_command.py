@@ -13,7 +13,8 @@ from rich.table import Table
 from ..router.cluster import connect
 from ..wire.errors import DawnchorusError
 from ..wire.messages import ShardStatus, StatusReply
-from ..wire.topology import NodeSpec
+from ..wire.topology import NodeSpec, Topology
+from ..wire.topology_file import load_topology
 from .options import CONNECT_DEADLINE_S, deadline_option, endpoint_or_file_option, json_option
 from .output import format_bytes, print_json, seconds
 from .running import run
@@ -40,7 +41,8 @@ Answers = Mapping[str, StatusReply | DawnchorusError]
 def status(deadline_s: float | None, topology: str, as_json: bool) -> int:
     """Show how each node is: its process, agents, shards, bytes, and what it has counted since its start.
 
-    The exit code is 1 if a node does not answer or takes no more clients, or a shard is not served.
+    The exit code is 1 if a node does not answer or takes no more clients, a shard is not served, or nodes serve
+    different topologies.
 
     \b
     Example:
@@ -51,30 +53,65 @@ def status(deadline_s: float | None, topology: str, as_json: bool) -> int:
 
 
 async def _status(deadline_s: float, topology: str, as_json: bool) -> int:
-    async with connect(topology, connect_deadline_s=CONNECT_DEADLINE_S) as cluster:
+    source = topology if "://" in topology else load_topology(topology)
+    async with connect(source, connect_deadline_s=CONNECT_DEADLINE_S) as cluster:
         answers = await cluster.status(deadline_s)
         nodes = cluster.topology.nodes
         name = cluster.topology.name
+    digest = source.digest if isinstance(source, Topology) else ""
     if as_json:
-        print_json(describe(name, nodes, answers))
+        print_json(describe(name, nodes, answers, digest))
     else:
-        render(name, nodes, answers, result_console())
-    return 0 if all(_is_well(answers.get(node)) for node in nodes) else 1
+        render(name, nodes, answers, result_console(), digest)
+    return 0 if _all_well(nodes, answers) else 1
+
+
+def _all_well(nodes: Mapping[str, NodeSpec], answers: Answers) -> bool:
+    return all(_is_well(answers.get(node)) for node in nodes) and len(_served_topologies(answers)) <= 1
+
+
+def _served_topologies(answers: Answers) -> dict[str, list[str]]:
+    """The nodes by the topology that they serve, the one of most nodes first."""
+    served: dict[str, list[str]] = {}
+    for node, answer in answers.items():
+        if isinstance(answer, StatusReply) and answer.topology:
+            served.setdefault(answer.topology, []).append(node)
+    return dict(sorted(served.items(), key=lambda entry: -len(entry[1])))
+
+
+def _topology_problems(answers: Answers, digest: str) -> list[str]:
+    """What is wrong with the topologies that nodes serve; `digest` is that of the file at hand, "" for none."""
+    served = _served_topologies(answers)
+    if not served:
+        return []
+    (most, those), *others = served.items()
+    found = [
+        f"{', '.join(nodes)}: serves topology {other}, and {', '.join(those)} {most}: the file was changed in between;"
+        " stop all nodes, and start them together"
+        for other, nodes in others
+    ]
+    if digest and not others and digest != most:
+        found.append(
+            "the topology file here is not what the nodes serve: restart `dawnchorus up` where it was changed for them"
+        )
+    return found
 
 
 def _is_well(answer: StatusReply | DawnchorusError | None) -> bool:
     return (
         isinstance(answer, StatusReply)
         and answer.takes_clients
-        and all(shard.state == SERVING and not shard.trouble for shard in answer.shards)
+        and all(shard.state == SERVING and not shard.trouble and not shard.notice for shard in answer.shards)
     )
 
 
-def describe(name: str, nodes: Mapping[str, NodeSpec], answers: Answers) -> dict[str, object]:
-    """The cluster's status as plain JSON types: nodes in the order of the topology."""
+def describe(name: str, nodes: Mapping[str, NodeSpec], answers: Answers, digest: str = "") -> dict[str, object]:
+    """The cluster's status as plain JSON types: nodes in the order of the topology, whose digest here is `digest`."""
     return {
         "cluster": name,
-        "well": all(_is_well(answers.get(node)) for node in nodes),
+        "well": _all_well(nodes, answers),
+        "topology": digest,
+        "topology_problems": _topology_problems(answers, digest),
         "nodes": [_describe_node(spec, answers.get(node)) for node, spec in nodes.items()],
     }
 
@@ -87,6 +124,7 @@ def _describe_node(spec: NodeSpec, answer: StatusReply | DawnchorusError | None)
         **described,
         "up": True,
         "pid": answer.pid,
+        "topology": answer.topology,
         "uptime_ms": answer.uptime_ms,
         "rss_bytes": answer.rss_bytes,
         "agents": sum(shard.agents for shard in answer.shards),
@@ -110,6 +148,7 @@ def _describe_shard(shard: ShardStatus) -> dict[str, object]:
         "disk_bytes": shard.disk_bytes,
         "state": shard.state,
         "trouble": shard.trouble,
+        "notice": shard.notice,
     }
 
 
@@ -117,7 +156,7 @@ def _why_down(answer: DawnchorusError | None) -> str:
     return "no answer" if answer is None else str(answer)
 
 
-def render(name: str, nodes: Mapping[str, NodeSpec], answers: Answers, console: Console) -> None:
+def render(name: str, nodes: Mapping[str, NodeSpec], answers: Answers, console: Console, digest: str = "") -> None:
     """Print the cluster's status as tables: nodes, what they counted, and what is wrong."""
     up = {node: answer for node in nodes if isinstance(answer := answers.get(node), StatusReply)}
     table = Table(title=f"cluster {name}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -142,7 +181,7 @@ def render(name: str, nodes: Mapping[str, NodeSpec], answers: Answers, console: 
             row = (f"{answer.counters.get(counter, 0):,}" for answer in up.values())
             counters.add_row(counter.replace("_", " "), *row)
         console.print(counters)
-    for problem in _problems(nodes, answers):
+    for problem in [*_problems(nodes, answers), *_topology_problems(answers, digest)]:
         console.print(problem, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -183,5 +222,10 @@ def _problems(nodes: Mapping[str, NodeSpec], answers: Answers) -> list[str]:
             f"{node}: the last save to shard {shard.shard} of store {shard.store} failed: {shard.trouble}"
             for shard in answer.shards
             if shard.state == SERVING and shard.trouble
+        ]
+        found += [
+            f"{node}: shard {shard.shard} of store {shard.store}: {shard.notice}"
+            for shard in answer.shards
+            if shard.notice
         ]
     return found

@@ -22,7 +22,7 @@ import fcntl
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -41,7 +41,14 @@ from .placement import (
 from .private_files import FILE_MODE, private_opener
 from .topology import Topology
 
-__all__ = ["PLACEMENT_FILE", "ControlStore", "FileControlStore", "establish_placement", "take_generation"]
+__all__ = [
+    "PLACEMENT_FILE",
+    "ControlStore",
+    "FileControlStore",
+    "establish_placement",
+    "require_cluster",
+    "take_generation",
+]
 
 PLACEMENT_FILE: Final = "placement.json"
 """Name of the placement's file in a cluster's data folder. No node's folder can have it: names have no dots."""
@@ -221,13 +228,24 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return False
 
 
+async def _nobody_objects() -> None:
+    """Let a new cluster be made."""
+
+
 async def establish_placement(
-    topology: Topology, control: ControlStore, shards_on_disk: Callable[[], str | None]
+    topology: Topology,
+    control: ControlStore,
+    shards_on_disk: Callable[[], str | None],
+    *,
+    cluster_uuid: str = "",
+    before_making: Callable[[], Awaitable[None]] = _nobody_objects,
 ) -> Placement:
     """Return the cluster's placement, brought up to date with the topology; made if the cluster is new.
 
     Any number of processes may do so at once; all get the same one. `shards_on_disk` returns the path of a shard in the
-    data folder that was ever written, or None; it is asked only where there is no placement.
+    data folder that was ever written, or None; it is asked only where there is no placement. With `cluster_uuid` it has
+    to be that cluster's, which began before: none is made then. `before_making` may object to a new cluster, by an
+    error of its own; of those that are made at once it is asked for each.
 
     Raises:
         PlacementError: the placement is lost or damaged, or the topology contradicts it; what to do is in the message.
@@ -235,6 +253,7 @@ async def establish_placement(
     """
     for _attempt in range(SWAP_ATTEMPTS_MAX):
         current = await control.read()
+        require_cluster(topology.data_dir, current, cluster_uuid)
         if current is None:
             shard = shards_on_disk()
             if shard is not None:
@@ -244,6 +263,12 @@ async def establish_placement(
                 raise PlacementError(
                     f"{topology.data_dir}: there is no placement, but a shard has been written: {shard}; {_LOST_REMEDY}"
                 )
+            try:
+                await before_making()
+            except ConfigurationError:
+                if await control.read() is None:
+                    raise
+                continue  # who serves already has made it meanwhile
             expected, wanted = 0, initial_placement(topology, uuid.uuid4().hex)
         else:
             expected, wanted = current.revision, _reconcile(topology, current)
@@ -261,19 +286,36 @@ def _reconcile(topology: Topology, placement: Placement) -> Placement:
         raise PlacementError(f"data folder {topology.data_dir}: {error}") from error
 
 
-async def take_generation(control: ControlStore, node: str) -> Placement:
-    """Return the placement with a generation that no other caller ever got; it is durable when this returns.
-
-    `node` has opened its shards before; those that are new get their first epoch.
+def require_cluster(data_dir: str, placement: Placement | None, cluster_uuid: str) -> None:
+    """Refuse a data directory in which the cluster that somebody began with is not any more; "" began with none.
 
     Raises:
-        PlacementError: there is no placement (see `establish_placement`), it is damaged, or generations are used up.
+        PlacementError: there is no placement, or another cluster's.
+    """
+    if not cluster_uuid or (placement is not None and placement.cluster_uuid == cluster_uuid):
+        return
+    there = "is not there any more" if placement is None else f"holds cluster {placement.cluster_uuid} now"
+    raise PlacementError(
+        f"{data_dir}: the data of cluster {cluster_uuid}, with which this began, {there}: the directory was moved,"
+        " unmounted or replaced; put it back; nothing is made anew"
+    )
+
+
+async def take_generation(control: ControlStore, node: str, cluster_uuid: str = "") -> Placement:
+    """Return the placement with a generation that no other caller ever got; it is durable when this returns.
+
+    `node` has opened its shards before, those of `cluster_uuid`; those that are new get their first epoch.
+
+    Raises:
+        PlacementError: there is no placement (see `establish_placement`), it is damaged or another cluster's, or
+            generations are used up.
         ConfigurationError: the control store cannot be read or written.
     """
     for _attempt in range(SWAP_ATTEMPTS_MAX):
         current = await control.read()
         if current is None:
             raise PlacementError(f"there is no placement to take a generation from; {_LOST_REMEDY}")
+        require_cluster("the data directory", current, cluster_uuid)
         wanted = with_new_generation(current, node)
         if await control.compare_and_swap(current.revision, wanted):
             return msgspec.structs.replace(wanted, revision=current.revision + 1)

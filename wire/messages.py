@@ -102,6 +102,8 @@ class Welcome(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2):
     frame_bytes_max: int
     versions: list[tuple[str, int, int]] = []
     """(store, shard, version) of each shard that it serves."""
+    directory: str = ""
+    """What tells the node's data directory from its copies (`wire.data_directory`); "": not said."""
 
 
 class FetchSection(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -283,7 +285,7 @@ class Status(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=9):
 class ShardStatus(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One shard as its node sees it. `state` is "serving", or the reason why it is not served.
 
-    `trouble`: why its last commit failed, "" where it did not.
+    `trouble`: why its last commit failed, "" where it did not. `notice`: why its file could not be looked at.
     """
 
     store: str
@@ -294,12 +296,14 @@ class ShardStatus(msgspec.Struct, array_like=True, frozen=True, gc=False):
     disk_bytes: int
     state: str
     trouble: str = ""
+    notice: str = ""
 
 
 class StatusReply(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=10):
     """Answers Status. `counters` are totals since the start, by names of `nodes.counters`.
 
     `clients`: routers that it has welcomed. `takes_clients`: false where it has no descriptors to spare for more.
+    `topology`: the digest of the topology that the node serves; "": not said.
     """
 
     request: int
@@ -313,6 +317,7 @@ class StatusReply(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=10
     descriptors: int = 0
     descriptors_max: int = 0
     takes_clients: bool = True
+    topology: str = ""
 
 
 class Fault(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=11):

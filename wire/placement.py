@@ -34,6 +34,7 @@ __all__ = [
     "Placement",
     "ShardPlacement",
     "decode_placement",
+    "encode_for_clients",
     "encode_placement",
     "initial_placement",
     "reconcile",
@@ -42,7 +43,8 @@ __all__ = [
 ]
 
 GENERATIONS_SKIPPED: Final = 4_096
-"""Generations passed over by a restore: starts of nodes that may have been between backup and loss."""
+"""Generations passed over by a restore: starts of nodes that may have been between backup and loss. Up to as many more
+are drawn by chance, so that two restores of one backup rarely share any."""
 
 PLACEMENT_FORMAT: Final = 1
 """The format that this program writes, and the only one that it reads."""
@@ -68,7 +70,8 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Who serves what in a cluster; `shards[store][i]` is shard i of the store.
 
     `cluster_uuid` is 32 hexadecimal digits, `cluster` the cluster's name. `kinds` (kind -> store) and the numbers of
-    shards are kept here because they must not change silently.
+    shards are kept here because they must not change silently. `life` is drawn anew by each restore, 32 hexadecimal
+    digits: two restores of one backup are one cluster, and lead two lives; "" is the first.
     """
 
     format: int = PLACEMENT_FORMAT
@@ -78,6 +81,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     generation: int = 0
     kinds: Mapping[str, str]
     shards: Mapping[str, tuple[ShardPlacement, ...]]
+    life: str = ""
 
     def shards_of(self, node: str) -> list[tuple[str, int, int]]:
         """Return (store, shard, epoch) of each shard that `node` owns, in the order of stores and shards."""
@@ -215,17 +219,18 @@ def with_new_generation(placement: Placement, node: str) -> Placement:
     return msgspec.structs.replace(placement, generation=placement.generation + 1, shards=shards)
 
 
-def restored(topology: Topology, placement: Placement, generation: int) -> Placement:
-    """Return the placement of a cluster that is restored from a backup with `placement`: no version is used again.
+def restored(topology: Topology, placement: Placement, generation: int, *, life: str, draw: int = 0) -> Placement:
+    """Return the placement of a cluster that is restored from a backup with `placement`, and begins the life `life`.
 
     `generation` is the newest that any version of the backup has. More were used after the backup was made, nobody
-    knows how many: GENERATIONS_SKIPPED are passed over, and so are revisions. Shards whose owner the topology no longer
-    has, or not for their store, are spread as in a new cluster, with the next epoch.
+    knows how many: GENERATIONS_SKIPPED are passed over, and so are revisions; and `draw` more, a number below that
+    which is drawn for each restore. Shards whose owner the topology no longer has, or not for their store, are spread
+    as in a new cluster, with the next epoch.
 
     Raises:
         PlacementError: the topology contradicts the placement, or generations are used up.
     """
-    newest = max(placement.generation, generation) + GENERATIONS_SKIPPED
+    newest = max(placement.generation, generation) + GENERATIONS_SKIPPED + draw
     if newest >= GENERATION_MAX:
         raise PlacementError(f"generation {newest} is beyond the last one, {GENERATION_MAX}; load an export instead")
     shards: dict[str, tuple[ShardPlacement, ...]] = {}
@@ -238,7 +243,11 @@ def restored(topology: Topology, placement: Placement, generation: int) -> Place
             for index, shard in enumerate(placed)
         )
     moved = msgspec.structs.replace(
-        placement, generation=newest, revision=placement.revision + GENERATIONS_SKIPPED, shards=shards
+        placement,
+        generation=newest,
+        revision=placement.revision + GENERATIONS_SKIPPED + draw,
+        shards=shards,
+        life=life,
     )
     return reconcile(topology, moved)
 
@@ -254,10 +263,22 @@ _content_decoder: Final = msgspec.json.Decoder(dict[str, Any])
 
 
 def encode_placement(placement: Placement) -> bytes:
-    """Return the placement as indented JSON with its checksum."""
+    """Return the placement as indented JSON with its checksum.
+
+    A life that is the first is left out: a program that does not know the field then reads the placement as well.
+    """
     content = _encoder.encode(placement)
+    if not placement.life:
+        fields = msgspec.structs.asdict(placement)
+        del fields["life"]
+        content = _encoder.encode(fields)
     document = _encoder.encode(_Document(_checksum(content), msgspec.Raw(content)))
     return msgspec.json.format(document, indent=2) + b"\n"
+
+
+def encode_for_clients(placement: Placement) -> bytes:
+    """Return the placement for Welcome, which says whose life it is by itself: clients of before can read it."""
+    return encode_placement(msgspec.structs.replace(placement, life=""))
 
 
 def _checksum(content: bytes) -> str:
@@ -307,6 +328,8 @@ def _require_sound(placement: Placement) -> None:
     problem = None
     if _UUID.fullmatch(placement.cluster_uuid) is None:
         problem = f"cluster_uuid {placement.cluster_uuid!r} is not 32 hexadecimal digits"
+    elif placement.life and _UUID.fullmatch(placement.life) is None:
+        problem = f"life {placement.life!r} is not 32 hexadecimal digits"
     elif placement.revision < 0:
         problem = f"revision {placement.revision} is negative"
     elif not 0 <= placement.generation <= GENERATION_MAX:

@@ -43,6 +43,7 @@ __all__ = [
     "Topology",
     "decode_topology",
     "encode_topology",
+    "extend",
     "parse_endpoint",
     "require_local_endpoints",
 ]
@@ -196,6 +197,25 @@ class Topology(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         """
         shared = msgspec.structs.replace(self, data_dir="")
         return f"{xxhash.xxh3_64_intdigest(_canonical_encoder.encode(shared)):016x}"
+
+
+def extend(topology: Topology, cluster: Topology) -> Topology:
+    """Return a client's topology with the stores, kinds and nodes of the cluster's own that it has not.
+
+    What both have stays the client's: endpoints as it reaches them, deadlines and `ttl_s` as it was told. The same
+    object where nothing is added.
+    """
+    stores = {name: spec for name, spec in cluster.stores.items() if name not in topology.stores}
+    kinds = {name: spec for name, spec in cluster.kinds.items() if name not in topology.kinds}
+    nodes = {name: spec for name, spec in cluster.nodes.items() if name not in topology.nodes}
+    if not stores and not kinds and not nodes:
+        return topology
+    return msgspec.structs.replace(
+        topology,
+        stores={**topology.stores, **stores},
+        kinds={**topology.kinds, **kinds},
+        nodes={**topology.nodes, **nodes},
+    )
 
 
 _encoder: Final = msgspec.msgpack.Encoder()

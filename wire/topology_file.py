@@ -136,7 +136,8 @@ class _ClusterTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def load_topology(path: str | os.PathLike[str]) -> Topology:
     """Read and check a topology file.
 
-    A relative `data_dir` is resolved against the file's folder; `~` is the user's home. A fallback's dates and times
+    A relative `data_dir` is resolved against the folder of the file itself: where `path` is a symbolic link, that which
+    it leads to, whoever asks. `~` is the user's home. A fallback's dates and times
     without a time zone become strings, as they would on the wire.
 
     Raises:
@@ -193,7 +194,7 @@ def _read_topology(document: dict[str, Any], file: Path) -> Topology:
     _require_used(stores, kinds, nodes)
     return Topology(
         name=cluster.name,
-        data_dir=os.path.abspath(file.parent / os.path.expanduser(cluster.data_dir)),
+        data_dir=os.path.abspath(Path(os.path.realpath(file)).parent / os.path.expanduser(cluster.data_dir)),
         wake_deadline_ms=cluster.wake_deadline_ms,
         save_deadline_ms=cluster.save_deadline_ms,
         stores=stores,

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dawnchorus import DataFolderError, LaunchError, Saved, TopologyError, connect
+from dawnchorus import DataFolderError, LaunchError, PlacementError, Saved, TopologyError, connect
 from dawnchorus.nodes.launcher import Launcher
 from tests.support.clusters import (
     DEFAULT_NODES,
@@ -190,7 +190,7 @@ async def test_a_topology_that_contradicts_the_data_fails_the_start(ipc_folder: 
     ports = free_ports(2)
     async with running(write_topology(tmp_path, nodes=TWO_NODES, ports=ports)):
         pass
-    with pytest.raises(LaunchError, match="store 'identity' has 4 shards, the topology says 5"):
+    with pytest.raises(PlacementError, match="store 'identity' has 4 shards, the topology says 5"):
         await RunningCluster(write_topology(tmp_path, nodes=TWO_NODES, ports=ports, shards=5)).launcher.start()
     async with running(write_topology(tmp_path, nodes=TWO_NODES, ports=ports)) as cluster:
         assert cluster.states("archive-1") == ["starting", "serving"]

@@ -142,7 +142,8 @@ def test_a_node_that_is_asked_to_ends_cleanly(path: Path, number: int, ipc_folde
         assert len(set(ipc_folder.rglob("*.ipc")) - before) == 1
         save(path)
         assert node.end(number) == 0
-        [line] = node.log
+        made, line = node.log
+        assert (made["event"], made["detail"]) == ("a new cluster was made", str(data_of(path)))
         assert (line["event"], line["node"], line["writes"]) == ("stopped", NODE, 20)
     assert set(ipc_folder.rglob("*.ipc")) == before, "its socket's file is left behind"
 
@@ -219,7 +220,7 @@ def test_a_second_node_on_the_same_folder_is_refused_and_the_first_undisturbed(p
         assert isinstance(status, StatusReply)
         assert status.pid == first.pid, "the second took its ipc endpoint"
         assert first.end() == 0
-        assert [line["event"] for line in first.log] == ["stopped"]
+        assert [line["event"] for line in first.log] == ["a new cluster was made", "stopped"]
 
 
 def first_ipc(path: Path) -> str:
@@ -241,13 +242,13 @@ def test_a_port_in_use_is_refused_with_the_remedy(path: Path) -> None:
         assert reason.startswith(f"cannot bind {endpoint_of(path)}: Address already in use")
         assert reason.endswith("end the process that uses it or give the node another endpoint in topology.toml")
     with NodeProcess(path) as node:
-        assert node.serving()["generation"] == 2, "a generation that was taken is never taken again"
+        assert node.serving()["generation"] == 1, "a start that failed took a generation"
 
 
 def test_a_data_folder_that_cannot_be_written_is_refused(tmp_path: Path, path: Path) -> None:
     (tmp_path / "data").write_text("a file in the folder's place")
     with NodeProcess(path) as node:
-        assert f"{tmp_path}/data/{NODE}: cannot be written: Not a directory; make it writable" in node.refused()
+        assert f"{tmp_path}/data/{NODE}: cannot be written: File exists; make it writable" in node.refused()
     assert (tmp_path / "data").read_text() == "a file in the folder's place"
 
 

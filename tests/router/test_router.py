@@ -222,15 +222,15 @@ async def test_a_topology_that_contradicts_the_cluster_is_refused(
                 pass
 
 
-async def test_a_topology_that_knows_fewer_kinds_is_good_enough() -> None:
+async def test_a_topology_that_knows_fewer_kinds_learns_the_others() -> None:
     topology = fake_topology()
     async with fake_cluster(topology) as nodes:
-        nodes.put("a", profile=1, session=2)
+        nodes.put("a", profile=1, session=2, history=3)
         fewer = {kind: spec for kind, spec in topology.kinds.items() if kind != "history"}
         async with connect(msgspec.structs.replace(topology, kinds=fewer)) as cluster:
-            assert (await cluster.wake("a", deadline_s=LONG_S))["session"] == 2
-            with pytest.raises(UnknownKindError):
-                cluster.wake("a", kinds=["history"])
+            state = await cluster.wake("a", deadline_s=LONG_S)
+            assert (state["session"], state["history"]) == (2, 3)
+            assert cluster.topology.kinds == topology.kinds
 
 
 async def test_a_type_of_an_unknown_kind_is_refused() -> None:

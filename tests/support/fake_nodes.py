@@ -137,6 +137,7 @@ class FakeNode:
         self.placement = placement
         self.name = name
         self.ipc = ipc
+        self.directory = ""
         self.images: dict[tuple[str, bytes], bytes] = {}
         self.version = placement.generation << 40
         self.applied: dict[bytes, int] = {}
@@ -256,7 +257,7 @@ class FakeNode:
         if isinstance(request, Hello):
             placement, topology = encode_placement(self.placement), encode_topology(self.topology)
             uuid = self.placement.cluster_uuid
-            return Welcome(self.name, uuid, placement, topology, self.ipc, FRAME_BYTES_MAX)
+            return Welcome(self.name, uuid, placement, topology, self.ipc, FRAME_BYTES_MAX, [], self.directory)
         if isinstance(request, Commit):
             committed = [self._commit(index, section) for index, section in enumerate(request.sections)]
             return Committed(request.request, committed)

@@ -24,6 +24,7 @@ __all__ = [
     "is_taken_for_dead",
     "is_up",
     "leftovers",
+    "refusals",
     "sendings",
     "stray_replies",
     "take_in",
@@ -59,6 +60,11 @@ def thread_of(cluster: SyncCluster) -> LoopThread[HostedCluster]:
 def is_up(cluster: Cluster, node: str) -> bool:
     """Whether the client is connected to a node."""
     return cluster._router.is_up(node)
+
+
+def refusals(cluster: Cluster) -> dict[str, str]:
+    """Return why nodes and this client do not belong together, by node."""
+    return cluster._router.members._refusals
 
 
 def is_taken_for_dead(cluster: Cluster, node: str) -> bool:

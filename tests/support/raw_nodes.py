@@ -17,7 +17,7 @@ import msgspec
 
 from dawnchorus.nodes.node import FragmentNode
 from dawnchorus.nodes.peers import PEERS_MAX
-from dawnchorus.nodes.shards import OwnedShard, any_shard_on_disk, close_shards, open_shards
+from dawnchorus.nodes.shards import OwnedShard, any_shard_on_disk, begin_generation, close_shards, open_shards
 from dawnchorus.wire.channel import Channel, receive_parts
 from dawnchorus.wire.control_store import FileControlStore, establish_placement, take_generation
 from dawnchorus.wire.hashing import shard_of
@@ -240,12 +240,11 @@ async def served(
     placement = await establish_placement(topology, control, lambda: any_shard_on_disk(topology))
     shards = open_shards(topology, placement, name)
     try:
-        placement = await take_generation(control, name)
-        for shard in shards.values():
-            if shard.fragments is not None:
-                shard.fragments.begin_generation(placement.generation)
         node = FragmentNode(topology, placement, name, shards, ipc=ipc, peers_max=peers_max)
-        node.start()
+        node.bind()
+        placement = await take_generation(control, name)
+        begin_generation(shards, placement.generation)
+        node.start(placement)
         try:
             yield Served(topology, node, shards)
         finally:

@@ -1,7 +1,9 @@
 """What `status` makes of the nodes' answers."""
 
 import io
+from typing import cast
 
+import msgspec
 import orjson
 from rich.console import Console
 
@@ -84,6 +86,34 @@ def test_a_node_that_takes_no_more_clients_is_named() -> None:
     assert described["nodes"][1]["takes_clients"] is False
     assert described["nodes"][1]["clients"] == 800
     assert "two takes no more clients: 900 of its 1,024 descriptors are in use" in rendered(answers)
+
+
+def test_a_shard_whose_file_is_gone_is_named() -> None:
+    gone = ShardStatus("live", 7, 1, 1, 0, 0, "serving", "", "/d/live/0007/data.mdb is not there any more")
+    answers: Answers = {"one": reply("one", "serving"), "two": StatusReply(1, "two", 1, 1, 1, [gone], {})}
+    assert describe("dev", NODES, answers)["well"] is False
+    assert "two: shard 7 of store live: /d/live/0007/data.mdb is not there any more" in rendered(answers)
+
+
+def test_nodes_that_serve_different_topologies_are_named() -> None:
+    def serving(node: str, digest: str) -> StatusReply:
+        return msgspec.structs.replace(reply(node, "serving"), topology=digest)
+
+    same: Answers = {"one": serving("one", "aa"), "two": serving("two", "aa")}
+    assert describe("dev", NODES, same, "aa")["well"] is True
+    assert "topology" not in rendered(same)
+    other: Answers = {**same, "two": serving("two", "bb"), "three": serving("three", "aa")}
+    described = describe("dev", NODES, other, "aa")
+    assert described["well"] is False
+    (problem,) = cast("list[str]", described["topology_problems"])
+    assert problem.startswith("two: serves topology bb, and one, three aa: the file was changed")
+    assert problem in rendered(other)
+    # A file that the nodes have not taken up is said, and no fault of theirs.
+    changed = describe("dev", NODES, same, "cc")
+    assert changed["well"] is True
+    assert "the topology file here is not what the nodes serve" in str(changed["topology_problems"])
+    # Nodes of before say nothing of it.
+    assert describe("dev", NODES, {"one": reply("one", "serving"), "two": serving("two", "aa")}, "aa")["well"] is True
 
 
 def test_every_column_fits_an_ordinary_terminal() -> None:

@@ -63,7 +63,8 @@ def test_a_signal_while_nodes_start_ends_them_too(tmp_path: Path) -> None:
     command = [*COMMAND, "up", "--topology", str(write_topology(tmp_path))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment()) as process:
         assert process.stdout is not None
-        pid = orjson.loads(process.stdout.readline())["pid"]
+        first = (orjson.loads(line) for line in process.stdout)
+        pid = next(event["pid"] for event in first if event.get("pid"))
         process.send_signal(signal.SIGTERM)
         events = [orjson.loads(line) for line in process.stdout]
         assert process.wait(PATIENCE_S) == 0

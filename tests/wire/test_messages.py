@@ -57,8 +57,8 @@ REPLIES: tuple[type[msgspec.Struct], ...] = get_args(Reply)
 EXAMPLES: list[tuple[Message, str]] = [
     (Hello(1, "dev", b"\x01\x02", "00ff"), "950101a3646576c4020102a430306666"),
     (
-        Welcome("live-1", "ab" * 16, b"{}", b"\x80", "ipc:///run/x.ipc", 4 << 20),
-        "9802a66c6976652d31d9206162616261626162616261626162616261626162616261626162616261626162c4027b7dc40180b06970633a2f2f2f72756e2f782e697063ce0040000090",
+        Welcome("live-1", "ab" * 16, b"{}", b"\x80", "ipc:///run/x.ipc", 4 << 20, [], "cd"),
+        "9902a66c6976652d31d9206162616261626162616261626162616261626162616261626162616261626162c4027b7dc40180b06970633a2f2f2f72756e2f782e697063ce0040000090a26364",
     ),
     (
         Fetch(
@@ -121,14 +121,15 @@ EXAMPLES: list[tuple[Message, str]] = [
             4,
             5,
             6,
-            [ShardStatus("live", 0, 1, 2, 3, 4, "serving", "full")],
+            [ShardStatus("live", 0, 1, 2, 3, 4, "serving", "full", "gone")],
             {"fetches": 1},
             7,
             8,
             9,
             False,
+            "ff",
         ),
-        "9c0a0aa66c6976652d310405069198a46c6976650001020304a773657276696e67a466756c6c81a76665746368657301070809c2",
+        "9d0a0aa66c6976652d310405069199a46c6976650001020304a773657276696e67a466756c6ca4676f6e6581a76665746368657301070809c2a26666",
     ),
     (Fault(11, 4, "no", 5), "950b0b04a26e6f05"),
     (Cancel([7, 300]), "920e9207cd012c"),
@@ -156,9 +157,10 @@ FIELDS = {
     "Scan": "request budget_us store shard epoch position agents_max sent_us prefix",
     "Scanned": "request status agents last",
     "Status": "request budget_us sent_us",
-    "ShardStatus": "store shard epoch version agents disk_bytes state trouble",
+    "ShardStatus": "store shard epoch version agents disk_bytes state trouble notice",
     "StatusReply": (
-        "request node pid uptime_ms rss_bytes shards counters clients descriptors descriptors_max takes_clients"
+        "request node pid uptime_ms rss_bytes shards counters"
+        " clients descriptors descriptors_max takes_clients topology"
     ),
     "Fault": "request code detail retry_after_us",
     "Backup": "request budget_us store shard epoch path rate_bytes_s",
@@ -176,6 +178,10 @@ OLDER: list[tuple[Message, str]] = [
     (
         StatusReply(10, "live-1", 4, 5, 6, [ShardStatus("live", 0, 1, 2, 3, 4, "serving")], {"fetches": 1}),
         "980a0aa66c6976652d310405069197a46c6976650001020304a773657276696e6781a76665746368657301",
+    ),
+    (
+        StatusReply(10, "live-1", 4, 5, 6, [ShardStatus("live", 0, 1, 2, 3, 4, "serving", "full")], {"fetches": 1}),
+        "980a0aa66c6976652d310405069198a46c6976650001020304a773657276696e67a466756c6c81a76665746368657301",
     ),
     (
         Welcome("live-1", "ab" * 16, b"{}", b"\x80", "ipc:///run/x.ipc", 4 << 20),
@@ -198,6 +204,10 @@ OLDER: list[tuple[Message, str]] = [
     (
         Committed(8, [CommittedSection(0, 0, 9, [9, 0, Refusal("no")]), CommittedSection(1, 1, 0, [], "moved")]),
         "930608929500000993090093a26e6f01c0a09501010090a56d6f766564",
+    ),
+    (
+        Welcome("live-1", "ab" * 16, b"{}", b"\x80", "ipc:///run/x.ipc", 4 << 20),
+        "9802a66c6976652d31d9206162616261626162616261626162616261626162616261626162616261626162c4027b7dc40180b06970633a2f2f2f72756e2f782e697063ce0040000090",
     ),
     (
         Commit(

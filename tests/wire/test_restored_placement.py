@@ -7,7 +7,15 @@ import pytest
 
 from dawnchorus.wire.control_store import FileControlStore
 from dawnchorus.wire.errors import PlacementError
-from dawnchorus.wire.placement import GENERATIONS_SKIPPED, ShardPlacement, initial_placement, restored
+from dawnchorus.wire.placement import (
+    GENERATIONS_SKIPPED,
+    ShardPlacement,
+    decode_placement,
+    encode_for_clients,
+    encode_placement,
+    initial_placement,
+    restored,
+)
 from dawnchorus.wire.topology import KindSpec, NodeSpec, StoreSpec, Topology
 from dawnchorus.wire.versions import GENERATION_MAX
 
@@ -27,21 +35,34 @@ def topology(*nodes: str, shards: int = 4) -> Topology:
 PLACEMENT = msgspec.structs.replace(initial_placement(topology("a", "b"), "ab" * 16), generation=9, revision=30)
 
 
+LIFE = "cd" * 16
+
+
 def test_generation_and_revision_pass_over_what_may_have_been_used() -> None:
     for newest in (3, 9):
-        made = restored(topology("a", "b"), PLACEMENT, newest)
+        made = restored(topology("a", "b"), PLACEMENT, newest, life=LIFE)
         assert (made.generation, made.revision) == (9 + GENERATIONS_SKIPPED, 30 + GENERATIONS_SKIPPED)
-    assert restored(topology("a", "b"), PLACEMENT, 500).generation == 500 + GENERATIONS_SKIPPED
+    assert restored(topology("a", "b"), PLACEMENT, 500, life=LIFE, draw=7).generation == 507 + GENERATIONS_SKIPPED
+
+
+def test_a_restored_placement_says_whose_life_it_is_and_older_clients_can_read_it() -> None:
+    made = restored(topology("a", "b"), PLACEMENT, 1, life=LIFE)
+    assert decode_placement(encode_placement(made)) == made
+    assert made.life == LIFE != PLACEMENT.life
+    assert b"life" not in encode_for_clients(made)
+    assert b"life" not in encode_placement(PLACEMENT), "what every version reads stays as it was"
+    with pytest.raises(PlacementError, match="life 'second' is not 32 hexadecimal digits"):
+        decode_placement(encode_placement(msgspec.structs.replace(made, life="second")))
 
 
 def test_every_shard_has_been_opened_and_keeps_its_owner() -> None:
-    made = restored(topology("a", "b", "c"), PLACEMENT, 1)
+    made = restored(topology("a", "b", "c"), PLACEMENT, 1, life=LIFE)
     assert made.shards["live"] == tuple(ShardPlacement("ab"[number % 2], 1) for number in range(4))
     assert made.cluster_uuid == PLACEMENT.cluster_uuid
 
 
 def test_shards_of_a_node_that_is_gone_are_spread_under_a_new_epoch() -> None:
-    made = restored(topology("b", "c"), PLACEMENT, 1)
+    made = restored(topology("b", "c"), PLACEMENT, 1, life=LIFE)
     assert made.shards["live"] == (
         ShardPlacement("b", 2),
         ShardPlacement("b", 1),
@@ -53,12 +74,12 @@ def test_shards_of_a_node_that_is_gone_are_spread_under_a_new_epoch() -> None:
 
 def test_a_topology_that_contradicts_it_is_refused() -> None:
     with pytest.raises(PlacementError, match="store 'live' has 4 shards, the topology says 5"):
-        restored(topology("a", shards=5), PLACEMENT, 1)
+        restored(topology("a", shards=5), PLACEMENT, 1, life=LIFE)
 
 
 def test_generations_that_are_used_up_are_refused() -> None:
     with pytest.raises(PlacementError, match="beyond the last one"):
-        restored(topology("a", "b"), PLACEMENT, GENERATION_MAX - 1)
+        restored(topology("a", "b"), PLACEMENT, GENERATION_MAX - 1, life=LIFE)
 
 
 async def test_a_restored_placement_is_kept_as_it_is_and_only_where_there_is_none(tmp_path: Path) -> None:

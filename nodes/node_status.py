@@ -1,0 +1,45 @@
+"""What a node says of itself when it is asked."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+
+import psutil
+
+from ..wire.messages import StatusReply
+from ..wire.topology import Topology
+from .acceptance import Acceptance, Doors
+from .counters import Counters
+from .shards import OwnedShard
+
+__all__ = ["NodeStatus"]
+
+
+class NodeStatus:
+    """The answers of one node to Status."""
+
+    def __init__(self, topology: Topology, name: str, shards: Iterable[OwnedShard], counters: Counters) -> None:
+        self._digest = topology.digest
+        self._name = name
+        self._shards = shards
+        self._counters = counters
+        self._started = time.monotonic()
+
+    def reply(self, request: int, clients: int, acceptance: Acceptance) -> StatusReply:
+        """Return how it is at this moment."""
+        return StatusReply(
+            request,
+            self._name,
+            os.getpid(),
+            int((time.monotonic() - self._started) * 1_000),
+            psutil.Process().memory_info().rss,
+            [shard.status() for shard in self._shards],
+            self._counters.as_dict(),
+            clients,
+            acceptance.used,
+            acceptance.limit,
+            acceptance.doors is Doors.OPEN,
+            self._digest,
+        )

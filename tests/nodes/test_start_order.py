@@ -1,0 +1,57 @@
+"""What the launcher tells a node that it starts, and what a node makes of it."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dawnchorus.nodes.start_order import StartOrder, encode_order, order_for, read_order
+from dawnchorus.wire.errors import ConfigurationError, PlacementError
+from dawnchorus.wire.topology_file import load_topology
+from tests.support.clusters import write_topology
+
+UUID = "ab" * 16
+
+
+@pytest.fixture
+def order(tmp_path: Path) -> StartOrder:
+    """The order for a cluster whose data directory is there."""
+    (tmp_path / "data").mkdir()
+    return order_for(load_topology(write_topology(tmp_path)), UUID)
+
+
+def read(said: bytes) -> tuple[StartOrder, bytes]:
+    """Read an order from a pipe; return it, and what is left in the pipe."""
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, said)
+        os.close(writer)
+        return read_order(reader), os.read(reader, 100)
+    finally:
+        os.close(reader)
+
+
+def test_an_order_brings_the_topology_with_its_data_directory(order: StartOrder, tmp_path: Path) -> None:
+    read_back, left = read(encode_order(order))
+    assert (read_back, left) == (order, b"")
+    assert read_back.read_topology() == load_topology(tmp_path / "topology.toml")
+
+
+def test_the_directory_of_the_start_is_the_only_one_that_is_taken(order: StartOrder, tmp_path: Path) -> None:
+    order.require_place()
+    (tmp_path / "data").rename(tmp_path / "moved")
+    with pytest.raises(PlacementError, match="cannot be had: No such file or directory: it was moved"):
+        order.require_place()
+    shutil.copytree(tmp_path / "moved", tmp_path / "data")
+    with pytest.raises(PlacementError, match=rf"data: the data directory of cluster {UUID}, .* is another one now"):
+        order.require_place()
+    (tmp_path / "data").rmdir()
+    (tmp_path / "moved").rename(tmp_path / "data")
+    order.require_place()
+
+
+@pytest.mark.parametrize("said", [b"", b"{", b"{}\n", b"\xff\n", b'{"topology": 1}\n'])
+def test_a_launcher_that_died_before_it_said_what_to_start_is_said(said: bytes) -> None:
+    with pytest.raises(ConfigurationError, match="standard input"):
+        read(said)
