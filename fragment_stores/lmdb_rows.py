@@ -9,11 +9,17 @@ import lmdb
 
 from ..wire.messages import Drop, Erase, Put, Refusal, RefusalCode, Write
 from ..wire.write_digest import operations_digest
+from .lmdb_databases import Databases
+from .lmdb_snapshot import row_decoder
+from .log_pins import LogPins
 from .merge import removed_kinds
 from .protocol import LogRow
 
-__all__ = ["CLOCK", "CommitWork", "due_rows", "log_row", "misused_id", "undecidable"]
+__all__ = ["CLOCK", "CommitWork", "log_row", "misused_id", "trim_log", "undecidable"]
 
+
+TRIM_ROWS_MAX: Final = 65_536
+"""Rows trimmed in one commit, about 100 ms: more than a commit brings, fewer than a pin may have kept."""
 
 CLOCK: Final = struct.Struct(">QQ")
 """A shard's version and time, under "clock" in its `meta`."""
@@ -41,17 +47,27 @@ class CommitWork:
         """Whether the expiry index has any row: where it has none, no write can end one."""
 
 
-def due_rows(cursor: lmdb.Cursor[memoryview], before_ms: int, rows_max: int) -> dict[bytes, bytes]:
-    """Return the agents of the first expiry rows that are due, by row."""
-    due: dict[bytes, bytes] = {}
-    here = cursor.first()
-    while here and len(due) < rows_max:
-        row = bytes(cursor.key())
-        if int.from_bytes(row[:8], "big") > before_ms:
-            break
-        due[row] = row[8:]
-        here = cursor.next()
-    return due
+def trim_log(
+    transaction: lmdb.Transaction[memoryview], databases: Databases, pins: LogPins, rows: int
+) -> list[tuple[int, bytes]]:
+    """Delete the oldest rows of the log, as far as nobody has pinned them; return the version and write id of each."""
+    forgotten: list[tuple[int, bytes]] = []
+    if rows <= 0:
+        return forgotten
+    with pins.lock, transaction.cursor(databases.log) as cursor:
+        limit = pins.trim_limit()
+        here = cursor.first()
+        while here and len(forgotten) < min(rows, TRIM_ROWS_MAX):
+            version = int.from_bytes(cursor.key(), "big")
+            if version > limit:
+                break
+            forgotten.append((version, row_decoder.decode(cursor.value()).write_id))
+            here = cursor.delete()
+        if forgotten:
+            pins.note(forgotten[-1][0])
+    if forgotten:
+        transaction.put(b"trimmed", forgotten[-1][0].to_bytes(8, "big"), db=databases.meta)
+    return forgotten
 
 
 def undecidable(trimmed: int) -> Refusal:

@@ -29,9 +29,10 @@ from .gate import Gate
 from .lmdb_copy import copy_shard
 from .lmdb_databases import open_databases
 from .lmdb_errors import FAILURES, MAP_BYTES, MAP_BYTES_MAX, translate
+from .lmdb_expiry import due_rows, postpone
 from .lmdb_file import DATA_FILE, has_data, make_folder, open_environment, read_ahead, require_whole
 from .lmdb_identity import decode_identity, read_identity, require_identity
-from .lmdb_rows import CLOCK, CommitWork, due_rows, log_row, misused_id, undecidable
+from .lmdb_rows import CLOCK, CommitWork, log_row, misused_id, trim_log, undecidable
 from .lmdb_snapshot import LMDBSnapshot, row_decoder
 from .log_pins import LogPins
 from .merge import expiry_of, merge
@@ -42,9 +43,6 @@ __all__ = ["LMDBSnapshot", "LMDBStore", "read_identity"]
 LOG_ROWS_MAX: Final = 16_384
 """Rows of the log that are kept. Each costs about 200 bytes of the node's memory (its write id): 3 MiB a shard; ten
 minutes of retries at 25 saves a second a shard."""
-
-_TRIM_ROWS_MAX: Final = 65_536
-"""Rows trimmed in one commit, about 100 ms: more than a commit brings, fewer than a pin may have kept."""
 
 _KEY_BYTES_MAX: Final = 511
 """LMDB's longest key; a read with a longer one is an error, not an absence."""
@@ -224,7 +222,8 @@ class LMDBStore:
                             f"{self.path}: the data is damaged: the log has a row newer than the shard's clock, version"
                             f" {self.version}; restore a backup"
                         )
-                    work.forgotten = self._trim(transaction, self._log_rows + len(work.rows) - LOG_ROWS_MAX)
+                    rows = self._log_rows + len(work.rows) - LOG_ROWS_MAX
+                    work.forgotten = trim_log(transaction, self._databases, self._pins, rows)
                     transaction.put(b"clock", CLOCK.pack(work.version, work.clock_ms), db=self._databases.meta)
             except lmdb.MapFullError as error:
                 if self._map_bytes >= MAP_BYTES_MAX or not self._grow():
@@ -310,26 +309,6 @@ class LMDBStore:
             work.applied[write.write_id] = version
         return version
 
-    def _trim(self, transaction: lmdb.Transaction[memoryview], rows: int) -> list[tuple[int, bytes]]:
-        """Delete the oldest rows of the log; return the version and write id of each."""
-        forgotten: list[tuple[int, bytes]] = []
-        if rows <= 0:
-            return forgotten
-        with self._pins.lock, transaction.cursor(self._databases.log) as cursor:
-            limit = self._pins.trim_limit()
-            here = cursor.first()
-            while here and len(forgotten) < min(rows, _TRIM_ROWS_MAX):
-                version = int.from_bytes(cursor.key(), "big")
-                if version > limit:
-                    break
-                forgotten.append((version, row_decoder.decode(cursor.value()).write_id))
-                here = cursor.delete()
-            if forgotten:
-                self._pins.note(forgotten[-1][0])
-        if forgotten:
-            transaction.put(b"trimmed", forgotten[-1][0].to_bytes(8, "big"), db=self._databases.meta)
-        return forgotten
-
     def sweep(self, before_ms: int, rows_max: int, now_ms: int) -> tuple[int, int]:
         """Remove fragments that expired by `before_ms`, in one logged commit."""
         try:
@@ -366,6 +345,18 @@ class LMDBStore:
         if gone:
             self._apply(transaction, Write(agent, b"", 0, [Drop(kind) for kind in gone]), work)
         return len(gone)
+
+    def postpone_expiry(self, since_ms: int, by_ms: int, now_ms: int) -> int:
+        """Let fragments written at `since_ms` or later expire `by_ms` later."""
+        postponed = 0
+
+        def postpone_all(transaction: lmdb.Transaction[memoryview], _: CommitWork) -> bool:
+            nonlocal postponed
+            postponed = postpone(transaction, self._databases, since_ms, by_ms)
+            return postponed > 0
+
+        self._transact(postpone_all, now_ms)
+        return postponed
 
     def sync(self) -> None:
         """Make every commit durable (mdb_env_sync)."""

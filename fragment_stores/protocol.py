@@ -205,6 +205,16 @@ class FragmentStore(Protocol):
         """
         ...
 
+    def postpone_expiry(self, since_ms: int, by_ms: int, now_ms: int) -> int:
+        """Let fragments written at `since_ms` (by the shard's clock) or later expire `by_ms` later; return how many.
+
+        Their versions stay: nobody has saved anything. `now_ms` is the shard's clock from then on.
+
+        Raises:
+            StoreFull, StoreError: nothing of it was done.
+        """
+        ...
+
     def sync(self) -> None:
         """Make every commit durable; needed only where commits are not so by themselves (durability "async").
 

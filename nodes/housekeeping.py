@@ -1,9 +1,9 @@
 """What the writer thread does beside commits: sweeping expired fragments, and syncing stores of durability "async".
 
 Expired fragments are never shown, whether swept or not: readers judge by the shard's clock. The sweeper gives their
-space back. It waits a grace time, so that a clock that ran ahead a little costs nothing, and stands still for a while
-after the wall clock jumped: a person may set it right before anything is deleted by it. It works in small logged
-commits between those of clients, so that a wake or save waits for one of them at most.
+space back. It waits a grace time, so that a clock that ran ahead a little costs nothing, and stands still while the
+wall clock is in doubt (`clock`). It works in small logged commits between those of clients, so that a wake or save
+waits for one of them at most.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Final
 from ..wire.errors import StoreError
 from .clock import Clock
 from .counters import Counters
+from .logs import log_repeated
 from .shards import OwnedShard
 
 __all__ = ["Housekeeper"]
@@ -26,9 +27,6 @@ _SWEEP_ROWS_MAX: Final = 200
 
 GRACE_MS: Final = 60_000
 """How long an expired fragment stays before it is swept."""
-
-JUMP_PAUSE_S: Final = 300.0
-"""How long the sweeper stands still after the wall clock jumped."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +47,6 @@ class Housekeeper:
         self._counters = counters
         self._monotonic = monotonic
         self._sweep_due = monotonic() + _SWEEP_EVERY_S
-        self._paused_until = 0.0
         self._sync_due = {id(shard): monotonic() + shard.sync_interval_s for shard in self._asynchronous()}
 
     def due_in_s(self) -> float:
@@ -71,10 +68,12 @@ class Housekeeper:
                 self._sync(shard)
         if self._sweep_due <= now:
             self._sweep_due = now + _SWEEP_EVERY_S
-            self._sweep(now)
+            self._sweep(now, self._clock.work())
+            log_repeated()
 
     def finish(self) -> None:
-        """Sync what is not synced yet: the node stops."""
+        """Sync what is not synced yet, and write the clocks down: the node stops."""
+        self._clock.record()
         for shard in self._asynchronous():
             self._sync(shard)
 
@@ -89,16 +88,11 @@ class Housekeeper:
         except StoreError as error:
             shard.note(error)
 
-    def _sweep(self, now: float) -> None:
-        if self._clock.has_jumped():
-            self._paused_until = now + JUMP_PAUSE_S
-            _log.warning("the wall clock jumped: nothing is swept", extra={"pause_s": JUMP_PAUSE_S})
-        if now < self._paused_until:
-            return
-        clock_ms = self._clock.now_ms()
+    def _sweep(self, now: float, monotonic_ms: int) -> None:
         for shard in self._shards:
-            if shard.fragments is None:
+            if shard.fragments is None or not self._clock.may_sweep(shard, monotonic_ms):
                 continue
+            clock_ms = shard.now_ms(monotonic_ms)
             try:
                 looked_at, removed = shard.fragments.sweep(clock_ms - GRACE_MS, _SWEEP_ROWS_MAX, clock_ms)
             except StoreError as error:

@@ -11,9 +11,10 @@ import logging
 from datetime import UTC, datetime
 from typing import Final
 
+from ..wire.repeated_lines import RepeatedLines
 from .bounded_output import BoundedOutput, write_all
 
-__all__ = ["JSONFormatter", "log_to_stderr"]
+__all__ = ["JSONFormatter", "log_repeated", "log_to_stderr"]
 
 _STANDARD_ERROR: Final = 2
 
@@ -42,8 +43,22 @@ class JSONFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+_repeated = RepeatedLines()
+_shown_by: list[logging.Handler] = []
+
+
+def log_repeated(*, at_end: bool = False) -> None:
+    """Log how often lines came that were held back, where their minute is over, or all of them `at_end`."""
+    for record in _repeated.take_counts(all_of_them=at_end):
+        for handler in _shown_by:
+            handler.handle(record)
+
+
 def log_to_stderr(node: str) -> None:
-    """Send this process's log to standard error as JSON; at its end the last lines get a moment to be written."""
+    """Send this process's log to standard error as JSON, each line that repeats once a minute.
+
+    At its end the last lines get a moment to be written.
+    """
     formatter = JSONFormatter(node)
 
     def describe_dropped(dropped: int) -> bytes:
@@ -53,7 +68,10 @@ def log_to_stderr(node: str) -> None:
 
     output = BoundedOutput(lambda line: write_all(_STANDARD_ERROR, line), describe_dropped)
     atexit.register(output.close)
-    logging.basicConfig(level=logging.INFO, handlers=[_Handler(output, formatter)], force=True)
+    handler = _Handler(output, formatter)
+    handler.addFilter(_repeated)
+    _shown_by[:] = [handler]
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
 def _line(formatter: logging.Formatter, record: logging.LogRecord) -> bytes:

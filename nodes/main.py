@@ -37,7 +37,7 @@ from .acceptance import IPC_DESCRIPTORS_MIN
 from .bounded_output import BoundedOutput, write_all
 from .crashes import CrashRecord, find_damaged
 from .ends import EXIT_REFUSED, handle_ends
-from .logs import log_to_stderr
+from .logs import log_repeated, log_to_stderr
 from .neighbours import require_alone
 from .node import FragmentNode
 from .runtime_directory import ipc_endpoint
@@ -152,6 +152,7 @@ async def _serve(
             await stopping.wait()
         finally:
             await node.stop()
+            log_repeated(at_end=True)
             _log.info("stopped", extra=node.counters.as_dict())
     finally:
         close_shards(shards)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from pathlib import Path
 from typing import Final
 
 from ..wire.channel import Channel, Sent, receive_routed
@@ -43,12 +44,11 @@ from ..wire.messages import (
 )
 from ..wire.peeking import peek_request
 from ..wire.placement import Placement
-from ..wire.process import give_memory_back
 from ..wire.sockets import SocketOwner, bind, remove_ipc_file
 from ..wire.topology import Topology
 from .acceptance import Acceptance, Doors
 from .backups import BackupJob, Backups
-from .clock import Clock
+from .clock_record import open_clock
 from .counters import Counters
 from .greeting import Greeting
 from .housekeeping import Housekeeper
@@ -111,11 +111,11 @@ class FragmentNode:
         self._peers_max = peers_max
         self.counters = Counters()
         self._loop = asyncio.get_running_loop()
-        self._status = NodeStatus(topology, name, shards.values(), self.counters)
         self._inbox = Inbox(self.counters)
         self._turn_scheduled = False
         self._retry: asyncio.TimerHandle | None = None
-        self._clock = Clock(shards.values())
+        self._clock = open_clock(shards.values(), Path(topology.data_dir) / name)
+        self._status = NodeStatus(topology, name, shards.values(), self.counters, self._clock)
         housekeeper = Housekeeper(shards.values(), self._clock, self.counters)
         self._writer = Writer(self._loop, shards, self._clock, self._deliver, housekeeper)
         self._backups = Backups(self._loop, shards, placement.cluster_uuid, self._deliver_backup)
@@ -143,6 +143,7 @@ class FragmentNode:
 
     def start(self, placement: Placement) -> None:
         """Serve by this placement, which has the generation that was taken for this start."""
+        self._clock.record()
         self._greeting = Greeting(self._topology, placement, self.name, self._ipc, self._directory, self._shards)
         self._channel = Channel(self._loop, self._replies, receive_routed, self._handle_messages)
         self._peers = Peers(self._channel, self.counters, peers_max=self._peers_max)
@@ -172,12 +173,13 @@ class FragmentNode:
 
     def _handle_messages(self, messages: list[list[bytes]]) -> None:
         now = time.monotonic()
+        heard = self._peers.heard
         for message in messages:
             if len(message) != 2:
                 self.counters.garbage += 1
                 continue
             peer, frame = message
-            self._peers.heard.add(peer)
+            heard.add(peer)
             if peer not in self._inbox:
                 self._greet(peer, frame)
             elif frame == PING:
@@ -199,8 +201,6 @@ class FragmentNode:
         for peer in self._peers.handle_tick():
             self._forget(peer)
         self._acceptance.handle_tick(len(self._peers))
-        if self._peers.is_crowd_gone():
-            give_memory_back()
         self._schedule_retry()  # under way already, as the next, unless something went wrong in its midst
         if not self._turn_scheduled:
             self._turn()
@@ -313,7 +313,7 @@ class FragmentNode:
             self.counters.late += 1
             return
         try:
-            images, last = reading.read.next_frame(self._clock.now_ms())
+            images, last = reading.read.next_frame(self._clock.monotonic_ms())
         except InvalidRequestError as error:
             self._refuse(peer, reading.frame, FaultCode.BAD_REQUEST, str(error))
             return

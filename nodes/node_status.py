@@ -11,6 +11,7 @@ import psutil
 from ..wire.messages import StatusReply
 from ..wire.topology import Topology
 from .acceptance import Acceptance, Doors
+from .clock import Clock
 from .counters import Counters
 from .shards import OwnedShard
 
@@ -20,22 +21,26 @@ __all__ = ["NodeStatus"]
 class NodeStatus:
     """The answers of one node to Status."""
 
-    def __init__(self, topology: Topology, name: str, shards: Iterable[OwnedShard], counters: Counters) -> None:
+    def __init__(
+        self, topology: Topology, name: str, shards: Iterable[OwnedShard], counters: Counters, clock: Clock
+    ) -> None:
         self._digest = topology.digest
         self._name = name
         self._shards = shards
         self._counters = counters
+        self._clock = clock
         self._started = time.monotonic()
 
     def reply(self, request: int, clients: int, acceptance: Acceptance) -> StatusReply:
         """Return how it is at this moment."""
+        wall_offset_ms = self._clock.wall_offset_ms()
         return StatusReply(
             request,
             self._name,
             os.getpid(),
             int((time.monotonic() - self._started) * 1_000),
             psutil.Process().memory_info().rss,
-            [shard.status() for shard in self._shards],
+            [shard.status(wall_offset_ms) for shard in self._shards],
             self._counters.as_dict(),
             clients,
             acceptance.used,

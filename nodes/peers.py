@@ -32,9 +32,6 @@ _WAITING_BYTES_MAX: Final = 32 << 20
 """Replies that wait for a peer beside its socket: one of reads, and those of the writer, which answers hundreds of
 small saves at once; what is beyond is dropped."""
 
-_CROWD: Final = 256
-"""Peers whose memory is worth giving back: libzmq and this node keep some 50 KiB for each, 14 MiB."""
-
 _FRAME_OBJECT_BYTES: Final = 64
 """What a waiting frame takes beside its bytes: its object's head and its place in the queue."""
 
@@ -98,7 +95,6 @@ class Peers:
         """Who has said something since the last tick."""
         self.silent = 0
         """How many peers were silent at the last tick."""
-        self._most = 0
 
     def __contains__(self, peer: bytes) -> bool:
         return peer in self._waiting
@@ -152,14 +148,6 @@ class Peers:
         for peer in gone:
             self.remove(peer)
         return gone
-
-    def is_crowd_gone(self) -> bool:
-        """Return, once for each crowd, whether most of one has gone: to be asked every tick."""
-        self._most = max(self._most, len(self._waiting))
-        if self._most - len(self._waiting) < max(_CROWD, self._most // 2):
-            return False
-        self._most = len(self._waiting)
-        return True
 
     def remove(self, peer: bytes) -> None:
         """Forget a peer and the replies that wait for it."""

@@ -62,8 +62,11 @@ class Read:
         """The fetch's request number."""
         return self._fetch.request
 
-    def next_frame(self, now_ms: int) -> tuple[bytes, bool]:
+    def next_frame(self, monotonic_ms: int) -> tuple[bytes, bool]:
         """Return the next Images frame and whether it was the last.
+
+        It says one time, so sections of shards with another clock (those of a node mostly have the same) wait for
+        the next frame.
 
         Raises:
             InvalidRequestError: an agent id is outside the limits.
@@ -75,9 +78,15 @@ class Read:
         snapshots: dict[tuple[str, int], Snapshot] = {}
         room_bytes, room_agents = FRAME_BYTES_TARGET, TURN_AGENTS_MAX
         requested = self._fetch.sections
+        offset_ms: int | None = None
         try:
             while self._section < len(requested) and room_bytes > 0 and room_agents > 0:
                 section = requested[self._section]
+                shard = self._shards.get((section.store, section.shard))
+                if shard is not None and shard.fragments is not None and shard.offset_ms != offset_ms:
+                    if offset_ms is not None:
+                        break
+                    offset_ms = shard.offset_ms
                 images, status, version = self._read_section(section, snapshots, room_agents)
                 taken, taken_bytes = _fitting(images.sizes, room_bytes, first=not sections)
                 if taken < len(images.sizes):
@@ -96,6 +105,7 @@ class Read:
                     self._offset = 0
             last = self._section >= len(requested)
             self.agents_read += TURN_AGENTS_MAX - room_agents
+            now_ms = monotonic_ms + (offset_ms or 0)
             head = encode_images_head(self._fetch.request, now_ms, sections, last, found_bytes)
             return join_images(head, found), last
         finally:

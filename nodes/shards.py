@@ -57,6 +57,19 @@ class OwnedShard:
     """Why its last commit failed."""
     sync_interval_s: float = 0.0
     """How often it is synced; 0 where every commit is."""
+    offset_ms: int = 0
+    """How far its clock is ahead of the monotonic one; grows only. `nodes.clock` sets it."""
+    doubt_ms: int = 0
+    """Since when, by its clock, the wall clock is in doubt; 0 where it is not."""
+
+    @property
+    def name(self) -> str:
+        """Its name in records: store/shard."""
+        return f"{self.store}/{self.shard}"
+
+    def now_ms(self, monotonic_ms: int) -> int:
+        """Return its time, UTC, at a moment of the monotonic clock."""
+        return self.offset_ms + monotonic_ms
 
     def note(self, error: StoreError) -> SectionStatus:
         """Return the status of a section that met this error, having logged it."""
@@ -67,8 +80,8 @@ class OwnedShard:
         self.trouble = str(error)
         return SectionStatus.DISK_FULL if isinstance(error, StoreFull) else SectionStatus.INTERNAL
 
-    def status(self) -> ShardStatus:
-        """Return what StatusReply says of it."""
+    def status(self, wall_offset_ms: int | None = None) -> ShardStatus:
+        """Return what StatusReply says of it; `wall_offset_ms`: the wall clock less the monotonic one."""
         if self.fragments is None:
             return ShardStatus(self.store, self.shard, self.epoch, 0, 0, 0, self.damage)
         state, notice, agents, disk_bytes = self.damage or SERVING, "", 0, 0
@@ -78,7 +91,10 @@ class OwnedShard:
         except StoreError as error:
             notice = str(error)
         version = self.fragments.version
-        return ShardStatus(self.store, self.shard, self.epoch, version, agents, disk_bytes, state, self.trouble, notice)
+        ahead_ms = 0 if wall_offset_ms is None else self.offset_ms - wall_offset_ms
+        return ShardStatus(
+            self.store, self.shard, self.epoch, version, agents, disk_bytes, state, self.trouble, notice, ahead_ms
+        )
 
 
 def shard_folder(topology: Topology, node: str, store: str, shard: int) -> Path:

@@ -235,11 +235,11 @@ class Writer:
                 gathered.writes += section.writes
                 gathered.parts.append((job, index, len(section.writes)))
         groups = list(by_shard.values())
-        now_ms = self._clock.now_ms()
+        monotonic_ms = self._clock.look()
         if len(groups) > 1:
-            self._helpers.run([partial(shard_group.commit, now_ms, self._turn) for shard_group in groups])
+            self._helpers.run([partial(each.commit, each.shard.now_ms(monotonic_ms), self._turn) for each in groups])
         elif groups:
-            groups[0].commit(now_ms, NO_TURN)
+            groups[0].commit(groups[0].shard.now_ms(monotonic_ms), NO_TURN)
         for shard_group in groups:
             shard_group.hand_out()
 

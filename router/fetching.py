@@ -228,7 +228,8 @@ class Fetching:
             for section in images.sections:
                 if section.status == SectionStatus.OK:
                     part = parts[section.index]
-                    self._context.note_clock(part.store, images.now_ms)
+                    offset_ms = self._context.note_clock(part.store, images.now_ms)
+                    part.clock_offset_ms = max(part.clock_offset_ms, offset_ms)
                     self._sizes.note(
                         self.plan.routes.stores[part.store].name, len(section.sizes), len(part.pieces[-1].body)
                     )

@@ -9,17 +9,17 @@ is still under way. Many states that are settled in one turn of the loop travel 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from ..wire.errors import ClusterUnavailable, WrongLoopError
+from ..wire.repeated_lines import limited_logger
 from .arguments import Seconds
 from .wake_future import WakeFuture
 
 __all__ = ["Again", "Fillable", "fill"]
 
-_log = logging.getLogger(__name__)
+_log = limited_logger(__name__)
 
 
 class Fillable(Protocol):

@@ -13,7 +13,6 @@ anybody being told; whichever is answered first is used, the old one by preferen
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import stat
 from collections.abc import Callable
@@ -24,7 +23,8 @@ from zmq.utils.monitor import parse_monitor_message
 from ..wire.channel import Channel, Sent, receive_frame, receive_parts
 from ..wire.errors import ClusterUnavailable, ProtocolError
 from ..wire.liveness import SILENT_TICKS, Silence, is_asked
-from ..wire.messages import PING, Fault, Pong, Reply, Welcome, decode_reply
+from ..wire.messages import PING, Fault, Reply, Welcome, decode_reply
+from ..wire.repeated_lines import limited_logger
 from ..wire.sockets import BROKEN_EVENTS, SocketOwner
 from .backoff import Backoff
 
@@ -40,7 +40,7 @@ that was only busy takes up both in the same turn."""
 _GREETING_TICKS: Final = 5
 """Ticks that a node may take to answer a Hello; then the connection is opened anew, 3.8 to 4.75 s after it was."""
 
-_log = logging.getLogger(__name__)
+_log = limited_logger(__name__)
 
 
 class LinkOwner(Protocol):
@@ -240,8 +240,6 @@ class Link:
             self._give_up_ipc()
         elif isinstance(reply, Fault):
             self._turn_away(f"{reply.detail}")
-        elif isinstance(reply, Pong):
-            pass  # it was welcome over TCP, and is on its way to ipc
         elif not isinstance(reply, Welcome):
             _log.warning("reply before Welcome", extra={"node": self.node, "endpoint": self.endpoint})
         elif self.node and reply.node != self.node:

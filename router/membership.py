@@ -11,7 +11,6 @@ copy of a cluster has the same nodes, uuid and ports as the original.
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from ..wire.errors import ClusterUnavailable, PlacementError, TopologyError
 from ..wire.liveness import LIVENESS_TICK_S
 from ..wire.messages import PROTOCOL, Hello, Welcome, encode
 from ..wire.placement import Placement, decode_placement, require_placed
+from ..wire.repeated_lines import limited_logger
 from ..wire.sockets import SocketOwner
 from ..wire.topology import Topology, decode_topology, extend
 from .judgement import STALL_S
@@ -34,7 +34,7 @@ _CLIENT_BYTES: Final = 8
 _LATE_GRACE_S: Final = 0.3
 """How long a router goes on connecting whose deadline passed in a stall: a Welcome, and one at the ipc endpoint."""
 
-_log = logging.getLogger(__name__)
+_log = limited_logger(__name__)
 
 
 class MembershipOwner(Protocol):

@@ -52,7 +52,19 @@ class Piece:
 class Part:
     """What is asked of one store for one group: its agents, at one shard of one node."""
 
-    __slots__ = ("agents", "epoch", "failure", "group", "node", "pieces", "received", "shard", "store", "version")
+    __slots__ = (
+        "agents",
+        "clock_offset_ms",
+        "epoch",
+        "failure",
+        "group",
+        "node",
+        "pieces",
+        "received",
+        "shard",
+        "store",
+        "version",
+    )
 
     def __init__(self, group: int, agents: int, store: int, shard: int, owner: Owner) -> None:
         # The number of the group, not the group: a reference in both directions would leave the replies to the garbage
@@ -68,6 +80,8 @@ class Part:
         """Agents whose images have come, in order, or were given up."""
         self.version = 0
         """The shard version of the oldest snapshot that images came from."""
+        self.clock_offset_ms = 0
+        """How far the shard's clock is ahead of this host's monotonic one, as its replies said."""
         self.pieces: list[Piece] = []
         self.failure = Outcome.TIMEOUT
         """What the agents are whose images have not come."""
@@ -125,12 +139,13 @@ class Part:
 class Group:
     """Agents of one slot, asked together: positions `start` to `stop` - 1 of the plan. One part for each store."""
 
-    __slots__ = ("parts", "refetched", "start", "stop", "waiting")
+    __slots__ = ("_clock_offsets_ms", "parts", "refetched", "start", "stop", "waiting")
 
     def __init__(self, start: int, stop: int) -> None:
         self.start = start
         self.stop = stop
         self.parts: list[Part] = []
+        self._clock_offsets_ms: list[int] | None = None
         self.waiting = 0
         """Parts that are not whole yet, and agents' refetches under way."""
         self.refetched: dict[int, Place | list[Item]] = {}
@@ -141,6 +156,14 @@ class Group:
         if self.refetched and (instead := self.refetched.get(agent)) is not None:
             return instead.group.images(instead.agent) if isinstance(instead, Place) else tuple(instead)
         return tuple([part.image(agent) for part in self.parts])
+
+    def clock_offsets_ms(self, agent: int) -> list[int]:
+        """Return how far the clock of each store's shard is ahead of this host's monotonic one; its agents share it."""
+        if self.refetched and isinstance(instead := self.refetched.get(agent), Place):
+            return instead.group.clock_offsets_ms(instead.agent)
+        if self._clock_offsets_ms is None or self.waiting:
+            self._clock_offsets_ms = [part.clock_offset_ms for part in self.parts]
+        return self._clock_offsets_ms
 
     def is_older(self, agent: int, floors: Sequence[int]) -> bool:
         """Return whether an image of agent number `agent` may be older than the floor of its store."""

@@ -10,7 +10,6 @@ is sent again, within its deadline and one budget for all of the router's retrie
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
@@ -21,6 +20,7 @@ from ..wire.errors import ProtocolError
 from ..wire.limits import CANCEL_NUMBERS_MAX
 from ..wire.messages import Cancel, Fault, FaultCode, Pong, Reply, Welcome, decode_reply, encode
 from ..wire.placement import Placement
+from ..wire.repeated_lines import limited_logger
 from ..wire.statuses import fault_code
 from ..wire.topology import RetrySpec, Topology
 from .exchange import Exchange
@@ -38,7 +38,7 @@ _TURN_FRAMES_MAX: Final = 8
 _CANCEL_WORTH_S: Final = 0.005
 """A node drops by itself what is late: telling it that nobody waits pays for what has longer to go."""
 
-_log = logging.getLogger(__name__)
+_log = limited_logger(__name__)
 
 
 class Router:

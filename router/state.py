@@ -51,11 +51,16 @@ class WakeContext:
         """What its states are."""
         self._clock_offsets_ms = [0] * stores
 
-    def note_clock(self, store: int, now_ms: int) -> None:
-        """Take note of a store's clock (ms, UTC) as a reply that just came in gives it; the furthest one counts."""
+    def note_clock(self, store: int, now_ms: int) -> int:
+        """Take note of a store's clock (ms, UTC) as a reply that just came in gives it; the furthest one counts.
+
+        Returns how far it is ahead of this host's monotonic clock. The furthest one is that of states that ended
+        without a group: shards have clocks of their own (`Part`).
+        """
         offset = now_ms - time.monotonic_ns() // 1_000_000
         if offset > self._clock_offsets_ms[store]:
             self._clock_offsets_ms[store] = offset
+        return offset
 
     def now_ms(self, store: int) -> int:
         """Return a store's time: its clock in the replies, and this host's monotonic clock since."""
@@ -76,6 +81,7 @@ class AgentState(msgspec.Struct, gc=False, eq=False, repr_omit_defaults=True):
     _decoded: dict[int, dict[str, Fragment] | None] | None = None
     _values: dict[str, Any] | None = None
     _later: dict[str, AgentState] | None = None  # the state that shows a kind in this one's place, by kind
+    _clock_offsets_ms: list[int] | None = None  # of its shards, by store, shared with others of its group
 
     def __getitem__(self, kind: str) -> Any:
         """Return the value of a kind; of a degraded one its fallback.
@@ -243,7 +249,7 @@ class AgentState(msgspec.Struct, gc=False, eq=False, repr_omit_defaults=True):
         fragment = fragments.get(kind)
         if fragment is None:
             return Outcome.ABSENT, None
-        if fragment.expires_ms and fragment.expires_ms <= self._context.now_ms(view.store):
+        if fragment.expires_ms and fragment.expires_ms <= self._now_ms(view.store):
             return Outcome.EXPIRED, None
         return Outcome.OK, fragment
 
@@ -251,8 +257,15 @@ class AgentState(msgspec.Struct, gc=False, eq=False, repr_omit_defaults=True):
         if self._images is None:
             assert self._group is not None, "a state is made with one or the other"
             self._images = self._group.images(self._place)
+            self._clock_offsets_ms = self._group.clock_offsets_ms(self._place)
             self._group = None
         return self._images
+
+    def _now_ms(self, store: int) -> int:
+        """Return the time of the shard that the agent is of."""
+        if self._clock_offsets_ms is None:
+            return self._context.now_ms(store)
+        return self._clock_offsets_ms[store] + time.monotonic_ns() // 1_000_000
 
     def _fragments(self, store: int, image: bytes) -> dict[str, Fragment] | None:
         if self._decoded is None:

@@ -108,6 +108,9 @@ async def test_a_full_disk_refuses_saves_by_name_and_space_brings_them_back(
         with pytest.raises(SaveRefused, match="DISK_FULL") as raised:
             await cluster.save("again", {"session": os.urandom(10 * VALUE_BYTES // 2)}, deadline_s=LONG_S)
 
+        said = [event.detail for event in nodes.events if event.state == "log"]
+        assert 1 <= sum("no space left" in detail for detail in said) <= 2, "once for each shard, not for each save"
+
         filler.unlink()
         filling.refused.clear()
         saved = await raised.value.retry()

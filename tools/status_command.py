@@ -28,6 +28,9 @@ DEADLINE_S: Final = 2.0
 SERVING: Final = "serving"
 """A shard's state where nothing is wrong with it (wire.messages.ShardStatus)."""
 
+_CLOCKS_DIFFER_MS: Final = 2_000
+"""Less than this between a shard's clock and its host's is not worth a word (nodes.wall_clock, JUMP_MS)."""
+
 _WIDE_COLUMNS: Final = 100
 """Terminals as wide as this have room for endpoints as well."""
 
@@ -149,6 +152,7 @@ def _describe_shard(shard: ShardStatus) -> dict[str, object]:
         "state": shard.state,
         "trouble": shard.trouble,
         "notice": shard.notice,
+        "clock_ahead_ms": shard.clock_ahead_ms,
     }
 
 
@@ -181,7 +185,7 @@ def render(name: str, nodes: Mapping[str, NodeSpec], answers: Answers, console: 
             row = (f"{answer.counters.get(counter, 0):,}" for answer in up.values())
             counters.add_row(counter.replace("_", " "), *row)
         console.print(counters)
-    for problem in [*_problems(nodes, answers), *_topology_problems(answers, digest)]:
+    for problem in [*_problems(nodes, answers), *_topology_problems(answers, digest), *_clocks(up)]:
         console.print(problem, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -228,4 +232,23 @@ def _problems(nodes: Mapping[str, NodeSpec], answers: Answers) -> list[str]:
             for shard in answer.shards
             if shard.notice
         ]
+    return found
+
+
+def _clocks(up: Mapping[str, StatusReply]) -> list[str]:
+    """Say where shards have another time than their host: expiry goes by theirs."""
+    found: list[str] = []
+    for node, answer in up.items():
+        ahead = [shard.clock_ahead_ms for shard in answer.shards if shard.clock_ahead_ms > _CLOCKS_DIFFER_MS]
+        behind = [-shard.clock_ahead_ms for shard in answer.shards if shard.clock_ahead_ms < -_CLOCKS_DIFFER_MS]
+        if ahead:
+            found.append(
+                f"{node}: the clocks of {len(ahead)} shards are ahead of its host's, by up to"
+                f" {seconds(max(ahead) / 1000)}; they go on, and what expires still lives as long as was said"
+            )
+        if behind:
+            found.append(
+                f"{node}: its host's clock is ahead of those of {len(behind)} shards, by up to"
+                f" {seconds(max(behind) / 1000)}; they follow it when it has not been set for five minutes"
+            )
     return found

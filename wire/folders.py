@@ -5,6 +5,7 @@ A file that is synced is in its folder after a crash only if the folder was sync
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -21,6 +22,8 @@ def make_folder_durably(folder: Path) -> None:
     """
     if folder.is_dir():
         return
+    if folder.parent.exists() and not folder.parent.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder.parent))
     make_folder_durably(folder.parent)
     folder.mkdir(FOLDER_MODE, exist_ok=True)
     sync_folder(folder.parent)

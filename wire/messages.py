@@ -141,7 +141,7 @@ class ImageSection(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class Images(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=4):
-    """Answers Fetch, in as many messages as the frame size asks for. `now_ms`: the node's clock, UTC.
+    """Answers Fetch, in as many messages as the frame size asks for. `now_ms`: the clock of these shards, UTC.
 
     `body`: all images, one behind the other, in the order of the sections and of their agents. Whoever decodes the
     message gets a view of it, and cuts out an image when somebody looks at it.
@@ -286,6 +286,7 @@ class ShardStatus(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One shard as its node sees it. `state` is "serving", or the reason why it is not served.
 
     `trouble`: why its last commit failed, "" where it did not. `notice`: why its file could not be looked at.
+    `clock_ahead_ms`: how far its clock, by which fragments expire, is ahead of its host's; negative where it is behind.
     """
 
     store: str
@@ -297,6 +298,7 @@ class ShardStatus(msgspec.Struct, array_like=True, frozen=True, gc=False):
     state: str
     trouble: str = ""
     notice: str = ""
+    clock_ahead_ms: int = 0
 
 
 class StatusReply(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=10):

@@ -5,12 +5,11 @@ Both change the whole process, so a library does not do it unasked: nodes call i
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
 from typing import Final
 
-__all__ = ["give_memory_back", "tune_process"]
+__all__ = ["tune_process"]
 
 _GC_THRESHOLDS: Final = (50_000, 20, 100)
 """Storms make many small objects and no cycles: with 100,000 live agents in a host a natural storm of 10,000 took 238
@@ -43,9 +42,3 @@ def tune_process() -> bool:
     mallopt.argtypes = [ctypes.c_int, ctypes.c_int]
     mallopt.restype = ctypes.c_int
     return bool(mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES) and mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES))
-
-
-def give_memory_back() -> None:
-    """Give the system back what the heap does not use (malloc_trim(3)), where there is a glibc: some milliseconds."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -231,6 +232,26 @@ class SavesConformance(FragmentStoreConformance):
         assert store.sweep(2_050, 10, 2_050) == (1, 1)
         with store.snapshot() as snapshot:
             assert values(snapshot, [b"a", b"b"]) == [None, b"2"]
+
+    def test_what_was_written_since_a_time_can_be_postponed(self, store: FragmentStore) -> None:
+        store.commit([write(b"a", session(b"old", 100)), write(b"b", session(b"old", 9_000))], 1_000)
+        store.commit([write(b"a", Put("context", 0, 0, b"new", 50), Put("history", 0, 0, b"new"))], 1_050)
+        store.commit([write(b"c", session(b"new", 50), Put("context", 0, 0, b"new", 50))], 1_050)
+        before = {agent: fragments(store, agent) for agent in (b"a", b"b", b"c")}
+        version = store.version
+        assert store.postpone_expiry(1_050, 500, 1_600) == 3
+        assert (store.version, store.clock_ms) == (version, 1_600)
+        after = {agent: fragments(store, agent) for agent in (b"a", b"b", b"c")}
+        moved = {(b"a", "context"), (b"c", "session"), (b"c", "context")}
+        for agent, kinds in before.items():
+            for kind, fragment in kinds.items():
+                by_ms = 500 if (agent, kind) in moved else 0
+                assert after[agent][kind] == msgspec.structs.replace(fragment, expires_ms=fragment.expires_ms + by_ms)
+        assert store.sweep(1_599, 10, 1_600) == (1, 1), "of the old ones"
+        assert store.sweep(1_600, 10, 1_600) == (2, 3)
+        assert set(fragments(store, b"a")) == {"history"}
+        assert store.postpone_expiry(5_000, 500, 9_000) == 0
+        assert store.clock_ms == 1_600, "nothing was done"
 
     def test_the_sweeper_looks_at_so_many_rows_and_goes_on_the_next_time(self, path: Path) -> None:
         with self.opened(path, create=True, generation=1) as store:

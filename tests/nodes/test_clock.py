@@ -1,97 +1,231 @@
-"""The node's clock: never back, not below what its shards have seen, and aware of being set."""
+"""The clocks of shards: from where they begin, that the wall clock is doubted, and what happens once it is believed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import cast
 
 import pytest
 
 from dawnchorus.fragment_stores.protocol import FragmentStore
-from dawnchorus.nodes.clock import JUMP_MS, Clock
+from dawnchorus.nodes.clock import SWEEP_IN_DOUBT_MS, Clock
+from dawnchorus.nodes.clock_record import RECORD_FILE, boot_name, read_record, write_record
 from dawnchorus.nodes.shards import OwnedShard
+from dawnchorus.nodes.wall_clock import AGREED_MS, JUMP_MS, ClockRecord, ShardClock, WallClock, first_clocks
+from dawnchorus.wire.errors import StoreFull
 
-
-class Times:
-    """Two clocks that a test sets."""
-
-    def __init__(self, wall_ms: int = 1_000_000, monotonic_ms: int = 50) -> None:
-        self.wall_ms = wall_ms
-        self.monotonic_ms = monotonic_ms
-
-    def clock(self, *shards_ms: int | None) -> Clock:
-        """A clock over shards whose newest commits have these times; None for a shard that is not open."""
-        return Clock(shards(shards_ms), lambda: self.wall_ms, lambda: self.monotonic_ms)
-
-    def go_on(self, milliseconds: int) -> None:
-        """Let both go on."""
-        self.wall_ms += milliseconds
-        self.monotonic_ms += milliseconds
+DAY_MS = 86_400_000
 
 
 class StoreOfTime:
-    """A store of which the clock wants to know one thing."""
+    """A store of which the clock wants to know little; what it was asked to postpone is noted."""
 
     def __init__(self, clock_ms: int) -> None:
         self.clock_ms = clock_ms
+        self.postponed: list[tuple[int, int, int]] = []
+        self.full = False
+
+    def postpone_expiry(self, since_ms: int, by_ms: int, now_ms: int) -> int:
+        if self.full:
+            raise StoreFull("no space")
+        self.postponed.append((since_ms, by_ms, now_ms))
+        return 1
 
 
-def shards(times: Sequence[int | None]) -> list[OwnedShard]:
-    return [
-        OwnedShard("live", number, 1, frozenset(), None if ms is None else cast(FragmentStore, StoreOfTime(ms)))
-        for number, ms in enumerate(times)
-    ]
+class House:
+    """Shards with a clock over two clocks that a test sets; None for a shard that is not open."""
+
+    def __init__(self, *stored_ms: int | None, record: ClockRecord | None = None, wall_ms: int = 1_000_000) -> None:
+        self.wall_ms = wall_ms
+        self.monotonic_ms = 5_000
+        self.records: list[ClockRecord] = []
+        self.full = False
+        self.stores = [None if ms is None else StoreOfTime(ms) for ms in stored_ms]
+        self.shards = [
+            OwnedShard("live", number, 1, frozenset(), None if store is None else cast(FragmentStore, store))
+            for number, store in enumerate(self.stores)
+        ]
+        self.clock = Clock(
+            self.shards, record, self._write, "this boot", lambda: self.wall_ms, lambda: self.monotonic_ms
+        )
+
+    def _write(self, record: ClockRecord) -> None:
+        if self.full:
+            raise OSError(28, "no space left")
+        self.records.append(record)
+
+    def go_on(self, milliseconds: int, *, look_ms: int = 10_000) -> None:
+        """Let both clocks go on, and the housekeeper look at them."""
+        while milliseconds > 0:
+            step = min(look_ms, milliseconds)
+            milliseconds -= step
+            self.wall_ms += step
+            self.monotonic_ms += step
+            self.clock.work()
+
+    def times(self) -> list[int]:
+        return [shard.now_ms(self.monotonic_ms) for shard in self.shards if shard.fragments is not None]
 
 
-def test_it_is_the_wall_clock() -> None:
-    times = Times()
-    clock = times.clock()
-    assert clock.now_ms() == times.wall_ms
-    times.go_on(7)
-    assert clock.now_ms() == times.wall_ms
+def test_a_new_shard_begins_with_the_wall_clock_and_goes_on_with_the_monotonic_one() -> None:
+    house = House(0, 0)
+    assert house.times() == [1_000_000] * 2
+    house.wall_ms += 2 * DAY_MS
+    house.monotonic_ms += 700
+    assert house.times() == [1_000_700] * 2
 
 
-def test_it_never_goes_back() -> None:
-    times = Times()
-    clock = times.clock()
-    before = clock.now_ms()
-    times.wall_ms -= 3_600_000
-    assert clock.now_ms() == before
-    times.go_on(3_599_999)
-    assert clock.now_ms() == before
-    times.go_on(2)
-    assert clock.now_ms() == before + 1
+def test_a_new_node_in_which_nothing_was_saved_goes_back_with_a_wall_clock_that_is_set_right() -> None:
+    house = House(0, 0, wall_ms=1_000_000 + 2 * DAY_MS)
+    house.wall_ms -= 2 * DAY_MS
+    house.go_on(1_000)
+    assert house.times() == [house.wall_ms] * 2
+    assert house.stores[1] is not None
+    house.stores[1].clock_ms = house.wall_ms
+    house.wall_ms -= DAY_MS
+    house.go_on(1_000)
+    assert house.times() == [house.wall_ms + DAY_MS] * 2
 
 
-def test_it_begins_no_earlier_than_the_newest_commit_of_any_shard() -> None:
-    times = Times()
-    clock = times.clock(999_000, None, times.wall_ms + 500, 0)
-    assert clock.now_ms() == times.wall_ms + 500
-    times.go_on(501)
-    assert clock.now_ms() == times.wall_ms
+def test_a_wall_clock_that_is_set_and_set_right_again_changes_nothing() -> None:
+    house = House(1_000_000)
+    house.go_on(AGREED_MS)
+    for wrong_ms in (2 * DAY_MS, -2 * DAY_MS, JUMP_MS + 1):
+        house.wall_ms += wrong_ms
+        house.go_on(AGREED_MS - 1_000)
+        assert house.shards[0].doubt_ms
+        assert not house.clock.may_sweep(house.shards[0], house.monotonic_ms)
+        house.wall_ms -= wrong_ms
+        house.go_on(AGREED_MS)
+        assert house.times() == [house.wall_ms]
+    house.go_on(AGREED_MS)
+    assert not house.shards[0].doubt_ms
+    assert house.clock.may_sweep(house.shards[0], house.monotonic_ms)
+    assert house.stores[0] is not None
+    assert house.stores[0].postponed == []
 
 
-@pytest.mark.parametrize("jump_ms", [JUMP_MS + 1, -JUMP_MS - 1, 10**9])
-def test_being_set_is_noticed_once(jump_ms: int) -> None:
-    times = Times()
-    clock = times.clock()
-    times.go_on(60_000)
-    assert not clock.has_jumped()
-    times.wall_ms += jump_ms
-    times.go_on(1_000)
-    assert clock.has_jumped()
-    times.go_on(1_000)
-    assert not clock.has_jumped()
+def test_being_slewed_is_not_being_set() -> None:
+    wall = WallClock(1_000_000, 0)
+    for second in range(1, 4_001):
+        assert wall.handle_look(1_000_000 + second * 1_005 // 1, second * 1_000) == 0
+        assert wall.is_believed == (second * 1_000 >= AGREED_MS)
 
 
-def test_being_slewed_is_no_jump() -> None:
-    times = Times()
-    clock = times.clock()
-    for _ in range(100):
-        times.go_on(1_000)
-        times.wall_ms += 400
-        assert not clock.has_jumped()
+def test_steps_too_small_to_be_one_are_one_together() -> None:
+    wall = WallClock(1_000_000, 0)
+    moved = [wall.handle_look(1_000_000 + second * 1_100, second * 1_000) for second in range(1, 100)]
+    assert sum(1 for by_ms in moved if by_ms) >= 4
+    assert not wall.is_believed
+
+
+def test_a_clock_that_is_ahead_of_the_wall_clock_goes_on_and_never_back() -> None:
+    house = House(1_000_000 + 2 * DAY_MS)
+    assert house.times() == [1_000_000 + 2 * DAY_MS]
+    house.go_on(2 * AGREED_MS)
+    assert house.times() == [house.wall_ms + 2 * DAY_MS]
+    assert house.shards[0].doubt_ms == 0
+
+
+def test_one_shard_that_is_ahead_takes_no_other_with_it() -> None:
+    house = House(999_000, None, 1_000_000 + 2 * DAY_MS, 500_000, 0)
+    assert house.times() == [999_000, 1_000_000 + 2 * DAY_MS, 999_000, 999_000]
+
+
+def test_after_a_restart_the_time_without_a_node_is_counted_without_the_wall_clock() -> None:
+    record = ClockRecord("this boot", 1_000, {"live/0": ShardClock(700_000), "live/1": ShardClock(700_000, 650_000)})
+    house = House(600_000, 690_000, record=record, wall_ms=1_000_000 + 2 * DAY_MS)
+    assert house.times() == [704_000] * 2
+    assert [shard.doubt_ms for shard in house.shards] == [704_000, 650_000]
+
+
+def test_after_a_reboot_the_time_in_between_is_added_once_the_wall_clock_is_believed() -> None:
+    record = ClockRecord("another boot", 900_000, {"live/0": ShardClock(700_000)})
+    house = House(600_000, record=record, wall_ms=700_000 + DAY_MS)
+    assert house.times() == [700_000]
+    house.go_on(AGREED_MS - 10_000)
+    assert house.times() == [700_000 + AGREED_MS - 10_000]
+    house.go_on(10_000)
+    assert house.times() == [house.wall_ms]
+    assert house.stores[0] is not None
+    assert house.stores[0].postponed == [(700_000, DAY_MS, house.wall_ms)], "what was saved since is not older by a day"
+
+
+def test_a_clock_is_not_put_forward_before_what_was_saved_in_doubt_is_postponed() -> None:
+    house = House(0, 0)
+    house.go_on(AGREED_MS)
+    house.wall_ms += DAY_MS
+    assert house.stores[0] is not None
+    house.stores[0].full = True
+    house.go_on(AGREED_MS + 10_000)
+    assert house.times() == [house.wall_ms - DAY_MS, house.wall_ms]
+    house.stores[0].full = False
+    house.go_on(1)
+    assert house.times() == [house.wall_ms] * 2
+    assert len(house.stores[0].postponed) == 1
+
+
+def test_in_endless_doubt_what_has_expired_is_swept_all_the_same() -> None:
+    house = House(0)
+    for _ in range(SWEEP_IN_DOUBT_MS // 60_000):
+        assert not house.clock.may_sweep(house.shards[0], house.monotonic_ms)
+        house.wall_ms += 60_000
+        house.go_on(60_000)
+    assert house.clock.may_sweep(house.shards[0], house.monotonic_ms)
+
+
+def test_clocks_are_written_down_each_minute_and_when_the_wall_clock_was_set() -> None:
+    house = House(0)
+    house.go_on(600_000)
+    assert 10 <= len(house.records) <= 13
+    count = len(house.records)
+    house.wall_ms += DAY_MS
+    house.clock.look()
+    assert len(house.records) == count + 1
+    assert house.records[-1] == ClockRecord(
+        "this boot", house.monotonic_ms, {"live/0": ShardClock(house.times()[0], house.times()[0])}
+    )
+
+
+def test_a_record_that_cannot_be_written_is_tried_again() -> None:
+    house = House(0)
+    house.full = True
+    house.go_on(120_000)
+    assert house.records == []
+    house.full = False
+    house.go_on(60_000)
+    assert house.records
+
+
+@pytest.mark.parametrize(
+    ("stored_ms", "expected_ms"),
+    [
+        ({"a": 0, "b": 0}, {"a": 5_000, "b": 5_000}),
+        ({"a": 4_000, "b": 0}, {"a": 4_000, "b": 4_000}),
+        ({"a": 4_000, "b": 100}, {"a": 4_000, "b": 4_000}),
+        ({"a": 9 * DAY_MS, "b": 0}, {"a": 9 * DAY_MS, "b": 5_000}),
+        ({"a": 9 * DAY_MS, "b": 100}, {"a": 9 * DAY_MS, "b": 100}),
+    ],
+)
+def test_without_a_record_shards_begin_with_the_newest_commit_that_the_wall_clock_has_passed(
+    stored_ms: Mapping[str, int], expected_ms: Mapping[str, int]
+) -> None:
+    first = first_clocks(stored_ms, None, "boot", 5_000, 70)
+    assert {key: clock.clock_ms for key, clock in first.items()} == expected_ms
+
+
+def test_the_record_is_kept_in_a_file_and_one_that_is_damaged_is_none(tmp_path: Path) -> None:
+    assert read_record(tmp_path) is None
+    record = ClockRecord(boot_name(), 12, {"live/0": ShardClock(5, 4)})
+    write_record(tmp_path, record)
+    assert read_record(tmp_path) == record
+    assert boot_name() == boot_name()
+    assert [path.name for path in tmp_path.iterdir()] == [RECORD_FILE]
+    (tmp_path / RECORD_FILE).write_bytes(b"{")
+    assert read_record(tmp_path) is None
 
 
 def test_the_real_clocks_are_the_default() -> None:
-    clock = Clock([])
-    assert clock.now_ms() > 1_700_000_000_000
-    assert not clock.has_jumped()
+    shard = OwnedShard("live", 0, 1, frozenset(), cast(FragmentStore, StoreOfTime(0)))
+    clock = Clock([shard])
+    assert shard.now_ms(clock.look()) > 1_700_000_000_000
+    assert abs(clock.wall_offset_ms() - shard.offset_ms) < 1_000

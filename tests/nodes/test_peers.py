@@ -201,19 +201,3 @@ def test_a_peer_that_asks_and_takes_nothing_is_not_silent() -> None:
     made.peers.reply(b"a", b"0")
     assert tick(made, 50, b"a") == []
     assert b"a" in made.peers
-
-
-def test_memory_is_given_back_once_for_each_crowd_that_has_gone() -> None:
-    made = Made(b"a")
-    assert not made.peers.is_crowd_gone()
-    for _ in range(2):
-        crowd = [b"%d" % number for number in range(1_000)]
-        for peer in crowd:
-            made.peers.add(peer)
-        assert not made.peers.is_crowd_gone()
-        told = 0
-        for peer in crowd:
-            made.peers.remove(peer)
-            told += made.peers.is_crowd_gone()
-        assert 1 <= told <= 2
-        assert not made.peers.is_crowd_gone()

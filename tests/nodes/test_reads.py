@@ -94,6 +94,21 @@ def answers(asked: Fetch, frames: list[Images]) -> list[list[bytes | int]]:
     return found
 
 
+def test_shards_with_another_clock_answer_in_a_frame_of_their_own(shards: Shards) -> None:
+    fill(shards, {b"a": b"1"}, shard=0)
+    fill(shards, {b"b": b"2"}, shard=1)
+    shards["live", 1].offset_ms = 500
+    read = Read(fetch((0, [b"a"]), (1, [b"b"]), (1, [b"b"]), (0, [b"a"]), (7, [b"c"])), shards)
+    times: list[tuple[int, list[int]]] = []
+    last = False
+    while not last:
+        frame, last = read.next_frame(1_234)
+        reply = decode_reply(frame)
+        assert isinstance(reply, Images)
+        times.append((reply.now_ms, [section.index for section in reply.sections]))
+    assert times == [(1_234, [0]), (1_734, [1, 2]), (1_234, [3, 4])]
+
+
 def values_of(answered: list[bytes | int], kind: str = "session") -> list[bytes | int]:
     return [decode_image(item)[kind].value if isinstance(item, bytes) else item for item in answered]
 

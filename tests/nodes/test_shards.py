@@ -174,7 +174,7 @@ def test_a_file_in_a_stores_place_is_refused(topology: Topology) -> None:
     store = shard_folder(topology, NODE, "live", 0).parent
     store.parent.mkdir(parents=True)
     store.write_text("no folder")
-    with pytest.raises(DataFolderError, match=r"live/0000: cannot be made: File exists"):
+    with pytest.raises(DataFolderError, match=r"live/0000: cannot be made: Not a directory"):
         open_shards(topology, initial_placement(topology, UUID), NODE)
 
 

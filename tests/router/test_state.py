@@ -20,6 +20,7 @@ from dawnchorus import (
     UnknownKindError,
 )
 from dawnchorus.router.outcomes import Item
+from dawnchorus.router.parts import Group, Owner, Part, Piece
 from dawnchorus.router.state import KindView, WakeContext
 from dawnchorus.wire.image import ENCODING_BYTES, ENCODING_MSGPACK, Fragment, encode_image
 from tests.support.fake_nodes import fake_client
@@ -288,6 +289,24 @@ def test_the_furthest_clock_of_a_stores_nodes_counts(monkeypatch: pytest.MonkeyP
     context.note_clock(1, 1_000)
     assert context.now_ms(1) == 2_000
     assert context.now_ms(0) == 0, "stores have clocks of their own"
+
+
+def test_each_agent_goes_by_the_clock_of_its_own_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.monotonic_ns", lambda: 7_000_000)
+    context = state_of([])._context  # pyright: ignore[reportPrivateUsage]
+    made = image(session=1, expires_ms=1_500)
+    outcomes: list[Outcome] = []
+    context.note_clock(1, 2_000)
+    for now_ms in (1_000, 2_000):
+        group = Group(0, 1)
+        for store in range(3):
+            part = Part(0, 1, store, 0, Owner("one", 1))
+            part.pieces.append(Piece(0, [len(made)], memoryview(made)))
+            part.received = 1
+            group.parts.append(part)
+        group.parts[1].clock_offset_ms = context.note_clock(1, now_ms)
+        outcomes.append(AgentState("agent", context, group).outcome("session"))
+    assert outcomes == [Outcome.OK, Outcome.EXPIRED]
 
 
 async def test_a_fragment_that_a_node_says_has_expired_is_expired() -> None:

@@ -116,6 +116,21 @@ def test_nodes_that_serve_different_topologies_are_named() -> None:
     assert describe("dev", NODES, {"one": reply("one", "serving"), "two": serving("two", "aa")}, "aa")["well"] is True
 
 
+def test_clocks_that_differ_from_their_hosts_are_named_and_nothing_is_wrong() -> None:
+    shards = [
+        ShardStatus("live", number, 1, 1, 1_000, 1 << 20, "serving", "", "", ahead_ms)
+        for number, ahead_ms in enumerate([172_800_000, 3_000, 1_999, -60_000])
+    ]
+    answers: Answers = {"one": reply("one", "serving"), "two": StatusReply(1, "two", 1, 1, 1, shards, {})}
+    described = orjson.loads(orjson.dumps(describe("dev", NODES, answers)))
+    assert described["well"] is True
+    assert [shard["clock_ahead_ms"] for shard in described["nodes"][1]["shards"]][:2] == [172_800_000, 3_000]
+    text = rendered(answers)
+    assert "two: the clocks of 2 shards are ahead of its host's, by up to 2.0 d" in text
+    assert "two: its host's clock is ahead of those of 1 shards, by up to 60.0 s" in text
+    assert "one:" not in text
+
+
 def test_every_column_fits_an_ordinary_terminal() -> None:
     text = rendered({"one": reply("one", *["serving"] * 16), "two": reply("two", *["serving"] * 16)}, width=80)
     assert "…" not in text

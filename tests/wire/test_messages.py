@@ -121,7 +121,7 @@ EXAMPLES: list[tuple[Message, str]] = [
             4,
             5,
             6,
-            [ShardStatus("live", 0, 1, 2, 3, 4, "serving", "full", "gone")],
+            [ShardStatus("live", 0, 1, 2, 3, 4, "serving", "full", "gone", 9)],
             {"fetches": 1},
             7,
             8,
@@ -129,7 +129,7 @@ EXAMPLES: list[tuple[Message, str]] = [
             False,
             "ff",
         ),
-        "9d0a0aa66c6976652d310405069199a46c6976650001020304a773657276696e67a466756c6ca4676f6e6581a76665746368657301070809c2a26666",
+        "9d0a0aa66c6976652d31040506919aa46c6976650001020304a773657276696e67a466756c6ca4676f6e650981a76665746368657301070809c2a26666",
     ),
     (Fault(11, 4, "no", 5), "950b0b04a26e6f05"),
     (Cancel([7, 300]), "920e9207cd012c"),
@@ -157,7 +157,7 @@ FIELDS = {
     "Scan": "request budget_us store shard epoch position agents_max sent_us prefix",
     "Scanned": "request status agents last",
     "Status": "request budget_us sent_us",
-    "ShardStatus": "store shard epoch version agents disk_bytes state trouble notice",
+    "ShardStatus": "store shard epoch version agents disk_bytes state trouble notice clock_ahead_ms",
     "StatusReply": (
         "request node pid uptime_ms rss_bytes shards counters"
         " clients descriptors descriptors_max takes_clients topology"
@@ -175,6 +175,10 @@ OLDER: list[tuple[Message, str]] = [
     (Fetch(7, 1_000, [FetchSection("live", 3, 1, [b"a"])]), "950307cd03e89195a46c697665030191c40161c0c0"),
     (Scan(9, 1_000, "live", 0, 1, b"a", 100), "980709cd03e8a46c6976650001c4016164"),
     (Status(10, 1_000), "93090acd03e8"),
+    (
+        StatusReply(10, "live-1", 4, 5, 6, [ShardStatus("live", 0, 1, 2, 3, 4, "serving", "full")], {"fetches": 1}),
+        "980a0aa66c6976652d310405069198a46c6976650001020304a773657276696e67a466756c6c81a76665746368657301",
+    ),
     (
         StatusReply(10, "live-1", 4, 5, 6, [ShardStatus("live", 0, 1, 2, 3, 4, "serving")], {"fetches": 1}),
         "980a0aa66c6976652d310405069197a46c6976650001020304a773657276696e6781a76665746368657301",
@@ -290,7 +294,10 @@ anything: st.SearchStrategy[Any] = st.one_of(
         signed,
         signed,
         signed,
-        st.lists(st.builds(ShardStatus, names, signed, signed, signed, signed, signed, names, names), max_size=4),
+        st.lists(
+            st.builds(ShardStatus, names, signed, signed, signed, signed, signed, names, names, names, signed),
+            max_size=4,
+        ),
         st.dictionaries(names, signed, max_size=4),
         signed,
         signed,

@@ -1,0 +1,77 @@
+"""The expiry index of a shard in LMDB: what is due, and what is postponed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lmdb
+import msgspec
+
+from ..wire.errors import ProtocolError
+from ..wire.image import Fragment, decode_fragment, encode_image, split_image, version_of
+from .lmdb_databases import Databases
+
+__all__ = ["due_rows", "postpone"]
+
+
+def due_rows(cursor: lmdb.Cursor[memoryview], before_ms: int, rows_max: int) -> dict[bytes, bytes]:
+    """Return the agents of the first expiry rows that are due, by row."""
+    due: dict[bytes, bytes] = {}
+    here = cursor.first()
+    while here and len(due) < rows_max:
+        row = bytes(cursor.key())
+        if int.from_bytes(row[:8], "big") > before_ms:
+            break
+        due[row] = row[8:]
+        here = cursor.next()
+    return due
+
+
+def postpone(transaction: lmdb.Transaction[memoryview], databases: Databases, since_ms: int, by_ms: int) -> int:
+    """Let fragments written at `since_ms` or later expire `by_ms` later; return how many.
+
+    The transaction's default database is that of the images. They keep their versions: nobody has saved anything. 5 us
+    for each agent with a fragment that expires.
+    """
+    with transaction.cursor(databases.expiry) as cursor:
+        # What was written then expires after that. The rows are taken before the first is changed.
+        agents: dict[bytes, None] = {}
+        here = cursor.set_range(since_ms.to_bytes(8, "big"))
+        while here:
+            agents[bytes(cursor.key()[8:])] = None
+            here = cursor.next()
+    return sum([_postpone_agent(transaction, databases.expiry, agent, since_ms, by_ms) for agent in agents])
+
+
+def _postpone_agent(
+    transaction: lmdb.Transaction[memoryview], expiry: Any, agent: bytes, since_ms: int, by_ms: int
+) -> int:
+    image = transaction.get(agent)
+    if image is None:
+        return 0
+    fragments: dict[str, Fragment | msgspec.Raw] = {}
+    before: set[int] = set()
+    after: set[int] = set()
+    moved = 0
+    try:
+        for kind, raw in split_image(image).items():
+            fragment = decode_fragment(raw)
+            fragments[kind] = raw
+            if not fragment.expires_ms:
+                continue
+            before.add(fragment.expires_ms)
+            expires_ms = fragment.expires_ms
+            if fragment.updated_ms >= since_ms:
+                expires_ms += by_ms
+                fragments[kind] = msgspec.structs.replace(fragment, expires_ms=expires_ms)
+                moved += 1
+            after.add(expires_ms)
+    except ProtocolError:
+        return 0  # damaged: whoever wakes the agent is told, and verify names it
+    if moved:
+        transaction.put(agent, encode_image(version_of(image), fragments))
+        for expires_ms in before - after:
+            transaction.delete(expires_ms.to_bytes(8, "big") + agent, db=expiry)
+        for expires_ms in after - before:
+            transaction.put(expires_ms.to_bytes(8, "big") + agent, b"", db=expiry)
+    return moved

@@ -1,0 +1,76 @@
+"""The file in which a node keeps its shards' clocks, beside its shards: `clock.json`.
+
+It is rewritten each minute and when something happens to them. What it says is a floor: where it is missing or
+damaged, clocks begin with the newest commits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from ..wire.folders import sync_folder
+from ..wire.private_files import private_opener
+from .clock import Clock
+from .shards import OwnedShard
+from .wall_clock import ClockRecord
+
+__all__ = ["RECORD_FILE", "boot_name", "open_clock", "read_record", "write_record"]
+
+RECORD_FILE: Final = "clock.json"
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_TIME_NAMESPACE: Final = "/proc/self/ns/time"
+
+_decoder: Final = msgspec.json.Decoder(ClockRecord)
+_log = logging.getLogger(__name__)
+
+
+def open_clock(shards: Iterable[OwnedShard], folder: Path) -> Clock:
+    """Set the clocks of a node's shards going, from the record in its folder, where they will be written down."""
+    return Clock(shards, read_record(folder), partial(write_record, folder), boot_name())
+
+
+def boot_name() -> str:
+    """Return a name of this run of the machine, and of its monotonic clock in this namespace (time_namespaces(7))."""
+    with contextlib.suppress(OSError):
+        boot = _BOOT_ID.read_text().strip()
+        with contextlib.suppress(OSError):  # a kernel without time namespaces
+            return f"{boot} {os.readlink(_TIME_NAMESPACE)}"
+        return boot
+    return f"unknown {os.urandom(8).hex()}"  # that of no other process
+
+
+def read_record(folder: Path) -> ClockRecord | None:
+    """Return the record in a node's folder, None where there is none that can be read."""
+    try:
+        return _decoder.decode((folder / RECORD_FILE).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        _log.warning(
+            "the record of the clocks cannot be read: they begin with the newest commits", extra={"detail": str(error)}
+        )
+        return None
+
+
+def write_record(folder: Path, record: ClockRecord) -> None:
+    """Write the record, whole or not at all, and durably.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    temporary = folder / f".{RECORD_FILE}.new"
+    with open(temporary, "wb", opener=private_opener) as file:
+        file.write(msgspec.json.encode(record))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / RECORD_FILE)
+    sync_folder(folder)
