@@ -18,7 +18,8 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack
+from threading import get_ident
 from typing import Any, Final, Self
 
 from ..wire.errors import ClusterUnavailable, DawnchorusError, InvalidRequestError
@@ -29,7 +30,7 @@ from ..wire.topology_file import load_topology
 from .agent_write import Saved
 from .arguments import Seconds, deadline, exact_text, listed_ids, require_mapping, source_of
 from .calls import back_up_shard, node_status
-from .home import Home, HomeStream
+from .home import Home, HomeStream, while_open
 from .ids import check_agent_id
 from .kinds import Kinds
 from .late_fill import Again
@@ -105,6 +106,7 @@ class Cluster:
     _wakes: WakeEngine
     _saver: Saver
     _topology: Topology
+    _wake_s: float
     _state_type: type[AgentState] = AgentState
     _again: Again | None = None
     """How states ask for more, if not by the engine itself."""
@@ -122,6 +124,7 @@ class Cluster:
             self._router = Router()
             undo.callback(self._router.close)
             self._topology, _ = await self._router.connect(self._source, self._connect_deadline_s)
+            self._wake_s = self._topology.wake_deadline_ms / 1_000
             self._kinds = Kinds(self._topology, self._rules)
             self._wakes = WakeEngine(
                 self._router, self._kinds, self._wake_budget, state_type=self._state_type, again=self._again
@@ -177,7 +180,9 @@ class Cluster:
             AgentNotFound: no required kind of the agent was ever written.
             WakeIncomplete: a required kind could not be had in time; its `.state` holds what could.
         """
-        budget_s = self._wake_budget(deadline_s)
+        if self._home.turn != get_ident():
+            self._home.begin_turn()
+        budget_s = self._wake_s if deadline_s is None else deadline(deadline_s)
         if type(agent_id) is not str:
             agent_id = exact_text(agent_id)
         return self._wakes.wake(agent_id, check_agent_id(agent_id), kinds, budget_s)
@@ -208,8 +213,8 @@ class Cluster:
 
         Raises: as `wake_many`.
         """
-        budget_s = self._wake_budget(deadline_s)
-        return HomeStream(self._home, self._wake_stream(listed_ids(ids), kinds, budget_s))
+        end = time.monotonic() + self._wake_budget(deadline_s)
+        return HomeStream(self._home, while_open(self._home, self._wakes.wake_stream(listed_ids(ids), kinds, end)))
 
     # --- save ---
 
@@ -384,17 +389,9 @@ class Cluster:
         self._home.require_open()
         return self._kinds
 
-    async def _wake_stream(
-        self, ids: list[str], kinds: Iterable[str] | None, budget_s: float
-    ) -> AsyncGenerator[AgentState, None]:
-        async with aclosing(self._wakes.wake_stream(ids, kinds, time.monotonic() + budget_s)) as states:
-            async for state in states:
-                self._home.require_open()  # closed meanwhile
-                yield state
-
     def _wake_budget(self, deadline_s: Seconds | None) -> float:
         self._home.require_open()
-        return self._topology.wake_deadline_ms / 1_000 if deadline_s is None else deadline(deadline_s)
+        return self._wake_s if deadline_s is None else deadline(deadline_s)
 
     def _save_budget(self, deadline_s: Seconds | None) -> float:
         return self._topology.save_deadline_ms / 1_000 if deadline_s is None else deadline(deadline_s)

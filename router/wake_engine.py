@@ -64,7 +64,7 @@ class WakeEngine:
         self, agent_id: str, agent: bytes, kinds: Iterable[str] | None, budget_s: float
     ) -> asyncio.Future[AgentState]:
         """Return the future of an agent's state; `agent` is the UTF-8 of its id."""
-        return self.coalescer.wake(agent_id, agent, _choice(kinds), budget_s)
+        return self.coalescer.wake(agent_id, agent, _ALL_KINDS if kinds is None else _choice(kinds), budget_s)
 
     async def wake_many(self, asked: list[str], kinds: Iterable[str] | None, deadline: float) -> list[AgentState]:
         """Return the states of agents, in the order of their ids; of a cluster that is closed meanwhile not all."""
