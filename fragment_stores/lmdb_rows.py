@@ -80,7 +80,9 @@ def misused_id(row: LogRow, write: Write) -> Refusal | None:
     """Return the refusal of a write whose id was that of another write, None where it is the same one again."""
     if row.agent != write.agent:
         return Refusal(f"write id {write.write_id.hex()} is that of a write to another agent")
-    if row.digest and row.digest != _digest(write):  # rows written before there were digests have none
+    if row.digest and row.digest != (
+        write.digest or operations_digest(write.operations)
+    ):  # rows written before there were digests have none
         return Refusal(
             f"write id {write.write_id.hex()} is that of an earlier write of other kinds or values; give another one"
         )
@@ -97,12 +99,10 @@ def log_row(write: Write, image: memoryview | bytes | None, now_ms: int) -> LogR
     ]
     if not write.write_id:  # the sweeper's: nobody asks again
         return LogRow(write.agent, b"", operations)
-    removed = removed_kinds(image, write, now_ms) if operations[-1][0] != _PUT else None
-    return LogRow(write.agent, write.write_id, operations, _digest(write), removed)
-
-
-def _digest(write: Write) -> int:
-    return write.digest or operations_digest(write.operations)
+    digest = write.digest or operations_digest(write.operations)
+    if operations[-1][0] == _PUT:
+        return LogRow(write.agent, write.write_id, operations, digest)
+    return LogRow(write.agent, write.write_id, operations, digest, removed_kinds(image, write, now_ms))
 
 
 def _deletion(operation: Drop | Erase) -> tuple[int, str]:

@@ -106,15 +106,15 @@ class _ShardGroup:
 
         A client has its puts first, so a write that ends with one deletes nothing.
         """
-        deleting = [
-            (index, result)
-            for index, (write, result) in enumerate(zip(self.writes, self.results, strict=True))
-            if write.operations and not isinstance(write.operations[-1], Put) and isinstance(result, int) and result
-        ]
+        ending = [write.operations[-1:] for write in self.writes]
+        deleting = [index for index, last in enumerate(ending) if last and not isinstance(last[0], Put)]
         if not deleting:
             return
         with suppress(StoreError), fragments.snapshot() as snapshot:  # a row that cannot be had says nothing
-            for index, version in deleting:
+            for index in deleting:
+                version = self.results[index]
+                if isinstance(version, Refusal) or not version:
+                    continue
                 for _, row in snapshot.log_after(version - 1, 1):
                     if row.removed is not None:
                         self.removed[index] = row.removed
@@ -128,11 +128,12 @@ class _ShardGroup:
         start = 0
         for job, index, count in self.parts:
             part = self.results[start : start + count]
-            removed = {
-                number - start: kinds for number, kinds in self.removed.items() if start <= number < start + count
-            }
+            removed = None
+            if self.removed:
+                end = start + count
+                removed = {number - start: kinds for number, kinds in self.removed.items() if start <= number < end}
             start += count
-            job.results.append(CommittedSection(index, self.status, version, part, self.detail, removed or None))
+            job.results.append(CommittedSection(index, self.status, version, part, self.detail, removed))
 
 
 class Writer:

@@ -214,16 +214,16 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
     def _saved(self, kinds_of: Callable[[str], Sequence[str]]) -> dict[str, int]:
         """Return the version of each kind that is known to be written or deleted."""
         saved: dict[str, int] = {}
-        deleted: set[str] = set()
+        deleted: list[str] = []
         for store, version in self.versions.items():
-            removed = self.removed.get(store)
             for operation in self.operations[store]:
                 if isinstance(operation, Put):
                     saved[operation.kind] = version
                     continue
+                removed = self.removed.get(store)
                 for kind in [operation.kind] if isinstance(operation, Drop) else kinds_of(store):
                     saved[kind] = version if removed is None or kind in removed else 0
-                    deleted.add(kind)
+                    deleted.append(kind)
         if not deleted:
             return saved
         versions = SavedVersions(saved)

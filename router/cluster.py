@@ -255,7 +255,7 @@ class Cluster:
             ClusterUnavailable: the cluster is closed; SaveInterrupted where it was closed while the save was under way.
         """
         by_store = operations(self._kinds_open(), fragments, ttl_s, drop)
-        return await self._save(agent_id, by_store, expect, write_id, deadline_s)
+        return await self._send_save(agent_id, by_store, expect, write_id, deadline_s)
 
     async def save_many(
         self,
@@ -292,7 +292,7 @@ class Cluster:
 
         Raises: as `save`.
         """
-        return await self._save(agent_id, deletions(self._kinds_open(), kinds), expect, write_id, deadline_s)
+        return await self._send_save(agent_id, deletions(self._kinds_open(), kinds), expect, write_id, deadline_s)
 
     async def delete_many(
         self,
@@ -311,19 +311,20 @@ class Cluster:
         budget_s = self._save_budget(deadline_s)
         return await self._saver.save_many(request.agents, request.new_write(self._saver.new_write), budget_s)
 
-    async def _save(
+    def _send_save(
         self,
         agent_id: str,
         by_store: Mapping[str, list[Operation]],
         expect: Expect,
         write_id: str | None,
         deadline_s: Seconds | None,
-    ) -> Saved:
+    ) -> asyncio.Future[Saved]:
+        """Send one agent's operations; no coroutine, as each that waits costs the garbage collector a look."""
         if type(agent_id) is not str:
             agent_id = exact_text(agent_id)
         expected = expectations(self._kinds, agent_id, expect, by_store)
         budget_s = self._save_budget(deadline_s)
-        return await self._saver.save(self._saver.write(agent_id, by_store, expected, write_id), budget_s)
+        return self._saver.save(self._saver.write(agent_id, by_store, expected, write_id), budget_s)
 
     # --- the cluster ---
 

@@ -54,8 +54,8 @@ def operations(
     Raises:
         UnknownKindError, InvalidRequestError: nothing can be sent of it.
     """
-    if not isinstance(fragments, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers are not type-checked
-        raise InvalidRequestError(f"a save takes a mapping of kinds to values, not {fragments!r}")
+    if not isinstance(fragments, dict):  # by far the most are: 0.3 us less
+        fragments = _mapping(fragments)
     if drop is None:
         return kinds.by_store(fragments, ttl_s)
     dropped = kinds.stores_of(drop)
@@ -66,6 +66,12 @@ def operations(
     for store, some in dropped.items():
         by_store.setdefault(store, []).extend([Drop(kind) for kind in some or ()])
     return by_store
+
+
+def _mapping(fragments: object) -> Mapping[str, Any]:
+    if not isinstance(fragments, Mapping):
+        raise InvalidRequestError(f"a save takes a mapping of kinds to values, not {fragments!r}")
+    return cast("Mapping[str, Any]", fragments)
 
 
 def deletions(kinds: Kinds, chosen: Iterable[str] | None) -> dict[str, list[Operation]]:
@@ -184,9 +190,14 @@ class ManySaves:
         """Return what makes the write of one agent out of its operations."""
         agents, kinds = self.agents, self._kinds
         if self._expect is None and self._write_id is None and self._drop is None and self._ttl_s is None:
-            return lambda agent_id, agent, hashed: make(
-                agent_id, agent, hashed, operations(kinds, agents[agent_id], None, None)
-            )
+            by_store_of = kinds.by_store
+
+            def plain(agent_id: str, agent: bytes, hashed: int) -> AgentWrite:
+                fragments = agents[agent_id]
+                by_store = by_store_of(fragments if isinstance(fragments, dict) else _mapping(fragments))
+                return make(agent_id, agent, hashed, by_store)
+
+            return plain
 
         def new_write(agent_id: str, agent: bytes, hashed: int) -> AgentWrite:
             drop = _of_agent(self._drop, agent_id)

@@ -37,41 +37,46 @@ NewWrite: TypeAlias = Callable[[str, bytes, int], AgentWrite]
 class _Many:
     """A save_many under way: what became of each of its agents so far."""
 
-    __slots__ = ("_future", "left", "results")
+    __slots__ = ("_agents", "_future", "results")
 
-    def __init__(self, future: asyncio.Future[None]) -> None:
+    def __init__(self, agents: int, future: asyncio.Future[None]) -> None:
+        self._agents = agents
         self._future = future
         self.results: dict[str, Result] = {}
-        self.left = 1  # of its own, until all are added
 
-    def handle_result(self, agent_id: str, result: Result) -> None:
-        """Take in what became of one agent."""
+    def handle_result(self, agent_id: str, result: Result) -> bool:
+        """Take in what became of one agent; return whether all have come."""
         self.results[agent_id] = result
-        self.handle_one()
-
-    def handle_one(self) -> None:
-        """One thing less is awaited."""
-        self.left -= 1
-        if not self.left and not self._future.done():
+        if len(self.results) < self._agents:
+            return False
+        if not self._future.done():
             self._future.set_result(None)
+        return True
+
+    def fail(self, error: Exception) -> None:
+        """Let who waits see this error: a bug's."""
+        if not self._future.done():
+            self._future.set_exception(error)
 
 
 class _Batch:
     """Saves of one budget that are sent together; each caller waits for its own."""
 
-    __slots__ = ("budget_s", "saving", "waiters")
+    __slots__ = ("budget_s", "many", "saving", "waiters")
 
     def __init__(self, budget_s: float, saving: Callable[[_Batch], Saving]) -> None:
         self.budget_s = budget_s
         self.waiters: dict[AgentWrite, asyncio.Future[Saved] | _Many] = {}
+        self.many: _Many | None = None
+        """The one that waits for all of them, where it is one alone."""
         self.saving = saving(self)
 
     def fail(self, error: Exception) -> None:
         """Let every caller that still waits see this error: a bug's."""
         waiters, self.waiters = self.waiters, {}
-        for write, waiter in waiters.items():
+        for waiter in [*waiters.values(), *([self.many] if self.many else [])]:
             if isinstance(waiter, _Many):
-                waiter.handle_result(write.agent_id, DawnchorusError(f"agent {write.agent_id!r}: {error!r}"))
+                waiter.fail(error)
             elif not waiter.done():
                 waiter.set_exception(error)
 
@@ -202,25 +207,27 @@ class Saver:
         """
         self._require_sending()
         future: asyncio.Future[None] = self._loop.create_future()
-        many = _Many(future)
+        many = _Many(len(agents), future)
         if len(agents) > _TOGETHER_MAX:
             batch = self._new_batch(budget_s, patient=False)
-            ordered = self._by_shard(_hashed(agents, many.results))
+            batch.many = many
+            ordered = self._by_shard(agents, many)
         else:
             batch = self._batch(budget_s, patient=False)
-            ordered = _hashed(agents, many.results)
+            ordered = _hashed(agents, many)
         for agent_id, agent, hashed in ordered:
             try:
                 write = new_write(agent_id, agent, hashed)
             except DawnchorusError as error:
-                many.results[agent_id] = error
+                many.handle_result(agent_id, error)
                 continue
-            many.left += 1
-            self._add(batch, write, many)
-        if len(agents) > _TOGETHER_MAX:
+            if batch.many is None:
+                batch.waiters[write] = many
+            batch.saving.add(write)
+        if batch.many is not None:
             self._send(batch)
-        many.handle_one()
-        await future
+        if agents:
+            await future
         return {agent_id: many.results[agent_id] for agent_id in agents}
 
     def _add(self, batch: _Batch, write: AgentWrite, waiter: asyncio.Future[Saved] | _Many) -> None:
@@ -268,16 +275,20 @@ class Saver:
             batch.saving.end(str(error))
             raise
         finally:
-            if not batch.waiters:
+            if batch.saving.is_over:
                 self._under_way.discard(batch)
 
     def _handle_settled(self, batch: _Batch, write: AgentWrite) -> None:
         """No more will be heard of a write."""
+        if batch.many is not None:
+            if batch.many.handle_result(write.agent_id, self._result(write, batch.budget_s)):
+                self._under_way.discard(batch)
+            return
         waiter = batch.waiters.pop(write, None)
         if waiter is not None:
             _hand_out(waiter, write.agent_id, self._result(write, batch.budget_s))
-        if not batch.waiters:
-            self._under_way.discard(batch)
+            if not batch.waiters:
+                self._under_way.discard(batch)
 
     def _result(self, write: AgentWrite, budget_s: float) -> Result:
         result = write.result(self._kinds_of)
@@ -312,8 +323,8 @@ class Saver:
 
     # --- shard by shard ---
 
-    def _by_shard(self, hashed_agents: Iterable[tuple[str, bytes, int]]) -> Iterator[tuple[str, bytes, int]]:
-        """Yield agents shard after shard, going round the nodes.
+    def _by_shard(self, agents: Iterable[str], many: _Many) -> Iterator[tuple[str, bytes, int]]:
+        """Yield agents as `_hashed` does, shard after shard, going round the nodes.
 
         By the shards of the store that has most: those of another are then in order as well, where the numbers divide.
         """
@@ -322,7 +333,7 @@ class Saver:
         owners = max(placement.shards.values(), key=len)
         by_shard: list[list[tuple[str, bytes, int]]] = [[] for _ in owners]
         shards = len(owners)
-        for agent in hashed_agents:
+        for agent in _hashed(agents, many):
             by_shard[agent[2] % shards].append(agent)
         by_node: dict[str, list[int]] = {}
         for shard, owner in enumerate(owners):
@@ -333,12 +344,12 @@ class Saver:
                     yield from by_shard[shard]
 
 
-def _hashed(agents: Iterable[str], results: dict[str, Result]) -> Iterator[tuple[str, bytes, int]]:
-    """Yield each agent's id, its UTF-8 and its hash. What is no agent id gets its error in `results`."""
+def _hashed(agents: Iterable[str], many: _Many) -> Iterator[tuple[str, bytes, int]]:
+    """Yield each agent's id, its UTF-8 and its hash. What is no agent id gets its error at once."""
     for agent_id in agents:
         try:
             agent = check_agent_id(agent_id)
         except InvalidRequestError as error:
-            results[agent_id] = error
+            many.handle_result(agent_id, error)
             continue
         yield agent_id, agent, hash_agent(agent)

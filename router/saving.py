@@ -115,6 +115,8 @@ class _CommitExchange(Exchange):
     def add(self, store: str, shard: int, epoch: int, write: AgentWrite, size: int) -> None:
         section = self.sections.get((store, shard))
         if section is None:
+            if not self.writes:
+                self._saving.handle_filling(self)
             section = self.sections[store, shard] = _Section(store, shard, epoch)
         section.writes.append(write)
         self.size += size
@@ -200,14 +202,18 @@ class Saving:
 
     def add(self, write: AgentWrite) -> None:
         """Take a write; a message that it fills goes off at once. A write of which all is acknowledged has no parts."""
+        versions = write.versions
         for store in write.operations:
-            if store in write.versions:
+            if store in versions:
                 continue  # acknowledged before this is sent again
             write.open_parts += 1
             size = write.size(store)
-            exchange = self._exchange(store, write, size)
+            owners = self._placement.shards[store]
+            shard = write.hashed % len(owners)
+            owner = owners[shard]
+            exchange = self._exchange(owner.node, size)
             if self._order.enter(store, write.agent, exchange):
-                self._add_part(exchange, store, write, size)
+                exchange.add(store, shard, owner.serving_epoch, write, size)
             else:
                 held = Held(self, store, write)
                 self._held.add(held)
@@ -222,33 +228,31 @@ class Saving:
         ):
             return None
         self._held.discard(held)
-        exchange = self._exchange(store, write, size)
-        self._add_part(exchange, store, write, size)
+        owners = self._placement.shards[store]
+        shard = write.hashed % len(owners)
+        owner = owners[shard]
+        exchange = self._exchange(owner.node, size)
+        exchange.add(store, shard, owner.serving_epoch, write, size)
         if not self._sends_later:
             self._sends_later = True
             self._loop.call_soon(self._send_filling)
         return exchange
 
-    def _exchange(self, store: str, write: AgentWrite, size: int) -> _CommitExchange:
-        """Return the message that is being filled for a write's node, and has room for it."""
-        owners = self._placement.shards[store]
-        node = owners[write.hashed % len(owners)].node
+    def _exchange(self, node: str, size: int) -> _CommitExchange:
+        """Return the message for a node that is being filled, and has room for so many bytes."""
         exchange = self._filling.get(node)
-        if exchange is not None and exchange.is_full(size):
+        if exchange is not None:
+            if not exchange.is_full(size):
+                return exchange
             self._router.submit([exchange])
-            exchange = None
-        if exchange is None:
-            exchange = self._filling[node] = _CommitExchange(self, node)
-            # Who tries again knows that the node may be taken for dead: it waits for it, as long as it may.
-            exchange.patient = self._patient
+        exchange = self._filling[node] = _CommitExchange(self, node)
+        # Who tries again knows that the node may be taken for dead: it waits for it, as long as it may.
+        exchange.patient = self._patient
         return exchange
 
-    def _add_part(self, exchange: _CommitExchange, store: str, write: AgentWrite, size: int) -> None:
-        if not exchange.writes:
-            self._waiting.add(exchange)
-        owners = self._placement.shards[store]
-        shard = write.hashed % len(owners)
-        exchange.add(store, shard, owners[shard].serving_epoch, write, size)
+    def handle_filling(self, exchange: _CommitExchange) -> None:
+        """A message has its first write."""
+        self._waiting.add(exchange)
 
     def send(self) -> None:
         """Send what is not sent yet; each write is settled when its parts are answered, at the latest at the deadline.
@@ -312,13 +316,12 @@ class Saving:
             self._timer.cancel()
 
     def _settle(self, exchange: _CommitExchange) -> None:
-        order = self._order
         for section in exchange.sections.values():
-            store = section.store
+            self._order.leave(section.store, [write.agent for write in section.writes], exchange)
             for write in section.writes:
-                order.leave(store, write.agent, exchange)
-                write.open_parts -= 1
-                if not write.open_parts:
+                open_parts = write.open_parts - 1
+                write.open_parts = open_parts
+                if not open_parts:
                     self._handle_settled(write)
 
     def _expire(self) -> None:
