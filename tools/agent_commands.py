@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from contextlib import suppress
 
 import click
 
@@ -50,7 +51,7 @@ def _split_kinds(_ctx: click.Context, _option: click.Parameter, value: tuple[str
 @endpoint_or_file_option
 @json_option("Print one line of JSON for each agent, also on a terminal.")
 def wake(ids: tuple[str, ...], kinds: tuple[str, ...], deadline_s: float | None, topology: str, as_json: bool) -> int:
-    """Show the state of agents: what each kind's outcome, version and value is.
+    """Show the state of agents: what each kind's outcome, version and value is. Kinds of lazy stores have to be named.
 
     Prints one JSON object for each ID, in their order: over several lines on a terminal, on one line otherwise.
     Versions are strings, as they exceed 2^53; bytes are {"$bytes": "base64"}. What stands in for a kind that could not
@@ -73,24 +74,34 @@ async def _wake(
     async with connect(topology, connect_deadline_s=CONNECT_DEADLINE_S) as cluster:
         wakes = [cluster.wake(agent_id, kinds=kinds, deadline_s=deadline_s) for agent_id in ids]
         results = await asyncio.gather(*wakes, return_exceptions=True)
-    asked = kinds or tuple(cluster.topology.kinds)
+    known = tuple(cluster.topology.kinds)
     all_well = True
     for agent_id, result in zip(ids, results, strict=True):
         problems: list[str] = []
         if isinstance(result, WakeIncomplete):
-            described = _describe(result.state, asked, problems)
+            described = _describe(result.state, kinds or _asked(result.state, known), problems)
         elif isinstance(result, AgentNotFound):
             described = {"agent_id": agent_id, "found": False, "complete": False}
             problems.append(str(result))
         elif isinstance(result, BaseException):
             raise result
         else:
-            described = _describe(result, asked, problems)
+            described = _describe(result, kinds or _asked(result, known), problems)
         click.echo(write_json(described, pretty=pretty))
         for problem in problems:
             click.echo(problem, err=True)
         all_well = all_well and not problems
     return 0 if all_well else 1
+
+
+def _asked(state: AgentState, kinds: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the kinds that a wake has asked for: all but those of lazy stores, where none is named."""
+    asked: list[str] = []
+    for kind in kinds:
+        with suppress(FragmentUnavailable):
+            state.outcome(kind)
+            asked.append(kind)
+    return tuple(asked)
 
 
 def _describe(state: AgentState, kinds: tuple[str, ...], problems: list[str]) -> dict[str, object]:
