@@ -1,0 +1,70 @@
+"""`error.retry()` while a node is taken for dead, and when its cluster is closed."""
+
+import asyncio
+import time
+
+import pytest
+
+from dawnchorus import Cluster, ClusterUnavailable, DeadlineExceeded, SaveInterrupted, SaveRefused
+from dawnchorus.wire.messages import Commit
+from dawnchorus.wire.topology import BreakerSpec
+from tests.support.clusters import eventually
+from tests.support.fake_nodes import FakeNode, fake_client
+from tests.support.internals import is_taken_for_dead, leftovers
+
+LONG_S = 20.0
+LASTS = BreakerSpec(requests_min=1_000_000, time_outs_in_a_row=1, retry_after_s=3_600.0)
+"""Opens at once, and stays so for longer than any test."""
+
+
+async def open_breaker(cluster: Cluster, node: FakeNode) -> DeadlineExceeded:
+    """Let a client take a node for dead; return the error of the save that it left unknown."""
+    node.hold.add(Commit)
+    with pytest.raises(DeadlineExceeded) as caught:
+        await cluster.save("a", {"session": 1}, deadline_s=0.3)
+    await eventually(lambda: is_taken_for_dead(cluster, node.name))
+    return caught.value
+
+
+async def test_a_save_that_was_never_sent_stays_refused_when_it_is_tried_again() -> None:
+    async with fake_client(breaker=LASTS) as (cluster, nodes):
+        await open_breaker(cluster, nodes["live"])
+        asked = len(nodes["live"].asked(Commit))
+        with pytest.raises(SaveRefused, match="breaker is open") as caught:
+            await cluster.save("b", {"session": 2}, deadline_s=0.3)
+        error = caught.value
+        for _ in range(2):
+            began = time.monotonic()
+            with pytest.raises(SaveRefused, match="nothing was sent") as again:
+                await error.retry()
+            assert time.monotonic() - began > 0.25, "it waits for the node within its deadline"
+            assert again.value.write_id == error.write_id
+            error = again.value
+        assert len(nodes["live"].asked(Commit)) == asked
+        assert not leftovers(cluster)
+
+
+async def test_a_save_of_unknown_outcome_stays_unknown_when_it_cannot_be_sent_again() -> None:
+    async with fake_client(breaker=LASTS) as (cluster, nodes):
+        unknown = await open_breaker(cluster, nodes["live"])
+        with pytest.raises(DeadlineExceeded):
+            await unknown.retry()
+
+
+async def test_a_retry_that_waits_ends_when_its_cluster_is_closed() -> None:
+    async with fake_client(breaker=LASTS) as (cluster, nodes):
+        unknown = await open_breaker(cluster, nodes["live"])
+        with pytest.raises(SaveRefused) as refused:
+            await cluster.save("b", {"session": 2}, deadline_s=LONG_S)
+        never_sent = asyncio.ensure_future(refused.value.retry())
+        of_unknown = asyncio.ensure_future(
+            cluster.save("a", {"session": 1}, write_id=unknown.write_id, deadline_s=LONG_S)
+        )
+        await asyncio.sleep(0.01)
+        cluster.close()
+        with pytest.raises(ClusterUnavailable, match="nothing was sent"):
+            await never_sent
+        with pytest.raises(SaveInterrupted):
+            await of_unknown
+        with pytest.raises(ClusterUnavailable):
+            await unknown.retry()
