@@ -108,13 +108,11 @@ class _ShardGroup:
         """
         ending = [write.operations[-1:] for write in self.writes]
         deleting = [index for index, last in enumerate(ending) if last and not isinstance(last[0], Put)]
-        if not deleting:
+        applied = {index: version for index in deleting if isinstance(version := self.results[index], int) and version}
+        if not applied:
             return
         with suppress(StoreError), fragments.snapshot() as snapshot:  # a row that cannot be had says nothing
-            for index in deleting:
-                version = self.results[index]
-                if isinstance(version, Refusal) or not version:
-                    continue
+            for index, version in applied.items():
                 for _, row in snapshot.log_after(version - 1, 1):
                     if row.removed is not None:
                         self.removed[index] = row.removed

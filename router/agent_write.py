@@ -99,6 +99,10 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
     removed: Mapping[str, Sequence[str]] = _NOTHING
     """Of stores in which it deletes, the kinds that were there, where they say so."""
 
+    attempts: list[int] | None = None
+    """How often it was tried again, which all attempts share: a list of one number, which makes no circle."""
+    attempt: int = 0
+
     def __post_init__(self) -> None:
         if self.hashed < 0:
             self.hashed = hash_agent(self.agent)
@@ -151,16 +155,28 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
         self.removed = {**self.removed, store: kinds}
 
     def refuse(self, store: str, reason: str) -> None:
-        """Take note that nothing was written in a store this time: surely nothing, where it was not sent before."""
-        if store not in self.repeated:
+        """Take note that nothing was written in a store this time: surely nothing, where no other attempt was sent."""
+        if store not in self.repeated and self.is_latest:
             self.refused = {**self.refused, store: reason}
 
     def again(self) -> AgentWrite:
         """Return the same save, to be sent again to the stores that have not acknowledged it."""
-        unsure = (*self.unknown, *self.undecidable)
+        if self.is_latest:
+            unsure = (*self.unknown, *self.undecidable)
+        else:  # it was tried again before, and may have been applied by that
+            unsure = tuple([store for store in self.operations if store not in self.versions])
+        attempts = self.attempts or [0]
+        attempts[0] += 1
+        self.attempts = attempts
         write = AgentWrite(self.agent_id, self.agent, self.token, self.operations, self.expect, unsure, self.digest)
         write.versions, write.removed = self.versions, self.removed
+        write.attempts, write.attempt = attempts, attempts[0]
         return write
+
+    @property
+    def is_latest(self) -> bool:
+        """Whether this save was not tried again since, by an earlier error of it either."""
+        return self.attempts is None or self.attempts[0] == self.attempt
 
     @property
     def unknown(self) -> tuple[str, ...]:

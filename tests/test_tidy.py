@@ -28,6 +28,7 @@ FUNCTION_LINES_MAX = 70
 IMPURE = {"zmq", "asyncio", "threading", "time", "uvloop"}
 PURE = [
     "nodes/backlog.py",
+    "nodes/connections.py",
     "nodes/delays.py",
     "nodes/fair_queue.py",
     "perf/chaos/counts.py",

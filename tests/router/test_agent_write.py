@@ -177,9 +177,21 @@ def test_a_refusal_unsent_stays_one_when_tried_again_and_an_unknown_stays_unknow
     assert again.unknown == ("live",)
     assert isinstance(outcome(written(id=DISK_FULL, live=DISK_FULL).again()), DeadlineExceeded)
     once_more = written(id=DISK_FULL, live=DISK_FULL).again()
+    assert once_more.is_latest
     once_more.refuse("id", "nothing was sent")
     once_more.refuse("live", "nothing was sent")
     assert isinstance(outcome(once_more), SaveRefused)
+
+
+def test_an_error_tried_again_twice_knows_no_more_of_the_first_time() -> None:
+    first = written(id=DISK_FULL, live=DISK_FULL)
+    second = first.again()
+    assert not second.repeated
+    third = first.again()
+    assert set(third.repeated) == {"id", "live"}, "the second may have been applied"
+    second.refuse("id", DISK_FULL)
+    assert not second.refused, "nor is the second sure, while the third is on its way"
+    assert set(second.again().repeated) == {"id", "live"}
 
 
 def test_a_repeated_write_that_its_node_refuses_was_not_applied_before_either() -> None:
