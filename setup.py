@@ -14,7 +14,7 @@ from setuptools.command.build_ext import build_ext
 COMPILED = {
     "wire": "channel peeking",
     "fragment_stores": "found_images lmdb_databases lmdb_lookup lmdb_snapshot",
-    "nodes": "backlog clock counters delays fair_queue inbox node peers reads",
+    "nodes": "backlog clock connections counters delays fair_queue inbox node peers reads",
     "router": """breaker calls coalescing exchange fetching floors flow gather judgement link membership outcomes parts
         plain_values plan resumptions retry_budget router save_order saving shedding waiting wakes window""",
 }

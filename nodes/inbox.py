@@ -14,6 +14,7 @@ from ..wire.errors import ProtocolError
 from ..wire.messages import Cancel, Fetch, Scan, decode_request
 from ..wire.peeking import is_cancel, peek_request
 from .backlog import Backlog
+from .connections import Connections
 from .counters import Counters
 from .delays import Delays
 from .fair_queue import FairQueue
@@ -64,7 +65,7 @@ class Inbox:
         self._delays = Delays()
         self._backlog = Backlog()
         self._cancels: dict[bytes, list[bytes]] = {}
-        self.add_peer = self._queue.add_peer
+        self._connections = Connections()
         self.block = self._queue.block
         self.unblock = self._queue.unblock
         self.put_back = self._queue.put_back
@@ -72,8 +73,14 @@ class Inbox:
     def __contains__(self, peer: bytes) -> bool:
         return peer in self._queue
 
+    def add_peer(self, peer: bytes, client: bytes = b"") -> bytes | None:
+        """Begin to keep work for a peer; return the earlier connection of the same client, to be forgotten, if any."""
+        self._queue.add_peer(peer)
+        return self._connections.renew(client, peer)
+
     def remove_peer(self, peer: bytes) -> int:
         """Forget a peer; return how many pieces of its work went with it."""
+        self._connections.forget(peer)
         self._delays.remove_peer(peer)
         self._backlog.remove_peer(peer)
         return self._queue.remove_peer(peer)

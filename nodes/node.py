@@ -49,7 +49,6 @@ from ..wire.topology import Topology
 from .acceptance import Acceptance, Doors
 from .backups import BackupJob, Backups
 from .clock_record import open_clock
-from .connections import Connections
 from .counters import Counters
 from .greeting import Greeting
 from .housekeeping import Housekeeper
@@ -113,7 +112,6 @@ class FragmentNode:
         self.counters = Counters()
         self._loop = asyncio.get_running_loop()
         self._inbox = Inbox(self.counters)
-        self._connections = Connections()
         self._turn_scheduled = False
         self._retry: asyncio.TimerHandle | None = None
         self._clock = open_clock(shards.values(), Path(topology.data_dir) / name)
@@ -238,12 +236,10 @@ class FragmentNode:
             why = self._acceptance.why() if self._acceptance.doors is not Doors.OPEN else self._peers.why_full()
             self._fault(peer, 0, FaultCode.OVERLOADED, why, _TURNED_AWAY_S)
             return
-        before = self._connections.renew(hello.client, peer)
-        if before is not None:
-            self._peers.remove(before)
-            self._forget(before)
         self._peers.add(peer)
-        self._inbox.add_peer(peer)
+        if (earlier := self._inbox.add_peer(peer, hello.client)) is not None:
+            self._peers.remove(earlier)
+            self._forget(earlier)
         self._reply(peer, self._greeting.welcome(ipc=self._acceptance.offers_ipc()))
 
     def _has_room(self) -> bool:
@@ -369,7 +365,6 @@ class FragmentNode:
             self._schedule_retry()
 
     def _forget(self, peer: bytes) -> None:
-        self._connections.forget(peer)
         self.counters.dropped_replies += self._inbox.remove_peer(peer)
 
     def _schedule_retry(self) -> None:
