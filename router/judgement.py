@@ -25,11 +25,18 @@ GRACE_S: Final = 0.02
 class Judgement:
     """A timer that calls `judge` when a deadline has come; after a stall a little later."""
 
-    __slots__ = ("_due", "_judge", "_loop", "_timer")
+    __slots__ = ("_clock", "_due", "_judge", "_loop", "_timer")
 
-    def __init__(self, due: float, judge: Callable[[], object]) -> None:
-        """`due` is in seconds of the monotonic clock."""
-        self._loop = asyncio.get_running_loop()
+    def __init__(
+        self,
+        due: float,
+        judge: Callable[[], object],
+        loop: asyncio.AbstractEventLoop | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`due` is in seconds of `clock`; None for the running loop."""
+        self._loop = asyncio.get_running_loop() if loop is None else loop
+        self._clock = clock
         self._due = due
         self._judge = judge
         self._timer = self._loop.call_at(due, self._come)
@@ -39,7 +46,7 @@ class Judgement:
         self._timer.cancel()
 
     def _come(self) -> None:
-        now = time.monotonic()
+        now = self._clock()
         if now - self._due > STALL_S:
             self._timer = self._loop.call_at(now + GRACE_S, self._judge)
         else:

@@ -250,7 +250,14 @@ class Saver:
             handle_settled = partial(self._handle_settled, batch)
             deadline = self._clock() + budget_s
             return Saving(
-                self._router, self._order, self._loop, deadline, self._handle_acknowledged, handle_settled, patient
+                self._router,
+                self._order,
+                self._loop,
+                deadline,
+                self._handle_acknowledged,
+                handle_settled,
+                patient,
+                self._clock,
             )
 
         return _Batch(budget_s, saving)

@@ -172,8 +172,9 @@ class Saving:
         handle_acknowledged: Callable[[str, list[tuple[bytes, int]]], None],
         handle_settled: Callable[[AgentWrite], None],
         patient: bool,
+        clock: Callable[[], float],
     ) -> None:
-        """Begin; `add` the writes, then `send`. `deadline` is in seconds of the monotonic clock.
+        """Begin; `add` the writes, then `send`. `deadline` is in seconds of `clock`, the monotonic one.
 
         `order` has the saves of this client that are on their way. `handle_acknowledged` is told of each store the
         agents of acknowledged writes with their versions; `handle_settled` is given each write once no more will be
@@ -187,6 +188,7 @@ class Saving:
         self._handle_acknowledged = handle_acknowledged
         self._handle_settled = handle_settled
         self._patient = patient
+        self._clock = clock
         self.deadline = deadline
         self._filling: dict[str, _CommitExchange] = {}
         self._waiting: set[_CommitExchange] = set()
@@ -260,7 +262,7 @@ class Saving:
         The last one settled may be so before this returns.
         """
         if not self.is_over:
-            self._timer = Judgement(self.deadline, self._expire)
+            self._timer = Judgement(self.deadline, self._expire, self._loop, self._clock)
         self._send_filling()
 
     def _send_filling(self) -> None:
