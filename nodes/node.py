@@ -226,8 +226,7 @@ class FragmentNode:
 
     def _welcome(self, peer: bytes, hello: Hello) -> None:
         self.counters.hellos += 1
-        refusal = self._greeting.refusal(hello)
-        if refusal is not None:
+        if (refusal := self._greeting.refusal(hello)) is not None:
             self.counters.faults += 1
             self._reply(peer, refusal)
             return
@@ -245,8 +244,7 @@ class FragmentNode:
     def _has_room(self) -> bool:
         if not self._acceptance.admits(len(self._peers)):
             return False
-        silent = self._peers.make_room()
-        if silent is not None:
+        if (silent := self._peers.make_room()) is not None:
             self._forget(silent)
         return not self._peers.is_full
 
