@@ -319,7 +319,6 @@ class Cluster:
         write_id: str | None,
         deadline_s: Seconds | None,
     ) -> asyncio.Future[Saved]:
-        """Send one agent's operations; no coroutine, as each that waits costs the garbage collector a look."""
         if type(agent_id) is not str:
             agent_id = exact_text(agent_id)
         expected = expectations(self._kinds, agent_id, expect, by_store)
