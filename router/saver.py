@@ -184,7 +184,8 @@ class Saver:
     def save(self, write: AgentWrite, budget_s: float, *, patient: bool = False) -> asyncio.Future[Saved]:
         """Send a write with all others of this turn of the loop; return a future of every store having it.
 
-        No coroutine, as each that waits costs the garbage collector a look. With `patient` it waits, within `budget_s`, for a node that is to be left alone for the moment.
+        No coroutine, as each that waits costs the garbage collector a look. With `patient` it waits, within `budget_s`,
+        for a node that is to be left alone for the moment.
 
         Raises (the first at once, the other when awaited):
             ClusterUnavailable: it is closed.
