@@ -1,6 +1,7 @@
 """What a node as a process makes of floods: garbage, and a client that asks for much and never reads."""
 
 import random
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,7 +134,10 @@ def flooded_in(folder: Path) -> Generator[Flooded]:
         finally:
             made.close()
         assert process.end() == 0, process.log
-        assert [line["event"] for line in process.log] == ["stopped"], "a peer could write into the node's log"
+        assert [line["event"] for line in process.log] == [
+            "a new cluster was made",
+            "stopped",
+        ], "a peer could write into the node's log"
 
 
 def nonsense(source: random.Random) -> Callable[[], bytes]:
@@ -169,23 +173,25 @@ def test_a_hundred_thousand_frames_of_garbage_are_counted_and_disturb_nobody(flo
         welcomed.send(HELLO)
     make = nonsense(random.Random(1))
     single = [fetch_of([agent]) for agent in CHECKED]
-    undecodable = 0
+    undecodable = lost = 0
     for number in range(100_000):
         offender, frame = offenders[number % 8], make()
         undecodable += is_undecodable(frame)
         offender.send(frame)
-        if number % 8 < 6:
+        if number % 8 >= 6:
+            lost += is_undecodable(frame)  # perhaps: who takes nothing for seconds has its connection ended
+        else:
             while offender.poll(0):
                 offender.recv()
         if number % 1_000 == 0:
             flooded.check(single[number // 1_000 % len(single)])
-    for offender in offenders:
+    for offender in offenders[:6]:
         work_through(offender)
     counters = flooded.counters()
     assert counters["internal_errors"] == 0
     # What was shed, of those who sent more than they read, was not looked at.
     assert undecodable > 50_000
-    assert undecodable - counters["shed"] <= counters["garbage"] <= undecodable
+    assert undecodable - lost - counters["shed"] <= counters["garbage"] <= undecodable
     assert counters["garbage"] > 10_000
     flooded.check(fetch_of(CHECKED))
     flooded.commit({b"later": b"v"})
@@ -204,8 +210,9 @@ def work_through(offender: zmq.Socket[bytes]) -> None:
     last = encode(Status(123_456_789, BUDGET_US))
     offender.send(HELLO)
     offender.send(last)
-    while True:
-        assert offender.poll(int(PATIENCE_S * 1_000))
+    end = time.monotonic() + PATIENCE_S
+    while True:  # Pongs that come unasked must not keep this up for ever
+        assert offender.poll(max(0, int((end - time.monotonic()) * 1_000)))
         reply = decode_reply(offender.recv())
         if isinstance(reply, StatusReply) and reply.request == 123_456_789:
             return
