@@ -63,7 +63,7 @@ def exact_text(given: T) -> T | str:
 
 
 def listed_ids(ids: Iterable[str]) -> list[str]:
-    """Return the ids that were given, as a list.
+    """Return the ids that were given, as a list, strings as plain ones.
 
     Raises:
         InvalidRequestError: it is one id by itself, or cannot be iterated over.
@@ -81,6 +81,7 @@ def listed_ids(ids: Iterable[str]) -> list[str]:
                 hash(agent_id)
             except TypeError as error:
                 raise InvalidRequestError(f"an agent id is a string, not {agent_id!r} (id number {place})") from error
+        return [exact_text(agent_id) for agent_id in listed]
     return listed
 
 

@@ -33,7 +33,6 @@ from .calls import back_up_shard, node_status
 from .home import Home, HomeStream, while_open
 from .ids import check_agent_id
 from .kinds import Kinds
-from .late_fill import Again
 from .listing import list_agents
 from .router import Router
 from .save_request import (
@@ -48,6 +47,7 @@ from .save_request import (
 from .saver import Saver
 from .state import AgentState
 from .value_codec import ValueRules
+from .wake_context import Again
 from .wake_engine import WakeEngine
 
 __all__ = ["Cluster", "connect"]
@@ -84,7 +84,7 @@ def connect(
     Raises:
         InvalidRequestError: an argument is none that can be meant, or a type none that msgspec can decode (raised when
             it is opened).
-        TopologyError: the file is wrong.
+        TopologyError: the file is wrong, or a kind's `fallback` does not fit its type (raised when it is opened).
         UnknownKindError: a type is given for a kind that the topology does not have (raised when it is opened).
         ClusterUnavailable: no node answered (raised when it is opened).
     """
@@ -183,9 +183,7 @@ class Cluster:
         if self._home.turn != get_ident():
             self._home.begin_turn()
         budget_s = self._wake_s if deadline_s is None else deadline(deadline_s)
-        if type(agent_id) is not str:
-            agent_id = exact_text(agent_id)
-        return self._wakes.wake(agent_id, check_agent_id(agent_id), kinds, budget_s)
+        return self._wakes.wake(agent_id, kinds, budget_s)
 
     async def wake_many(
         self, ids: Iterable[str], kinds: Iterable[str] | None = None, deadline_s: Seconds | None = None

@@ -7,6 +7,7 @@ agent's own, and none is older than a save of that agent which this router has s
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from itertools import repeat
 from typing import Final
@@ -29,9 +30,12 @@ from .outcomes import Outcome
 from .parts import Group, Part, Place
 from .plan import GROUP_AGENTS_MAX, MESSAGE_AGENTS_MAX, Routes, plan
 from .router import Router
-from .state import AgentState, WakeContext
+from .state import AgentState
+from .wake_context import WakeContext
 
 __all__ = ["Fetching", "ImageSizes"]
+
+_log = logging.getLogger(__name__)
 
 _SIZE_GUESS: Final = 1_024
 """Bytes of an image before any was seen."""
@@ -157,17 +161,12 @@ class Fetching:
         """Whether every group is."""
         return self._gather.complete
 
-    def extend(self, deadline: float) -> None:
-        """Live until a later deadline: somebody joined who waits longer."""
-        if deadline > self.deadline:
-            self.deadline = deadline
-            self._floors.extend_fetch(deadline)
-            for exchange in self._exchanges:
-                exchange.deadline = deadline
-
     def catch_up(self) -> None:
-        """Take in what has come already: call it before a deadline is judged."""
-        self._router.take_in()
+        """Take in what has come already: call it before a deadline is judged. What breaks in it breaks nothing here."""
+        try:
+            self._router.take_in()
+        except Exception:
+            _log.exception("replies could not be taken in")
 
     def expire(self) -> None:
         """The last deadline has come: hand over what there is, and forget the rest."""
@@ -201,7 +200,12 @@ class Fetching:
         """Return the state at a position whose deadline has come before its group was complete."""
         floors = self._floors.of(self.plan.agents[position], self._stores)
         images = self._gather.images_now(position, floors, self._router.is_up)
-        return self._context.state_type(self._ids[position], self._context, _images=images)
+        group = self.plan.group_at(position)
+        moments = group.moments(position - group.start)
+        state: AgentState = self._context.state_type(
+            self._ids[position], self._context, _images=images, _moments=moments
+        )
+        return state
 
     # --- for its exchanges ---
 

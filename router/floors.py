@@ -44,10 +44,6 @@ class Floors:
         self._fetches += 1
         self._latest_deadline = max(self._latest_deadline, deadline)
 
-    def extend_fetch(self, deadline: float) -> None:
-        """A fetch under way lives until this deadline instead."""
-        self._latest_deadline = max(self._latest_deadline, deadline)
-
     def end_fetch(self) -> None:
         """A fetch has ended; after the last one every note is dropped."""
         self._fetches -= 1

@@ -72,7 +72,7 @@ class Gather:
         if section.offset != part.received or stop > part.agents or not sizes:
             came = f"{part.received} of {part.agents} were there"
             raise ProtocolError(f"{len(sizes)} images from {section.offset}, {came}")
-        part.pieces.append(Piece(part.received, sizes, body))
+        part.pieces.append(Piece(part.received, sizes, body, section.version))
         part.version = min(part.version, section.version) if part.received else section.version
         part.received = stop
         return self._settle(part) if part.whole else None

@@ -8,17 +8,16 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
-from ..wire.errors import InvalidRequestError, UnknownKindError
+from ..wire.errors import InvalidRequestError, TopologyError, UnknownKindError
 from ..wire.image import ENCODING_BYTES, HEADER_BYTES
 from ..wire.limits import FRAGMENT_BYTES_MAX
 from ..wire.messages import Operation, Put
 from ..wire.placement import Placement
 from ..wire.topology import TTL_S_MAX, TTL_S_MIN, Topology
-from .arguments import Seconds, seconds
-from .late_fill import Again
+from .arguments import Seconds, exact_text, seconds
 from .plan import Routes
-from .state import KindView, WakeContext
 from .value_codec import ValueCodec, ValueRules
+from .wake_context import Again, KindView, WakeContext
 
 __all__ = ["Expiring", "Kinds", "Reading", "as_kinds"]
 
@@ -26,7 +25,7 @@ _Layout: TypeAlias = list[tuple[str, list[tuple[str, ValueCodec, int]]]]
 """Of a choice of kinds: each store with its kinds, their codecs, and how many milliseconds each lives (0 for ever)."""
 
 _LAYOUTS_MAX: Final = 256
-"""Choices of kinds whose layout is kept; a program has a handful."""
+"""Choices of kinds, each in each order, whose layout is kept; a program has a handful."""
 
 _NO_RULES: Final = ValueRules()
 _encoder = msgspec.msgpack.Encoder()
@@ -72,6 +71,7 @@ class Kinds:
 
         Raises:
             UnknownKindError: a type is registered for a kind that the topology does not have.
+            TopologyError: a kind's fallback does not fit the type that is registered for it.
         """
         self._topology = topology
         self._layouts: dict[tuple[str, ...], _Layout] = {}
@@ -80,6 +80,17 @@ class Kinds:
         for kind in types:
             self.require(kind)
         self.codecs = {kind: ValueCodec(kind, types.get(kind, Any), rules) for kind in topology.kinds}
+        for kind in types:
+            self._require_fallback(kind)
+
+    def _require_fallback(self, kind: str) -> None:
+        """See to it that a kind's fallback fits the type that is registered for it."""
+        fallback = self._topology.kinds[kind].fallback
+        if fallback is not msgspec.UNSET:
+            try:
+                self.codecs[kind].convert(fallback)
+            except InvalidRequestError as error:
+                raise TopologyError(f"fragments.{kind}: fallback does not fit its registered type: {error}") from error
 
     def require(self, kind: str) -> str:
         """Return the store of a kind.
@@ -127,13 +138,14 @@ class Kinds:
         """Return where these kinds go, and keep it for the next save of the same."""
         if not chosen:
             raise InvalidRequestError("a save needs at least one kind")
+        chosen = tuple([exact_text(kind) for kind in chosen])  # what is kept here is sent with later saves too
         stores: dict[str, list[tuple[str, ValueCodec, int]]] = {}
         for kind in sorted(chosen, key=lambda kind: not self._is_required(kind)):
             store = self.require(kind)
             lives_ms = _milliseconds(self._topology.kinds[kind].ttl_s)
             stores.setdefault(store, []).append((str.__str__(kind), self.codecs[kind], lives_ms))
         if len(self._layouts) >= _LAYOUTS_MAX:
-            self._layouts.clear()
+            del self._layouts[next(iter(self._layouts))]
         layout = self._layouts[chosen] = list(stores.items())
         return layout
 
@@ -152,6 +164,19 @@ class Kinds:
                 chosen.append(str.__str__(kind))  # exactly the name, whatever was given that equals it
         return stores
 
+    def choose(self, kinds: Iterable[str]) -> tuple[str, ...]:
+        """Return the names of some kinds, each once, in the topology's order: equal choices are one.
+
+        Raises:
+            UnknownKindError, InvalidRequestError: they cannot be asked for.
+        """
+        chosen = dict.fromkeys(as_kinds(kinds))
+        for kind in chosen:
+            self.require(kind)
+        if not chosen:
+            raise InvalidRequestError("a wake needs at least one kind")
+        return tuple([kind for kind in self._topology.kinds if kind in chosen])
+
     def reading(self, placement: Placement, kinds: Iterable[str] | None) -> Reading:
         """Return how to read these kinds (None for all but those of lazy stores) under a placement.
 
@@ -167,6 +192,7 @@ class Kinds:
                 stores.index(spec.store) if kind in chosen else -1,
                 self.codecs[kind].decoder,
                 spec.fallback,
+                spec.store,
             )
             for kind, spec in self._topology.kinds.items()
         }
@@ -208,8 +234,11 @@ def as_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
     """Return the names of some kinds, each once.
 
     Raises:
-        InvalidRequestError: it is one name by itself.
+        InvalidRequestError: it is one name by itself, or no names.
     """
     if isinstance(kinds, str):
         raise InvalidRequestError(f"kinds is a list of names, not the string {kinds!r}")
-    return tuple(dict.fromkeys(kinds))
+    try:
+        return tuple(dict.fromkeys(map(exact_text, kinds)))
+    except TypeError as error:  # nothing to iterate over, or a name that cannot be looked up
+        raise InvalidRequestError(f"kinds is a list of names, not {kinds!r}") from error

@@ -15,9 +15,10 @@ from typing import Any, Protocol, TypeVar
 from ..wire.errors import ClusterUnavailable, WrongLoopError
 from ..wire.repeated_lines import limited_logger
 from .arguments import Seconds
+from .wake_context import Again
 from .wake_future import WakeFuture
 
-__all__ = ["Again", "Fillable", "fill"]
+__all__ = ["Fillable", "fill"]
 
 _log = limited_logger(__name__)
 
@@ -30,16 +31,12 @@ class Fillable(Protocol):
         """Whose it is."""
         ...
 
-    def take_over(self, fresh: Any, kinds: tuple[str, ...]) -> None:
-        """Show these kinds as a fresher state has them."""
+    def handle_asked(self, kinds: tuple[str, ...]) -> None:
+        """Take note that these kinds are asked for."""
         ...
 
-
-class Again(Protocol):
-    """Wakes an agent once more, for some kinds; the future fails only where the cluster is closed."""
-
-    def __call__(self, agent_id: str, kinds: tuple[str, ...], deadline_s: Seconds | None) -> asyncio.Future[Any]:
-        """Return the future of the fresh state."""
+    def handle_answered(self, kinds: tuple[str, ...], fresh: Any) -> None:
+        """Take what a fresher state brought of these kinds; None where there is no such state."""
         ...
 
 
@@ -90,12 +87,12 @@ def fill(
 
     def handle_woken(woken: asyncio.Future[Any]) -> None:
         error = None if woken.cancelled() else woken.exception()
-        if error is None and not woken.cancelled():
-            state.take_over(woken.result(), kinds)
+        state.handle_answered(kinds, None if error is not None or woken.cancelled() else woken.result())
         settle(error)
 
     if woken is None:
         settle(closed)
     else:
+        state.handle_asked(kinds)
         woken.add_done_callback(handle_woken)
     return done

@@ -31,12 +31,14 @@ class Piece:
     view into the reply, which it keeps alive.
     """
 
-    __slots__ = ("_offsets", "_sizes", "body", "start", "stop")
+    __slots__ = ("_offsets", "_sizes", "body", "start", "stop", "version")
 
-    def __init__(self, start: int, sizes: list[int], body: memoryview) -> None:
+    def __init__(self, start: int, sizes: list[int], body: memoryview, version: int) -> None:
         self.start = start
         self.stop = start + len(sizes)
         self.body = body
+        self.version = version
+        """The shard's version when they were read, at least."""
         self._sizes = sizes
         self._offsets: list[int] = []
 
@@ -108,6 +110,10 @@ class Part:
         view = self._view(agent)
         return None if view is None else int.from_bytes(view[:HEADER_BYTES], "big")
 
+    def moment(self, agent: int) -> int:
+        """Return the version of the shard when an agent's image was read, 0 where it has not come."""
+        return next((piece.version for piece in self.pieces if agent < piece.stop), 0)
+
     def is_older(self, agent: int, floor: int) -> bool:
         """Return whether the image of an agent came, and may be older than version `floor` of the shard."""
         if floor <= self.version:
@@ -164,6 +170,13 @@ class Group:
         if self._clock_offsets_ms is None or self.waiting:
             self._clock_offsets_ms = [part.clock_offset_ms for part in self.parts]
         return self._clock_offsets_ms
+
+    def moments(self, agent: int) -> tuple[int, ...]:
+        """Return for each store the shard's version when agent number `agent` was read there, 0 where not known."""
+        instead = self.refetched.get(agent)
+        if isinstance(instead, Place):
+            return instead.group.moments(instead.agent)
+        return tuple([0 if instead is not None else part.moment(agent) for part in self.parts])
 
     def is_older(self, agent: int, floors: Sequence[int]) -> bool:
         """Return whether an image of agent number `agent` may be older than the floor of its store."""

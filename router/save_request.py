@@ -126,7 +126,7 @@ def _versions(
         if expect.agent_id != agent_id:
             raise InvalidRequestError(f"expect is what agent {expect.agent_id!r} was, not {agent_id!r}")
         if isinstance(expect, AgentState):
-            return {kind: expect.version(kind) for kind in written}
+            return {kind: expect.vouched_version(kind) for kind in written}
         unknown = [kind for kind in written if kind not in expect.versions]
         if unknown:
             raise InvalidRequestError(
@@ -266,8 +266,9 @@ def _expected_by_agent(expect: ManyExpect) -> Mapping[str, Expect] | int | None:
         return expect
     if isinstance(expect, Mapping):
         return dict(cast("Mapping[str, Expect]", expect))
-    if isinstance(expect, Collection) and not isinstance(expect, str | bytes | AgentState):
-        given = cast("Collection[object]", expect)
+    some: object = expect  # a state by itself iterates over its kinds
+    if isinstance(some, Collection) and not isinstance(some, str | bytes | AgentState):
+        given = cast("Collection[object]", some)
         named = {one.agent_id: one for one in given if isinstance(one, AgentState | Saved)}
         if all([isinstance(one, AgentState | Saved) for one in given]):
             return named

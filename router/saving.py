@@ -22,6 +22,7 @@ from ..wire.messages import (
     CommittedSection,
     FaultCode,
     Refusal,
+    RefusalCode,
     SectionStatus,
     encode,
 )
@@ -286,6 +287,9 @@ class Saving:
             write.handle_result(store, result)
             if not isinstance(result, Refusal):
                 acknowledged.append((write.agent, result))
+            elif result.code == RefusalCode.CONFLICT:
+                # It names what was there when it was judged: no wake may show less from now on.
+                acknowledged.append((write.agent, committed.version))
         if committed.removed:
             for index, kinds in committed.removed.items():
                 if index < len(section.writes):

@@ -1,87 +1,51 @@
-"""An agent as a wake left it: its images, and what became of those that could not be had.
+"""An agent as a wake left it: its values, and what became of those that could not be had.
 
-A state begins as a place in a group of agents whose replies came together. The first look at any of its kinds takes its
-images out of the replies, as bytes of its own, and lets go of the group; a fragment is decoded when it is itself first
-looked at, into the type registered for its kind.
+Its images are in `state_images`. A fragment is decoded when it is first looked at, into the type registered for its
+kind. What may be brought into a state later, and what of it: `fills`. What a copy of it takes along: `state_copy`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import copy
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, Self
 
 import msgspec
 
-from ..wire.errors import FragmentAbsent, FragmentUnavailable, FragmentUndecodable, ProtocolError, UnknownKindError
-from ..wire.image import ENCODING_BYTES, ENCODING_MSGPACK, Fragment, decode_image
+from ..wire.errors import FragmentAbsent, FragmentUnavailable, FragmentUndecodable
+from ..wire.image import ENCODING_BYTES, ENCODING_MSGPACK, Fragment, encode_image
 from .arguments import Seconds
-from .late_fill import Again, fill
+from .fills import Fills, Moment
+from .late_fill import fill
 from .outcomes import WHOLE, Item, Outcome
-from .parts import Group
+from .state_copy import KindCopy, revive_context, wall_ms
+from .state_images import AgentImages
 
-__all__ = ["AgentState", "KindView", "WakeContext"]
+__all__ = ["AgentState"]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LAST_MS: Final = 253_402_300_799_999
 """The last millisecond that a datetime can name; a damaged fragment may name a later one."""
 
+_GONE: Final = object()
+"""Stands for the value of a kind that was shown to be absent or expired."""
 
-class KindView(NamedTuple):
-    """How a state reads one kind: where its image is (-1: not asked for), its decoder and its fallback."""
-
-    store: int
-    decoder: msgspec.msgpack.Decoder[Any]
-    fallback: Any
+_encode = msgspec.msgpack.Encoder().encode
 
 
-class WakeContext:
-    """What the states of one fetch share: how to read their kinds, and the nodes' clocks."""
-
-    __slots__ = ("_clock_offsets_ms", "again", "kinds", "state_type")
-
-    def __init__(self, kinds: Mapping[str, KindView], stores: int, again: Again) -> None:
-        self.kinds = kinds
-        self.again = again
-        """How to ask for more."""
-        self.state_type: type[AgentState] = AgentState
-        """What its states are."""
-        self._clock_offsets_ms = [0] * stores
-
-    def note_clock(self, store: int, now_ms: int) -> int:
-        """Take note of a store's clock (ms, UTC) as a reply that just came in gives it; the furthest one counts.
-
-        Returns how far it is ahead of this host's monotonic clock. The furthest one is that of states that ended
-        without a group: shards have clocks of their own (`Part`).
-        """
-        offset = now_ms - time.monotonic_ns() // 1_000_000
-        if offset > self._clock_offsets_ms[store]:
-            self._clock_offsets_ms[store] = offset
-        return offset
-
-    def now_ms(self, store: int) -> int:
-        """Return a store's time: its clock in the replies, and this host's monotonic clock since."""
-        return self._clock_offsets_ms[store] + time.monotonic_ns() // 1_000_000
-
-
-class AgentState(msgspec.Struct, gc=False, eq=False, repr_omit_defaults=True):
+class AgentState(AgentImages, gc=False, eq=False, repr_omit_defaults=True):
     """One woken agent. `state[kind]` is a value; what cannot be given is an exception, and `outcome` says why.
 
-    The same object is given each time a kind is asked for; changing it changes nothing that is stored.
+    The same object is given each time a kind is asked for; changing it changes nothing that is stored, and nothing that
+    another wake gave. Iterating goes over the kinds that are there (OK), as `in` says; a state is true whatever is in
+    it. `copy`, `deepcopy` and `pickle` give a state of its own that shows what was stored, also in another process; it
+    belongs to no cluster: `settle` and `fetch` raise there.
     """
 
-    agent_id: str
-    _context: WakeContext
-    _group: Group | None = None  # where its images are until somebody looks
-    _place: int = 0
-    _images: tuple[Item, ...] | None = None
-    _decoded: dict[int, dict[str, Fragment] | None] | None = None
-    _values: dict[str, Any] | None = None
-    _later: dict[str, AgentState] | None = None  # the state that shows a kind in this one's place, by kind
-    _clock_offsets_ms: list[int] | None = None  # of its shards, by store, shared with others of its group
+    _values: dict[str, Any] | None = None  # shown, and to be shown again
+    _passing: dict[str, Any] | None = None  # the same of what expires; _GONE where absence was shown
+    _fills: Fills[AgentState] | None = None
 
     def __getitem__(self, kind: str) -> Any:
         """Return the value of a kind; of a degraded one its fallback.
@@ -93,18 +57,27 @@ class AgentState(msgspec.Struct, gc=False, eq=False, repr_omit_defaults=True):
             UnknownKindError: (a KeyError) the topology has no such kind.
         """
         values = self._values
-        if values is None:
-            values = self._values = {}
-        elif kind in values:
+        if values is not None and kind in values:
             return values[kind]
-        value = values[kind] = self._value(kind)
-        return value
+        outcome, fragment = self._look(kind)
+        if fragment is None and outcome in WHOLE:
+            self._note_gone(kind)
+            raise FragmentAbsent(f"agent {self.agent_id!r}: {kind} is {outcome.value}")
+        return self._show(kind, outcome, fragment)
 
     def get(self, kind: str, default: Any = None) -> Any:
-        """Return the value of a kind, `default` where it is absent or expired; one that could not be had raises."""
-        if self.outcome(kind) in (Outcome.ABSENT, Outcome.EXPIRED):
+        """Return the value of a kind, `default` where it is absent or expired.
+
+        One that could not be had is no reason for a default: that gives its fallback, or raises, as `state[kind]` does.
+        """
+        values = self._values
+        if values is not None and kind in values:
+            return values[kind]
+        outcome, fragment = self._look(kind)
+        if fragment is None and outcome in WHOLE:
+            self._note_gone(kind)
             return default
-        return self[kind]
+        return self._show(kind, outcome, fragment)
 
     def outcome(self, kind: str) -> Outcome:
         """Return how the reading of a kind ended.
@@ -113,6 +86,13 @@ class AgentState(msgspec.Struct, gc=False, eq=False, repr_omit_defaults=True):
             FragmentUnavailable: it was not asked for.
             UnknownKindError: the topology has no such kind.
         """
+        outcome, fragment = self._look(kind)
+        if fragment is None and outcome in WHOLE:
+            self._note_gone(kind)
+        return outcome
+
+    def peek(self, kind: str) -> Outcome:
+        """Return what `outcome` would, without its counting as a look of the state's owner."""
         return self._look(kind)[0]
 
     def version(self, kind: str) -> int:
@@ -126,8 +106,25 @@ class AgentState(msgspec.Struct, gc=False, eq=False, repr_omit_defaults=True):
         if fragment is not None:
             return fragment.version
         if outcome in WHOLE:
+            self._note_gone(kind)
             return 0
         raise self._unavailable(kind, outcome)
+
+    def vouched_version(self, kind: str) -> int:
+        """Return the version that a save with `expect=state` expects of a kind: that of what was shown of it.
+
+        Raises:
+            FragmentUnavailable: its version is unknown; or a fallback, or nothing, was shown, and its value came later.
+        """
+        outcome, fragment = self._look(kind)
+        if self._fills is not None and kind in self._fills.missed and outcome in WHOLE:
+            raise FragmentUnavailable(
+                f"agent {self.agent_id!r}: {kind} was looked at while it could not be had, and its value came later:"
+                f" look at it again before you save over it"
+            )
+        if fragment is None and outcome not in WHOLE:
+            raise self._unavailable(kind, outcome)
+        return 0 if fragment is None else fragment.version
 
     def expires_at(self, kind: str) -> datetime | None:
         """Return when a kind expires, in UTC, by its store's clock; None if never, or if it is absent or expired.
@@ -151,133 +148,241 @@ class AgentState(msgspec.Struct, gc=False, eq=False, repr_omit_defaults=True):
         """Whether every kind asked for is OK, ABSENT or EXPIRED."""
         return not self.degraded
 
+    @property
+    def skewed(self) -> tuple[str, ...]:
+        """The kinds that are not of one moment with others of their store, which may be one half of a save each.
+
+        A wake shows none. A kind that was looked at stays as it is when a later `fetch` brings another of its store,
+        and its store may have been saved to in between.
+        """
+        return () if self._fills is None else tuple([kind for kind in self._asked() if kind in self._fills.mixed])
+
     def settle(
         self, deadline_s: Seconds | None = None, *, callback: Callable[[Self], None] | None = None
     ) -> asyncio.Future[Self]:
         """Ask again for the kinds that could not be had; return a future of this state, completed as far as it goes.
 
         It begins at once and ends by `deadline_s` from now (None: as a wake); `callback` is then called with the state,
-        whether the future is awaited or not. What still could not be had stays degraded: look at `complete`.
+        whether the future is awaited or not. What still could not be had stays degraded: look at `complete`. What was
+        looked at stays as it is; in place of a fallback its value is shown.
 
         Raises (when awaited):
             ClusterUnavailable: the cluster was closed.
         """
-        return fill(self, self.degraded, self._context.again, deadline_s, callback)
+        return fill(self, self.kinds_along(self.degraded), self._context.again, deadline_s, callback)
 
     async def fetch(self, kind: str, deadline_s: Seconds | None = None) -> Any:
         """Return the value of a kind that the wake did not ask for (of a lazy store, as a rule), fetched now.
 
-        One that the state has already is returned as it is; `deadline_s`: seconds from now, None: as a wake.
+        One that the state has already is returned as it is; `deadline_s`: seconds from now, None: as a wake. Other
+        kinds of its store that were not looked at are read anew with it, so that they are of one moment; `skewed` names
+        those that cannot be.
 
         Raises: as `state[kind]`; ClusterUnavailable: the cluster was closed.
         """
-        if kind in self._context.kinds and (kind not in self._asked() or self.outcome(kind) not in WHOLE):
-            await fill(self, (kind,), self._context.again, deadline_s)
+        if kind in self._context.kinds and not self.is_there(kind):
+            await fill(self, self.kinds_along((kind,)), self._context.again, deadline_s)
         return self[kind]
 
-    def take_over(self, fresh: AgentState, kinds: tuple[str, ...]) -> None:
-        """Show these kinds as a fresher state of the same agent has them."""
-        fresh.detach()  # it keeps no reply alive, whoever keeps this one
-        asked = self._asked()
-        if self._later is None:
-            self._later = {}
-        for kind in kinds:
-            if kind in asked and self.outcome(kind) in WHOLE and fresh.outcome(kind) not in WHOLE:
-                continue  # another asking brought it meanwhile
-            self._later[kind] = fresh
-            if self._values is not None:
-                self._values.pop(kind, None)  # a fallback may have been shown
+    def as_dict(self) -> dict[str, Any]:
+        """Return `{kind: state[kind]}` of every kind asked for that is not absent or expired.
 
-    def detach(self) -> Self:
-        """Return this state, owning its bytes: it keeps no reply alive.
-
-        The first look at any kind does the same; a host calls this for states that it keeps and may never look at.
+        Raises: as `state[kind]`: a kind that could not be had and has no fallback is never left out as if it were
+        absent.
         """
-        self._own_images()
-        return self
+        shown: dict[str, Any] = {}
+        for kind in self._asked():
+            value = self.get(kind, _GONE)
+            if value is not _GONE:
+                shown[kind] = value
+        return shown
 
-    def __contains__(self, kind: str) -> bool:
-        return kind in self._context.kinds and self.outcome(kind) is Outcome.OK
+    def keys(self) -> list[str]:
+        """Return the kinds that are there (OK), in the topology's order."""
+        return [kind for kind in self._asked() if self._look(kind)[0] is Outcome.OK]
+
+    def values(self) -> list[Any]:
+        """Return the values of the kinds that are there."""
+        return [self[kind] for kind in self.keys()]
+
+    def items(self) -> list[tuple[str, Any]]:
+        """Return the kinds that are there, each with its value."""
+        return [(kind, self[kind]) for kind in self.keys()]
+
+    def twin(self) -> Self:
+        """Return another state of the same wake, before either was looked at: nothing that can be changed is shared."""
+        twin = type(self)(self.agent_id, self._context, self._group, self._place, self._images)
+        twin._clock_offsets_ms = self._clock_offsets_ms
+        return twin
+
+    def __contains__(self, kind: object) -> bool:
+        return isinstance(kind, str) and kind in self._context.kinds and self.outcome(kind) is Outcome.OK
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def __bool__(self) -> bool:
+        return True  # `if state:` asks whether there is a state, as it did before it had a length
 
     def __repr__(self) -> str:
-        outcomes = ", ".join([f"{kind}={self.outcome(kind).name}" for kind in self._asked()])
+        outcomes = ", ".join([f"{kind}={self._look(kind)[0].name}" for kind in self._asked()])
         return f"AgentState({self.agent_id!r}, {outcomes})"
+
+    def __copy__(self) -> AgentState:
+        revive, arguments = self.__reduce__()
+        return revive(*arguments)
+
+    def __reduce__(self) -> tuple[Callable[..., AgentState], tuple[Any, ...]]:
+        kinds: list[KindCopy] = []
+        for kind, view in self._context.kinds.items():
+            holder = self._holder(kind)
+            store = holder._context.kinds[kind].store
+            item: Item = None
+            if store >= 0:
+                outcome, fragment = holder._stored(kind)
+                item = outcome if outcome not in WHOLE else None
+                if fragment is not None:
+                    item = encode_image(fragment.version, {kind: fragment})
+            now_ms = holder._now_ms(store) if store >= 0 else 0
+            decoder = view.decoder
+            hooks = decoder.dec_hook, decoder.ext_hook
+            kinds.append(KindCopy(kind, view.kept_in, store >= 0, item, now_ms, decoder.type, *hooks, view.fallback))
+        return _revive, (self.agent_id, kinds, self.skewed, wall_ms())
+
+    # --- fills: the rule is in `fills` ---
+
+    def handle_asked(self, kinds: tuple[str, ...]) -> None:
+        """A fill asks for these kinds."""
+        if self._fills is None:
+            self._fills = Fills()
+        self._fills.asked.append(kinds)
+
+    def handle_answered(self, kinds: tuple[str, ...], fresh: AgentState | None) -> None:
+        """A fill of these kinds is over; `fresh` has what it brought."""
+        fills = self._fills
+        assert fills is not None, "it was asked for"
+        fills.asked.remove(kinds)
+        if fresh is not None:
+            fresh._own_moments()
+            fresh.detach()  # it keeps no reply alive, whoever keeps this one
+            fills.handle_answered(kinds, self, fresh, self._stores())
+
+    def is_there(self, kind: str) -> bool:
+        """Return whether it is known what is stored of a kind: OK, ABSENT or EXPIRED."""
+        holder = self._holder(kind)
+        return holder._context.kinds[kind].store >= 0 and holder._stored(kind)[0] in WHOLE
+
+    def was_shown(self, kind: str) -> bool:
+        """Return whether its value or its absence was looked at."""
+        shown = self._values is not None and kind in self._values
+        return shown or (self._passing is not None and kind in self._passing)
+
+    def stored_version(self, kind: str) -> int:
+        """Return the version of a kind that is there, expired or not; 0 where nothing is stored."""
+        fragment = self._read(kind)[1]
+        return 0 if fragment is None else fragment.version
+
+    def moment(self, kind: str) -> Moment:
+        """Return from when the answer for a kind is."""
+        holder = self._holder(kind)
+        return holder._moment_of(holder._context.kinds[kind].store)
+
+    def drop_fallback(self, kind: str) -> bool:
+        """Show the fallback of a kind no more; return whether it was shown."""
+        return self._values is not None and self._values.pop(kind, _GONE) is not _GONE
+
+    def kinds_along(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the kinds that a fill of these asks for."""
+        fills = Fills[AgentState]() if self._fills is None else self._fills
+        return fills.along(wanted, self._asked(), self._stores())
+
+    def _stores(self) -> dict[str, str]:
+        return {kind: view.kept_in for kind, view in self._context.kinds.items()}
+
+    def _note_gone(self, kind: str) -> None:
+        """Take note that a kind was shown to be absent or expired."""
+        if self._passing is None:
+            self._passing = {}
+        self._passing[kind] = _GONE
+        if self._fills is not None:
+            self._fills.missed.discard(kind)
+
+    # --- reading ---
 
     def _asked(self) -> list[str]:
         """Return the kinds that were asked for, by the wake or later."""
-        later = self._later or ()
-        return [kind for kind, view in self._context.kinds.items() if view.store >= 0 or kind in later]
+        brought = () if self._fills is None else self._fills.brought
+        return [kind for kind, view in self._context.kinds.items() if view.store >= 0 or kind in brought]
 
-    def _value(self, kind: str) -> Any:
-        outcome, fragment = self._look(kind)
-        view = self._context.kinds[kind]
-        if fragment is None:
-            if outcome in WHOLE:
-                raise FragmentAbsent(f"agent {self.agent_id!r}: {kind} is {outcome.value}")
-            if view.fallback is msgspec.UNSET:
-                raise self._unavailable(kind, outcome)
-            return copy.deepcopy(view.fallback)
+    def _show(self, kind: str, outcome: Outcome, fragment: Fragment | None) -> Any:
+        """Return the value of a kind that is not absent, to be shown from now on."""
+        if fragment is not None and fragment.expires_ms:
+            if self._passing is None:
+                self._passing = {}
+            elif (value := self._passing.get(kind, _GONE)) is not _GONE:
+                return value
+            value = self._passing[kind] = self._decode(kind, fragment)
+        else:
+            if fragment is not None:
+                value = self._decode(kind, fragment)
+            else:
+                value = self._fallback(kind, outcome)
+            if self._values is None:
+                self._values = {}
+            self._values[kind] = value
+        if self._fills is not None and fragment is not None:
+            self._fills.missed.discard(kind)
+        return value
+
+    def _decode(self, kind: str, fragment: Fragment) -> Any:
         if fragment.encoding == ENCODING_BYTES:
             return fragment.value
         if fragment.encoding != ENCODING_MSGPACK:
             raise FragmentUndecodable(f"agent {self.agent_id!r}: {kind} has unknown encoding {fragment.encoding}")
         try:
-            return view.decoder.decode(fragment.value)
+            return self._context.kinds[kind].decoder.decode(fragment.value)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise FragmentUndecodable(f"agent {self.agent_id!r}: {kind} does not fit its type: {error}") from error
 
+    def _fallback(self, kind: str, outcome: Outcome) -> Any:
+        """Return a fallback of this state's own, of the type registered for the kind."""
+        view = self._context.kinds[kind]
+        if view.fallback is msgspec.UNSET:
+            if self._fills is None:
+                self._fills = Fills()
+            self._fills.missed.add(kind)
+            raise self._unavailable(kind, outcome)
+        return view.decoder.decode(_encode(view.fallback))
+
+    def _holder(self, kind: str) -> AgentState:
+        """Return the state that shows a kind: this one, or what a fill brought."""
+        return self if self._fills is None else self._fills.brought.get(kind, self)
+
     def _look(self, kind: str) -> tuple[Outcome, Fragment | None]:
-        view = self._context.kinds.get(kind)
-        if view is None:
-            known = ", ".join(self._context.kinds)
-            raise UnknownKindError(f"there is no kind {kind!r}; the topology has {known}")
-        if self._later is not None and (later := self._later.get(kind)) is not None:
-            return later._look(kind)
-        if view.store < 0:
-            raise FragmentUnavailable(f"agent {self.agent_id!r}: {kind} was not asked for in this wake")
-        images = self._images
-        if images is None:
-            images = self._own_images()
-        image = images[view.store]
-        if image is None:
-            return Outcome.ABSENT, None
-        if isinstance(image, Outcome):
-            return image, None
-        fragments = self._fragments(view.store, image)
-        if fragments is None:
-            return Outcome.FAULT, None
-        fragment = fragments.get(kind)
-        if fragment is None:
-            return Outcome.ABSENT, None
-        if fragment.expires_ms and fragment.expires_ms <= self._now_ms(view.store):
+        """Return how the reading of a kind ended, and what is shown of it."""
+        holder = self if self._fills is None else self._holder(kind)
+        outcome, fragment = holder._stored(kind)
+        if fragment is None or not fragment.expires_ms:
+            return outcome, fragment
+        if fragment.expires_ms <= holder._now_ms(holder._context.kinds[kind].store):
             return Outcome.EXPIRED, None
-        return Outcome.OK, fragment
+        return outcome, fragment
 
-    def _own_images(self) -> tuple[Item, ...]:
-        if self._images is None:
-            assert self._group is not None, "a state is made with one or the other"
-            self._images = self._group.images(self._place)
-            self._clock_offsets_ms = self._group.clock_offsets_ms(self._place)
-            self._group = None
-        return self._images
-
-    def _now_ms(self, store: int) -> int:
-        """Return the time of the shard that the agent is of."""
-        if self._clock_offsets_ms is None:
-            return self._context.now_ms(store)
-        return self._clock_offsets_ms[store] + time.monotonic_ns() // 1_000_000
-
-    def _fragments(self, store: int, image: bytes) -> dict[str, Fragment] | None:
-        if self._decoded is None:
-            self._decoded = {}
-        elif store in self._decoded:
-            return self._decoded[store]
-        try:
-            fragments = decode_image(image)
-        except ProtocolError:
-            fragments = None
-        self._decoded[store] = fragments
-        return fragments
+    def _read(self, kind: str) -> tuple[Outcome, Fragment | None]:
+        """Return how the reading of a kind ended, and what is stored of it, expired or not."""
+        return self._holder(kind)._stored(kind)
 
     def _unavailable(self, kind: str, outcome: Outcome) -> FragmentUnavailable:
         return FragmentUnavailable(f"agent {self.agent_id!r}: {kind} could not be had: {outcome.name}")
+
+
+def _revive(agent_id: str, kinds: list[KindCopy], skewed: tuple[str, ...], copied_ms: int) -> AgentState:
+    """Return the state that was copied."""
+    state = AgentState(agent_id, revive_context(kinds, copied_ms), _images=tuple([copied.item for copied in kinds]))
+    if skewed:
+        state._fills = Fills()  # pyright: ignore[reportPrivateUsage]
+        state._fills.mixed.update(skewed)  # pyright: ignore[reportPrivateUsage]
+    return state

@@ -72,8 +72,8 @@ class ValueCodec:
         self.typed = type_ is not Any
         self._compare = Comparison(self._reread, typed=self.typed)
         self._encode = msgspec.msgpack.Encoder(enc_hook=self._enc_hook if rules.enc_hook else None).encode
-        ext_hook = None if rules.ext_hook is None else _guarded_ext_hook(rules.ext_hook)
-        dec_hook = _guarded_dec_hook(rules.dec_hook) if rules.dec_hook or ext_hook else None
+        ext_hook = None if rules.ext_hook is None else _GuardedExtHook(rules.ext_hook)
+        dec_hook = _GuardedDecHook(rules.dec_hook) if rules.dec_hook or ext_hook else None
         try:
             self.decoder = msgspec.msgpack.Decoder(type_, dec_hook=dec_hook, ext_hook=ext_hook)
         except TypeError as error:
@@ -228,27 +228,34 @@ def _taught(value: Any, hook: Callable[[Any], Any], levels: int) -> Any:
     return _taught(answer, hook, levels - 1)
 
 
-def _guarded_dec_hook(hook: Callable[[type, Any], Any] | None) -> Callable[[type, Any], Any]:
-    """Return the user's hook: not asked for what ext_hook made already, and errors as those of the value."""
+class _GuardedDecHook:
+    """The user's hook: not asked for what ext_hook made already, and errors as those of the value.
 
-    def guarded(type_: type, value: Any) -> Any:
+    A class, as a state takes it along where it is pickled.
+    """
+
+    def __init__(self, hook: Callable[[type, Any], Any] | None) -> None:
+        self._hook = hook
+
+    def __call__(self, type_: type, value: Any) -> Any:
         if type(value) is type_:
             return value
         try:
-            if hook is None:
+            if self._hook is None:
                 raise NotImplementedError("there is no dec_hook")
-            return hook(type_, value)
+            return self._hook(type_, value)
         except Exception as error:
             raise ValueError(f"dec_hook: {type(error).__name__}: {error}") from error
 
-    return guarded
 
+class _GuardedExtHook:
+    """The user's hook, errors as those of the value."""
 
-def _guarded_ext_hook(hook: Callable[[int, memoryview], Any]) -> Callable[[int, memoryview], Any]:
-    def guarded(code: int, data: memoryview) -> Any:
+    def __init__(self, hook: Callable[[int, memoryview], Any]) -> None:
+        self._hook = hook
+
+    def __call__(self, code: int, data: memoryview) -> Any:
         try:
-            return hook(code, data)
+            return self._hook(code, data)
         except Exception as error:
             raise msgspec.ValidationError(f"ext_hook: {type(error).__name__}: {error}") from error
-
-    return guarded

@@ -14,23 +14,26 @@ from contextlib import aclosing
 from functools import partial
 from typing import Final
 
-from .arguments import Seconds
+from .arguments import Seconds, exact_text
 from .coalescing import Choice, Coalescer
 from .fetching import Fetching, ImageSizes
 from .floors import Floors
 from .ids import check_agent_id, slices, sound_ids
-from .kinds import Kinds, Reading, as_kinds
-from .late_fill import Again
+from .kinds import Kinds, Reading
 from .outcomes import Outcome
 from .parts import Group
 from .router import Router
-from .state import AgentState, WakeContext
+from .state import AgentState
+from .wake_context import Again, WakeContext
 from .wake_stream import WakeStream
 from .wakes import WakeMany
 
 __all__ = ["WakeEngine"]
 
 _ALL_KINDS: Final = Choice(None)
+
+_CHOICES_MAX: Final = 256
+"""Choices of kinds, and ways to name one, that are kept; a program has a handful, and each costs some 3 KiB."""
 
 
 class WakeEngine:
@@ -56,38 +59,57 @@ class WakeEngine:
         self._again = again or self.wake_again
         self.floors = Floors()
         self._sizes = ImageSizes()
+        self._streams: set[WakeStream] = set()
+        self._choices: dict[tuple[str, ...], Choice] = {}  # by the names as given
         self._readings: dict[Choice, Reading] = {}
         self._readings_revision = -1
         self.coalescer = Coalescer(self._reading, self._fetching)
 
-    def wake(
-        self, agent_id: str, agent: bytes, kinds: Iterable[str] | None, budget_s: float
-    ) -> asyncio.Future[AgentState]:
-        """Return the future of an agent's state; `agent` is the UTF-8 of its id."""
-        return self.coalescer.wake(agent_id, agent, _ALL_KINDS if kinds is None else _choice(kinds), budget_s)
+    def wake(self, agent_id: str, kinds: Iterable[str] | None, budget_s: float) -> asyncio.Future[AgentState]:
+        """Return the future of an agent's state.
+
+        Raises:
+            InvalidRequestError, UnknownKindError: no agent has this id, or the kinds cannot be asked for.
+        """
+        if type(agent_id) is not str:
+            agent_id = exact_text(agent_id)
+        agent = check_agent_id(agent_id)
+        return self.coalescer.wake(agent_id, agent, _ALL_KINDS if kinds is None else self._choice(kinds), budget_s)
 
     async def wake_many(self, asked: list[str], kinds: Iterable[str] | None, deadline: float) -> list[AgentState]:
         """Return the states of agents, in the order of their ids; of a cluster that is closed meanwhile not all."""
-        reading = self._reading(_choice(kinds))
+        reading = self._reading(_ALL_KINDS if kinds is None else self._choice(kinds))
         waiting = WakeMany(deadline)
         fetch = partial(self._fetching, reading, held=True)
-        for wanted in slices(asked):
-            sound, agents = sound_ids(wanted)
-            if sound:
-                waiting.add(partial(fetch, sound, agents, deadline))
+        try:
+            for wanted in slices(asked):
+                sound, agents = sound_ids(wanted)
+                if sound:
+                    waiting.add(partial(fetch, sound, agents, deadline))
+        except BaseException:
+            waiting.abandon()
+            raise
         states = await waiting.run()
         if len(states) == len(asked):
             return states
         # Some ids were asked for twice, or are none that an agent can have.
         by_id = {state.agent_id: state for state in states}
         context = self._context(reading)
-        return [by_id.get(agent_id) or _unsound(agent_id, reading, context) for agent_id in asked]
+        given: set[str] = set()
+        shown: list[AgentState] = []
+        for agent_id in asked:
+            state = by_id.get(agent_id)
+            if state is None:
+                state = by_id[agent_id] = _unsound(agent_id, reading, context)
+            shown.append(state.twin() if agent_id in given else state)
+            given.add(agent_id)
+        return shown
 
     async def wake_stream(
         self, asked: list[str], kinds: Iterable[str] | None, deadline: float
     ) -> AsyncGenerator[AgentState, None]:
         """Yield each agent's state once, as it becomes usable."""
-        reading = self._reading(_choice(kinds))
+        reading = self._reading(_ALL_KINDS if kinds is None else self._choice(kinds))
         once = list(dict.fromkeys(asked))
         sound, agents = sound_ids(once)
         if len(sound) != len(once):
@@ -96,18 +118,24 @@ class WakeEngine:
                 if agent_id not in known:
                     yield _unsound(agent_id, reading, self._context(reading))
         if sound:
-            waiting = WakeStream()
-            fetching = self._fetching(reading, sound, agents, deadline, waiting.handle_groups)
-            async with aclosing(waiting.run(fetching)) as states:
-                async for state in states:
-                    yield state
+            stores = [store.name for store in reading.routes.stores]
+            waiting = WakeStream(partial(self._fetching, reading), sound, agents, stores)
+            self._streams.add(waiting)
+            try:
+                async with aclosing(waiting.run(deadline)) as states:
+                    async for state in states:
+                        yield state
+            finally:
+                self._streams.discard(waiting)
 
     def wake_again(
         self, agent_id: str, kinds: tuple[str, ...], deadline_s: Seconds | None
     ) -> asyncio.Future[AgentState]:
         """Wake an agent for what a state of it lacks; never fails for what is missing."""
         budget_s = self._wake_budget(deadline_s)
-        return self.coalescer.wake(agent_id, check_agent_id(agent_id), Choice(kinds, raises=False), budget_s)
+        return self.coalescer.wake(
+            agent_id, check_agent_id(agent_id), Choice(self._kinds.choose(kinds), raises=False), budget_s
+        )
 
     def handle_acknowledged(self, store: str, acknowledged: list[tuple[bytes, int]]) -> None:
         """Saves are durable: no wake that ends from now on may show what was there before."""
@@ -115,7 +143,8 @@ class WakeEngine:
             now = time.monotonic()
             for agent, version in acknowledged:
                 self.floors.note(store, agent, version, now)
-        self.coalescer.forget([agent for agent, _ in acknowledged])
+        for stream in self._streams:
+            stream.note(store, acknowledged)
 
     def close(self, error: Exception) -> None:
         """Fail every wake of one agent that waits."""
@@ -131,7 +160,22 @@ class WakeEngine:
     def handle_grown(self, kinds: Kinds) -> None:
         """The cluster has got kinds: wakes that begin from now on know them."""
         self._kinds = kinds
+        self._choices.clear()
         self._readings.clear()
+
+    def _choice(self, kinds: Iterable[str]) -> Choice:
+        try:
+            given = tuple(kinds)
+            known = None if isinstance(kinds, str) else self._choices.get(given)
+        except TypeError:
+            return Choice(self._kinds.choose(kinds))  # which says what is wrong with it
+        if known is not None:
+            return known
+        choice = Choice(self._kinds.choose(kinds if isinstance(kinds, str) else given))
+        if len(self._choices) >= _CHOICES_MAX:
+            del self._choices[next(iter(self._choices))]
+        self._choices[tuple(map(exact_text, given))] = choice
+        return choice
 
     def _reading(self, choice: Choice) -> Reading:
         placement = self._router.placement
@@ -142,6 +186,8 @@ class WakeEngine:
         reading = self._readings.get(choice)
         if reading is None:
             reading = self._kinds.reading(placement, choice.kinds)._replace(raises=choice.raises)
+            if len(self._readings) >= _CHOICES_MAX:
+                del self._readings[next(iter(self._readings))]
             self._readings[choice] = reading
         return reading
 
@@ -171,9 +217,6 @@ class WakeEngine:
         )
 
 
-def _choice(kinds: Iterable[str] | None) -> Choice:
-    return _ALL_KINDS if kinds is None else Choice(as_kinds(kinds))
-
-
 def _unsound(agent_id: str, reading: Reading, context: WakeContext) -> AgentState:
-    return context.state_type(agent_id, context, _images=(Outcome.FAULT,) * len(reading.routes.stores))
+    state: AgentState = context.state_type(agent_id, context, _images=(Outcome.FAULT,) * len(reading.routes.stores))
+    return state

@@ -1,21 +1,25 @@
 """Who waits for a fetch: one call for many agents, or many calls for one agent each (a stream: `wake_stream`).
 
 Wakes asked for in the same turn of the event loop travel together (WakeBatch): ten thousand tasks that each await
-one agent cost a few messages a node. The same agent asked for twice is fetched once, in the turn or while its fetch is
-under way. Each wake ends at its own deadline, with what has come; the fetch lives until the last of them.
+one agent cost a few messages a node. The same agent asked for twice before its fetch is sent is fetched once; each wake
+gets a state of its own. Each ends at its own deadline, with what has come; the fetch lives until the last of them.
+
+No wake outlives its deadline, whatever breaks: where an exception that nobody foresaw comes up, those that it leaves
+waiting end with it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import heapq
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
 from itertools import chain
 from typing import Final, NamedTuple, cast
 
-from ..wire.errors import AgentNotFound, WakeIncomplete
+from ..wire.errors import AgentNotFound, ClusterUnavailable, WakeIncomplete
 from .fetching import Fetching
 from .judgement import Judgement
 from .kinds import IMAGE_FIRST_KIND, Reading
@@ -33,16 +37,14 @@ _LOOK_SECONDS: Final = 0.1
 """How often a batch under way looks whether anybody still waits for it, 10 us for a thousand wakes: a callback of each
 future would cost every wake 0.3 us."""
 
-_JOIN_SHARE: Final = 0.5
-"""A wake joins a fetch under way if the budget that this was sent with covers at least this share of its own: nodes
-drop work when the budget that it came with is spent. It ends at its own deadline all the same."""
+_log = logging.getLogger(__name__)
 
 
 def verdict(state: AgentState, reading: Reading) -> Exception | None:
     """Return what `wake` raises for a state, None where it returns the state."""
     if not reading.raises:
         return None
-    outcomes = [(kind, state.outcome(kind)) for kind in reading.required or reading.views if _asked(reading, kind)]
+    outcomes = [(kind, state.peek(kind)) for kind in reading.required or reading.views if _asked(reading, kind)]
     if reading.required:
         missing = tuple(kind for kind, outcome in outcomes if outcome not in WHOLE)
         if missing:
@@ -77,13 +79,16 @@ class WakeMany:
         states: list[AgentState | None]
 
         def handle_groups(groups: list[Group]) -> None:
-            order = fetching.plan.order
-            for group in groups:
-                # A loop in C, as nothing is done but putting each in its place: 35 ns an agent instead of 110.
-                deque(map(states.__setitem__, order[group.start : group.stop], fetching.states(group)), maxlen=0)
-                self._left -= group.stop - group.start
-            if not self._left:
-                self._finish()
+            try:
+                order = fetching.plan.order
+                for group in groups:
+                    # A loop in C, as only each is put in its place: 35 ns an agent instead of 110.
+                    deque(map(states.__setitem__, order[group.start : group.stop], fetching.states(group)), maxlen=0)
+                    self._left -= group.stop - group.start
+                if not self._left:
+                    self._finish()
+            except Exception as error:
+                self._break_off(error)
 
         fetching = fetch(handle_groups)
         states = [None] * len(fetching.plan.order)
@@ -98,11 +103,15 @@ class WakeMany:
             if self._left:
                 await self._done
         finally:
-            self._timer.cancel()
-            for fetching in self._slices:
-                fetching.abandon()
+            self.abandon()
         # None is left: every group was handed over, at the deadline at the latest.
         return cast("list[AgentState]", list(chain.from_iterable(self._states)))
+
+    def abandon(self) -> None:
+        """Let go of everything: nobody waits any more."""
+        self._timer.cancel()
+        for fetching in self._slices:
+            fetching.abandon()
 
     def _finish(self) -> None:
         """All have come. What was saved while it lay here is older than acknowledged by now: it is read again first."""
@@ -111,10 +120,22 @@ class WakeMany:
             self._done.set_result(None)
 
     def _expire(self) -> None:
-        self._slices[0].catch_up()
+        try:
+            for fetching in self._slices[:1]:
+                fetching.catch_up()
+            if not self._done.done():
+                for fetching in self._slices:
+                    fetching.expire()
+        except Exception as error:
+            self._break_off(error)
         if not self._done.done():
-            for fetching in self._slices:
-                fetching.expire()
+            self._break_off(ClusterUnavailable("the wake broke off; the log says why"))
+
+    def _break_off(self, error: Exception) -> None:
+        """Something broke that nobody foresaw: the caller is told, rather than left waiting."""
+        _log.error("a wake of many agents broke off", exc_info=error)
+        if not self._done.done():
+            self._done.set_exception(error)
 
 
 class _Waiter(NamedTuple):
@@ -127,13 +148,15 @@ class _Waiter(NamedTuple):
 
 
 class WakeBatch:
-    """Calls for one agent each, asked for in one turn of the loop, and those that join while the fetch is under way."""
+    """Calls for one agent each, sent together."""
 
     def __init__(self, reading: Reading, now: float) -> None:
         self._loop = asyncio.get_running_loop()
         self.reading = reading
         self.began = now
         """When its first wake was asked for: its deadlines count from then, in seconds of the monotonic clock."""
+        self.over = False
+        """Whether nobody waits any more."""
         self.ids: dict[str, int] = {}
         self.agents: list[bytes] = []
         self._futures: list[asyncio.Future[AgentState] | None] = []  # None: only waiters apart want that agent
@@ -143,9 +166,8 @@ class WakeBatch:
         self._sequence = 0
         self._timer: Judgement | None = None
         self._fetching: Fetching | None = None
-        self._sent_deadline = 0.0
         self._positions: list[int] = []
-        self._handle_over: Callable[[WakeBatch], None] = lambda _batch: None
+        self._handle_over: Callable[[WakeBatch], None] = _ignore
 
     @property
     def deadline(self) -> float:
@@ -158,35 +180,31 @@ class WakeBatch:
         deadline = self.began + deadline_s
         index = self.ids.get(agent_id)
         if index is None:
-            index = self.ids[agent_id] = len(self.agents)
-            self.agents.append(agent)
-            if not index:
+            index = self._append(agent_id, agent)
+            if not self._common_deadline:
                 self._common_deadline = deadline
             if deadline == self._common_deadline:
-                self._futures.append(future)
+                self._futures[index] = future
                 return future
-            self._futures.append(None)
         self._wait_apart(deadline, index, future)
         return future
 
-    def join(self, agent_id: str, deadline: float, now: float) -> asyncio.Future[AgentState] | None:
-        """Wait for an agent whose fetch is under way; None where it would not do."""
+    def adopt(self, agent_id: str, agent: bytes, future: asyncio.Future[AgentState], deadline: float) -> None:
+        """Let a wake that was asked for before wait for its agent here, before the batch is sent."""
         index = self.ids.get(agent_id)
-        fetching = self._fetching
-        if index is None or fetching is None or self._sent_deadline - now < _JOIN_SHARE * (deadline - now):
-            return None
-        if not fetching.plan.group_at(self._positions[index]).waiting:
-            return None
-        future: asyncio.Future[AgentState] = self._loop.create_future()
-        fetching.extend(deadline)
+        if index is None:
+            index = self._append(agent_id, agent)
         self._wait_apart(deadline, index, future)
-        self._schedule()
-        return future
+
+    def _append(self, agent_id: str, agent: bytes) -> int:
+        index = self.ids[agent_id] = len(self.agents)
+        self.agents.append(agent)
+        self._futures.append(None)
+        return index
 
     def start(self, fetching: Fetching, handle_over: Callable[[WakeBatch], None]) -> None:
         """Send it; `handle_over` is called once, when nobody waits for it any more."""
         self._fetching = fetching
-        self._sent_deadline = fetching.deadline
         self._handle_over = handle_over
         # Sent first: the nodes are at work while the rest is done here, and no reply is taken in before this turn ends.
         fetching.start()
@@ -197,8 +215,8 @@ class WakeBatch:
 
     def close(self, error: Exception) -> None:
         """Fail every wake that still waits."""
-        for future in [*self._futures, *[waiter.future for waiter in self._others]]:
-            if future is not None and not future.done():
+        for future in self._waiting():
+            if not future.done():
                 future.set_exception(error)
         self._end()
 
@@ -206,8 +224,12 @@ class WakeBatch:
         """Some groups are complete: their wakes end."""
         fetching = self._fetching
         assert fetching is not None
-        for group in groups:
-            self._settle_group(fetching, group)
+        try:
+            for group in groups:
+                self._settle_group(fetching, group)
+        except Exception as error:
+            _log.exception("a wake could not be ended", extra={"agents": len(self.agents)})
+            self.close(error)
         if fetching.complete:
             self._end()
 
@@ -226,7 +248,7 @@ class WakeBatch:
         if self._others_of:
             for index, state in zip(order, states, strict=True):
                 for future in self._others_of.pop(index, ()):
-                    self._settle(future, state)
+                    self._settle(future, state.twin())  # two callers never share what one of them may change
 
     def _all_found(self, group: Group) -> bool:
         """Return whether every agent of a group surely has every required kind, without decoding an image.
@@ -252,10 +274,10 @@ class WakeBatch:
         heapq.heappush(self._others, _Waiter(deadline, self._sequence, index, future))
         self._others_of.setdefault(index, []).append(future)
 
-    def _is_awaited(self) -> bool:
-        """Return whether anybody still waits: a wake that its caller gave up is a cancelled future."""
-        futures = chain(self._futures, [waiter.future for waiter in self._others])
-        return any(future is not None and not future.done() for future in futures)
+    def _waiting(self) -> list[asyncio.Future[AgentState]]:
+        """Return the futures of all wakes, ended or not; one that its caller gave up is cancelled."""
+        futures = [future for future in self._futures if future is not None]
+        return futures + [waiter.future for waiter in self._others]
 
     def _schedule(self) -> None:
         """Set the timer to the next deadline, or to the next look whether anybody still waits."""
@@ -268,20 +290,28 @@ class WakeBatch:
         self._timer = Judgement(min(look, *due), self._expire) if due else None
 
     def _expire(self) -> None:
-        """End the wakes whose deadline has come; after the last of them, the fetch."""
         self._timer = None
+        try:
+            self._expire_due()
+        except Exception as error:
+            _log.exception("a wake could not be ended at its deadline", extra={"agents": len(self.agents)})
+            self.close(error)
+
+    def _expire_due(self) -> None:
+        """End the wakes whose deadline has come; after the last of them, the fetch."""
         fetching = self._fetching
         assert fetching is not None
         fetching.catch_up()
-        if fetching.complete:
-            return
-        if not self._is_awaited():
+        if self.over:
+            return  # what came was the last of it
+        if all([future.done() for future in self._waiting()]):
             self._end()
             return
         now = time.monotonic() + _TIMER_SLACK_SECONDS
-        if fetching.deadline <= now:
+        if fetching.deadline <= now or fetching.complete:
             fetching.expire()
-            self._end()
+            if not self.over:  # something broke before: whoever still waits is not to wait for ever
+                self.close(ClusterUnavailable("the wake broke off; the log says why"))
             return
         if self._common_deadline and self._common_deadline <= now:
             self._common_deadline = 0.0
@@ -295,9 +325,22 @@ class WakeBatch:
         self._schedule()
 
     def _end(self) -> None:
+        """Let go of everything, once."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._fetching is not None:
-            self._fetching.abandon()
-        self._handle_over(self)
+        if self.over:
+            return
+        self.over = True
+        fetching, self._fetching = self._fetching, None
+        handle_over, self._handle_over = self._handle_over, _ignore
+        handle_over(self)
+        if fetching is not None:
+            try:
+                fetching.abandon()
+            except Exception:
+                _log.exception("a fetch could not be given up")
+
+
+def _ignore(_batch: WakeBatch) -> None:
+    """Do nothing for a batch that is not sent, or over."""

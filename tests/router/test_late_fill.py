@@ -1,14 +1,17 @@
 """Late fill and lazy stores: what a wake did not give is asked for again, and put into the state that it gave."""
 
 import asyncio
+import copy
 from typing import Any
 
+import msgspec
 import pytest
 
 from dawnchorus import AgentState, ClusterUnavailable, FragmentAbsent, FragmentUnavailable, Outcome, UnknownKindError
-from dawnchorus.wire.messages import Fetch
+from dawnchorus.wire.messages import FaultCode, Fetch, Put, Write
 from dawnchorus.wire.topology import KindSpec, StoreSpec
-from tests.support.fake_nodes import FakeNodes, fake_client, wake_lacking
+from tests.support.clusters import eventually
+from tests.support.fake_nodes import FakeNodes, fake_client, refusing, wake_lacking
 from tests.support.internals import leftovers
 
 KINDS = {
@@ -19,6 +22,7 @@ KINDS = {
 LAZY: dict[str, Any] = {
     "stores": {"id": StoreSpec(shards=2), "live": StoreSpec(shards=2), "old": StoreSpec(shards=2, wake="lazy")}
 }
+TWO_IN_LIVE = {"profile": KindSpec("id", required=True), "session": KindSpec("live"), "context": KindSpec("live")}
 SHORT_S, LONG_S = 0.1, 20.0
 
 
@@ -146,3 +150,112 @@ async def test_a_kind_fetched_later_counts_in_an_expected_state() -> None:
         await state.fetch("history", LONG_S)
         await cluster.save("a", {"history": "more"}, expect=state, deadline_s=LONG_S)
         assert "history=OK" in repr(state)
+
+
+# --- what a save vouches for, and kinds of one store: the rule is held by test_fills ---
+
+
+async def test_a_version_that_came_after_a_fallback_was_shown_lets_no_save_pass() -> None:
+    async with fake_client(KINDS) as (cluster, nodes):
+        put(nodes, "a")
+        nodes["live"].answer = refusing(FaultCode.INTERNAL, Fetch)
+        state = await cluster.wake("a", deadline_s=LONG_S)
+        derived = {**state["session"], "more": 1}
+        nodes["live"].answer = nodes["live"].serve
+        await state.settle(LONG_S)
+        with pytest.raises(FragmentUnavailable, match="look at it again"):
+            await cluster.save("a", {"session": derived}, expect=state, deadline_s=LONG_S)
+        await cluster.save("a", {"history": "more"}, expect=state, deadline_s=LONG_S)
+        assert state["session"] == "s a"
+        await cluster.save("a", {"session": "derived from it"}, expect=state, deadline_s=LONG_S)
+
+
+async def test_the_version_of_what_was_looked_at_is_expected_though_a_second_fill_brought_another() -> None:
+    async with fake_client(KINDS) as (cluster, nodes):
+        put(nodes, "a")
+        live = nodes["live"]
+        live.answer = refusing(FaultCode.INTERNAL, Fetch)
+        state = await cluster.wake("a", deadline_s=LONG_S)
+        live.answer = live.serve
+        live.hold.add(Fetch)
+        fills = [state.settle(LONG_S)]
+        await eventually(lambda: len(live.held) == 1)
+        version = live.put("a", session=["newer"])
+        fills.append(state.settle(LONG_S))
+        await eventually(lambda: len(live.held) == 2)
+        live.release(1)
+        await fills[0]
+        shown = state["session"]
+        live.release()
+        await fills[1]
+        assert state["session"] is shown == "s a"
+        assert state.version("session") == state.vouched_version("session") < version
+
+
+async def test_a_second_fill_brings_what_is_newer_in_place_of_what_nobody_looked_at() -> None:
+    async with fake_client(KINDS) as (cluster, nodes):
+        put(nodes, "a")
+        live = nodes["live"]
+        live.answer = refusing(FaultCode.INTERNAL, Fetch)
+        state = await cluster.wake("a", deadline_s=LONG_S)
+        live.answer = live.serve
+        live.hold.add(Fetch)
+        fills = [state.settle(LONG_S)]
+        await eventually(lambda: len(live.held) == 1)
+        live.put("a", session="newer")
+        fills.append(state.settle(LONG_S))
+        await eventually(lambda: len(live.held) == 2)
+        live.release()
+        await asyncio.gather(*fills)
+        assert state["session"] == "newer"
+
+
+async def test_fetch_reads_what_was_not_looked_at_of_the_same_store_anew() -> None:
+    async with fake_client(TWO_IN_LIVE) as (cluster, nodes):
+        nodes.put("a", profile=1, session=1, context=1)
+        state = await cluster.wake("a", ["profile", "session"], LONG_S)
+        assert state["profile"] == 1
+        save_as_another_client(nodes, session=2, context=2)
+        assert await state.fetch("context", LONG_S) == 2
+        assert state["session"] == 2
+        assert state.skewed == ()
+        assert {section.store for section in nodes.fetches()[-1].sections} == {"live"}
+
+
+async def test_fetch_says_which_kinds_of_its_store_are_not_of_one_moment() -> None:
+    async with fake_client(TWO_IN_LIVE) as (cluster, nodes):
+        nodes.put("a", profile=1, session=1, context=1)
+        state = await cluster.wake("a", ["session"], LONG_S)
+        unchanged = await cluster.wake("a", ["session"], LONG_S)
+        assert state["session"] == unchanged["session"] == 1
+        save_as_another_client(nodes, context=2)
+        assert await unchanged.fetch("context", LONG_S) == 2
+        assert unchanged.skewed == (), "the session is still what it was"
+        save_as_another_client(nodes, session=3, context=3)
+        assert await state.fetch("context", LONG_S) == 3
+        assert state["session"] == 1, "what was looked at stays"
+        assert state.skewed == ("session", "context")
+        assert copy.copy(state).skewed == ("session", "context")
+
+
+async def test_kinds_of_one_store_fetched_at_once_are_of_one_moment_or_named() -> None:
+    async with fake_client(TWO_IN_LIVE) as (cluster, nodes):
+        nodes.put("a", profile=1, session=1, context=1)
+        live = nodes["live"]
+        state = await cluster.wake("a", ["profile"], LONG_S)
+        live.hold.add(Fetch)
+        first = asyncio.ensure_future(state.fetch("session", LONG_S))
+        await eventually(lambda: len(live.held) == 1)
+        save_as_another_client(nodes, session=2, context=2)
+        second = asyncio.ensure_future(state.fetch("context", LONG_S))
+        await eventually(lambda: len(live.held) == 2)
+        live.held.reverse()
+        live.release()
+        assert [await second, await first] == [2, 2], "the later one asked for both, and came first"
+        assert state.skewed == ()
+
+
+def save_as_another_client(nodes: FakeNodes, **values: object) -> None:
+    """Save some kinds of agent a in one write."""
+    puts = [Put(kind, 0, 1, msgspec.msgpack.encode(value)) for kind, value in values.items()]
+    nodes["live"].write("live", Write(b"a", b"", 0, [*puts]))

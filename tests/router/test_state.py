@@ -21,7 +21,7 @@ from dawnchorus import (
 )
 from dawnchorus.router.outcomes import Item
 from dawnchorus.router.parts import Group, Owner, Part, Piece
-from dawnchorus.router.state import KindView, WakeContext
+from dawnchorus.router.wake_context import KindView, WakeContext
 from dawnchorus.wire.image import ENCODING_BYTES, ENCODING_MSGPACK, Fragment, encode_image
 from tests.support.fake_nodes import fake_client
 
@@ -301,7 +301,7 @@ def test_each_agent_goes_by_the_clock_of_its_own_shard(monkeypatch: pytest.Monke
         group = Group(0, 1)
         for store in range(3):
             part = Part(0, 1, store, 0, Owner("one", 1))
-            part.pieces.append(Piece(0, [len(made)], memoryview(made)))
+            part.pieces.append(Piece(0, [len(made)], memoryview(made), 0))
             part.received = 1
             group.parts.append(part)
         group.parts[1].clock_offset_ms = context.note_clock(1, now_ms)

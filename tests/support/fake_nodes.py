@@ -35,6 +35,7 @@ from dawnchorus.wire.messages import (
     Ping,
     Put,
     Refusal,
+    RefusalCode,
     Reply,
     Request,
     Scan,
@@ -142,6 +143,8 @@ class FakeNode:
         self.version = placement.generation << 40
         self.applied: dict[bytes, int] = {}
         """Version by write id: what is sent twice is applied once."""
+        self.expects = False
+        """Whether a write is refused where other versions are there than it expects."""
         self.requests: list[Request] = []
         self.peers: list[bytes] = []
         """Who sent each of the requests."""
@@ -220,10 +223,11 @@ class FakeNode:
         for kind, value in values.items():
             store = self.topology.kinds[kind].store
             put = Put(kind, 0, 1, msgspec.msgpack.encode(value))
-            version = self._apply(store, Write(agent_id.encode(), b"", 0, [put]))
+            version = self.write(store, Write(agent_id.encode(), b"", 0, [put]))
         return version
 
-    def _apply(self, store: str, write: Write) -> int:
+    def write(self, store: str, write: Write) -> int:
+        """Apply a write; return its version."""
         self.version += 1
         key = (store, write.agent)
         fragments = decode_image(self.images[key]) if key in self.images else {}
@@ -275,12 +279,22 @@ class FakeNode:
         return StatusReply(request.request, self.name, 0, 0, 0, [], {})
 
     def _commit(self, index: int, section: CommitSection) -> CommittedSection:
-        versions: list[int | Refusal] = []
+        results: list[int | Refusal] = []
         for write in section.writes:
+            found = self._found(section.store, write)
+            if self.expects and write.write_id not in self.applied and found != (write.expect or {}):
+                results.append(Refusal("other versions are there", RefusalCode.CONFLICT, found))
+                continue
             if write.write_id not in self.applied:
-                self.applied[write.write_id] = self._apply(section.store, write)
-            versions.append(self.applied[write.write_id])
-        return CommittedSection(index, SectionStatus.OK, self.version, versions)
+                self.applied[write.write_id] = self.write(section.store, write)
+            results.append(self.applied[write.write_id])
+        return CommittedSection(index, SectionStatus.OK, self.version, results)
+
+    def _found(self, store: str, write: Write) -> dict[str, int]:
+        """Return the versions that are there of the kinds of which a write expects some."""
+        image = self.images.get((store, write.agent))
+        fragments = decode_image(image) if image else {}
+        return {kind: fragments[kind].version if kind in fragments else 0 for kind in write.expect or {}}
 
     def _image(self, store: str, agent: bytes, kinds: list[str] | None) -> bytes | None:
         image = self.images.get((store, agent))

@@ -10,6 +10,7 @@ from dawnchorus import Cluster, SyncCluster
 from dawnchorus.router.breaker import BreakerState
 from dawnchorus.router.calls import _BackupCall, _Call, _StatusCall
 from dawnchorus.router.exchange import Exchange
+from dawnchorus.router.fetching import Fetching
 from dawnchorus.router.link import Link
 from dawnchorus.router.loop_thread import LoopThread
 from dawnchorus.router.router import Router
@@ -19,10 +20,12 @@ from dawnchorus.wire.messages import BackedUp, Scan, Scanned, Status, StatusRepl
 
 __all__ = [
     "ReplyDropper",
+    "break_next_fetch",
     "drop_replies",
     "exchange",
     "is_taken_for_dead",
     "is_up",
+    "kept_choices",
     "leftovers",
     "refusals",
     "sendings",
@@ -43,7 +46,8 @@ def leftovers(cluster: Cluster) -> dict[str, int]:
         "expected bytes": sum(flow.window.expected_bytes for flow in flows),
         "replies": len(router._replies),
         "pending": len(wakes._pending),
-        "under way": sum(map(len, wakes._under_way.values())),
+        "under way": sum(len(of_choice.batches) for of_choice in wakes._under_way.values()),
+        "choices": len(wakes._under_way),
         "floors": len(cluster._wakes.floors),
         "fetches": cluster._wakes.floors._fetches,
     }
@@ -55,6 +59,24 @@ def thread_of(cluster: SyncCluster) -> LoopThread[HostedCluster]:
     thread = cluster._host._thread
     assert thread is not None
     return thread
+
+
+def kept_choices(cluster: Cluster) -> int:
+    """Return how many choices of kinds a client keeps something of."""
+    wakes, kinds = cluster._wakes, cluster._kinds
+    return len(wakes._choices) + len(wakes._readings) + len(wakes.coalescer._under_way) + len(kinds._layouts)
+
+
+def break_next_fetch(cluster: Cluster) -> None:
+    """Let the next fetch of a client end in an exception that nobody foresaw, before it is sent."""
+    wakes = cluster._wakes
+    fetching = wakes._fetching
+
+    def break_once(*_: object, **__: object) -> Fetching:
+        wakes.coalescer._fetch = wakes._fetching = fetching  # type: ignore[method-assign]
+        raise ZeroDivisionError("as the test wants it")
+
+    wakes.coalescer._fetch = wakes._fetching = break_once  # type: ignore[method-assign]
 
 
 def is_up(cluster: Cluster, node: str) -> bool:
