@@ -339,7 +339,7 @@ class AgentState(AgentImages, gc=False, eq=False, repr_omit_defaults=True):
 
     def _decode(self, kind: str, fragment: Fragment) -> Any:
         if fragment.encoding == ENCODING_BYTES:
-            return fragment.value
+            return _bytes_as_type(self._context.kinds[kind].decoder, fragment.value)
         if fragment.encoding != ENCODING_MSGPACK:
             raise FragmentUndecodable(f"agent {self.agent_id!r}: {kind} has unknown encoding {fragment.encoding}")
         try:
@@ -386,3 +386,13 @@ def _revive(agent_id: str, kinds: list[KindCopy], skewed: tuple[str, ...], copie
         state._fills = Fills()  # pyright: ignore[reportPrivateUsage]
         state._fills.mixed.update(skewed)  # pyright: ignore[reportPrivateUsage]
     return state
+
+
+def _bytes_as_type(decoder: msgspec.msgpack.Decoder[Any], value: bytes) -> Any:
+    """Return bytes as their kind's type makes them (`export` tells no such type from bytes), or as they are."""
+    if decoder.type is Any:
+        return value
+    try:
+        return decoder.decode(msgspec.msgpack.encode(value))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return value

@@ -91,6 +91,13 @@ def test_bytes_come_back_as_they_were_given() -> None:
     assert state["profile"] == raw
 
 
+def test_bytes_are_what_the_registered_type_makes_of_them_or_as_they_are() -> None:
+    images = [image(encoding=ENCODING_BYTES, profile=b"raw", preference=b"raw"), None, None]
+    state = state_of(images, types={"profile": bytearray, "preference": Profile})
+    assert type(state["profile"]) is bytearray
+    assert state["profile"] == state["preference"] == b"raw"
+
+
 def test_a_registered_type_is_made() -> None:
     state = state_of([image(profile={"name": "Ada", "age": 36}), None, None], types={"profile": Profile})
     assert state["profile"] == Profile("Ada", 36)
