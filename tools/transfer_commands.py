@@ -140,6 +140,11 @@ async def _export(file: str, topology: str, as_json: bool) -> int:
                 exporter = exporting.Exporter(cluster, tuple(kinds), expiring, problems)
                 async with aclosing(cluster.agents()) as ids:
                     await exporter.export(ids, output, bar, await _count_agents(cluster))
+                for kind in cluster.topology.kinds:
+                    if kind not in kinds:  # nodes were started again with a topology that has more
+                        problems.add(
+                            f"kind {kind!r} is left out: the cluster got it meanwhile; export again", kind=kind
+                        )
                 problems.finish()
             await in_thread(output.commit)
         except OSError as error:
