@@ -248,7 +248,7 @@ def test_a_port_in_use_is_refused_with_the_remedy(path: Path) -> None:
 def test_a_data_folder_that_cannot_be_written_is_refused(tmp_path: Path, path: Path) -> None:
     (tmp_path / "data").write_text("a file in the folder's place")
     with NodeProcess(path) as node:
-        assert f"{tmp_path}/data/{NODE}: cannot be written: File exists; make it writable" in node.refused()
+        assert f"{tmp_path}/data/{NODE}: cannot be written: Not a directory; make it writable" in node.refused()
     assert (tmp_path / "data").read_text() == "a file in the folder's place"
 
 
