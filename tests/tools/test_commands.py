@@ -84,7 +84,7 @@ def test_what_is_loaded_is_exported(up: Up, topology: tuple[str, str], tmp_path:
     assert ended.stderr == b""
     assert exported(ended.stdout, "loaded") == expected
     output = tmp_path / "exported.ndjson"
-    endpoint = up.events[0]["endpoint"]
+    endpoint = next(event["endpoint"] for event in up.events if "endpoint" in event)
     assert b"180 agents" in run("export", output, "--topology", endpoint).stdout
     assert output.read_bytes() == ended.stdout
     assert {entry.name for entry in tmp_path.iterdir()} == {path.name, output.name}
