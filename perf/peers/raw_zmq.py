@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import AsyncGenerator, Awaitable
 from pathlib import Path
@@ -102,6 +103,7 @@ async def raw_storm(
         owner = stack.enter_context(SocketOwner())
         sizes = str(frame_bytes), str(-(-frames // servers))
         children = [_Child(stack, folder, f"raw-{number}", "storm", *sizes) for number in range(servers)]
+        await _listening(children)
         sockets = [owner.dealer(child.endpoint) for child in children]
         storm = RawStorm(sockets, frames, frame_bytes, -(-total_requests_bytes // frames))
         await _first(storm.first_answers(), children)
@@ -160,6 +162,7 @@ async def raw_echo(
         owner = stack.enter_context(SocketOwner())
         arguments = [str(reply_bytes)] if synced_file is None else [str(reply_bytes), str(synced_file)]
         child = _Child(stack, folder, "raw-echo", "echo", *arguments)
+        await _listening([child])
         echo = RawEcho(owner.dealer(child.endpoint), request_bytes)
         await _first(echo.run(1), [child])
         yield echo
@@ -171,9 +174,27 @@ class _Child:
     def __init__(self, stack: contextlib.AsyncExitStack, folder: Path, name: str, role: str, *arguments: str) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
-        self.endpoint = f"ipc://{folder / name}"
+        self.path = folder / name
+        self.endpoint = f"ipc://{self.path}"
         command = python_module(_SERVER_MODULE, role, self.endpoint, *arguments)
         self.process = stack.enter_context(child_process(command, log=self.log))
+
+
+def _listens(path: Path) -> bool:
+    """Return whether somebody accepts connections there; the file of a socket is there a moment before."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+async def _listening(children: list[_Child]) -> None:
+    """Wait until each server listens: a dealer tries to connect once."""
+    give_up = time.monotonic() + START_SECONDS
+    while not all([_listens(child.path) for child in children]):
+        for child in children:
+            check_running(child.process, child.name, child.log)
+        if time.monotonic() > give_up:
+            raise ChildFailed(f"{children[0].name} did not listen within {START_SECONDS:.0f} s")
+        await asyncio.sleep(0.02)
 
 
 async def _first(answers: Awaitable[object], children: list[_Child]) -> None:
