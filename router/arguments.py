@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias, TypeVar, cast
 from ..wire.errors import InvalidRequestError
 from ..wire.topology import Topology
 
-__all__ = ["Seconds", "deadline", "exact_text", "listed_ids", "require_mapping", "seconds", "source_of"]
+__all__ = ["Seconds", "by_agent", "deadline", "exact_text", "listed_ids", "require_mapping", "seconds", "source_of"]
 
 T = TypeVar("T")
 
@@ -75,14 +75,28 @@ def listed_ids(ids: Iterable[str]) -> list[str]:
     except TypeError:
         raise InvalidRequestError(f"ids is a list of agent ids, not {ids!r}") from None
     listed = list(items)
-    if not set(map(type, listed)) <= {str}:
-        for place, agent_id in enumerate(listed):
-            try:
-                hash(agent_id)
-            except TypeError as error:
-                raise InvalidRequestError(f"an agent id is a string, not {agent_id!r} (id number {place})") from error
-        return [exact_text(agent_id) for agent_id in listed]
-    return listed
+    if set(map(type, listed)) <= {str}:
+        return listed
+    exact = [exact_text(agent_id) for agent_id in listed]
+    for place, agent_id in enumerate(exact):
+        try:
+            hash(agent_id)
+        except TypeError as error:
+            raise InvalidRequestError(f"an agent id is a string, not {agent_id!r} (id number {place})") from error
+    return exact
+
+
+def by_agent(given: Mapping[str, T]) -> dict[str, T]:
+    """Return a copy of a mapping by agent ids, strings as plain ones.
+
+    Raises:
+        InvalidRequestError: it is no mapping.
+    """
+    require_mapping("agents", given, "agent ids to what each saves")
+    copied = dict(given)
+    if not set(map(type, copied)) <= {str}:
+        return {exact_text(agent_id): value for agent_id, value in copied.items()}
+    return copied
 
 
 def require_mapping(name: str, given: Any, of: str) -> None:

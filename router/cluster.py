@@ -28,7 +28,7 @@ from ..wire.placement import Placement
 from ..wire.topology import Topology
 from ..wire.topology_file import load_topology
 from .agent_write import Saved
-from .arguments import Seconds, deadline, exact_text, listed_ids, require_mapping, source_of
+from .arguments import Seconds, by_agent, deadline, exact_text, listed_ids, require_mapping, source_of
 from .calls import back_up_shard, node_status
 from .home import Home, HomeStream, while_open
 from .ids import check_agent_id
@@ -270,8 +270,7 @@ class Cluster:
         `expect`: 0 for all, or by agent id what `save` takes, or states and results, each of which names its agent; an
         agent that it leaves out is refused. `ttl_s`, `write_id` and `drop`: one for all, or by agent id.
         """
-        require_mapping("agents", agents, "agent ids to what each saves")
-        request = ManySaves(self._kinds_open(), dict(agents), expect, ttl_s, write_id, drop)
+        request = ManySaves(self._kinds_open(), by_agent(agents), expect, ttl_s, write_id, drop)
         budget_s = self._save_budget(deadline_s)
         return await self._saver.save_many(request.agents, request.new_write(self._saver.new_write), budget_s)
 

@@ -201,9 +201,13 @@ class Fetching:
         floors = self._floors.of(self.plan.agents[position], self._stores)
         images = self._gather.images_now(position, floors, self._router.is_up)
         group = self.plan.group_at(position)
-        moments = group.moments(position - group.start)
+        agent = position - group.start
         state: AgentState = self._context.state_type(
-            self._ids[position], self._context, _images=images, _moments=moments
+            self._ids[position],
+            self._context,
+            _images=images,
+            _moments=group.moments(agent),
+            _clock_offsets_ms=group.clock_offsets_ms(agent),
         )
         return state
 

@@ -70,7 +70,9 @@ def fill(
     try:
         done: asyncio.Future[S] = WakeFuture(loop=asyncio.get_running_loop())
     except RuntimeError as error:
-        raise WrongLoopError("a state is completed in the event loop of its cluster; no loop runs here") from error
+        # A copy, or a state of a cluster that is closed, is told so anywhere.
+        elsewhere = WrongLoopError("a state is completed in the event loop of its cluster; no loop runs here")
+        raise closed or elsewhere from error
 
     def settle(error: BaseException | None) -> None:
         if not done.done():

@@ -6,14 +6,15 @@ its caller this call, and not those whose saves travel in the same message.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 from ..wire.errors import InvalidRequestError
 from ..wire.messages import Drop, Erase, Operation
 from .agent_write import AgentWrite, Saved, SavedVersions
-from .arguments import Seconds
+from .arguments import Seconds, listed_ids
 from .kinds import Kinds, as_kinds
+from .saver import NewWrite
 from .state import AgentState
 
 __all__ = ["Expect", "ManyDeletes", "ManyExpect", "ManySaves", "deletions", "expectations", "operations"]
@@ -23,9 +24,6 @@ Expect: TypeAlias = AgentState | Saved | Mapping[str, int] | int | None
 
 ManyExpect: TypeAlias = Mapping[str, Expect] | Collection[AgentState | Saved] | int | None
 """The same for many agents: by agent id, or states and results, each of which names its agent; or 0."""
-
-NewWrite: TypeAlias = Callable[[str, bytes, int], AgentWrite]
-"""Makes the write of an agent, given its id, the UTF-8 of that and its hash."""
 
 T = TypeVar("T")
 
@@ -224,10 +222,8 @@ class ManyDeletes:
         Raises:
             UnknownKindError, InvalidRequestError: nothing can be sent of them.
         """
-        if isinstance(ids, str | bytes):
-            raise InvalidRequestError(f"ids is a list of agent ids, not {ids!r}")
         self._kinds = kinds
-        self.agents = dict.fromkeys(ids)
+        self.agents = dict.fromkeys(listed_ids(ids))
         self._by_store = deletions(kinds, chosen)
         self._expect = _expected_by_agent(expect)
         self._write_id = write_id

@@ -222,6 +222,11 @@ class Saver:
             except DawnchorusError as error:
                 many.handle_result(agent_id, error)
                 continue
+            except Exception as error:  # of the caller's objects: it is not to hold up what others save
+                refused = InvalidRequestError(f"agent {agent_id!r}: what it saves cannot be read: {error!r}")
+                refused.__cause__ = error
+                many.handle_result(agent_id, refused)
+                continue
             if batch.many is None:
                 batch.waiters[write] = many
             batch.saving.add(write)

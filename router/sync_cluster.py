@@ -106,8 +106,8 @@ class SyncCluster:
 
     @property
     def topology(self) -> Topology:
-        """The cluster's topology, as this client knows it."""
-        return self._host.cluster.topology
+        """The cluster's topology, as this client knows it; also after closing."""
+        return self._host.topology
 
     @property
     def placement(self) -> Placement:

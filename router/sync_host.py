@@ -17,6 +17,7 @@ from typing import Any, Final, Self, TypeVar, cast
 
 from ..wire.errors import ClusterUnavailable, InvalidRequestError, SaveError, WrongLoopError
 from ..wire.placement import Placement
+from ..wire.topology import Topology
 from .arguments import Seconds
 from .cluster import Cluster
 from .home import Home
@@ -119,6 +120,7 @@ class SyncHost:
         self._entered = False
         self._closed = False
         self._thread: LoopThread[HostedCluster] | None = None
+        self._last_topology: Topology | None = None
         self._least_limit_s = _LIMIT_SECONDS
         self._opening = threading.Lock()
         _hosts.add(self)
@@ -141,8 +143,20 @@ class SyncHost:
             if self._entered:
                 self._entered, self._closed = False, True
             thread, self._thread = self._thread, None
+            if thread is not None:
+                self._last_topology = thread.resource.topology
         if thread is not None:
             thread.close()
+
+    @property
+    def topology(self) -> Topology:
+        """The cluster's topology, the last one that was known after closing.
+
+        Raises: as `cluster`, where it was never open.
+        """
+        if not self._entered and self._last_topology is not None:
+            return self._last_topology
+        return self.cluster.topology
 
     @property
     def cluster(self) -> HostedCluster:

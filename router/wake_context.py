@@ -48,8 +48,8 @@ class WakeContext:
     def note_clock(self, store: int, now_ms: int) -> int:
         """Take note of a store's clock (ms, UTC) as a reply that just came in gives it; the furthest one counts.
 
-        Returns how far it is ahead of this host's monotonic clock. The furthest one is that of states that ended
-        without a group: shards have clocks of their own (`Part`).
+        Returns how far it is ahead of this host's monotonic clock. States go by the clock of their agent's own shard
+        (`Part`); the furthest one is that of copies, which have none.
         """
         offset = now_ms - time.monotonic_ns() // 1_000_000
         if offset > self._clock_offsets_ms[store]:

@@ -82,6 +82,10 @@ async def test_ids_of_own_classes_are_plain_from_the_edge_on(client: tuple[Clust
     state = await cluster.wake(Name("a"))
     assert (type(state.agent_id), state.agent_id, state["profile"]) == (str, "a", 1)
     assert set(nodes.agents_fetched("id")) == {b"a"}
+    several = [*await cluster.save_many({Colour.RED: {"profile": 2}}), *await cluster.delete_many([Name("a")])]
+    several += [state.agent_id for state in await cluster.wake_many([Name("a"), Colour.RED])]
+    assert several == ["red", "a", "a", "red"]
+    assert {type(agent_id) for agent_id in several} == {str}
 
 
 CALLS: dict[str, Callable[[Cluster], Any]] = {
@@ -108,6 +112,8 @@ CALLS: dict[str, Callable[[Cluster], Any]] = {
     "delete(bytes)": lambda cluster: cluster.delete(b"a"),  # type: ignore[arg-type]
     "delete(kinds)": lambda cluster: cluster.delete("a", kinds="profile"),
     "delete_many(text)": lambda cluster: cluster.delete_many("agent-42"),
+    "delete_many(None)": lambda cluster: cluster.delete_many(None),  # type: ignore[arg-type]
+    "delete_many([..., []])": lambda cluster: cluster.delete_many(["a", []]),  # type: ignore[list-item]
     "agents(store)": lambda cluster: cluster.agents(["id"]),  # type: ignore[arg-type]
     "status(deadline)": lambda cluster: cluster.status("2"),  # type: ignore[arg-type]
     "back_up_shard": lambda cluster: cluster.back_up_shard("id", 0, "x", rate_bytes_s=1, deadline_s="5"),  # type: ignore[arg-type]

@@ -123,6 +123,26 @@ async def test_a_bad_argument_costs_its_call_alone() -> None:
         assert not leftovers(cluster)
 
 
+class Unreadable(dict[str, Any]):
+    """Values that a caller's own class fails to give."""
+
+    def __getitem__(self, kind: str) -> Any:
+        raise RuntimeError(f"{kind} cannot be read")
+
+
+@pytest.mark.parametrize("others", [20, 600])  # fewer and more than travel with the saves of their turn
+async def test_unreadable_values_cost_their_agent_alone(others: int) -> None:
+    async with fake_client() as (cluster, _):
+        many = {f"agent-{number}": {"session": number} for number in range(others)}
+        results = await cluster.save_many({**many, "odd": Unreadable(session=1), "last": {"session": 1}})
+        odd = results.pop("odd")
+        assert isinstance(odd, InvalidRequestError) and "session cannot be read" in str(odd)
+        assert {type(result) for result in results.values()} == {Saved}
+        again = await asyncio.gather(*[cluster.save(agent_id, many[agent_id], deadline_s=LONG_S) for agent_id in many])
+        assert len(again) == others
+        assert not leftovers(cluster)
+
+
 async def test_many_saves_have_what_one_has(cluster: Cluster) -> None:
     both = {"many-a": {"session": 1, "history": 1}, "many-b": {"session": 1}}
     first = await cluster.save_many(both, write_id="job-17", deadline_s=LONG_S)

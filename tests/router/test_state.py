@@ -22,8 +22,10 @@ from dawnchorus import (
 from dawnchorus.router.outcomes import Item
 from dawnchorus.router.parts import Group, Owner, Part, Piece
 from dawnchorus.router.wake_context import KindView, WakeContext
+from dawnchorus.wire.hashing import shard_of
 from dawnchorus.wire.image import ENCODING_BYTES, ENCODING_MSGPACK, Fragment, encode_image
-from tests.support.fake_nodes import fake_client
+from dawnchorus.wire.messages import Fetch, Request
+from tests.support.fake_nodes import fake_client, images_frame
 
 
 class Profile(msgspec.Struct):
@@ -314,6 +316,37 @@ def test_each_agent_goes_by_the_clock_of_its_own_shard(monkeypatch: pytest.Monke
         group.parts[1].clock_offset_ms = context.note_clock(1, now_ms)
         outcomes.append(AgentState("agent", context, group).outcome("session"))
     assert outcomes == [Outcome.OK, Outcome.EXPIRED]
+
+
+async def test_wake_ended_by_its_deadline_goes_by_its_own_shard() -> None:
+    agents = ["agent-0", "agent-1"]
+    assert len({shard_of(agent_id.encode(), 2) for agent_id in agents}) == 2
+    expires_ms = 1 << 41
+    async with fake_client() as (cluster, nodes):
+        nodes["old"].hold.add(Fetch)  # so that each wake ends at its deadline
+        for agent_id in agents:
+            nodes.put(agent_id, profile=1)
+            nodes["live"].images["live", agent_id.encode()] = image(session=1, expires_ms=expires_ms)
+
+        def answer(request: Request) -> list[bytes]:
+            """Let the clock of each shard be in its own place."""
+            if not isinstance(request, Fetch):
+                return nodes["live"].serve(request)
+            frames: list[bytes] = []
+            for index, section in enumerate(request.sections):
+                images = [nodes["live"].images.get(("live", agent)) for agent in section.agents]
+                now_ms = expires_ms + (-1_000_000 if b"agent-0" in section.agents else 1_000_000)
+                last = index + 1 == len(request.sections)
+                frames.append(images_frame(request.request, [(index, 0, 1, images)], last=last, now_ms=now_ms))
+            return frames
+
+        nodes["live"].answer = answer
+        waking = [cluster.wake(agent_id, deadline_s=0.3) for agent_id in agents]
+        longer = cluster.wake("agent-2", deadline_s=60)
+        states = await asyncio.gather(*waking)
+        assert [state.outcome("session") for state in states] == [Outcome.OK, Outcome.EXPIRED]
+        assert [state.outcome("history") for state in states] == [Outcome.TIMEOUT] * 2
+        longer.cancel()
 
 
 async def test_a_fragment_that_a_node_says_has_expired_is_expired() -> None:

@@ -172,6 +172,15 @@ async def test_a_copy_says_that_it_belongs_to_no_cluster() -> None:
         assert not leftovers(cluster)
 
 
+async def test_copy_says_so_where_no_loop_runs_too() -> None:
+    async with fake_client() as (cluster, nodes):
+        nodes["live"].answer = refusing(FaultCode.INTERNAL, Fetch)
+        nodes.put("a", profile=1, session=1)
+        state = copy.copy(await cluster.wake("a", deadline_s=LONG_S))
+        with pytest.raises(ClusterUnavailable, match="copy"):
+            await asyncio.to_thread(state.settle)
+
+
 async def test_wake_incomplete_takes_its_state_along() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1, session=[2])

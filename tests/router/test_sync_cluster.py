@@ -215,6 +215,7 @@ def test_cluster_not_open_entered_twice_and_closed() -> None:
         cluster.close()
         with pytest.raises(ClusterUnavailable, match="was closed"):
             cluster.wake("a")
+        assert cluster.topology.name == "fake"
         with cluster:
             assert cluster.wake("a")["profile"] == 1
 
