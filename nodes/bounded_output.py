@@ -1,4 +1,4 @@
-"""What a process says, written by a thread of its own: who has something to say never waits for whoever reads it.
+"""Output written by a thread of its own: a process that has something to say never waits for its reader.
 
 A pipe that nobody reads, a terminal stopped by Ctrl-S, a disk that hangs: `write(2)` then lasts as long as they please.
 So the lines of a log go through a queue that is bounded in bytes, and what finds it full is dropped and counted; how

@@ -1,4 +1,4 @@
-"""What a node says to a router that opens a connection."""
+"""A node's answers to a router that opens a connection."""
 
 from __future__ import annotations
 

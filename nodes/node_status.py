@@ -1,4 +1,4 @@
-"""What a node says of itself when it is asked."""
+"""A node's answer to Status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the launcher tells a node that it starts: the topology as `up` read it, and the cluster that it began with.
+"""The launcher's order to a node that it starts: the topology as `up` read it, and the cluster that it began with.
 
 One line of JSON on the node's standard input, which stays open after it (`nodes.launcher`). So all nodes of one `up`
 serve one topology, however often they are started again and whatever became of the file since; and a node that is

@@ -1,4 +1,4 @@
-"""What the blocking face costs: wakes through `connect_sync` beside the same wakes in an event loop, in one process.
+"""The cost of the blocking face: wakes through `connect_sync` beside the same wakes in an event loop, in one process.
 
 Each run measures, in alternation: one wake at a time from one thread and in the loop; then as many threads, and as many
 workers in the loop, that each wake one agent after the other. Ratios are those of the medians over all runs.

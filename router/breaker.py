@@ -5,7 +5,7 @@
     OPEN       HALF_OPEN        its pause is over, or an answer came after all
     HALF_OPEN  CLOSED           the probe was answered
     HALF_OPEN  OPEN             the probe failed
-    any        CLOSED           the node said Welcome anew: no probe could tell more
+    any        CLOSED           the node said Welcome anew, or spoke after it was silent: no probe could tell more
 
 While it is open nothing is sent to the node and its fragments are UNAVAILABLE at once: a dead node then costs a wake
 that node's fragments and no time. Half open it lets one request through at a time, the probe. (After M. Nygard, Release

@@ -1,4 +1,4 @@
-"""What is brought into a state after its wake, and what of it is shown: pure. docs/consistency.md tells users the rule.
+"""Fills: answers that come into a state after its wake, and which are shown. Pure; docs/consistency.md has the rule.
 
 - What was looked at stays: the same value, the same version, the same object.
 - A kind that is missing (degraded, or not asked for) takes what a fill brings, also in place of a fallback.

@@ -1,4 +1,4 @@
-"""What a caller asks of a save, looked at before anything is sent: kinds and values, deletions, and what is expected.
+"""A save as its caller asks for it, looked at before anything is sent: kinds and values, deletions, expectations.
 
 Arguments become exact values here: a number that is none, or an object that only equals a name or a number, must cost
 its caller this call, and not those whose saves travel in the same message.

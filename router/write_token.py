@@ -1,4 +1,4 @@
-"""What a save is named by: its write id, also called an idempotency key. Pure.
+"""The name of a save: its write id, also called an idempotency key. Pure.
 
 A save that is not given one gets 16 bytes of its client's own. The text that its caller sees holds them, and for each
 store the shard version that was known when it was first sent: with it a node can tell whether its log reaches back far

@@ -1,4 +1,4 @@
-"""What a cluster's identity is: its file behind a link, copies beside it, directories that go away: real processes."""
+"""A cluster's identity: its file behind a link, copies beside it, directories that go away: real processes."""
 
 import asyncio
 import shutil

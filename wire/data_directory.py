@@ -1,4 +1,4 @@
-"""What a data directory is called by others: a name for its sockets, and a name that its clients compare.
+"""The names of a data directory: one for its sockets, and one that its clients compare.
 
 A copy of a data directory has everything of the original: cluster uuid, nodes, placement. What it has not is its place.
 So both names are digests of the place as well: path (symbolic links followed) and inode, and, for sockets, the device.

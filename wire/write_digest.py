@@ -1,4 +1,4 @@
-"""What a write does, in 64 bits: kept beside its id in the log, so that an id used again for another is found out.
+"""The digest of a write: 64 bits beside its id in the log, so that an id used again for another write is found out.
 
 Versions and lifetimes are no part of it: whoever repeats a save may expect, and say of its lifetime, something new.
 

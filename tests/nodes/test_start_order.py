@@ -1,4 +1,4 @@
-"""What the launcher tells a node that it starts, and what a node makes of it."""
+"""The launcher's order to a node that it starts, and what the node makes of it."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What callers get wrong at the public edge: an error that says what is expected, and nothing left behind."""
+"""Wrong arguments at the public edge: an error that says what is expected, and nothing left behind."""
 
 import enum
 from collections.abc import AsyncGenerator, Awaitable, Callable

@@ -1,4 +1,4 @@
-"""What may be brought into a state after its wake, against a model: an agent in one store, saved, woken and filled."""
+"""Fills of a state after its wake, against a model: an agent in one store, saved, woken and filled."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""What wakes show while several clients save: each fragment is a linearizable register, as docs/consistency.md says.
+"""Wakes while several clients save: each fragment is a linearizable register, as docs/consistency.md says.
 
 Fake nodes answer late, in another order and with faults, as the machine decides. The values of an agent's kind grow by
 one with each save. A wake that begins after anybody was told of a value (by a save's acknowledgement, a conflict, or a

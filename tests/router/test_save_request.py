@@ -1,4 +1,4 @@
-"""What a caller may ask of a save, and what costs it that call alone."""
+"""The arguments of a save: what they may be, and what costs the caller that call alone."""
 
 from collections.abc import Mapping
 from fractions import Fraction

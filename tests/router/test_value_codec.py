@@ -1,4 +1,4 @@
-"""What a save keeps of a value: it comes back equal, or the save says no, with the path in the value."""
+"""Values through a save: each comes back equal, or the save says no, with the path in the value."""
 
 import collections
 import dataclasses

@@ -1,4 +1,4 @@
-"""What `dawnchorus wake` says of an agent, beside what `Cluster.wake` says."""
+"""`dawnchorus wake` of an agent, beside `Cluster.wake`."""
 
 import orjson
 import pytest

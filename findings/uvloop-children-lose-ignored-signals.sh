@@ -9,7 +9,7 @@
 # One would guess: the same child either way; POSIX keeps ignored signals ignored across exec, and nohup rests on it.
 # Whom it hurts: supervisors and job runners on uvloop that are started with nohup, or with `trap '' INT` by a script in
 #   the background: they live on, and their children die when the terminal goes or Ctrl-C is pressed.
-# Exit code: 0 while it behaves so, 1 when it no longer does.
+# Exits 0 if this is still so, 1 if not.
 set -eu
 
 work=$(mktemp -d)
