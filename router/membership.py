@@ -72,9 +72,9 @@ class Membership:
         self._client = secrets.token_bytes(_CLIENT_BYTES)
         self._refusals: dict[str, str] = {}
         self._foreign: set[str] = set()
-        """Nodes that are of another cluster now."""
+        """Nodes that are of another cluster or data directory now."""
         self.handle_foreign: Callable[[str | None], None] = lambda _why: None
-        """Called with the reason when all nodes are of another cluster, with None when one no longer is."""
+        """Called with the reason when all nodes are foreign, with None when one no longer is."""
         self._welcomed = asyncio.Event()
         self.topology: Topology | None = None
         """What the client was given, with what else the cluster has."""
@@ -177,6 +177,7 @@ class Membership:
                 f" cluster than this client began with ({self._directory}): a copy beside it, or one that was restored"
                 " since; a new connection takes what it finds"
             )
+            self._note_foreign(link.node)
             return
         self._directory = self._directory or welcome.directory
         if self.placement is None or placement.revision > self.placement.revision:

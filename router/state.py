@@ -199,7 +199,7 @@ class AgentState(AgentImages, gc=False, eq=False, repr_omit_defaults=True):
 
     def keys(self) -> list[str]:
         """Return the kinds that are there (OK), in the topology's order."""
-        return [kind for kind in self._asked() if self._look(kind)[0] is Outcome.OK]
+        return [kind for kind in self._asked() if self.outcome(kind) is Outcome.OK]
 
     def values(self) -> list[Any]:
         """Return the values of the kinds that are there."""

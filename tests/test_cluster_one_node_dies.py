@@ -196,7 +196,7 @@ async def test_a_node_that_hangs_for_long_counts_as_not_connected_and_is_found_a
 ) -> None:
     nodes.signal("archive-1", signal.SIGSTOP)
     try:
-        await eventually(lambda: not is_up(cluster, "archive-1"))  # heartbeats: four seconds
+        await eventually(lambda: not is_up(cluster, "archive-1"))  # silent for four seconds
         state = await cluster.wake("agent-1", deadline_s=1.0)
         assert state.outcome("history") is Outcome.UNAVAILABLE
     finally:

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -208,6 +209,25 @@ async def test_a_second_fill_brings_what_is_newer_in_place_of_what_nobody_looked
         live.release()
         await asyncio.gather(*fills)
         assert state["session"] == "newer"
+
+
+LOOKS: list[Callable[[AgentState], object]] = [
+    list,
+    len,
+    lambda state: "context" in state,
+    lambda state: state.items(),
+]
+
+
+@pytest.mark.parametrize("look", LOOKS)
+async def test_absence_shown_by_iterating_is_vouched_for(look: Callable[[AgentState], object]) -> None:
+    async with fake_client(TWO_IN_LIVE) as (cluster, nodes):
+        nodes.put("a", profile=1)
+        state = await cluster.wake("a", ["profile", "context"], deadline_s=LONG_S)
+        look(state)
+        nodes.put("a", session=2, context=2)
+        assert await state.fetch("session", LONG_S) == 2
+        assert state.vouched_version("context") == 0
 
 
 async def test_fetch_reads_what_was_not_looked_at_of_the_same_store_anew() -> None:

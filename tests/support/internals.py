@@ -50,6 +50,8 @@ def leftovers(cluster: Cluster) -> dict[str, int]:
         "choices": len(wakes._under_way),
         "floors": len(cluster._wakes.floors),
         "fetches": cluster._wakes.floors._fetches,
+        "streams": len(cluster._wakes._streams),
+        "saves": len(cluster._saver),
     }
     return {name: count for name, count in tables.items() if count}
 
