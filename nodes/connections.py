@@ -2,7 +2,9 @@
 
 A router that lost its connection opens a new one, and sends again there what may be sent again. What it gave up is not
 to be done any more once it has come to another: a save that waited on the old connection would undo a later one that
-came on the new. So a node forgets a client's earlier connection, and what waits there, when the client says Hello anew.
+came on the new. So a node forgets a client's earlier connection, and what waits there, with the first request on its
+new one. Not with its Hello: a router tries a fresh connection beside one on which the node was silent, and goes on with
+the old one if that says something after all (docs/decisions/0008).
 """
 
 from __future__ import annotations
@@ -19,28 +21,37 @@ class Connections:
     """The connection, by its identity on the ROUTER socket, of each client that said its name."""
 
     def __init__(self) -> None:
-        self._peers: dict[bytes, bytes] = {}
+        self._peers: dict[bytes, bytes] = {}  # by client the one in use
         self._clients: dict[bytes, bytes] = {}
+        self.fresh: set[bytes] = set()
+        """Connections of clients that have another one in use, and have said nothing but Hello on this one."""
 
     def __len__(self) -> int:
         return len(self._peers)
 
-    def renew(self, client: bytes, peer: bytes) -> bytes | None:
-        """A client says Hello on a connection; return its earlier one, if it had another."""
+    def handle_hello(self, client: bytes, peer: bytes) -> None:
+        """A client says Hello on a connection."""
         if len(client) != _CLIENT_BYTES:
-            return None
-        before = self._peers.get(client)
+            return
         if self._clients.get(peer, client) != client:  # it had another name on this very connection
             self.forget(peer)
-        self._peers[client] = peer
         self._clients[peer] = client
-        if before is None or before == peer:
-            return None
-        self._clients.pop(before, None)
+        if self._peers.setdefault(client, peer) != peer:
+            self.fresh.add(peer)
+
+    def handle_request(self, peer: bytes) -> bytes | None:
+        """A client uses a fresh connection; return its earlier one, None where that is forgotten already."""
+        self.fresh.discard(peer)
+        client = self._clients[peer]
+        before = self._peers.get(client)
+        self._peers[client] = peer
+        if before is not None:
+            del self._clients[before]
         return before
 
     def forget(self, peer: bytes) -> None:
         """A connection is forgotten."""
+        self.fresh.discard(peer)
         client = self._clients.pop(peer, None)
         if client is not None and self._peers.get(client) == peer:
             del self._peers[client]

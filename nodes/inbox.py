@@ -66,6 +66,8 @@ class Inbox:
         self._backlog = Backlog()
         self._cancels: dict[bytes, list[bytes]] = {}
         self._connections = Connections()
+        self.fresh = self._connections.fresh
+        self.handle_first_request = self._connections.handle_request
         self.block = self._queue.block
         self.unblock = self._queue.unblock
         self.put_back = self._queue.put_back
@@ -73,10 +75,10 @@ class Inbox:
     def __contains__(self, peer: bytes) -> bool:
         return peer in self._queue
 
-    def add_peer(self, peer: bytes, client: bytes = b"") -> bytes | None:
-        """Begin to keep work for a peer; return the earlier connection of the same client, to be forgotten, if any."""
+    def add_peer(self, peer: bytes, client: bytes = b"") -> None:
+        """Begin to keep work for a peer, a connection of this client."""
         self._queue.add_peer(peer)
-        return self._connections.renew(client, peer)
+        self._connections.handle_hello(client, peer)
 
     def remove_peer(self, peer: bytes) -> int:
         """Forget a peer; return how many pieces of its work went with it."""

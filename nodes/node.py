@@ -173,7 +173,7 @@ class FragmentNode:
 
     def _handle_messages(self, messages: list[list[bytes]]) -> None:
         now = time.monotonic()
-        heard = self._peers.heard
+        heard, fresh = self._peers.heard, self._inbox.fresh
         for message in messages:
             if len(message) != 2:
                 self.counters.garbage += 1
@@ -184,8 +184,11 @@ class FragmentNode:
                 self._greet(peer, frame)
             elif frame == PING:
                 self._answer_ping(peer)
-            elif (shed := self._inbox.put(peer, frame, now)) is not None:
-                self._shed(peer, frame, shed)
+            else:
+                if peer in fresh:
+                    self._leave_earlier(peer)
+                if (shed := self._inbox.put(peer, frame, now)) is not None:
+                    self._shed(peer, frame, shed)
         self._inbox.handle_drained()
         if not self._turn_scheduled:
             self._turn()
@@ -236,10 +239,14 @@ class FragmentNode:
             self._fault(peer, 0, FaultCode.OVERLOADED, why, _TURNED_AWAY_S)
             return
         self._peers.add(peer)
-        if (earlier := self._inbox.add_peer(peer, hello.client)) is not None:
+        self._inbox.add_peer(peer, hello.client)
+        self._reply(peer, self._greeting.welcome(ipc=self._acceptance.offers_ipc()))
+
+    def _leave_earlier(self, peer: bytes) -> None:
+        """A client uses a new connection: nothing that waits on its earlier one is done after what comes on this."""
+        if (earlier := self._inbox.handle_first_request(peer)) is not None:
             self._peers.remove(earlier)
             self._forget(earlier)
-        self._reply(peer, self._greeting.welcome(ipc=self._acceptance.offers_ipc()))
 
     def _has_room(self) -> bool:
         if not self._acceptance.admits(len(self._peers)):

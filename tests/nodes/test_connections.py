@@ -1,4 +1,4 @@
-"""A client's present connection: with its Hello the node forgets the earlier one, and what waits there."""
+"""A client's present connection: with its first request the node forgets the earlier one, and what waits there."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,38 +10,47 @@ from tests.support.raw_nodes import BUDGET_US, RawClient, Served
 CLIENT = b"12345678"
 
 
-async def test_a_hello_of_the_same_client_ends_its_earlier_connection(serving: Served) -> None:
+async def test_first_request_on_new_connection_ends_the_earlier(serving: Served) -> None:
     endpoint = serving.endpoint
     async with RawClient(endpoint) as earlier, RawClient(endpoint) as other, RawClient(endpoint) as later:
         await earlier.ask(Hello(PROTOCOL, "", CLIENT, ""), Welcome)
         await other.ask(Hello(PROTOCOL, "", b"87654321", ""), Welcome)
         await later.ask(Hello(PROTOCOL, "", CLIENT, ""), Welcome)
-        fault = await earlier.ask(Status(5, BUDGET_US), Fault)
-        assert (fault.request, fault.code) == (5, FaultCode.NO_HELLO)
+        await earlier.ask(Status(4, BUDGET_US), StatusReply)  # a Hello beside it ends nothing
         for client in (later, other):
-            await client.ask(Status(6, BUDGET_US), StatusReply)
+            await client.ask(Status(5, BUDGET_US), StatusReply)
+        fault = await earlier.ask(Status(6, BUDGET_US), Fault)
+        assert (fault.request, fault.code) == (6, FaultCode.NO_HELLO)
 
 
-@given(
-    st.lists(
-        st.tuples(st.sampled_from([b"client-1", b"client-2", b"x"]), st.sampled_from([b"p", b"q", b"r"]), st.booleans())
-    )
+EVENTS = st.tuples(
+    st.sampled_from(["hello", "request", "forget"]),
+    st.sampled_from([b"client-1", b"client-2", b"x"]),
+    st.sampled_from([b"p", b"q", b"r", b"s"]),
 )
-def test_each_client_has_one_connection_and_each_connection_one_client(
-    events: list[tuple[bytes, bytes, bool]],
-) -> None:
+
+
+@given(st.lists(EVENTS))
+def test_request_leaves_one_connection_of_its_client(events: list[tuple[str, bytes, bytes]]) -> None:
     connections = Connections()
-    model: dict[bytes, bytes] = {}
-    for client, peer, is_hello in events:
-        if not is_hello:
+    names: dict[bytes, bytes] = {}
+    used: dict[bytes, bytes] = {}
+    for event, client, peer in events:
+        if event == "forget" or (event == "hello" and len(client) == 8 and names.get(peer, client) != client):
             connections.forget(peer)
-            model = {name: there for name, there in model.items() if there != peer}
-            continue
-        before = connections.renew(client, peer)
-        if len(client) < 8:
-            assert before is None
-            continue
-        assert before == (model.get(client) if model.get(client) != peer else None)
-        model = {name: there for name, there in model.items() if there != peer} | {client: peer}
-        assert connections.renew(client, peer) is None
-    assert len(connections) == len(model)
+            names.pop(peer, None)
+            used = {name: there for name, there in used.items() if there != peer}
+        if event == "hello":
+            connections.handle_hello(client, peer)
+            if len(client) == 8:
+                names[peer] = client
+                used.setdefault(client, peer)
+        elif event == "request" and peer in connections.fresh:
+            before = used.get(names[peer])
+            assert connections.handle_request(peer) == before != peer
+            if before is not None:
+                del names[before]
+            used[names[peer]] = peer
+        assert len(connections) == len(used)
+        assert not connections.fresh & set(used.values()), "what is used is fresh no more"
+        assert connections.fresh <= names.keys()
