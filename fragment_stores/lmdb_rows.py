@@ -7,8 +7,8 @@ from typing import Final
 
 import lmdb
 
-from ..wire.messages import Drop, Erase, Put, Refusal, RefusalCode, Write
-from ..wire.write_digest import operations_digest
+from ..wire.messages import Refusal, RefusalCode, Write
+from ..wire.write_digest import PUT, operations_digest, outline
 from .lmdb_databases import Databases
 from .lmdb_snapshot import row_decoder
 from .log_pins import LogPins
@@ -23,9 +23,6 @@ TRIM_ROWS_MAX: Final = 65_536
 
 CLOCK: Final = struct.Struct(">QQ")
 """A shard's version and time, under "clock" in its `meta`."""
-
-
-_PUT: Final = 1
 
 
 class CommitWork:
@@ -90,20 +87,9 @@ def misused_id(row: LogRow, write: Write) -> Refusal | None:
 
 
 def log_row(write: Write, image: memoryview | bytes | None, now_ms: int) -> LogRow:
-    """Return what the log keeps of a write; `image` is the agent's before it, `now_ms` the time of the commit.
-
-    Nearly all operations are puts, so that is asked first.
-    """
-    operations = [
-        (_PUT, operation.kind) if isinstance(operation, Put) else _deletion(operation) for operation in write.operations
-    ]
+    """Return what the log keeps of a write; `image` is the agent's before it, `now_ms` the time of the commit."""
+    operations, digest = outline(write.operations)
     if not write.write_id:  # the sweeper's: nobody asks again
         return LogRow(write.agent, b"", operations)
-    digest = write.digest or operations_digest(write.operations)
-    if operations[-1][0] == _PUT:
-        return LogRow(write.agent, write.write_id, operations, digest)
-    return LogRow(write.agent, write.write_id, operations, digest, removed_kinds(image, write, now_ms))
-
-
-def _deletion(operation: Drop | Erase) -> tuple[int, str]:
-    return (2, operation.kind) if isinstance(operation, Drop) else (3, "")
+    removed = None if operations[-1][0] == PUT else removed_kinds(image, write, now_ms)
+    return LogRow(write.agent, write.write_id, operations, write.digest or digest, removed)

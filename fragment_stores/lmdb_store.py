@@ -23,7 +23,7 @@ import msgspec
 from ..wire.errors import DawnchorusError, ProtocolError, StoreDamaged, StoreError
 from ..wire.folders import sync_folder
 from ..wire.image import decode_image
-from ..wire.messages import Drop, Put, Refusal, Write
+from ..wire.messages import Drop, Refusal, Write
 from ..wire.versions import first_version, generation_of
 from .gate import Gate
 from .lmdb_copy import copy_shard
@@ -35,7 +35,7 @@ from .lmdb_identity import decode_identity, read_identity, require_identity
 from .lmdb_rows import CLOCK, CommitWork, log_row, misused_id, trim_log, undecidable
 from .lmdb_snapshot import LMDBSnapshot, row_decoder
 from .log_pins import LogPins
-from .merge import expiry_of, merge
+from .merge import merge
 from .protocol import NO_TURN, CopiedShard, ShardIdentity, StoreStatistics
 
 __all__ = ["LMDBSnapshot", "LMDBStore", "read_identity"]
@@ -282,10 +282,11 @@ class LMDBStore:
 
     def _apply(self, transaction: lmdb.Transaction[memoryview], write: Write, work: CommitWork) -> int | Refusal:
         version = work.version + 1
+        begun: set[int] = set()
         ended: set[int] | None = set() if work.indexed else None
         try:
             before = transaction.get(write.agent) if 0 < len(write.agent) <= _KEY_BYTES_MAX else None
-            merged = merge(before, write, version, work.clock_ms, ended)
+            merged = merge(before, write, version, work.clock_ms, begun, ended)
         except ProtocolError as error:
             return Refusal(f"the agent's image is damaged: {error}")
         if isinstance(merged, Refusal):
@@ -299,10 +300,9 @@ class LMDBStore:
             transaction.put(write.agent, merged)
         for expires_ms in ended or ():  # a row that stayed would be there until its time is over
             transaction.delete(expires_ms.to_bytes(8, "big") + write.agent, db=self._databases.expiry)
-        for operation in write.operations:
-            if isinstance(operation, Put) and (expires_ms := expiry_of(operation, work.clock_ms)):
-                work.indexed = True
-                transaction.put(expires_ms.to_bytes(8, "big") + write.agent, b"", db=self._databases.expiry)
+        for expires_ms in begun:
+            work.indexed = True
+            transaction.put(expires_ms.to_bytes(8, "big") + write.agent, b"", db=self._databases.expiry)
         work.rows.append((version.to_bytes(8, "big"), _encoder.encode(row)))
         work.version = version
         if write.write_id:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import msgspec
 
 from ..wire.errors import ProtocolError
@@ -16,24 +18,24 @@ from ..wire.limits import (
 )
 from ..wire.messages import Drop, Erase, Put, Refusal, RefusalCode, Write
 
-__all__ = ["expiry_of", "merge", "removed_kinds"]
-
-
-def expiry_of(put: Put, now_ms: int) -> int:
-    """Return when what is put at `now_ms` expires, in milliseconds since 1970-01-01 UTC; 0 for never."""
-    if put.expires_ms:
-        return put.expires_ms
-    return now_ms + put.ttl_ms if put.ttl_ms else 0
+__all__ = ["merge", "removed_kinds"]
 
 
 def merge(
-    image: memoryview | bytes | None, write: Write, version: int, now_ms: int, ended: set[int] | None = None
+    image: memoryview | bytes | None,
+    write: Write,
+    version: int,
+    now_ms: int,
+    begun: set[int] | None = None,
+    ended: set[int] | None = None,
 ) -> bytes | memoryview | Refusal | None:
     """Return the agent's image after the write, None where nothing is left of it, or why it cannot be applied.
 
     `image` is the one before, None where there is none. A write that changes nothing (it deletes what is not there)
-    gives back `image` itself. `ended` is given each time (ms) at which a fragment of the image before would have
-    expired and none of the image after does: its row in an index of expiry is of no use any more.
+    gives back `image` itself.
+
+    For an index of expiry: `begun` is given each time (ms) at which a fragment that is put here expires; `ended` each
+    at which a fragment of the image before would have expired and none of the image after does.
 
     Raises:
         ProtocolError: the image before cannot be decoded.
@@ -51,7 +53,7 @@ def merge(
     if write.expect is not None and len(write.expect) > WRITE_OPERATIONS_MAX:
         return Refusal(f"a write expects at most {WRITE_OPERATIONS_MAX} kinds, not {len(write.expect)}")
     # What is not written stays undecoded: it is views of `image` until the new image is made.
-    fragments: dict[str, Fragment | msgspec.Raw] = {} if image is None else {**split_image(image)}
+    fragments = {} if image is None else cast("dict[str, Fragment | msgspec.Raw]", split_image(image))
     if write.expect is not None:
         found = {kind: _live_version(fragments.get(kind), now_ms) for kind in write.expect}
         if found != write.expect:
@@ -64,10 +66,14 @@ def merge(
             if len(operation.value) > FRAGMENT_BYTES_MAX:
                 size = f"{len(operation.value):,} bytes; the limit is {FRAGMENT_BYTES_MAX:,}"
                 return Refusal(f"fragment {operation.kind!r} has {size}")
-            expires_ms = expiry_of(operation, now_ms)
-            if expires_ms > now_ms + TTL_MS_MAX:
-                lives_ms = expires_ms - now_ms
-                return Refusal(f"fragment {operation.kind!r} lives at most {TTL_MS_MAX} ms, not {lives_ms}")
+            expires_ms = 0
+            if operation.ttl_ms or operation.expires_ms:
+                expires_ms = operation.expires_ms or now_ms + operation.ttl_ms
+                if expires_ms > now_ms + TTL_MS_MAX:
+                    lives_ms = expires_ms - now_ms
+                    return Refusal(f"fragment {operation.kind!r} lives at most {TTL_MS_MAX} ms, not {lives_ms}")
+                if begun is not None:
+                    begun.add(expires_ms)
             fragments[operation.kind] = Fragment(
                 version, operation.schema, operation.encoding, now_ms, expires_ms, operation.value
             )

@@ -106,8 +106,11 @@ class _ShardGroup:
 
         A client has its puts first, so a write that ends with one deletes nothing.
         """
-        ending = [write.operations[-1:] for write in self.writes]
-        deleting = [index for index, last in enumerate(ending) if last and not isinstance(last[0], Put)]
+        deleting = [
+            index
+            for index, write in enumerate(self.writes)
+            if (operations := write.operations) and not isinstance(operations[-1], Put)
+        ]
         applied = {index: version for index in deleting if isinstance(version := self.results[index], int) and version}
         if not applied:
             return

@@ -86,6 +86,8 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
     """Of all that it does, where its name is the caller's own; where it is 0, nodes compute one of their part."""
     hashed: int = -1
     """The agent's hash; where it is not given it is computed."""
+    bytes_in_all: int = 0
+    """Of the writes to all its stores, about."""
     open_parts: int = 0
     """How many stores' parts are on their way."""
     versions: Mapping[str, int] = _NOTHING
@@ -107,18 +109,23 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
         if self.hashed < 0:
             self.hashed = hash_agent(self.agent)
         for store in self.operations:
-            size = self.size(store)
+            size = self._count_bytes(store)
             if size > FRAME_BYTES_MAX - FRAME_BYTES_TARGET:
                 raise InvalidRequestError(
                     f"agent {self.agent_id!r}: {size:,} bytes for store {store!r} are too many: all kinds of an agent"
                     f" in one store have at most {IMAGE_BYTES_MAX:,} bytes (2 MiB)"
                 )
+            self.bytes_in_all += size
 
     def size(self, store: str) -> int:
         """Return the bytes of the write to one store, about.
 
-        Counted twice rather than kept: a dictionary each costs as much, and brings on a collection of 4 ms.
+        Counted again where there are several stores: a dictionary or a tuple of them each costs as much, and brings on
+        more collections of garbage.
         """
+        return self.bytes_in_all if len(self.operations) == 1 else self._count_bytes(store)
+
+    def _count_bytes(self, store: str) -> int:
         operations = self.operations[store]
         size = len(self.agent) + _WRITE_BYTES * (1 + len(operations))
         for operation in operations:
@@ -142,7 +149,8 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
     def handle_result(self, store: str, result: int | Refusal) -> None:
         """Take in what a node answered for one store."""
         if not isinstance(result, Refusal):
-            self.versions = {**self.versions, store: result}
+            # A write has one store as a rule; a mapping proxy takes 0.4 us to be copied.
+            self.versions = {store: result} if self.versions is _NOTHING else {**self.versions, store: result}
         elif result.code == RefusalCode.CONFLICT and result.found is not None:
             self.conflicts = {**self.conflicts, store: result.found}
         elif result.code == RefusalCode.UNDECIDABLE:
@@ -230,12 +238,13 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
     def _saved(self, kinds_of: Callable[[str], Sequence[str]]) -> dict[str, int]:
         """Return the version of each kind that is known to be written or deleted."""
         saved: dict[str, int] = {}
-        deleted: list[str] = []
+        deleted: list[str] | None = None
         for store, version in self.versions.items():
             for operation in self.operations[store]:
                 if isinstance(operation, Put):
                     saved[operation.kind] = version
                     continue
+                deleted = [] if deleted is None else deleted
                 removed = self.removed.get(store)
                 for kind in [operation.kind] if isinstance(operation, Drop) else kinds_of(store):
                     saved[kind] = version if removed is None or kind in removed else 0

@@ -318,7 +318,7 @@ class Cluster:
     ) -> asyncio.Future[Saved]:
         if type(agent_id) is not str:
             agent_id = exact_text(agent_id)
-        expected = expectations(self._kinds, agent_id, expect, by_store)
+        expected = None if expect is None else expectations(self._kinds, agent_id, expect, by_store)
         budget_s = self._save_budget(deadline_s)
         return self._saver.save(self._saver.write(agent_id, by_store, expected, write_id), budget_s)
 

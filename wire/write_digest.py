@@ -1,6 +1,7 @@
-"""The digest of a write: 64 bits beside its id in the log, so that an id used again for another write is found out.
+"""What a write does, in short: its operations without their values, and a digest of them with their values.
 
-Versions and lifetimes are no part of it: whoever repeats a save may expect, and say of its lifetime, something new.
+A shard's log keeps both beside the write's id: so an id that is used again for another write is found out. Versions and
+lifetimes are no part of the digest: whoever repeats a save may expect, and say of its lifetime, something new.
 
 XXH3 of 64 bits (https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md); the hashes of operations are summed,
 so that their order does not count. Logs on disk hold digests: what is computed here can never change.
@@ -15,10 +16,14 @@ from xxhash import xxh3_64_intdigest
 
 from .messages import Drop, Operation, Put
 
-__all__ = ["operations_digest"]
+__all__ = ["PUT", "operations_digest", "outline"]
 
-_DROP: Final = 1 << 32
-_ERASE: Final = 1 << 33
+PUT: Final = 1
+_DROP: Final = 2
+_ERASE: Final = 3
+
+_DROP_SEED: Final = 1 << 32
+_ERASE_SEED: Final = 1 << 33
 _MASK: Final = (1 << 64) - 1
 
 _SEEDS_MAX: Final = 4_096
@@ -27,21 +32,33 @@ _SEEDS_MAX: Final = 4_096
 _seeds: dict[str, int] = {}
 
 
-def operations_digest(operations: Iterable[Operation]) -> int:
-    """Return the digest of some operations, never 0; 0.15 us each of 512 bytes."""
+def outline(operations: Iterable[Operation]) -> tuple[list[tuple[int, str]], int]:
+    """Return operations as a log has them, (number as in `wire.messages`, kind), and their digest, never 0.
+
+    In one pass, as it is made of every write: 0.2 us an operation of 512 bytes. Nearly all are puts.
+    """
+    rows: list[tuple[int, str]] = []
     total = 0
     for operation in operations:
         if isinstance(operation, Put):
             kind = operation.kind
+            rows.append((PUT, kind))
             seed = _seeds.get(kind)
             if seed is None:
                 seed = _seed(kind)
             total += xxh3_64_intdigest(operation.value, seed ^ operation.encoding)
         elif isinstance(operation, Drop):
-            total += xxh3_64_intdigest(operation.kind.encode(), _DROP)
+            rows.append((_DROP, operation.kind))
+            total += xxh3_64_intdigest(operation.kind.encode(), _DROP_SEED)
         else:
-            total += xxh3_64_intdigest(b"", _ERASE)
-    return total & _MASK or 1
+            rows.append((_ERASE, ""))
+            total += xxh3_64_intdigest(b"", _ERASE_SEED)
+    return rows, total & _MASK or 1
+
+
+def operations_digest(operations: Iterable[Operation]) -> int:
+    """Return the digest of some operations, never 0."""
+    return outline(operations)[1]
 
 
 def _seed(kind: str) -> int:

@@ -191,6 +191,21 @@ def test_a_time_of_expiry_is_kept_as_it_is() -> None:
     assert "lives at most" in refusal(None, write(Put("session", 0, 0, b"v", 1, 901 + TTL_MS_MAX)))
 
 
+def test_times_that_begin_and_end_are_told() -> None:
+    both = write(Put("session", 0, 0, b"v", 50), Put("context", 0, 0, b"v", 50), put("history"))
+    begun: set[int] = set()
+    ended: set[int] = set()
+    image = merge(None, both, 9, 900, begun, ended)
+    assert isinstance(image, bytes)
+    assert (begun, ended) == ({950}, set())
+    begun.clear()
+    half = merge(image, write(put("session")), 10, 901, begun, ended)
+    assert isinstance(half, bytes)
+    assert (begun, ended) == (set(), set()), "the other of that time is still there"
+    merge(half, write(Put("context", 0, 0, b"v", 0, 960)), 11, 902, begun, ended)
+    assert (begun, ended) == ({960}, {950})
+
+
 def test_lifetimes_and_expectations_are_bounded() -> None:
     assert isinstance(merge(None, write(Put("session", 0, 0, b"v", TTL_MS_MAX)), 9, 900), bytes)
     assert "lives at most" in refusal(None, write(Put("session", 0, 0, b"v", TTL_MS_MAX + 1)))
