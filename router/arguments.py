@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from ..wire.errors import InvalidRequestError
 from ..wire.topology import Topology
+from .plain_values import are_texts
 
 __all__ = ["Seconds", "by_agent", "deadline", "exact_text", "listed_ids", "require_mapping", "seconds", "source_of"]
 
@@ -75,7 +76,7 @@ def listed_ids(ids: Iterable[str]) -> list[str]:
     except TypeError:
         raise InvalidRequestError(f"ids is a list of agent ids, not {ids!r}") from None
     listed = list(items)
-    if set(map(type, listed)) <= {str}:
+    if are_texts(listed):
         return listed
     exact = [exact_text(agent_id) for agent_id in listed]
     for place, agent_id in enumerate(exact):

@@ -64,6 +64,7 @@ class Breaker:
         "_moments",
         "_moments_min",
         "_next_time_out",
+        "_past_failures",
         "_past_requests",
         "_past_shares",
         "_probing",
@@ -163,6 +164,7 @@ class Breaker:
         for moment in reversed(self._moments):
             if moment.failures:
                 self._past_shares -= 1 / moment.requests
+                self._past_failures -= 1
                 moment.failures -= 1
                 return
 
@@ -194,6 +196,7 @@ class Breaker:
         self._moment = _Moment(-math.inf)
         self._moments: deque[_Moment] = deque()  # those before it
         self._past_requests = 0
+        self._past_failures = 0
         self._past_shares = 0.0
 
     def _roll(self, now: float) -> None:
@@ -201,11 +204,18 @@ class Breaker:
         moments, begin = self._moments, now - self._spec.window_s
         if self._moment.requests:
             moments.append(self._moment)
+            self._past_requests += self._moment.requests
+            self._past_failures += self._moment.failures
         while moments and moments[0].end <= begin:
-            moments.popleft()
-        # Anew each time, 10 us at most: what is added and taken away for hours does not stay exact.
-        self._past_requests = sum([moment.requests for moment in moments])
-        self._past_shares = sum([moment.failures / moment.requests for moment in moments])
+            gone = moments.popleft()
+            self._past_requests -= gone.requests
+            self._past_failures -= gone.failures
+        # Shares anew each time, 7 us: what is added and taken away for hours does not stay exact. A single wake now and
+        # then would pay that for each node: not while nothing fails.
+        if self._past_failures:
+            self._past_shares = sum([moment.failures / moment.requests for moment in moments])
+        else:
+            self._past_shares = 0.0
         self._moment = _Moment(now + MOMENT_S)
 
     def _is_share_reached(self) -> bool:

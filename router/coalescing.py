@@ -174,32 +174,33 @@ class Coalescer:
         if under_way is None:
             under_way = self._under_way[choice] = _UnderWay()
         under_way.batches.add(batch)
-        under_way.latest.update(dict.fromkeys(batch.ids, batch))
+        ids = list(batch.ids)  # compiled, going over a list costs a fifth of going over a dict
+        under_way.latest.update(dict.fromkeys(ids, batch))
         if under_way.hot:
-            for agent_id in batch.ids:
+            for agent_id in ids:
                 hot = under_way.hot.get(agent_id)
                 if hot is not None:
                     hot.fetches += 1
         try:
-            fetching = self._fetch(batch.reading, list(batch.ids), batch.agents, batch.deadline, batch.handle_groups)
-            batch.start(fetching, lambda ended: self._handle_over(choice, ended))
+            fetching = self._fetch(batch.reading, ids, batch.agents, batch.deadline, batch.handle_groups)
+            batch.start(fetching, lambda ended: self._handle_over(choice, ended, ids))
         except Exception as error:  # a bug: nobody is to wait for ever because of it
             _log.exception("a fetch could not be sent", extra={"agents": len(batch.ids)})
             batch.close(error)
-            self._handle_over(choice, batch)
+            self._handle_over(choice, batch, ids)
 
-    def _handle_over(self, choice: Choice, ended: WakeBatch) -> None:
+    def _handle_over(self, choice: Choice, ended: WakeBatch, ids: list[str]) -> None:
         """Take a batch that is over out of what is under way, and let go what was gathered meanwhile."""
         under_way = self._under_way.get(choice)
         if under_way is None or ended not in under_way.batches:
             return
         under_way.batches.discard(ended)
         latest = under_way.latest
-        for agent_id in ended.ids:
+        for agent_id in ids:
             if latest.get(agent_id) is ended:
                 del latest[agent_id]
         if under_way.hot:
-            for agent_id in ended.ids:
+            for agent_id in ids:
                 hot = under_way.hot.get(agent_id)
                 if hot is not None:
                     self._cool(choice, under_way, agent_id, hot)

