@@ -82,9 +82,6 @@ _TURNED_AWAY_S: Final = 2.0
 _DISK_RETRY_S: Final = 0.1
 """How long a router is asked to stay away that sends more writes than the disk takes: 64 MiB take longer than this."""
 
-_UNASKED: Final = (Cancel, Ping)
-"""Requests that nothing answers here; as one tuple, since a union would be made anew for each request."""
-
 _FAULT_READ_BYTES_MAX: Final = 1 << 16
 """A refused frame's request number is looked for up to this size only: saying no must stay cheap."""
 
@@ -291,7 +288,7 @@ class FragmentNode:
         if isinstance(request, Hello):
             self._welcome(peer, request)
             return
-        if isinstance(request, _UNASKED):
+        if isinstance(request, (Cancel, Ping)):
             return  # it is one though its first bytes are not: nothing is lost if it has no effect
         sent_us = 0 if isinstance(request, Backup) else request.sent_us
         deadline = self._inbox.deadline(peer, received, request.budget_us, sent_us)
