@@ -153,6 +153,20 @@ async def _storm(options: StormOptions, as_json: bool) -> int:
     "--savers", type=click.IntRange(min=1), help="Savers at once (default: 1,000, or half the agents if fewer)."
 )
 @click.option(
+    "--singles",
+    type=click.IntRange(min=1),
+    default=SaveOptions().singles,
+    show_default=True,
+    help="Saves one at a time in each run.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0.01),
+    default=SaveOptions().concurrent_s,
+    show_default=True,
+    help="How long the savers save in each run.",
+)
+@click.option(
     "--folder",
     type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
     help="All data goes below this folder: choose the disk to be measured (default: here).",
@@ -164,6 +178,8 @@ def save_command(
     topology: TopologyName,
     runs: int,
     savers: int | None,
+    singles: int,
+    seconds: float,
     folder: Path | None,
     as_json: bool,
 ) -> int:
@@ -184,6 +200,8 @@ def save_command(
         topology=topology,
         runs=runs,
         savers=savers or min(SaveOptions().savers, agents // 2),
+        singles=singles,
+        concurrent_s=seconds,
         folder=folder,
     )
     return run(_save(options, as_json))

@@ -50,7 +50,8 @@ def test_memory_prints_one_object() -> None:
 def test_save_prints_one_object_or_tables(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with temporary_folder() as folder:  # not pytest's, which lets PostgreSQL's user not pass through
         folder.chmod(0o711)
-        small = ("--agents", "40", "--value-bytes", "50", "--runs", "1", "--folder", folder)
+        small = ("--agents", "40", "--value-bytes", "50", "--runs", "1", "--singles", "20", "--seconds", "0.05")
+        small = (*small, "--folder", folder)
         report = run_json("perf", "save", *small, "--topology", "default")
         assert (report["agents"], report["savers"], report["topology"]) == (40, 20, "default")
         assert report["ratios"]["concurrent_to_fdatasync"] > 0
@@ -58,7 +59,7 @@ def test_save_prints_one_object_or_tables(monkeypatch: pytest.MonkeyPatch, capsy
         async def measured_before(_options: SaveOptions, _progress: Progress) -> SaveReport:
             return msgspec.convert(report, SaveReport)
 
-        monkeypatch.setattr("dawnchorus.tools.perf_commands.save", measured_before)  # one takes twelve seconds
+        monkeypatch.setattr("dawnchorus.tools.perf_commands.save", measured_before)
         save_command.main(list(map(str, small)), standalone_mode=False)
         text = capsys.readouterr().out
         assert "40 agents saved" in text and "Beside the peers" in text
