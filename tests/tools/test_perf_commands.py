@@ -50,8 +50,8 @@ def test_memory_prints_one_object() -> None:
 def test_save_prints_one_object_or_tables(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with temporary_folder() as folder:  # not pytest's, which lets PostgreSQL's user not pass through
         folder.chmod(0o711)
-        small = ("--agents", "40", "--value-bytes", "50", "--runs", "1", "--singles", "20", "--seconds", "0.05")
-        small = (*small, "--folder", folder)
+        few = ("--agents", "40", "--value-bytes", "50", "--runs", "1", "--singles", "20", "--seconds", "0.05")
+        small = (*few, "--folder", folder)
         report = run_json("perf", "save", *small, "--topology", "default")
         assert (report["agents"], report["savers"], report["topology"]) == (40, 20, "default")
         assert report["ratios"]["concurrent_to_fdatasync"] > 0
