@@ -36,7 +36,9 @@ class Connections:
         if self._clients.get(peer, client) != client:  # it had another name on this very connection
             self.forget(peer)
         self._clients[peer] = client
-        if self._peers.setdefault(client, peer) != peer:
+        if self._peers.setdefault(client, peer) == peer:
+            self.fresh.discard(peer)  # the one before it was forgotten, and this one says Hello again
+        else:
             self.fresh.add(peer)
 
     def handle_request(self, peer: bytes) -> bytes | None:

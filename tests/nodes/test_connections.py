@@ -1,6 +1,6 @@
 """A client's present connection: with its first request the node forgets the earlier one, and what waits there."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dawnchorus.nodes.connections import Connections
@@ -31,6 +31,15 @@ EVENTS = st.tuples(
 
 
 @given(st.lists(EVENTS))
+@example(
+    [
+        ("hello", b"client-1", b"p"),
+        ("hello", b"client-1", b"q"),
+        ("forget", b"client-1", b"p"),
+        ("hello", b"client-1", b"q"),
+        ("request", b"client-1", b"q"),
+    ]
+)
 def test_request_leaves_one_connection_of_its_client(events: list[tuple[str, bytes, bytes]]) -> None:
     connections = Connections()
     names: dict[bytes, bytes] = {}
