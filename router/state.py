@@ -59,7 +59,7 @@ class AgentState(AgentImages, gc=False, eq=False, repr_omit_defaults=True):
         values = self._values
         if values is not None and kind in values:
             return values[kind]
-        outcome, fragment = self._look(kind)
+        outcome, fragment = self._look(kind) if self._fills else self._stored(kind, living=True)
         if fragment is None and outcome in WHOLE:
             self._note_gone(kind)
             raise FragmentAbsent(f"agent {self.agent_id!r}: {kind} is {outcome.value}")
@@ -73,7 +73,7 @@ class AgentState(AgentImages, gc=False, eq=False, repr_omit_defaults=True):
         values = self._values
         if values is not None and kind in values:
             return values[kind]
-        outcome, fragment = self._look(kind)
+        outcome, fragment = self._look(kind) if self._fills else self._stored(kind, living=True)
         if fragment is None and outcome in WHOLE:
             self._note_gone(kind)
             return default
@@ -102,7 +102,7 @@ class AgentState(AgentImages, gc=False, eq=False, repr_omit_defaults=True):
             FragmentUnavailable: it could not be had, or was not asked for: its version is unknown.
             UnknownKindError: the topology has no such kind.
         """
-        outcome, fragment = self._look(kind)
+        outcome, fragment = self._look(kind) if self._fills else self._stored(kind, living=True)
         if fragment is not None:
             return fragment.version
         if outcome in WHOLE:
@@ -363,13 +363,7 @@ class AgentState(AgentImages, gc=False, eq=False, repr_omit_defaults=True):
 
     def _look(self, kind: str) -> tuple[Outcome, Fragment | None]:
         """Return how the reading of a kind ended, and what is shown of it."""
-        holder = self if self._fills is None else self._holder(kind)
-        outcome, fragment = holder._stored(kind)
-        if fragment is None or not fragment.expires_ms:
-            return outcome, fragment
-        if fragment.expires_ms <= holder._now_ms(holder._context.kinds[kind].store):
-            return Outcome.EXPIRED, None
-        return outcome, fragment
+        return self._holder(kind)._stored(kind, living=True)
 
     def _read(self, kind: str) -> tuple[Outcome, Fragment | None]:
         """Return how the reading of a kind ended, and what is stored of it, expired or not."""

@@ -80,33 +80,37 @@ class AgentImages(msgspec.Struct, gc=False, eq=False, repr_omit_defaults=True):
             version_of(image) if isinstance(image, bytes) else 0, self._moments[store] if self._moments else 0
         )
 
-    def _stored(self, kind: str) -> tuple[Outcome, Fragment | None]:
-        """Return how the reading of a kind ended, and what is stored of it, expired or not."""
+    def _stored(self, kind: str, *, living: bool = False) -> tuple[Outcome, Fragment | None]:
+        """Return how the reading of a kind ended, and what is stored of it, expired or not; `living`: not expired."""
         view = self._context.kinds.get(kind)
         if view is None:
             known = ", ".join(self._context.kinds)
             raise UnknownKindError(f"there is no kind {kind!r}; the topology has {known}")
-        if view.store < 0:
+        store = view.store
+        if store < 0:
             raise FragmentUnavailable(f"agent {self.agent_id!r}: {kind} was not asked for in this wake")
         images = self._images
         if images is None:
             images = self._own_images()
-        image = images[view.store]
+        image = images[store]
         if image is None:
             return Outcome.ABSENT, None
         if isinstance(image, Outcome):
             return image, None
-        fragments = self._fragments(view.store, image)
+        decoded = self._decoded
+        fragments = decoded[store] if decoded is not None and store in decoded else self._fragments(store, image)
         if fragments is None:
             return Outcome.FAULT, None
         fragment = fragments.get(kind)
-        return (Outcome.ABSENT, None) if fragment is None else (Outcome.OK, fragment)
+        if fragment is None:
+            return Outcome.ABSENT, None
+        if living and fragment.expires_ms and fragment.expires_ms <= self._now_ms(store):
+            return Outcome.EXPIRED, None
+        return Outcome.OK, fragment
 
     def _fragments(self, store: int, image: bytes) -> dict[str, Fragment] | None:
         if self._decoded is None:
             self._decoded = {}
-        elif store in self._decoded:
-            return self._decoded[store]
         try:
             fragments = decode_image(image)
         except ProtocolError:

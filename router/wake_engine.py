@@ -14,6 +14,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Final
 
+from ..wire.limits import AGENT_ID_BYTES_MAX
 from .arguments import Seconds, exact_text
 from .coalescing import Choice, Coalescer
 from .fetching import Fetching, ImageSizes
@@ -73,7 +74,12 @@ class WakeEngine:
         """
         if type(agent_id) is not str:
             agent_id = exact_text(agent_id)
-        agent = check_agent_id(agent_id)
+        try:
+            agent = str.encode(agent_id)  # not by a call of check_agent_id: 0.1 us for each wake
+        except (TypeError, UnicodeEncodeError):
+            agent = b""
+        if not 0 < len(agent) <= AGENT_ID_BYTES_MAX:
+            check_agent_id(agent_id)  # says what is wrong with it
         return self.coalescer.wake(agent_id, agent, _ALL_KINDS if kinds is None else self._choice(kinds), budget_s)
 
     async def wake_many(self, asked: list[str], kinds: Iterable[str] | None, deadline: float) -> list[AgentState]:
