@@ -16,20 +16,21 @@ class Resumptions:
         """`resume` is called with the node's name, once for each timer that was not cancelled."""
         self._loop = asyncio.get_running_loop()
         self._resume = resume
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        # Each with its time: uvloop gives a due timer as a Handle that cannot say when (its issue 482).
+        self._timers: dict[str, tuple[float, asyncio.Handle]] = {}
 
     def schedule(self, node: str, at: float) -> None:
         """Resume a node at `at`, in seconds of the monotonic clock, if not before; infinite is never."""
         timer = self._timers.get(node)
-        if at < math.inf and (timer is None or at < timer.when()):
+        if at < math.inf and (timer is None or at < timer[0]):
             self.cancel(node)
-            self._timers[node] = self._loop.call_at(at, self._expire, node)
+            self._timers[node] = at, self._loop.call_at(at, self._expire, node)
 
     def cancel(self, node: str) -> None:
         """Forget a node's timer, if it has one."""
         timer = self._timers.pop(node, None)
         if timer is not None:
-            timer.cancel()
+            timer[1].cancel()
 
     def close(self) -> None:
         """Forget all of them."""
