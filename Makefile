@@ -7,6 +7,10 @@ BIN := $(VENV)/bin
 REQUIRED := $(VENV)/.stamp-requirements
 STAMP := $(VENV)/.stamp-setup
 
+# Processes that tests run in: many tests wait for nodes to start, die or time out.
+CORES := $(shell nproc 2>/dev/null || echo 1)
+WORKERS ?= $(shell echo $$(( $(CORES) < 7 ? $(CORES) + 1 : 8 )))
+
 LIBRARIES := src/dawnchorus/*.so fragment_stores/*.so nodes/*.so router/*.so wire/*.so
 
 .DEFAULT_GOAL := help
@@ -44,8 +48,9 @@ storm: setup servers ## start the default cluster, wake 10,000 agents of 100,000
 up: setup ## start and supervise the nodes of topology.toml, in the foreground
 	@$(BIN)/dawnchorus up
 
-test: setup servers check ## everything: format, lint, types, tests
-	$(BIN)/python -m pytest
+test: ## everything: format, lint, types, tests
+	@$(MAKE) --no-print-directory --jobs=2 setup servers check
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
 check: $(REQUIRED) ## format, lint, spelling and types; changes nothing
 	$(BIN)/ruff format --check .

@@ -7,6 +7,7 @@ is kept here as text because an installed package has no repository beside it; a
 from __future__ import annotations
 
 import socket
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -28,6 +29,10 @@ TOPOLOGY_NAMES: tuple[TopologyName, ...] = get_args(TopologyName)
 
 DEADLINE_MS = 60_000
 """Long: a storm measures until everything has come, also on a slow machine."""
+
+_HELD_PORTS_MAX = 64
+
+_held_ports: deque[socket.socket] = deque()
 
 _DEFAULT_STORES = {
     "profile": "identity",
@@ -145,10 +150,16 @@ def _node_text(name: str, endpoint: str, store: str) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that were free a moment ago; all different, since all are held until the last is found."""
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [int(server.getsockname()[1]) for server in held]
-    finally:
-        for server in held:
-            server.close()
+    """Ports of the loopback that are for the caller alone, until 64 more were asked for or this process ends.
+
+    Each stays bound here and never listens. To Linux that hinders no listener that sets SO_REUSEADDR, as libzmq,
+    asyncio and `create_server` do; but whoever asks for any port gets another, and so does a connection that goes out.
+    """
+    held = [socket.socket() for _ in range(count)]
+    for port in held:
+        port.bind(("127.0.0.1", 0))
+        port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    _held_ports.extend(held)
+    while len(_held_ports) > max(count, _HELD_PORTS_MAX):
+        _held_ports.popleft().close()
+    return [int(port.getsockname()[1]) for port in held]

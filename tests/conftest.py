@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, settings
 from dawnchorus import Cluster, connect
 from tests.support.clusters import RunningCluster, running, runtime_folder, write_topology
 
-# Whoever runs the tests in the background may have SIGINT ignored, which every process started here would inherit.
+# Whoever runs the tests in the background may have these ignored, which every process started here would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A busy machine stalls now and then: examples are bounded by number, not by time. The blob repeats a failure anywhere.
 settings.register_profile(

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from dawnchorus.nodes.acceptance import IPC_DESCRIPTORS_MIN, RESERVE, Acceptance, Doors
 from dawnchorus.nodes.listener import Listener
+from dawnchorus.perf.topologies import free_ports
 from dawnchorus.wire.descriptors import Reserve
 from dawnchorus.wire.errors import DataFolderError
 from dawnchorus.wire.sockets import SocketOwner
-from tests.support.clusters import free_ports
 
 LIMIT = 1_024
 

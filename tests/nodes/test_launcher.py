@@ -17,11 +17,11 @@ import pytest
 
 from dawnchorus import DataFolderError, LaunchError, PlacementError, Saved, TopologyError, connect
 from dawnchorus.nodes.launcher import Launcher
+from dawnchorus.perf.topologies import free_ports
 from tests.support.clusters import (
     DEFAULT_NODES,
     RunningCluster,
     eventually,
-    free_ports,
     is_running,
     running,
     write_topology,

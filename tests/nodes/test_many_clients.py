@@ -138,4 +138,6 @@ async def test_a_node_with_too_many_clients_says_so_serves_on_and_takes_more_whe
     def said(word: str) -> int:
         return [line["event"] for line in process.log].count(word)
 
-    await until(lambda: said("takes no more clients") == said("takes clients again") == 2)
+    # The warning comes once a minute, and with the second one the count of those that were held back.
+    await until(lambda: said("takes clients again") == 2)
+    assert said("takes no more clients") >= 1

@@ -1,5 +1,6 @@
 """The clusters of a storm: real topology files, and `default` the repository's own."""
 
+import socket
 import tomllib
 from pathlib import Path
 
@@ -49,5 +50,13 @@ def test_kinds_that_a_topology_does_not_have_are_refused(tmp_path: Path) -> None
         write_topology("default", GivenAgents([("a", {"history": 1})]), tmp_path)
 
 
-def test_free_ports_are_different() -> None:
-    assert len(set(free_ports(20))) == 20
+def test_free_ports_are_different_and_nobody_elses() -> None:
+    ports = free_ports(20)
+
+    assert len(set(ports)) == 20
+    for port in ports:
+        for _ in range(2):  # also after somebody listened there
+            with socket.socket() as other, pytest.raises(OSError, match="in use"):
+                other.bind(("127.0.0.1", port))
+            with socket.create_server(("127.0.0.1", port)):
+                pass

@@ -16,7 +16,7 @@ from dawnchorus.wire.messages import Hello, Put
 from tests.support.fake_nodes import FakeNodes, fake_client, fake_cluster, fake_topology
 from tests.support.internals import leftovers
 
-NOT_TIMES: list[Any] = ["60", b"60", Decimal("1.5"), [1], {}, object(), True, 1j]
+NOT_TIMES: list[Any] = ["60", b"60", Decimal("1.5"), [1], {}, ..., True, 1j]
 OUTSIDE: list[Any] = [0, -1, 0.0, -0.5, float("nan"), float("inf"), 1e9, 10**400, timedelta(0), timedelta(days=2)]
 
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 
 import pytest
 
+from dawnchorus.perf.topologies import free_ports
 from dawnchorus.router.backoff import Backoff
 from dawnchorus.router.link import Link
 from dawnchorus.wire.channel import Channel, Sent, receive_parts
@@ -27,7 +28,7 @@ from dawnchorus.wire.messages import (
     encode,
 )
 from dawnchorus.wire.sockets import SocketOwner, bind
-from tests.support.clusters import eventually, free_ports
+from tests.support.clusters import eventually
 
 HELLO = encode(Hello(PROTOCOL, "", b"test", ""))
 REQUEST = encode(Status(7, 1_000_000))

@@ -6,11 +6,12 @@ import math
 import pytest
 
 from dawnchorus.router.resumptions import Resumptions
+from tests.support.clusters import eventually
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_the_earliest_time_that_was_asked_for_counts():
+async def test_the_earliest_time_that_was_asked_for_counts() -> None:
     resumed: list[str] = []
     loop = asyncio.get_running_loop()
     resumptions = Resumptions(resumed.append)
@@ -22,17 +23,15 @@ async def test_the_earliest_time_that_was_asked_for_counts():
     resumptions.schedule("cancelled", loop.time() + 0.01)
     resumptions.cancel("cancelled")
     resumptions.schedule("closed", loop.time() + 0.03)
-    async with asyncio.timeout(10):
-        while not resumed:
-            await asyncio.sleep(0.005)
+    await eventually(lambda: bool(resumed))
     resumptions.close()
     await asyncio.sleep(0.04)
 
     assert resumed == ["earlier"]
 
 
-async def test_a_node_is_scheduled_again_while_its_due_timer_waits_for_the_loop():
-    """uvloop's handle of a timer that is due already has no `when`; a node that stops and goes asks so twice in a turn."""
+async def test_a_node_is_scheduled_again_while_its_due_timer_waits_for_the_loop() -> None:
+    """uvloop's handle of a timer that is due already has no `when`; one turn may ask several times."""
     resumed: list[str] = []
     loop = asyncio.get_running_loop()
     resumptions = Resumptions(resumed.append)
@@ -40,9 +39,7 @@ async def test_a_node_is_scheduled_again_while_its_due_timer_waits_for_the_loop(
     resumptions.schedule("due", loop.time())
     resumptions.schedule("due", loop.time() + 1)
     resumptions.schedule("due", loop.time() - 1)
-    async with asyncio.timeout(10):
-        while not resumed:
-            await asyncio.sleep(0)
+    await eventually(lambda: bool(resumed))
     await asyncio.sleep(0.01)
 
     assert resumed == ["due"]

@@ -15,6 +15,7 @@ from dawnchorus import (
     UnknownKindError,
     connect,
 )
+from dawnchorus.perf.topologies import free_ports
 from dawnchorus.wire.messages import (
     Fault,
     FaultCode,
@@ -26,7 +27,7 @@ from dawnchorus.wire.messages import (
     encode,
 )
 from dawnchorus.wire.topology import KindSpec, StoreSpec, Topology
-from tests.support.clusters import eventually, free_ports
+from tests.support.clusters import eventually
 from tests.support.fake_nodes import (
     FakeNode,
     fake_client,

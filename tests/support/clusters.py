@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
@@ -13,8 +12,9 @@ from pathlib import Path
 import psutil
 
 from dawnchorus.nodes.launcher import Launcher, NodeEvent
+from dawnchorus.perf.topologies import free_ports
 
-__all__ = ["DEFAULT_NODES", "RunningCluster", "eventually", "free_ports", "running", "runtime_folder", "write_topology"]
+__all__ = ["DEFAULT_NODES", "RunningCluster", "eventually", "running", "runtime_folder", "write_topology"]
 
 DEFAULT_NODES: Mapping[str, Sequence[str]] = {"identity-1": ["identity"], "live-1": ["live"], "archive-1": ["archive"]}
 
@@ -35,15 +35,6 @@ store = "archive"
 
 _PATIENCE_SECONDS = 20.0
 """How long a test waits for what has no time limit of its own, on a machine that others use too."""
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listened on a moment ago."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def write_topology(

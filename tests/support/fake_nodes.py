@@ -15,6 +15,7 @@ import msgspec
 import zmq
 
 from dawnchorus import AgentState, Cluster, WakeIncomplete, connect
+from dawnchorus.perf.topologies import free_ports
 from dawnchorus.wire.channel import Channel, Sent
 from dawnchorus.wire.hashing import shard_of
 from dawnchorus.wire.image import Fragment, decode_image, encode_image, select_kinds
@@ -52,7 +53,7 @@ from dawnchorus.wire.messages import (
 from dawnchorus.wire.placement import Placement, encode_placement, initial_placement, with_new_generation
 from dawnchorus.wire.sockets import SocketOwner, bind
 from dawnchorus.wire.topology import BreakerSpec, KindSpec, NodeSpec, StoreSpec, Topology, encode_topology
-from tests.support.clusters import eventually, free_ports
+from tests.support.clusters import eventually
 from tests.support.internals import sendings
 
 __all__ = [
