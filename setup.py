@@ -16,7 +16,7 @@ COMPILED = {
     "fragment_stores": "found_images lmdb_databases lmdb_lookup lmdb_snapshot",
     "nodes": "backlog clock connections counters delays fair_queue inbox node peers reads",
     "router": """breaker calls coalescing exchange fetching floors flow gather judgement link membership outcomes parts
-        plain_values plan resumptions retry_budget router save_order saving shedding waiting wakes window""",
+        plain_values plan resumptions retry_budget router save_order saver saving shedding waiting wakes window""",
 }
 MODULES = {f"dawnchorus.{folder}.{name}" for folder, names in COMPILED.items() for name in names.split()}
 GROUP = "dawnchorus.compiled"

@@ -30,7 +30,7 @@ class CommitWork:
 
     __slots__ = ("applied", "clock_ms", "forgotten", "indexed", "results", "rows", "version")
 
-    def __init__(self, version: int, clock_ms: int) -> None:
+    def __init__(self, version: int, clock_ms: int, *, indexed: bool) -> None:
         self.version = version
         self.clock_ms = clock_ms
         self.rows: list[tuple[bytes, bytes]] = []
@@ -40,8 +40,8 @@ class CommitWork:
         """Version by write id."""
         self.forgotten: list[tuple[int, bytes]] = []
         """Version and write id of each row that it takes from the log."""
-        self.indexed = False
-        """Whether the expiry index has any row: where it has none, no write can end one."""
+        self.indexed = indexed
+        """Whether the expiry index may have a row: where it has none, no write can end one."""
 
 
 def trim_log(

@@ -119,6 +119,7 @@ class LMDBStore:
                 raise StoreDamaged(f"{self.path}: the shard's clock is missing; restore a backup")
             self.version, self.clock_ms = CLOCK.unpack(clock)
             self._log_rows = transaction.stat(databases.log)["entries"]
+            self._indexed = transaction.stat(databases.expiry)["entries"] > 0  # 1 us: not for each commit
             self._trimmed = int.from_bytes(transaction.get(b"trimmed", b"", db=databases.meta), "big")
             self._applied = {
                 row_decoder.decode(row).write_id: int.from_bytes(key, "big")
@@ -205,11 +206,10 @@ class LMDBStore:
     ) -> CommitWork:
         """Run `fill` in one write transaction, and commit it where it returns True; again where the map had to grow."""
         while True:
-            work = CommitWork(self.version, max(now_ms, self.clock_ms))
+            work = CommitWork(self.version, max(now_ms, self.clock_ms), indexed=self._indexed)
             try:
                 # The turn ends before the transaction does: its commit, and so its sync, is outside.
                 with self._environment.begin(self._databases.images, write=True, buffers=True) as transaction, turn:
-                    work.indexed = transaction.stat(self._databases.expiry)["entries"] > 0
                     if not fill(transaction, work):
                         transaction.abort()
                         return work
@@ -261,7 +261,7 @@ class LMDBStore:
 
     def _take_over(self, work: CommitWork) -> None:
         """Let what one transaction has come to be the store's state: it is committed."""
-        self.version, self.clock_ms = work.version, work.clock_ms
+        self.version, self.clock_ms, self._indexed = work.version, work.clock_ms, work.indexed
         self._applied.update(work.applied)
         self._log_rows += len(work.rows) - len(work.forgotten)
         for version, write_id in work.forgotten:
@@ -326,6 +326,7 @@ class LMDBStore:
             removed = sum([self._sweep_agent(transaction, agent, before_ms, work) for agent in agents])
             for row in due:
                 transaction.delete(row, db=self._databases.expiry)
+            work.indexed = transaction.stat(self._databases.expiry)["entries"] > 0
             return True
 
         self._transact(sweep_all, now_ms)

@@ -17,7 +17,18 @@ from ..wire.errors import InvalidRequestError
 from ..wire.topology import Topology
 from .plain_values import are_texts
 
-__all__ = ["Seconds", "by_agent", "deadline", "exact_text", "listed_ids", "require_mapping", "seconds", "source_of"]
+__all__ = [
+    "Seconds",
+    "by_agent",
+    "deadline",
+    "exact_id",
+    "exact_key",
+    "exact_text",
+    "listed_ids",
+    "require_mapping",
+    "seconds",
+    "source_of",
+]
 
 T = TypeVar("T")
 
@@ -66,6 +77,28 @@ def deadline(given: object, name: str = "deadline_s") -> float:
 def exact_text(given: T) -> T | str:
     """Return a string of a class of its own as a plain one with the same text; what is none as it is."""
     return str.__str__(given) if isinstance(given, str) else given
+
+
+def exact_id(given: object) -> str:
+    """Return an agent id of a class of its own as a plain string.
+
+    Raises:
+        InvalidRequestError: it is no string.
+    """
+    if isinstance(given, str):
+        return str.__str__(given)
+    raise InvalidRequestError(f"an agent id is a string of valid Unicode, not {given!r}")
+
+
+def exact_key(given: object) -> str:
+    """Return a `write_id` of a class of its own as a plain string.
+
+    Raises:
+        InvalidRequestError: it is no string.
+    """
+    if isinstance(given, str):
+        return str.__str__(given)
+    raise InvalidRequestError(f"write_id is a text, not {given!r}; nothing was sent")
 
 
 def listed_ids(ids: Iterable[str]) -> list[str]:

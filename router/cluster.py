@@ -28,7 +28,7 @@ from ..wire.placement import Placement
 from ..wire.topology import Topology
 from ..wire.topology_file import load_topology
 from .agent_write import Saved
-from .arguments import Seconds, by_agent, deadline, exact_text, listed_ids, require_mapping, source_of
+from .arguments import Seconds, by_agent, deadline, exact_id, exact_key, listed_ids, require_mapping, source_of
 from .calls import back_up_shard, node_status
 from .home import Home, HomeStream, while_open
 from .ids import check_agent_id
@@ -317,7 +317,9 @@ class Cluster:
         deadline_s: Seconds | None,
     ) -> asyncio.Future[Saved]:
         if type(agent_id) is not str:
-            agent_id = exact_text(agent_id)
+            agent_id = exact_id(agent_id)
+        if write_id is not None and type(write_id) is not str:
+            write_id = exact_key(write_id)
         expected = None if expect is None else expectations(self._kinds, agent_id, expect, by_store)
         budget_s = self._save_budget(deadline_s)
         return self._saver.save(self._saver.write(agent_id, by_store, expected, write_id), budget_s)

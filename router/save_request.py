@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar, cast
 from ..wire.errors import InvalidRequestError
 from ..wire.messages import Drop, Erase, Operation
 from .agent_write import AgentWrite, Saved, SavedVersions
-from .arguments import Seconds, listed_ids
+from .arguments import Seconds, exact_key, listed_ids
 from .kinds import Kinds, as_kinds
 from .saver import NewWrite
 from .state import AgentState
@@ -201,7 +201,7 @@ class ManySaves:
             drop = _of_agent(self._drop, agent_id)
             by_store = operations(kinds, agents[agent_id], _of_agent(self._ttl_s, agent_id), drop)
             expected = expectations(kinds, agent_id, _expect_of(self._expect, agent_id), by_store)
-            return make(agent_id, agent, hashed, by_store, expected, _of_agent(self._write_id, agent_id))
+            return make(agent_id, agent, hashed, by_store, expected, _key_of(self._write_id, agent_id))
 
         return new_write
 
@@ -233,7 +233,7 @@ class ManyDeletes:
 
         def new_write(agent_id: str, agent: bytes, hashed: int) -> AgentWrite:
             expected = expectations(self._kinds, agent_id, _expect_of(self._expect, agent_id), self._by_store)
-            return make(agent_id, agent, hashed, self._by_store, expected, _of_agent(self._write_id, agent_id))
+            return make(agent_id, agent, hashed, self._by_store, expected, _key_of(self._write_id, agent_id))
 
         return new_write
 
@@ -241,6 +241,12 @@ class ManyDeletes:
 def _of_agent(given: Mapping[str, T] | T, agent_id: str) -> T | None:
     """Return an option's value for one agent, of a mapping by agents or of one value for all."""
     return cast("Mapping[str, T]", given).get(agent_id) if isinstance(given, Mapping) else given
+
+
+def _key_of(write_id: Mapping[str, str | None] | str | None, agent_id: str) -> str | None:
+    """Return one agent's write id."""
+    key = _of_agent(write_id, agent_id)
+    return key if key is None or type(key) is str else exact_key(key)
 
 
 def _expect_of(expect: Mapping[str, Expect] | int | None, agent_id: str) -> Expect:

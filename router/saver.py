@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from ..wire.errors import ClusterUnavailable, DawnchorusError, InvalidRequestError, SaveError
 from ..wire.hashing import hash_agent
@@ -42,10 +42,10 @@ class _Many:
     def __init__(self, agents: int, future: asyncio.Future[None]) -> None:
         self._agents = agents
         self._future = future
-        self.results: dict[str, Result] = {}
+        self.results: dict[Any, Result] = {}
 
-    def handle_result(self, agent_id: str, result: Result) -> bool:
-        """Take in what became of one agent; return whether all have come."""
+    def handle_result(self, agent_id: Any, result: Result) -> bool:
+        """Take in what became of one agent, or of what is no agent id; return whether all have come."""
         self.results[agent_id] = result
         if len(self.results) < self._agents:
             return False
@@ -199,9 +199,11 @@ class Saver:
         return future
 
     async def save_many(
-        self, agents: Collection[str], new_write: NewWrite, budget_s: float
+        self, agents: Collection[Any], new_write: NewWrite, budget_s: float
     ) -> dict[str, Saved | DawnchorusError]:
         """Save what `new_write` makes of each agent; return by agent what became of it.
+
+        What is no agent id (callers are not type-checked) gets its error.
 
         Many go shard by shard, as `_by_shard` orders them: a node then commits to few shards for each message, and
         begins with the first while the next are made.
@@ -336,7 +338,7 @@ class Saver:
 
     # --- shard by shard ---
 
-    def _by_shard(self, agents: Iterable[str], many: _Many) -> Iterator[tuple[str, bytes, int]]:
+    def _by_shard(self, agents: Iterable[Any], many: _Many) -> Iterator[tuple[str, bytes, int]]:
         """Yield agents as `_hashed` does, shard after shard, going round the nodes.
 
         By the shards of the store that has most: those of another are then in order as well, where the numbers divide.
@@ -357,7 +359,7 @@ class Saver:
                     yield from by_shard[shard]
 
 
-def _hashed(agents: Iterable[str], many: _Many) -> Iterator[tuple[str, bytes, int]]:
+def _hashed(agents: Iterable[Any], many: _Many) -> Iterator[tuple[str, bytes, int]]:
     """Yield each agent's id, its UTF-8 and its hash. What is no agent id gets its error at once."""
     for agent_id in agents:
         try:

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Final
 
 from ..wire.limits import AGENT_ID_BYTES_MAX
-from .arguments import Seconds, exact_text
+from .arguments import Seconds, exact_id, exact_text
 from .coalescing import Choice, Coalescer
 from .fetching import Fetching, ImageSizes
 from .floors import Floors
@@ -73,10 +73,10 @@ class WakeEngine:
             InvalidRequestError, UnknownKindError: no agent has this id, or the kinds cannot be asked for.
         """
         if type(agent_id) is not str:
-            agent_id = exact_text(agent_id)
+            agent_id = exact_id(agent_id)
         try:
             agent = str.encode(agent_id)  # not by a call of check_agent_id: 0.1 us for each wake
-        except (TypeError, UnicodeEncodeError):
+        except UnicodeEncodeError:
             agent = b""
         if not 0 < len(agent) <= AGENT_ID_BYTES_MAX:
             check_agent_id(agent_id)  # says what is wrong with it

@@ -57,8 +57,6 @@ def parse_token(text: str, stores: Container[str]) -> WriteToken | None:
     Raises:
         InvalidRequestError: it can be neither.
     """
-    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers are not type-checked
-        raise InvalidRequestError(f"write_id is a text, not {text!r}; nothing was sent")
     try:
         first, *rest = text.split(".")
         write_id = bytes.fromhex(first)
@@ -81,9 +79,8 @@ def parse_token(text: str, stores: Container[str]) -> WriteToken | None:
 
 def key_token(agent: bytes, key: str, seen: dict[str, int]) -> WriteToken:
     """Return the token of a caller's own text, for a save of this agent."""
-    text = str.__str__(key)
-    hashed = blake2b(len(agent).to_bytes(2, "big") + agent + text.encode(), digest_size=_KEY_ID_BYTES)
-    return WriteToken(hashed.digest(), seen, text)
+    hashed = blake2b(len(agent).to_bytes(2, "big") + agent + key.encode(), digest_size=_KEY_ID_BYTES)
+    return WriteToken(hashed.digest(), seen, key)
 
 
 def key_digest(operations: Iterable[Operation]) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dawnchorus import Cluster, InvalidRequestError, Saved, connect, connect_sync
-from dawnchorus.router.arguments import deadline, exact_text, seconds
+from dawnchorus.router.arguments import deadline, exact_id, exact_key, exact_text, seconds
 from dawnchorus.wire.messages import Hello, Put
 from tests.support.fake_nodes import FakeNodes, fake_client, fake_cluster, fake_topology
 from tests.support.internals import leftovers
@@ -76,6 +76,14 @@ def test_strings_of_own_classes_become_plain_ones() -> None:
         assert type(exact_text(given)) is str
 
 
+@pytest.mark.parametrize("given", [17, b"key", None])
+def test_what_is_no_string_is_no_id_and_no_write_id(given: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="an agent id is a string"):
+        exact_id(given)
+    with pytest.raises(InvalidRequestError, match="write_id is a text"):
+        exact_key(given)
+
+
 async def test_ids_of_own_classes_are_plain_from_the_edge_on(client: tuple[Cluster, FakeNodes]) -> None:
     cluster, nodes = client
     assert (await cluster.save(Name("a"), {"profile": 1})).agent_id == "a"
@@ -86,6 +94,20 @@ async def test_ids_of_own_classes_are_plain_from_the_edge_on(client: tuple[Clust
     several += [state.agent_id for state in await cluster.wake_many([Name("a"), Colour.RED])]
     assert several == ["red", "a", "a", "red"]
     assert {type(agent_id) for agent_id in several} == {str}
+
+
+async def test_what_is_no_id_or_no_write_id_costs_its_agent_alone(client: tuple[Cluster, FakeNodes]) -> None:
+    cluster, _ = client
+    ids: list[Any] = ["a", b"b", 3]
+    for results in (
+        await cluster.save_many({agent_id: {"profile": 1} for agent_id in ids}),
+        await cluster.delete_many(ids),
+        await cluster.save_many({"a": {"profile": 1}, "b": {"profile": 1}}, write_id={"b": 5}),  # type: ignore[dict-item]
+    ):
+        given, *others = results.values()
+        assert isinstance(given, Saved)
+        assert all(isinstance(other, InvalidRequestError) for other in others)
+        assert all("string of valid Unicode, not" in str(o) or "is a text, not 5" in str(o) for o in others)
 
 
 CALLS: dict[str, Callable[[Cluster], Any]] = {
@@ -106,10 +128,12 @@ CALLS: dict[str, Callable[[Cluster], Any]] = {
     "save(ttl)": lambda cluster: cluster.save("a", {"profile": 1}, ttl_s="60"),  # type: ignore[arg-type]
     "save(negative ttl)": lambda cluster: cluster.save("a", {"profile": 1}, ttl_s=timedelta(seconds=-1)),
     "save(deadline)": lambda cluster: cluster.save("a", {"profile": 1}, deadline_s="5"),  # type: ignore[arg-type]
+    "save(write_id)": lambda cluster: cluster.save("a", {"profile": 1}, write_id=5),  # type: ignore[arg-type]
     "save_many(None)": lambda cluster: cluster.save_many(None),  # type: ignore[arg-type]
     "save_many(list)": lambda cluster: cluster.save_many(["a"]),  # type: ignore[arg-type]
     "save_many(deadline)": lambda cluster: cluster.save_many({"a": {"profile": 1}}, deadline_s="5"),  # type: ignore[arg-type]
     "delete(bytes)": lambda cluster: cluster.delete(b"a"),  # type: ignore[arg-type]
+    "delete(write_id)": lambda cluster: cluster.delete("a", write_id=b"k"),  # type: ignore[arg-type]
     "delete(kinds)": lambda cluster: cluster.delete("a", kinds="profile"),
     "delete_many(text)": lambda cluster: cluster.delete_many("agent-42"),
     "delete_many(None)": lambda cluster: cluster.delete_many(None),  # type: ignore[arg-type]

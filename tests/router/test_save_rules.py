@@ -21,11 +21,12 @@ from dawnchorus import (
 from dawnchorus.router.agent_write import AgentWrite
 from dawnchorus.router.kinds import Kinds
 from dawnchorus.router.save_request import deletions, expectations, operations
+from dawnchorus.router.write_token import WriteToken
 from dawnchorus.wire.image import decode_image
 from dawnchorus.wire.messages import Put
 from dawnchorus.wire.topology import KindSpec
 from tests.support.fake_nodes import fake_topology, placement_of
-from tests.support.saving_model import CountingSaver, HandLoop, HandRouter
+from tests.support.saving_model import HandLoop, HandRouter, hand_saver
 
 KINDS = {"a": KindSpec("one"), "b": KindSpec("one"), "c": KindSpec("two")}
 AGENTS = ["x", "y"]
@@ -56,8 +57,10 @@ class SaveRules(RuleBasedStateMachine):
         self.kinds = Kinds(self.topology, None)
         self.loop = HandLoop()
         self.router = HandRouter(placement_of(self.topology), self.loop, log_rows_max=self.LOG_ROWS_MAX)
-        self.saver = CountingSaver(self.router, self.topology.kinds_of, self.loop)
+        self.saver = hand_saver(self.router, self.topology.kinds_of, self.loop)
         self.calls: list[Call] = []
+        self.numbers: dict[tuple[int, int], int] = {}  # of each call, by its write's token and attempt
+        self.tokens: list[WriteToken] = []  # kept, so that none has the address of another
         self.errors: list[tuple[AgentWrite, SaveError]] = []
         self.serial = 0
         self.saved: dict[str, Saved] = {}
@@ -92,13 +95,18 @@ class SaveRules(RuleBasedStateMachine):
         write, error = data.draw(st.sampled_from(self.errors))
         assert error.repeat is not None
         future = cast("asyncio.Future[Saved]", error.repeat())
-        again = list(self.saver.calls)[-1]
-        assert again.token == write.token
-        self.calls.append(Call(again, future))
+        assert write.attempts is not None
+        self._number(write, write.attempts[0])
+        self.calls.append(Call(write, future))
         self._look()
 
     def _call(self, write: AgentWrite, budget_s: float) -> None:
+        self._number(write, 0)
         self.calls.append(Call(write, self.saver.save(write, budget_s)))
+
+    def _number(self, write: AgentWrite, attempt: int) -> None:
+        self.tokens.append(write.token)
+        self.numbers[id(write.token), attempt] = len(self.numbers)
 
     # --- what happens ---
 
@@ -162,7 +170,7 @@ class SaveRules(RuleBasedStateMachine):
         for shard in self.router.shards.values():
             last: dict[bytes, int] = defaultdict(lambda: -1)
             for applied in shard.applied:
-                number = self.saver.calls[applied.origin]
+                number = self.numbers[id(applied.origin.token), applied.origin.attempt]
                 assert number > last[applied.write.agent], "an earlier call was applied later"
                 last[applied.write.agent] = number
 

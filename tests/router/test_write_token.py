@@ -53,7 +53,7 @@ def test_any_other_text_is_a_key(text: str) -> None:
     assert parse_token(text, STORES) is None
 
 
-@pytest.mark.parametrize("text", ["", "x" * (WRITE_KEY_BYTES_MAX + 1), "\N{SNOWMAN}" * 86, "\ud800", 17, b"key", None])
+@pytest.mark.parametrize("text", ["", "x" * (WRITE_KEY_BYTES_MAX + 1), "\N{SNOWMAN}" * 86, "\ud800"])
 def test_what_can_be_no_key_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequestError, match="write_id"):
         parse_token(text, STORES)
