@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from dawnchorus import connect
+from dawnchorus.nodes.node import FragmentNode
 from tests.support.clusters import RunningCluster, eventually, running, write_topology
 from tests.support.internals import is_up, sendings
 from tests.support.raw_nodes import NODE, RawClient, make_topology, served
@@ -84,6 +85,7 @@ async def test_a_host_whose_loop_is_busy_loses_nothing_and_blames_nobody(nodes: 
 
 _ASKER = """
 import sys, zmq
+from dawnchorus.nodes.node import FragmentNode
 from dawnchorus.wire.messages import PROTOCOL, Fetch, FetchSection, Hello, encode
 asker = zmq.Context().socket(zmq.DEALER)
 asker.setsockopt(zmq.RCVHWM, 4)
@@ -98,6 +100,12 @@ for number in range(1, 301):
 print("asked", flush=True)
 sys.stdin.readline()
 """
+
+
+def waiting(node: FragmentNode) -> int:
+    """How many requests wait because their peers take no answer."""
+    peers, inbox = node._peers, node._inbox  # pyright: ignore[reportPrivateUsage]
+    return sum([inbox._queue.waiting(peer) for peer in peers.blocked])  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
@@ -120,6 +128,9 @@ async def test_what_waits_for_a_stopped_client_is_forgotten_and_nobody_else_noti
             asker.stdin.write("\n")
             asker.stdin.flush()
             assert await asyncio.to_thread(asker.stdout.readline) == "asked\n"  # and reads nothing of what comes
+            # What it asked leaves its process a little later, and no more once it is stopped: as little as that, the
+            # kernel would take all the answers.
+            await eventually(lambda: waiting(serving.node) > 200 or serving.node.counters.dropped_replies > before)
             os.kill(asker.pid, signal.SIGSTOP)
             await eventually(lambda: serving.node.counters.dropped_replies > before)
             assert (await client.status()).counters["internal_errors"] == 0
