@@ -319,27 +319,34 @@ class AgentState(AgentImages, gc=False, eq=False, repr_omit_defaults=True):
 
     def _show(self, kind: str, outcome: Outcome, fragment: Fragment | None) -> Any:
         """Return the value of a kind that is not absent, to be shown from now on."""
-        if fragment is not None and fragment.expires_ms:
-            if self._passing is None:
-                self._passing = {}
-            elif (value := self._passing.get(kind, _GONE)) is not _GONE:
-                return value
-            value = self._passing[kind] = self._decode(kind, fragment)
+        if fragment is None:
+            value = self._fallback(kind, outcome)
         else:
-            if fragment is not None:
-                value = self._decode(kind, fragment)
-            else:
-                value = self._fallback(kind, outcome)
-            if self._values is None:
-                self._values = {}
-            self._values[kind] = value
-        if self._fills is not None and fragment is not None:
-            self._fills.missed.discard(kind)
+            if fragment.expires_ms:
+                return self._show_passing(kind, fragment)
+            value = self._decode(kind, fragment)
+            if self._fills is not None:
+                self._fills.missed.discard(kind)
+        if self._values is None:
+            self._values = {}
+        self._values[kind] = value
+        return value
+
+    def _show_passing(self, kind: str, fragment: Fragment) -> Any:
+        """Do as `_show`, for a value that expires."""
+        if self._passing is None:
+            self._passing = {}
+        value = self._passing.get(kind, _GONE)
+        if value is _GONE:
+            value = self._passing[kind] = self._decode(kind, fragment)
+            if self._fills is not None:
+                self._fills.missed.discard(kind)
         return value
 
     def _decode(self, kind: str, fragment: Fragment) -> Any:
         if fragment.encoding == ENCODING_BYTES:
-            return _bytes_as_type(self._context.kinds[kind].decoder, fragment.value)
+            decoder = self._context.kinds[kind].decoder
+            return fragment.value if decoder.type is Any else _bytes_as_type(decoder, fragment.value)
         if fragment.encoding != ENCODING_MSGPACK:
             raise FragmentUndecodable(f"agent {self.agent_id!r}: {kind} has unknown encoding {fragment.encoding}")
         try:
@@ -384,8 +391,6 @@ def _revive(agent_id: str, kinds: list[KindCopy], skewed: tuple[str, ...], copie
 
 def _bytes_as_type(decoder: msgspec.msgpack.Decoder[Any], value: bytes) -> Any:
     """Return bytes as their kind's type makes them (`export` tells no such type from bytes), or as they are."""
-    if decoder.type is Any:
-        return value
     try:
         return decoder.decode(msgspec.msgpack.encode(value))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
