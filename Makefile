@@ -11,7 +11,9 @@ STAMP := $(VENV)/.stamp-setup
 CORES := $(shell nproc 2>/dev/null || echo 1)
 WORKERS ?= $(shell echo $$(( $(CORES) < 7 ? $(CORES) + 1 : 8 )))
 
-LIBRARIES := src/dawnchorus/*.so fragment_stores/*.so nodes/*.so router/*.so wire/*.so
+# Directories with modules that are compiled, and how to find what is made of them: it lies beside its source.
+COMPILED := fragment_stores nodes router wire
+FIND_LIBRARIES := find src/dawnchorus $(COMPILED) -name '*.so'
 
 .DEFAULT_GOAL := help
 .PHONY: help setup servers storm up test check format bench wheel pin clean
@@ -31,12 +33,12 @@ $(REQUIRED): requirements/dev.txt pyproject.toml
 	@touch $@
 
 # What is compiled lies beside its source and is what Python imports: made anew when a source changes, and the old removed.
-$(STAMP): $(REQUIRED) setup.py $(wildcard $(foreach kind,c py pyi,$(addsuffix /*.$(kind),fragment_stores nodes router wire)))
-	@rm -f $(LIBRARIES)
+$(STAMP): $(REQUIRED) setup.py $(shell find $(COMPILED) -name '*.c' -o -name '*.py' -o -name '*.pyi')
+	@$(FIND_LIBRARIES) -delete
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	@ls src/dawnchorus/*.so >/dev/null 2>&1 || echo "Nothing could be compiled: there is no C compiler, or no Python.h; on Debian: apt-get install" \
 		"gcc python3-dev. Everything works without, interpreted: one wake takes a fifth longer." >&2
-	@touch -c $(LIBRARIES)
+	@$(FIND_LIBRARIES) -exec touch {} +
 	@touch $@
 
 servers: ## have redis-server, PostgreSQL, strace and nft: installed from Debian if they may be, else said
@@ -80,5 +82,6 @@ pin: setup ## resolve requirements/dev.txt anew from pyproject.toml, with hashes
 		--custom-compile-command "make pin" --output-file requirements/dev.txt pyproject.toml
 
 clean: ## remove .venv and everything built; data under var/ stays
-	rm -rf $(VENV) build dist *.egg-info $(LIBRARIES) .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	$(FIND_LIBRARIES) -delete
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -18,10 +18,14 @@ COMPILED = {
     "router": """breaker calls coalescing exchange fetching floors flow gather judgement link membership outcomes parts
         plain_values plan resumptions retry_budget router save_order saver saving shedding waiting wakes window""",
 }
-MODULES = {f"dawnchorus.{folder}.{name}" for folder, names in COMPILED.items() for name in names.split()}
+MODULES = {
+    f"dawnchorus.{directory.replace('/', '.')}.{name}"
+    for directory, names in COMPILED.items()
+    for name in names.split()
+}
 GROUP = "dawnchorus.compiled"
 LIBRARY = f"{GROUP}__mypyc"
-FOLDERS = [*COMPILED, "perf", "tools"]
+DIRECTORIES = ["fragment_stores", "nodes", "perf", "router", "tools", "wire"]
 COMMANDS = set(sys.argv)
 
 
@@ -46,10 +50,10 @@ def compiled_modules() -> list[Extension]:
     from mypyc.build import mypycify  # here, because it takes a second: what only asks for metadata does without
 
     # The links by which a type checker finds every module under its one name; an archive of the sources has none.
-    for folder in FOLDERS:
-        link = Path("src", "dawnchorus", folder)
+    for directory in DIRECTORIES:
+        link = Path("src", "dawnchorus", directory)
         if not link.exists():
-            link.symlink_to(Path("..", "..", folder))
+            link.symlink_to(Path("..", "..", directory))
     files = [f"src/{module.replace('.', '/')}.py" for module in sorted(MODULES)]
     extensions: list[Extension] = mypycify(files, group_name=GROUP, debug_level="0")
     for extension in extensions:

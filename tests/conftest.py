@@ -38,13 +38,15 @@ def pytest_sessionstart() -> None:
     libraries = list(root.glob("src/dawnchorus/*.so"))
     if not libraries:
         return  # all is interpreted
-    oldest = min(library.stat().st_mtime for library in [*libraries, *root.glob("*/*.so")])
     sources = [root / "setup.py"]
-    for folder in ("fragment_stores", "nodes", "router", "wire"):
-        sources += [path for path in (root / folder).iterdir() if path.suffix in (".c", ".py")]
+    for directory in ("fragment_stores", "nodes", "router", "wire"):
+        libraries += (root / directory).rglob("*.so")
+        sources += [path for path in (root / directory).rglob("*.*") if path.suffix in (".c", ".py")]
+    oldest = min(library.stat().st_mtime for library in libraries)
     stale = sorted(str(source.relative_to(root)) for source in sources if source.stat().st_mtime > oldest)
     if stale:
-        pytest.exit(f"changed since all was compiled: {', '.join(stale)}; `make setup` compiles it anew", 2)
+        more = f" and {len(stale) - 5} more" if len(stale) > 5 else ""
+        pytest.exit(f"changed since all was compiled: {', '.join(stale[:5])}{more}; `make setup` compiles it anew", 2)
 
 
 def pytest_collection_finish() -> None:
