@@ -12,7 +12,8 @@ from setuptools.command.build_ext import build_ext
 # What every wake passes through, in the client and in a node. A class that is compiled can only be derived from by one
 # that is compiled too: that is why all exchanges are here, those of saves and calls too.
 COMPILED = {
-    "wire": "channel peeking",
+    "wire/protocol": "request_header",
+    "wire/transport": "channel",
     "fragment_stores": "found_images lmdb_databases lmdb_lookup lmdb_snapshot",
     "nodes": "backlog clock connections counters delays fair_queue inbox node peers reads",
     "router": """breaker calls coalescing exchange fetching floors flow gather judgement link membership outcomes parts

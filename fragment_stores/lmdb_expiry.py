@@ -8,7 +8,7 @@ import lmdb
 import msgspec
 
 from ..wire.errors import ProtocolError
-from ..wire.image import Fragment, decode_fragment, encode_image, split_image, version_of
+from ..wire.protocol.image import Fragment, decode_fragment, encode_image, split_image, version_of
 from .lmdb_databases import Databases
 
 __all__ = ["due_rows", "postpone"]

@@ -14,8 +14,8 @@ from typing import Final, TypedDict
 
 import lmdb
 
+from ..wire.durable_files import make_folder_durably
 from ..wire.errors import DataFolderError, StoreDamaged
-from ..wire.folders import make_folder_durably
 from ..wire.private_files import FILE_MODE
 
 __all__ = ["DATA_FILE", "has_data", "make_folder", "open_environment", "read_ahead", "require_whole"]

@@ -7,8 +7,8 @@ from typing import Final
 
 import lmdb
 
-from ..wire.messages import Refusal, RefusalCode, Write
-from ..wire.write_digest import PUT, operations_digest, outline
+from ..wire.protocol.messages import Refusal, RefusalCode, Write
+from ..wire.protocol.write_digest import PUT, operations_digest, outline
 from .lmdb_databases import Databases
 from .lmdb_snapshot import row_decoder
 from .log_pins import LogPins

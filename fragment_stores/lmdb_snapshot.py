@@ -12,7 +12,7 @@ import lmdb
 import msgspec
 
 from ..wire.errors import InvalidRequestError, LogTrimmed
-from ..wire.limits import AGENT_ID_BYTES_MAX
+from ..wire.protocol.limits import AGENT_ID_BYTES_MAX
 from .found_images import FoundImages
 from .lmdb_databases import IMAGES, Databases
 from .lmdb_errors import FAILURES, translate

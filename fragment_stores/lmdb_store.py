@@ -20,11 +20,11 @@ from typing import Final
 import lmdb
 import msgspec
 
+from ..wire.durable_files import sync_folder
 from ..wire.errors import DawnchorusError, ProtocolError, StoreDamaged, StoreError
-from ..wire.folders import sync_folder
-from ..wire.image import decode_image
-from ..wire.messages import Drop, Refusal, Write
-from ..wire.versions import first_version, generation_of
+from ..wire.protocol.image import decode_image
+from ..wire.protocol.messages import Drop, Refusal, Write
+from ..wire.protocol.versions import first_version, generation_of
 from .gate import Gate
 from .lmdb_copy import copy_shard
 from .lmdb_databases import open_databases

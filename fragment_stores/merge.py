@@ -7,8 +7,8 @@ from typing import cast
 import msgspec
 
 from ..wire.errors import ProtocolError
-from ..wire.image import Fragment, decode_fragment, encode_image, expires_ms_of, split_image
-from ..wire.limits import (
+from ..wire.protocol.image import Fragment, decode_fragment, encode_image, expires_ms_of, split_image
+from ..wire.protocol.limits import (
     AGENT_ID_BYTES_MAX,
     FRAGMENT_BYTES_MAX,
     IMAGE_BYTES_MAX,
@@ -16,7 +16,7 @@ from ..wire.limits import (
     WRITE_ID_BYTES_MAX,
     WRITE_OPERATIONS_MAX,
 )
-from ..wire.messages import Drop, Erase, Put, Refusal, RefusalCode, Write
+from ..wire.protocol.messages import Drop, Erase, Put, Refusal, RefusalCode, Write
 
 __all__ = ["merge", "removed_kinds"]
 

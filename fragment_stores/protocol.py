@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol, Self
 
 import msgspec
 
-from ..wire.messages import Refusal, Write
+from ..wire.protocol.messages import Refusal, Write
 from .found_images import FoundImages
 
 __all__ = ["NO_TURN", "CopiedShard", "FragmentStore", "LogRow", "ShardIdentity", "Snapshot", "StoreStatistics"]
@@ -40,8 +40,9 @@ class ShardIdentity(msgspec.Struct, array_like=True, frozen=True):
 class LogRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One committed write as the shard's log keeps it, under its version.
 
-    `operations`: (operation number as in `wire.messages`, kind; "" for all kinds). `digest` says what the write was for
-    (`wire.write_digest`), 0 where that is not known. `removed`: of a write that deletes, the kinds that were there.
+    `operations`: (operation number as in `wire.protocol.messages`, kind; "" for all kinds). `digest` says what the
+    write was for (`wire.protocol.write_digest`), 0 where that is not known. `removed`: of a write that deletes, the
+    kinds that were there.
     """
 
     agent: bytes
@@ -147,7 +148,7 @@ class FragmentStore(Protocol):
     def begin_generation(self, generation: int, origin: int = 0) -> None:
         """Take versions of this generation from now on; it must be newer than every version in the store.
 
-        They follow one another from `origin` on (`wire.versions`).
+        They follow one another from `origin` on (`wire.protocol.versions`).
 
         Raises:
             StoreDamaged: it is not: the control store is older than the data.

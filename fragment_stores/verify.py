@@ -21,10 +21,10 @@ import lmdb
 import msgspec
 
 from ..wire.errors import ProtocolError
-from ..wire.hashing import shard_of
-from ..wire.image import HEADER_BYTES, decode_image, version_of
-from ..wire.limits import AGENT_ID_BYTES_MAX
-from ..wire.versions import begins_generation, generation_of
+from ..wire.protocol.image import HEADER_BYTES, decode_image, version_of
+from ..wire.protocol.limits import AGENT_ID_BYTES_MAX
+from ..wire.protocol.shard_hash import shard_of
+from ..wire.protocol.versions import begins_generation, generation_of
 from .lmdb_rows import CLOCK
 from .lmdb_snapshot import row_decoder
 from .protocol import LogRow, ShardIdentity

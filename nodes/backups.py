@@ -26,10 +26,10 @@ from typing import Final, NamedTuple
 import msgspec
 import xxhash
 
-from ..wire.backup_messages import BACKUP_FILE_PATTERN, BACKUP_MARKER_FILE, BackedUp, Backup, BackupMarker
 from ..wire.errors import StoreError
-from ..wire.messages import SectionStatus
 from ..wire.private_files import FILE_MODE
+from ..wire.protocol.backup_messages import BACKUP_FILE_PATTERN, BACKUP_MARKER_FILE, BackedUp, Backup, BackupMarker
+from ..wire.protocol.messages import SectionStatus
 from .reads import require_served
 from .shards import OwnedShard
 

@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from ..wire.folders import sync_folder
+from ..wire.durable_files import sync_folder
 from ..wire.private_files import private_opener
 from .clock import Clock
 from .shards import OwnedShard

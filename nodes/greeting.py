@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..wire.limits import FRAME_BYTES_MAX
-from ..wire.messages import PROTOCOL, Fault, FaultCode, Hello, Welcome
-from ..wire.placement import Placement, encode_for_clients
-from ..wire.topology import Topology, encode_topology
+from ..wire.cluster.placement import Placement, encode_for_clients
+from ..wire.cluster.topology import Topology, encode_topology
+from ..wire.protocol.limits import FRAME_BYTES_MAX
+from ..wire.protocol.messages import PROTOCOL, Fault, FaultCode, Hello, Welcome
 from .shards import OwnedShard
 
 __all__ = ["Greeting"]

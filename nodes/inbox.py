@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import Final, NamedTuple, TypeAlias
 
 from ..wire.errors import ProtocolError
-from ..wire.messages import Cancel, Fetch, Scan, decode_request
-from ..wire.peeking import is_cancel, peek_request
+from ..wire.protocol.messages import Cancel, Fetch, Scan, decode_request
+from ..wire.protocol.request_header import is_cancel, peek_request
 from .backlog import Backlog
 from .connections import Connections
 from .counters import Counters

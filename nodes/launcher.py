@@ -26,11 +26,11 @@ from typing import Any, Final, Self
 import msgspec
 import orjson
 
-from ..wire.control_store import FileControlStore, establish_placement
+from ..wire.cluster.control_store import FileControlStore, establish_placement
+from ..wire.cluster.restore_marker import require_no_restore
+from ..wire.cluster.topology import NodeSpec, Topology, require_local_endpoints
+from ..wire.cluster.topology_file import load_topology
 from ..wire.errors import LaunchError
-from ..wire.restore_marker import require_no_restore
-from ..wire.topology import NodeSpec, Topology, require_local_endpoints
-from ..wire.topology_file import load_topology
 from .crashes import CRASH_CODES
 from .ends import EXIT_REFUSED
 from .neighbours import require_alone

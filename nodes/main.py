@@ -23,16 +23,16 @@ import setproctitle
 import uvloop
 
 from ..fragment_stores.lmdb_lookup import find
-from ..wire.control_store import FileControlStore, establish_placement, take_generation
-from ..wire.data_directory import directory_name, socket_name
+from ..wire.cluster.control_store import FileControlStore, establish_placement, take_generation
+from ..wire.cluster.data_directory import directory_name, socket_name
+from ..wire.cluster.placement import Placement
+from ..wire.cluster.restore_marker import require_no_restore
+from ..wire.cluster.topology import Topology, require_local_endpoints
+from ..wire.cluster.topology_file import load_topology
 from ..wire.descriptors import descriptors_max, raise_limit
 from ..wire.errors import ConfigurationError, DawnchorusError
-from ..wire.placement import Placement
 from ..wire.private_files import make_private
-from ..wire.process import tune_process
-from ..wire.restore_marker import require_no_restore
-from ..wire.topology import Topology, require_local_endpoints
-from ..wire.topology_file import load_topology
+from ..wire.process_tuning import tune_process
 from .acceptance import IPC_DESCRIPTORS_MIN
 from .bounded_output import BoundedOutput, write_all
 from .crashes import CrashRecord, find_damaged

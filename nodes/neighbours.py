@@ -13,11 +13,11 @@ from typing import Final
 
 import zmq
 
-from ..wire.control_store import PLACEMENT_FILE
+from ..wire.cluster.control_store import PLACEMENT_FILE
+from ..wire.cluster.topology import NodeSpec, Topology, parse_endpoint
 from ..wire.errors import ClusterUnavailable, PlacementError, ProtocolError
-from ..wire.messages import PROTOCOL, Hello, Welcome, decode_reply, encode
-from ..wire.sockets import SocketOwner
-from ..wire.topology import NodeSpec, Topology, parse_endpoint
+from ..wire.protocol.messages import PROTOCOL, Hello, Welcome, decode_reply, encode
+from ..wire.transport.sockets import SocketOwner
 
 __all__ = ["require_alone"]
 

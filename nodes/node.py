@@ -19,11 +19,11 @@ import time
 from pathlib import Path
 from typing import Final
 
-from ..wire.channel import Channel, Sent, receive_routed
+from ..wire.cluster.placement import Placement
+from ..wire.cluster.topology import Topology
 from ..wire.errors import InvalidRequestError, ProtocolError
-from ..wire.limits import REQUEST_AGENTS_MAX, SECTIONS_MAX
-from ..wire.liveness import LIVENESS_TICK_S
-from ..wire.messages import (
+from ..wire.protocol.limits import REQUEST_AGENTS_MAX, SECTIONS_MAX
+from ..wire.protocol.messages import (
     PING,
     PONG,
     BackedUp,
@@ -42,10 +42,10 @@ from ..wire.messages import (
     encode,
     read_request_number,
 )
-from ..wire.peeking import peek_request
-from ..wire.placement import Placement
-from ..wire.sockets import SocketOwner, bind, remove_ipc_file
-from ..wire.topology import Topology
+from ..wire.protocol.request_header import peek_request
+from ..wire.transport.channel import Channel, Sent, receive_routed
+from ..wire.transport.liveness import LIVENESS_TICK_S
+from ..wire.transport.sockets import SocketOwner, bind, remove_ipc_file
 from .acceptance import Acceptance, Doors
 from .backups import BackupJob, Backups
 from .clock_record import open_clock

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 import psutil
 
-from ..wire.messages import StatusReply
-from ..wire.topology import Topology
+from ..wire.cluster.topology import Topology
+from ..wire.protocol.messages import StatusReply
 from .acceptance import Acceptance, Doors
 from .clock import Clock
 from .counters import Counters

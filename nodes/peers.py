@@ -4,9 +4,10 @@ A peer is known by the identity that its connection has on the ROUTER socket. A 
 no room for waits here, and the peer's work with it; nobody else's does. What one peer can make a node hold is bounded:
 PEER_BYTES_MAX says by how much.
 
-A peer that has said nothing for a while is silent (`wire.liveness`): a frame that cannot be handed to it shows that its
-connection is gone. One that is silent, has replies waiting and takes none is forgotten too: libzmq's thread takes them
-also while a router's loop is busy, so that it was stopped or cut off. Should it come back it has to say Hello again.
+A peer that has said nothing for a while is silent (`wire.transport.liveness`): a frame that cannot be handed to it
+shows that its connection is gone. One that is silent, has replies waiting and takes none is forgotten too: libzmq's
+thread takes them also while a router's loop is busy, so that it was stopped or cut off. Should it come back it has to
+say Hello again.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from __future__ import annotations
 from collections import deque
 from typing import Final, Protocol
 
-from ..wire.channel import DRAIN_BYTES_MAX, Sent
-from ..wire.limits import FRAME_BYTES_MAX, FRAME_BYTES_TARGET, IMAGE_BYTES_MAX
-from ..wire.liveness import SILENT_TICKS, Silence, is_asked
-from ..wire.messages import PONG
-from ..wire.sockets import NODE_RECEIVE_FRAMES_MAX, NODE_SEND_FRAMES_MAX
+from ..wire.protocol.limits import FRAME_BYTES_MAX, FRAME_BYTES_TARGET, IMAGE_BYTES_MAX
+from ..wire.protocol.messages import PONG
+from ..wire.transport.channel import DRAIN_BYTES_MAX, Sent
+from ..wire.transport.liveness import SILENT_TICKS, Silence, is_asked
+from ..wire.transport.sockets import NODE_RECEIVE_FRAMES_MAX, NODE_SEND_FRAMES_MAX
 from .counters import Counters
 from .fair_queue import PEER_QUEUE_BYTES_MAX
 

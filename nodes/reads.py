@@ -16,9 +16,9 @@ from typing import Final
 from ..fragment_stores.found_images import FoundImages, join_images
 from ..fragment_stores.protocol import Snapshot
 from ..wire.errors import InvalidRequestError, ProtocolError, StoreError
-from ..wire.image import select_kinds, version_of
-from ..wire.limits import FRAME_BYTES_TARGET, REQUEST_AGENTS_MAX, SECTIONS_MAX
-from ..wire.messages import UNCHANGED, Fetch, FetchSection, ImageSection, SectionStatus, encode_images_head
+from ..wire.protocol.image import select_kinds, version_of
+from ..wire.protocol.limits import FRAME_BYTES_TARGET, REQUEST_AGENTS_MAX, SECTIONS_MAX
+from ..wire.protocol.messages import UNCHANGED, Fetch, FetchSection, ImageSection, SectionStatus, encode_images_head
 from .shards import OwnedShard
 
 __all__ = ["TURN_AGENTS_MAX", "Read", "require_served"]

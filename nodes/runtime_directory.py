@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from ..wire.limits import IPC_PATH_BYTES_MAX
+from ..wire.protocol.limits import IPC_PATH_BYTES_MAX
 
 __all__ = ["ipc_endpoint", "runtime_directories"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from ..wire.errors import StoreError
-from ..wire.messages import Scan, Scanned, SectionStatus
+from ..wire.protocol.messages import Scan, Scanned, SectionStatus
 from .reads import require_served
 from .shards import OwnedShard
 

@@ -19,13 +19,13 @@ from typing import Final
 
 from ..fragment_stores.lmdb_store import LMDBStore, read_identity
 from ..fragment_stores.protocol import FORMAT, FragmentStore, ShardIdentity
+from ..wire.cluster.placement import Placement
+from ..wire.cluster.topology import Topology
+from ..wire.durable_files import make_folder_durably
 from ..wire.errors import DataFolderError, PlacementError, StoreDamaged, StoreError, StoreFull
-from ..wire.folders import make_folder_durably
-from ..wire.messages import SectionStatus, ShardStatus
-from ..wire.placement import Placement
 from ..wire.private_files import FILE_MODE, make_private
-from ..wire.topology import Topology
-from ..wire.versions import ORIGINS, generation_of
+from ..wire.protocol.messages import SectionStatus, ShardStatus
+from ..wire.protocol.versions import ORIGINS, generation_of
 
 __all__ = [
     "OwnedShard",
@@ -198,7 +198,8 @@ def require_older(shards: Mapping[tuple[str, int], OwnedShard], placement: Place
 def begin_generation(shards: Mapping[tuple[str, int], OwnedShard], generation: int) -> None:
     """Let every shard take versions of a new generation from now on, each from an origin of its own.
 
-    The origin is drawn by chance (`wire.versions`): what another life of these shards has used is not known here.
+    The origin is drawn by chance (`wire.protocol.versions`): what another life of these shards has used is not known
+    here.
     """
     for owned in shards.values():
         if owned.fragments is not None:

@@ -12,8 +12,8 @@ from typing import Final
 
 import msgspec
 
+from ..wire.cluster.topology import Topology, decode_topology, encode_topology
 from ..wire.errors import ConfigurationError, PlacementError
-from ..wire.topology import Topology, decode_topology, encode_topology
 
 __all__ = ["NEW_CLUSTER", "StartOrder", "encode_order", "order_for", "read_order"]
 

@@ -25,7 +25,7 @@ from typing import Final
 
 from ..fragment_stores.protocol import NO_TURN, FragmentStore
 from ..wire.errors import StoreError
-from ..wire.messages import Commit, Committed, CommittedSection, Erase, Put, Refusal, SectionStatus, Write
+from ..wire.protocol.messages import Commit, Committed, CommittedSection, Erase, Put, Refusal, SectionStatus, Write
 from .clock import Clock
 from .helpers import Helpers
 from .housekeeping import Housekeeper

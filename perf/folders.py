@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
-from ..wire.limits import IPC_PATH_BYTES_MAX
+from ..wire.protocol.limits import IPC_PATH_BYTES_MAX
 
 __all__ = ["socket_folder", "temporary_folder"]
 

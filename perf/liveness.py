@@ -24,9 +24,9 @@ import uvloop
 from ..nodes.launcher import Launcher
 from ..router.cluster import Cluster, connect
 from ..router.router import Router
+from ..wire.cluster.topology_file import load_topology
 from ..wire.errors import DawnchorusError
-from ..wire.messages import StatusReply
-from ..wire.topology_file import load_topology
+from ..wire.protocol.messages import StatusReply
 from .faults.seclusion import CannotSeclude, packets_dropped, seclude, why_not
 from .folders import temporary_folder
 from .processes import child_process

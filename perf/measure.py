@@ -19,9 +19,9 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from ..wire.channel import receive_frame
 from ..wire.errors import DawnchorusError
-from ..wire.process import tune_process
+from ..wire.process_tuning import tune_process
+from ..wire.transport.channel import receive_frame
 from .workload import Workload
 
 __all__ = [

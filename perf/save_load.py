@@ -19,7 +19,7 @@ import msgspec
 import uvloop
 
 from ..router.cluster import Cluster, connect
-from ..wire.process import tune_process
+from ..wire.process_tuning import tune_process
 from .saves import SAVED_KIND
 
 __all__ = ["LoadAnswer", "LoadOrder"]

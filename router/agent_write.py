@@ -24,9 +24,9 @@ from ..wire.errors import (
     SaveUndecidable,
     VersionConflict,
 )
-from ..wire.hashing import hash_agent
-from ..wire.limits import FRAME_BYTES_MAX, FRAME_BYTES_TARGET, IMAGE_BYTES_MAX
-from ..wire.messages import Drop, Operation, Put, Refusal, RefusalCode, Write
+from ..wire.protocol.limits import FRAME_BYTES_MAX, FRAME_BYTES_TARGET, IMAGE_BYTES_MAX
+from ..wire.protocol.messages import Drop, Operation, Put, Refusal, RefusalCode, Write
+from ..wire.protocol.shard_hash import hash_agent
 from .write_token import WriteToken
 
 __all__ = ["AgentWrite", "Saved", "SavedVersions"]

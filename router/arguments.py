@@ -13,8 +13,8 @@ from datetime import timedelta
 from numbers import Real
 from typing import Any, Final, TypeAlias, TypeVar, cast
 
+from ..wire.cluster.topology import Topology
 from ..wire.errors import InvalidRequestError
-from ..wire.topology import Topology
 from .plain_values import are_texts
 
 __all__ = [

@@ -24,7 +24,7 @@ import math
 from collections import deque
 from typing import Final
 
-from ..wire.topology import BreakerSpec
+from ..wire.cluster.topology import BreakerSpec
 
 __all__ = ["MOMENT_S", "Breaker", "BreakerState"]
 

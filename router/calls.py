@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from ..wire.errors import ClusterUnavailable, DawnchorusError, PeerFault, ProtocolError
-from ..wire.messages import (
+from ..wire.protocol.messages import (
     Answer,
     BackedUp,
     Backup,

@@ -22,11 +22,11 @@ from contextlib import ExitStack
 from threading import get_ident
 from typing import Any, Final, Self
 
+from ..wire.cluster.placement import Placement
+from ..wire.cluster.topology import Topology
+from ..wire.cluster.topology_file import load_topology
 from ..wire.errors import ClusterUnavailable, DawnchorusError, InvalidRequestError
-from ..wire.messages import BackedUp, Operation, StatusReply
-from ..wire.placement import Placement
-from ..wire.topology import Topology
-from ..wire.topology_file import load_topology
+from ..wire.protocol.messages import BackedUp, Operation, StatusReply
 from .agent_write import Saved
 from .arguments import Seconds, by_agent, deadline, exact_id, exact_key, listed_ids, require_mapping, source_of
 from .calls import back_up_shard, node_status

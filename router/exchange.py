@@ -9,8 +9,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import ClassVar
 
-from ..wire.messages import Answer
-from ..wire.statuses import FaultCode
+from ..wire.protocol.messages import Answer
+from ..wire.protocol.status_codes import FaultCode
 from .waiting import Priority
 
 __all__ = ["Exchange"]

@@ -13,8 +13,8 @@ from itertools import repeat
 from typing import Final
 
 from ..wire.errors import ProtocolError
-from ..wire.limits import FRAME_BYTES_TARGET
-from ..wire.messages import (
+from ..wire.protocol.limits import FRAME_BYTES_TARGET
+from ..wire.protocol.messages import (
     Answer,
     FaultCode,
     Fetch,

@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-from ..wire.topology import AdmissionSpec, BreakerSpec
+from ..wire.cluster.topology import AdmissionSpec, BreakerSpec
 from .breaker import Breaker, BreakerState
 from .exchange import Exchange
 from .waiting import WaitingQueue

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from ..wire.errors import ProtocolError
-from ..wire.messages import UNCHANGED, Images, ImageSection, SectionStatus
+from ..wire.protocol.messages import UNCHANGED, Images, ImageSection, SectionStatus
 from .outcomes import Item, Outcome
 from .parts import Group, Part, Piece
 from .plan import Plan

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from ..wire.errors import InvalidRequestError
-from ..wire.limits import AGENT_ID_BYTES_MAX
+from ..wire.protocol.limits import AGENT_ID_BYTES_MAX
 
 __all__ = ["check_agent_id", "slices", "sound_ids"]
 

@@ -8,12 +8,12 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
+from ..wire.cluster.placement import Placement
+from ..wire.cluster.topology import TTL_S_MAX, TTL_S_MIN, Topology
 from ..wire.errors import InvalidRequestError, TopologyError, UnknownKindError
-from ..wire.image import ENCODING_BYTES, HEADER_BYTES
-from ..wire.limits import FRAGMENT_BYTES_MAX
-from ..wire.messages import Operation, Put
-from ..wire.placement import Placement
-from ..wire.topology import TTL_S_MAX, TTL_S_MIN, Topology
+from ..wire.protocol.image import ENCODING_BYTES, HEADER_BYTES
+from ..wire.protocol.limits import FRAGMENT_BYTES_MAX
+from ..wire.protocol.messages import Operation, Put
 from .arguments import Seconds, exact_text, seconds
 from .plan import Routes
 from .value_codec import ValueCodec, ValueRules

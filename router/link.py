@@ -5,9 +5,9 @@ on this host the link moves there before it is used. A ZeroMQ socket would recon
 queued before any Hello; here a socket lives as long as its connection, and a broken one is replaced by a fresh one that
 begins with Hello again, after a pause of a back-off of ours. That a connection broke is told by the socket's monitor.
 
-A node that says nothing is asked (Ping), and taken for silent after a while (`wire.liveness`). The connection is kept:
-a busy or stopped node goes on where it was. Meanwhile another is tried beside it, as this one may lead nowhere without
-anybody being told; whichever is answered first is used, the old one by preference.
+A node that says nothing is asked (Ping), and taken for silent after a while (`wire.transport.liveness`). The connection
+is kept: a busy or stopped node goes on where it was. Meanwhile another is tried beside it, as this one may lead nowhere
+without anybody being told; whichever is answered first is used, the old one by preference.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import Final, Protocol
 
 from zmq.utils.monitor import parse_monitor_message
 
-from ..wire.channel import Channel, Sent, receive_frame, receive_parts
 from ..wire.errors import ClusterUnavailable, ProtocolError
-from ..wire.liveness import SILENT_TICKS, Silence, is_asked
-from ..wire.messages import PING, Fault, Reply, Welcome, decode_reply
+from ..wire.protocol.messages import PING, Fault, Reply, Welcome, decode_reply
 from ..wire.repeated_lines import limited_logger
-from ..wire.sockets import BROKEN_EVENTS, SocketOwner
+from ..wire.transport.channel import Channel, Sent, receive_frame, receive_parts
+from ..wire.transport.liveness import SILENT_TICKS, Silence, is_asked
+from ..wire.transport.sockets import BROKEN_EVENTS, SocketOwner
 from .backoff import Backoff
 
 __all__ = ["Link", "LinkOwner"]

@@ -10,7 +10,7 @@ import heapq
 from collections.abc import AsyncGenerator, Sequence
 from typing import Final
 
-from ..wire.limits import AGENT_ID_BYTES_MAX
+from ..wire.protocol.limits import AGENT_ID_BYTES_MAX
 from .calls import scan_shard
 from .router import Router
 

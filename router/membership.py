@@ -16,13 +16,13 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from ..wire.cluster.placement import Placement, decode_placement, require_placed
+from ..wire.cluster.topology import Topology, decode_topology, extend
 from ..wire.errors import ClusterUnavailable, PlacementError, TopologyError
-from ..wire.liveness import LIVENESS_TICK_S
-from ..wire.messages import PROTOCOL, Hello, Welcome, encode
-from ..wire.placement import Placement, decode_placement, require_placed
+from ..wire.protocol.messages import PROTOCOL, Hello, Welcome, encode
 from ..wire.repeated_lines import limited_logger
-from ..wire.sockets import SocketOwner
-from ..wire.topology import Topology, decode_topology, extend
+from ..wire.transport.liveness import LIVENESS_TICK_S
+from ..wire.transport.sockets import SocketOwner
 from .judgement import STALL_S
 from .link import Link
 
@@ -79,7 +79,7 @@ class Membership:
         self.topology: Topology | None = None
         """What the client was given, with what else the cluster has."""
         self._directory = ""
-        """The data directory that this client began with (`wire.data_directory`)."""
+        """The data directory that this client began with (`wire.cluster.data_directory`)."""
         self.placement: Placement | None = None
         self._versions: dict[tuple[str, int], int] = {}
         self._tick_timer = self._loop.call_later(LIVENESS_TICK_S, self._tick)

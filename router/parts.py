@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
-from ..wire.image import HEADER_BYTES
+from ..wire.protocol.image import HEADER_BYTES
 from .outcomes import Item, Outcome
 
 __all__ = ["Group", "Owner", "Part", "Piece", "Place"]

@@ -14,8 +14,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
-from ..wire.hashing import hash_agent
-from ..wire.placement import Placement
+from ..wire.cluster.placement import Placement
+from ..wire.protocol.shard_hash import hash_agent
 from .parts import Group, Owner, Part
 
 __all__ = ["GROUP_AGENTS_MAX", "MESSAGE_AGENTS_MAX", "Plan", "Routes", "StoreRoute", "plan"]

@@ -12,7 +12,7 @@ import random
 from collections import deque
 from typing import Final
 
-from ..wire.topology import RetrySpec
+from ..wire.cluster.topology import RetrySpec
 
 __all__ = ["RetryBudget"]
 

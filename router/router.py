@@ -16,13 +16,13 @@ from collections.abc import Callable, Collection, Iterable
 from itertools import chain
 from typing import Final
 
+from ..wire.cluster.placement import Placement
+from ..wire.cluster.topology import RetrySpec, Topology
 from ..wire.errors import ProtocolError
-from ..wire.limits import CANCEL_NUMBERS_MAX
-from ..wire.messages import Cancel, Fault, FaultCode, Pong, Reply, Welcome, decode_reply, encode
-from ..wire.placement import Placement
+from ..wire.protocol.limits import CANCEL_NUMBERS_MAX
+from ..wire.protocol.messages import Cancel, Fault, FaultCode, Pong, Reply, Welcome, decode_reply, encode
+from ..wire.protocol.status_codes import fault_code
 from ..wire.repeated_lines import limited_logger
-from ..wire.statuses import fault_code
-from ..wire.topology import RetrySpec, Topology
 from .exchange import Exchange
 from .flow import NodeFlow, Offer
 from .membership import Membership

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 from ..wire.errors import InvalidRequestError
-from ..wire.messages import Drop, Erase, Operation
+from ..wire.protocol.messages import Drop, Erase, Operation
 from .agent_write import AgentWrite, Saved, SavedVersions
 from .arguments import Seconds, exact_key, listed_ids
 from .kinds import Kinds, as_kinds

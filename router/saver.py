@@ -16,8 +16,8 @@ from itertools import zip_longest
 from typing import Any, Final, TypeAlias
 
 from ..wire.errors import ClusterUnavailable, DawnchorusError, InvalidRequestError, SaveError
-from ..wire.hashing import hash_agent
-from ..wire.messages import Operation
+from ..wire.protocol.messages import Operation
+from ..wire.protocol.shard_hash import hash_agent
 from .agent_write import AgentWrite, Saved
 from .ids import check_agent_id
 from .save_order import SaveOrder

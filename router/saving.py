@@ -12,9 +12,10 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable
 from typing import Final, Protocol
 
+from ..wire.cluster.placement import Placement
 from ..wire.errors import ProtocolError
-from ..wire.limits import FRAME_BYTES_TARGET
-from ..wire.messages import (
+from ..wire.protocol.limits import FRAME_BYTES_TARGET
+from ..wire.protocol.messages import (
     Answer,
     Commit,
     CommitSection,
@@ -26,7 +27,6 @@ from ..wire.messages import (
     SectionStatus,
     encode,
 )
-from ..wire.placement import Placement
 from .agent_write import AgentWrite
 from .exchange import Exchange
 from .judgement import Judgement

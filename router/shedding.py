@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
-from ..wire.statuses import FaultCode
+from ..wire.protocol.status_codes import FaultCode
 from .exchange import Exchange
 from .flow import NodeFlow, Offer
 

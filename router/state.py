@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 import msgspec
 
 from ..wire.errors import FragmentAbsent, FragmentUnavailable, FragmentUndecodable
-from ..wire.image import ENCODING_BYTES, ENCODING_MSGPACK, Fragment, encode_image
+from ..wire.protocol.image import ENCODING_BYTES, ENCODING_MSGPACK, Fragment, encode_image
 from .arguments import Seconds
 from .fills import Fills, Moment
 from .late_fill import fill

@@ -13,7 +13,7 @@ from typing import Self
 import msgspec
 
 from ..wire.errors import FragmentUnavailable, ProtocolError, UnknownKindError
-from ..wire.image import Fragment, decode_image, version_of
+from ..wire.protocol.image import Fragment, decode_image, version_of
 from .fills import Moment
 from .outcomes import Item, Outcome
 from .parts import Group

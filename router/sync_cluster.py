@@ -17,8 +17,8 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast
 
-from ..wire.placement import Placement
-from ..wire.topology import Topology
+from ..wire.cluster.placement import Placement
+from ..wire.cluster.topology import Topology
 from .arguments import Seconds
 from .cluster import Cluster, connect
 from .sync_host import SyncAgentState, SyncHost

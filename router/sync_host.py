@@ -15,9 +15,9 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, Final, Self, TypeVar, cast
 
+from ..wire.cluster.placement import Placement
+from ..wire.cluster.topology import Topology
 from ..wire.errors import ClusterUnavailable, InvalidRequestError, SaveError, WrongLoopError
-from ..wire.placement import Placement
-from ..wire.topology import Topology
 from .arguments import Seconds
 from .cluster import Cluster
 from .home import Home

@@ -18,8 +18,8 @@ from typing import Any, Final, NamedTuple, cast
 import msgspec
 
 from ..wire.errors import InvalidRequestError
-from ..wire.image import ENCODING_BYTES, ENCODING_MSGPACK
-from ..wire.limits import FRAGMENT_BYTES_MAX, NESTING_MAX
+from ..wire.protocol.image import ENCODING_BYTES, ENCODING_MSGPACK
+from ..wire.protocol.limits import FRAGMENT_BYTES_MAX, NESTING_MAX
 from .plain_values import is_plain, is_trusted
 from .value_differences import Comparison, Difference, children, is_mapping, key_step, shown
 

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple, TypeGuard, cast
 
 import msgspec
 
-from ..wire.limits import NESTING_MAX
+from ..wire.protocol.limits import NESTING_MAX
 
 __all__ = ["Comparison", "Difference", "children", "is_mapping", "key_step", "shown"]
 

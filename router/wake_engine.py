@@ -14,7 +14,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Final
 
-from ..wire.limits import AGENT_ID_BYTES_MAX
+from ..wire.protocol.limits import AGENT_ID_BYTES_MAX
 from .arguments import Seconds, exact_id, exact_text
 from .coalescing import Choice, Coalescer
 from .fetching import Fetching, ImageSizes

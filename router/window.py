@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from ..wire.topology import AdmissionSpec
+from ..wire.cluster.topology import AdmissionSpec
 
 __all__ = ["WINDOW_BYTES_MAX", "Window"]
 

@@ -18,9 +18,9 @@ from typing import Final
 import msgspec
 
 from ..wire.errors import InvalidRequestError
-from ..wire.limits import WRITE_ID_BYTES_MAX, WRITE_KEY_BYTES_MAX
-from ..wire.messages import Operation, Put
-from ..wire.write_digest import operations_digest
+from ..wire.protocol.limits import WRITE_ID_BYTES_MAX, WRITE_KEY_BYTES_MAX
+from ..wire.protocol.messages import Operation, Put
+from ..wire.protocol.write_digest import operations_digest
 
 __all__ = ["WriteToken", "key_digest", "key_token", "parse_token"]
 

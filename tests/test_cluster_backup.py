@@ -15,7 +15,7 @@ import pytest
 
 from dawnchorus import Cluster, connect
 from dawnchorus.nodes.shards import locked_folder
-from dawnchorus.wire.hashing import shard_of
+from dawnchorus.wire.protocol.shard_hash import shard_of
 from tests.support.clusters import running, write_topology
 from tests.tools.command_line import error_of, run, run_json
 

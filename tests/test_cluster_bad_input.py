@@ -18,7 +18,7 @@ from dawnchorus import (
     UnknownKindError,
     connect,
 )
-from dawnchorus.wire.messages import Hello
+from dawnchorus.wire.protocol.messages import Hello
 from tests.support.clusters import RunningCluster
 from tests.support.faces import FACES, opened
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dawnchorus import Cluster, Outcome, connect
-from dawnchorus.wire.messages import StatusReply
+from dawnchorus.wire.protocol.messages import StatusReply
 from tests.support.clusters import RunningCluster, eventually, running, write_topology
 
 DAYS_S = 2 * 86_400

@@ -10,7 +10,7 @@ import pytest
 
 from dawnchorus import Cluster, Saved, SaveError, SaveRefused, connect
 from dawnchorus.fragment_stores.verify import Verified, open_copy, verify_environment
-from dawnchorus.wire.messages import StatusReply
+from dawnchorus.wire.protocol.messages import StatusReply
 from tests.support.clusters import RunningCluster, eventually, running, write_topology
 
 LONG_S = 30.0

@@ -10,7 +10,7 @@ import pytest
 from dawnchorus import ClusterUnavailable, connect
 from dawnchorus.nodes.launcher import Launcher
 from dawnchorus.perf.topologies import free_ports
-from dawnchorus.wire.topology_file import load_topology
+from dawnchorus.wire.cluster.topology_file import load_topology
 from tests.support.clusters import RunningCluster, eventually, running, write_topology
 from tests.support.internals import refusals
 from tests.tools.command_line import error_of, run_json

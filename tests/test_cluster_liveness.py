@@ -86,7 +86,7 @@ async def test_a_host_whose_loop_is_busy_loses_nothing_and_blames_nobody(nodes: 
 _ASKER = """
 import sys, zmq
 from dawnchorus.nodes.node import FragmentNode
-from dawnchorus.wire.messages import PROTOCOL, Fetch, FetchSection, Hello, encode
+from dawnchorus.wire.protocol.messages import PROTOCOL, Fetch, FetchSection, Hello, encode
 asker = zmq.Context().socket(zmq.DEALER)
 asker.setsockopt(zmq.RCVHWM, 4)
 asker.connect(sys.argv[1])

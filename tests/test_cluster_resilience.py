@@ -14,7 +14,7 @@ import pytest
 
 from dawnchorus import AgentState, Cluster, DawnchorusError, Outcome, WakeIncomplete, connect
 from dawnchorus.perf.faults.proxy import delayed, tcp_proxy
-from dawnchorus.wire.topology import BreakerSpec, parse_endpoint
+from dawnchorus.wire.cluster.topology import BreakerSpec, parse_endpoint
 from tests.support.clusters import RunningCluster, anonymous_bytes, eventually, write_topology
 from tests.support.internals import is_taken_for_dead, is_up, leftovers, sendings
 from tests.support.timing import bare_timer, percentile

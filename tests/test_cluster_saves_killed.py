@@ -23,8 +23,8 @@ import pytest
 from dawnchorus import connect
 from dawnchorus.fragment_stores.protocol import LogRow
 from dawnchorus.fragment_stores.verify import Verified, open_copy, verify_environment
-from dawnchorus.wire.hashing import shard_of
-from dawnchorus.wire.image import decode_image, version_of
+from dawnchorus.wire.protocol.image import decode_image, version_of
+from dawnchorus.wire.protocol.shard_hash import shard_of
 from tests.support.clusters import write_topology
 from tests.support.raw_nodes import PATIENCE_S, NodeProcess
 from tests.support.saving_client import COUNTERS, STORES, Acknowledged, Summary

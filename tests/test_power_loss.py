@@ -20,9 +20,9 @@ from dawnchorus import Cluster, connect
 from dawnchorus.fragment_stores.lmdb_identity import read_identity
 from dawnchorus.fragment_stores.lmdb_store import LMDBStore
 from dawnchorus.fragment_stores.verify import Verified, open_copy, verify_environment
+from dawnchorus.wire.cluster.topology_file import load_topology
 from dawnchorus.wire.errors import StoreError
-from dawnchorus.wire.hashing import shard_of
-from dawnchorus.wire.topology_file import load_topology
+from dawnchorus.wire.protocol.shard_hash import shard_of
 from tests.support.clusters import write_topology
 from tests.support.raw_nodes import NodeProcess
 from tests.support.recorded_writes import STRACE, Disk, FileEvent, folder_syncs, read_events

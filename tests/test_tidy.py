@@ -52,14 +52,14 @@ PURE = [
     "router/window.py",
     "router/write_token.py",
     "wire/errors.py",
-    "wire/hashing.py",
-    "wire/image.py",
-    "wire/limits.py",
-    "wire/messages.py",
-    "wire/peeking.py",
-    "wire/placement.py",
-    "wire/versions.py",
-    "wire/write_digest.py",
+    "wire/protocol/shard_hash.py",
+    "wire/protocol/image.py",
+    "wire/protocol/limits.py",
+    "wire/protocol/messages.py",
+    "wire/protocol/request_header.py",
+    "wire/cluster/placement.py",
+    "wire/protocol/versions.py",
+    "wire/protocol/write_digest.py",
 ]
 
 
@@ -250,12 +250,12 @@ def test_no_error_is_swallowed_whole() -> None:
 
 
 def test_every_message_has_its_row_in_the_table() -> None:
-    from dawnchorus.wire import messages
+    from dawnchorus.wire.protocol import messages
 
     coded = {struct.__name__: struct.__struct_config__.tag for struct in typing.get_args(messages.Message)}
     table = (ROOT / "docs" / "messages.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) \| (\w+) \| (?:router|node) \|", table, re.MULTILINE)
-    assert coded, "no message was found in wire/messages.py"
+    assert coded, "no message was found in wire/protocol/messages.py"
     assert len(set(coded.values())) == len(coded), "two messages share a tag"
     assert sorted(rows) == sorted((str(tag), struct) for struct, tag in coded.items()), "docs/messages.md differs"
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, rule
 
 from dawnchorus.tools.manifest import ShardCopy
-from dawnchorus.wire.versions import generation_of
+from dawnchorus.wire.protocol.versions import generation_of
 from tests.support.lives import Backup, Given, Life
 
 SHARDS = 1

@@ -18,12 +18,12 @@ from typing import Final
 import msgspec
 
 from ..router.cluster import Cluster
-from ..wire.backup_messages import BACKUP_FILE_PATTERN, BACKUP_MARKER_FILE, BackedUp, BackupMarker
+from ..wire.cluster.placement import encode_placement
+from ..wire.durable_files import make_folder_durably
 from ..wire.errors import ClusterUnavailable, DataFolderError
-from ..wire.folders import make_folder_durably
-from ..wire.messages import SectionStatus, ShardStatus, StatusReply
-from ..wire.placement import encode_placement
 from ..wire.private_files import private_opener
+from ..wire.protocol.backup_messages import BACKUP_FILE_PATTERN, BACKUP_MARKER_FILE, BackedUp, BackupMarker
+from ..wire.protocol.messages import SectionStatus, ShardStatus, StatusReply
 from .manifest import FORMAT, Manifest, ShardCopy, sync_folder, write_manifest
 from .output import ProgressBar, format_bytes
 

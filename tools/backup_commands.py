@@ -13,13 +13,13 @@ import click
 from ..fragment_stores.verify import Verified
 from ..fragment_stores.verifying import FileVerifier
 from ..router.cluster import connect
-from ..wire.backup_messages import BACKUP_MARKER_FILE
-from ..wire.control_store import FileControlStore
+from ..wire.cluster.control_store import FileControlStore
+from ..wire.cluster.placement import reconcile
+from ..wire.cluster.restore_marker import require_no_restore
+from ..wire.cluster.topology import Topology
+from ..wire.cluster.topology_file import load_topology
 from ..wire.errors import DataFolderError, InvalidRequestError, PlacementError
-from ..wire.placement import reconcile
-from ..wire.restore_marker import require_no_restore
-from ..wire.topology import Topology
-from ..wire.topology_file import load_topology
+from ..wire.protocol.backup_messages import BACKUP_MARKER_FILE
 from .backing_up import make_backup
 from .manifest import MANIFEST_FILE, Manifest, ShardCopy, read_manifest, require_whole
 from .options import CONNECT_DEADLINE_S, json_option, topology_file_option

@@ -31,7 +31,7 @@ from typing import Any, Final, cast
 import msgspec
 import orjson
 
-from ..wire.limits import NESTING_MAX
+from ..wire.protocol.limits import NESTING_MAX
 
 __all__ = [
     "NotJson",

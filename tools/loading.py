@@ -30,7 +30,7 @@ from ..wire.errors import (
     SaveIncomplete,
     SaveRefused,
 )
-from ..wire.limits import AGENT_ID_BYTES_MAX, FRAGMENT_BYTES_MAX
+from ..wire.protocol.limits import AGENT_ID_BYTES_MAX, FRAGMENT_BYTES_MAX
 from .ndjson import LINE_BYTES_MAX, BrokenLine, parse_line
 from .output import Problems, ProgressBar, format_bytes
 from .running import in_thread

@@ -15,10 +15,10 @@ from typing import Any, Final
 import msgspec
 import xxhash
 
-from ..wire.backup_messages import BACKUP_FILE_PATTERN, BACKUP_MARKER_FILE
+from ..wire.cluster.placement import Placement, decode_placement
 from ..wire.errors import BackupDamaged, PlacementError
-from ..wire.placement import Placement, decode_placement
 from ..wire.private_files import private_opener
+from ..wire.protocol.backup_messages import BACKUP_FILE_PATTERN, BACKUP_MARKER_FILE
 
 __all__ = [
     "MANIFEST_FILE",

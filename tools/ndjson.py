@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Final, NamedTuple, cast
 
-from ..wire.limits import AGENT_ID_BYTES_MAX
+from ..wire.protocol.limits import AGENT_ID_BYTES_MAX
 from .json_values import (
     NotJson,
     UnreadableJson,

@@ -2,7 +2,8 @@
 
 Nothing that is there is overwritten. A whole restore goes into a data folder without data. It builds each shard beside
 its place, under a name that only a restore uses; when all are there, durably, they are renamed into their places, and
-the placement is put in last. A marker says how far it has come (`wire.restore_marker`), and no node starts on it:
+the placement is put in last. A marker says how far it has come (`wire.cluster.restore_marker`), and no node starts on
+it:
 
     building    run again, with this backup or another: what was built goes, and it begins anew
     placing     run again with this backup: it goes on, with the placement that it began with; no other backup is taken
@@ -11,7 +12,8 @@ Single shards are healed in place: each is built aside, the damaged folder is ke
 takes its place.
 
 Versions only grow: a restored cluster passes over GENERATIONS_SKIPPED generations, and where the former placement is
-there, goes on from it; each start of a node takes a generation and an origin of its own in any case (`wire.versions`).
+there, goes on from it; each start of a node takes a generation and an origin of its own in any case
+(`wire.protocol.versions`).
 """
 
 from __future__ import annotations
@@ -35,10 +37,8 @@ from ..fragment_stores.lmdb_restore import give_identity, is_copy
 from ..fragment_stores.protocol import FORMAT, ShardIdentity
 from ..fragment_stores.verifying import FileVerifier
 from ..nodes.shards import shard_folder
-from ..wire.control_store import PLACEMENT_FILE, FileControlStore
-from ..wire.errors import BackupDamaged, ConfigurationError, DataFolderError, PlacementError, StoreFull
-from ..wire.folders import make_folder_durably
-from ..wire.placement import (
+from ..wire.cluster.control_store import PLACEMENT_FILE, FileControlStore
+from ..wire.cluster.placement import (
     GENERATIONS_SKIPPED,
     Placement,
     decode_placement,
@@ -46,8 +46,7 @@ from ..wire.placement import (
     reconcile,
     restored,
 )
-from ..wire.private_files import private_opener
-from ..wire.restore_marker import (
+from ..wire.cluster.restore_marker import (
     MARKER_FILE,
     RestoreMarker,
     read_marker,
@@ -55,8 +54,11 @@ from ..wire.restore_marker import (
     require_no_restore,
     write_marker,
 )
-from ..wire.topology import Topology
-from ..wire.versions import generation_of
+from ..wire.cluster.topology import Topology
+from ..wire.durable_files import make_folder_durably
+from ..wire.errors import BackupDamaged, ConfigurationError, DataFolderError, PlacementError, StoreFull
+from ..wire.private_files import private_opener
+from ..wire.protocol.versions import generation_of
 from .manifest import PIECE_BYTES, Manifest, ShardCopy, digest_of, sync_folder
 from .verifying import shards_of_data_folder, verify_shard
 

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ..router.cluster import connect
+from ..wire.cluster.topology import NodeSpec, Topology
+from ..wire.cluster.topology_file import load_topology
 from ..wire.errors import DawnchorusError
-from ..wire.messages import ShardStatus, StatusReply
-from ..wire.topology import NodeSpec, Topology
-from ..wire.topology_file import load_topology
+from ..wire.protocol.messages import ShardStatus, StatusReply
 from .options import CONNECT_DEADLINE_S, deadline_option, endpoint_or_file_option, json_option
 from .output import format_bytes, print_json, seconds
 from .running import run
@@ -26,7 +26,7 @@ DEADLINE_S: Final = 2.0
 """A node that does not answer so small a question for this long is of no use to anybody who wakes agents."""
 
 SERVING: Final = "serving"
-"""A shard's state where nothing is wrong with it (wire.messages.ShardStatus)."""
+"""A shard's state where nothing is wrong with it (wire.protocol.messages.ShardStatus)."""
 
 _CLOCKS_DIFFER_MS: Final = 2_000
 """Less than this between a shard's clock and its host's is not worth a word (nodes.wall_clock, JUMP_MS)."""

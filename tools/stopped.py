@@ -7,8 +7,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ..nodes.shards import locked_folder
+from ..wire.cluster.topology import Topology
 from ..wire.errors import DataFolderError
-from ..wire.topology import Topology
 
 __all__ = ["stopped_cluster"]
 

@@ -11,9 +11,9 @@ from ..fragment_stores.protocol import ShardIdentity
 from ..fragment_stores.verify import Finding, Verified
 from ..fragment_stores.verifying import FileVerifier
 from ..nodes.shards import shard_folder
-from ..wire.placement import Placement
-from ..wire.topology import Topology
-from ..wire.versions import generation_of
+from ..wire.cluster.placement import Placement
+from ..wire.cluster.topology import Topology
+from ..wire.protocol.versions import generation_of
 from .manifest import Manifest
 
 __all__ = ["Expected", "shards_of_backup", "shards_of_data_folder", "verify_shard"]

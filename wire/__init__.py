@@ -1,1 +1,1 @@
-"""What all sides must agree on: messages, image format, topology and placement, hashing, errors, sockets."""
+"""What every process shares: the protocol, its transport, what a cluster is, and errors."""

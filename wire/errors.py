@@ -296,7 +296,7 @@ class SaveInterrupted(SaveIncomplete, ClusterUnavailable):
 
 
 class PeerFault(DawnchorusError):
-    """A node answered a request as a whole with a Fault (see the codes in `wire.messages`)."""
+    """A node answered a request as a whole with a Fault (see the codes in `wire.protocol.messages`)."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(f"{code}: {detail}" if detail else code)

@@ -3,7 +3,7 @@
 import pytest
 
 from dawnchorus.perf.workload import SyntheticAgents
-from dawnchorus.wire.image import Fragment, encode_image
+from dawnchorus.wire.protocol.image import Fragment, encode_image
 
 AGENTS = 10_000
 

@@ -8,7 +8,7 @@ import pytest
 from dawnchorus.router.gather import Gather
 from dawnchorus.router.parts import Group, Owner, Part
 from dawnchorus.router.plan import Plan, Routes, StoreRoute, plan
-from dawnchorus.wire.messages import Images, ImageSection
+from dawnchorus.wire.protocol.messages import Images, ImageSection
 
 Timed = Callable[..., Any]
 """The `benchmark` fixture: calls a function many times and returns its result; its own class has no types."""

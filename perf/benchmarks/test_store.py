@@ -10,7 +10,7 @@ from dawnchorus.fragment_stores.found_images import join_images
 from dawnchorus.fragment_stores.lmdb_store import LMDBStore
 from dawnchorus.fragment_stores.protocol import FORMAT, ShardIdentity
 from dawnchorus.perf.workload import SyntheticAgents
-from dawnchorus.wire.messages import Put, Write
+from dawnchorus.wire.protocol.messages import Put, Write
 
 Timed = Callable[..., Any]
 """The `benchmark` fixture: calls a function many times and returns its result; its own class has no types."""

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from dawnchorus.fragment_stores.found_images import FoundImages, join_images
-from dawnchorus.wire.image import Fragment, decode_image, encode_image
-from dawnchorus.wire.messages import (
+from dawnchorus.wire.protocol.image import Fragment, decode_image, encode_image
+from dawnchorus.wire.protocol.messages import (
     Fetch,
     FetchSection,
     Images,

@@ -18,7 +18,7 @@ import msgspec
 
 from ...nodes.launcher import Launcher, NodeEvent
 from ...router.cluster import Cluster, connect
-from ...wire.topology import parse_endpoint
+from ...wire.cluster.topology import parse_endpoint
 from ..faults.proxy import TcpProxy, delayed, flapping, tcp_proxy
 from ..faults.seclusion import packets_dropped
 from ..faults.signals import killed, stopped

@@ -21,7 +21,7 @@ from pathlib import Path
 import uvloop
 import zmq
 
-from ...wire.sockets import SocketOwner
+from ...wire.transport.sockets import SocketOwner
 from ..disk import SyncedFile
 
 __all__ = ["UNCOPIED", "descriptor", "has_input", "serve_echo", "serve_storm"]

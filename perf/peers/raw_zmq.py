@@ -2,8 +2,8 @@
 
 A storm asks as many processes as the cluster has nodes, with requests of a Fetch's size and replies of an Images
 frame's size, until the same total has come; all is held until the last has come, as the agents of a storm are. The
-sockets are made like the cluster's own. `run` sends and receives as pyzmq does it by itself, with a copy on both
-sides; `run_uncopied` spares the one where the frame is sent, as `wire.channel` does. (Measured for 27 MB from two
+sockets are made like the cluster's own. `run` sends and receives as pyzmq does it by itself, with a copy on both sides;
+`run_uncopied` spares the one where the frame is sent, as `wire.transport.channel` does. (Measured for 27 MB from two
 processes: 10 and 6 ms; twice that in a process that touches its memory for the first time.)
 
 The echo is one small request and one agent's bytes back, with a uvloop loop on both sides; for saves one agent's bytes
@@ -22,8 +22,8 @@ from typing import Final
 
 import zmq
 
-from ...wire.limits import FRAME_BYTES_TARGET
-from ...wire.sockets import SocketOwner
+from ...wire.protocol.limits import FRAME_BYTES_TARGET
+from ...wire.transport.sockets import SocketOwner
 from ..processes import ChildFailed, check_running, child_process, python_module
 from .raw_server import UNCOPIED, descriptor, has_input
 

@@ -40,7 +40,7 @@ from .wire.errors import (
     WakeIncomplete,
     WrongLoopError,
 )
-from .wire.process import tune_process
+from .wire.process_tuning import tune_process
 
 __all__ = [
     "AgentNotFound",

@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 
 from dawnchorus.fragment_stores.protocol import FORMAT, FragmentStore, LogRow, ShardIdentity, Snapshot
 from dawnchorus.wire.errors import DataFolderError, InvalidRequestError, StoreDamaged
-from dawnchorus.wire.image import Fragment, decode_image, version_of
-from dawnchorus.wire.limits import AGENT_ID_BYTES_MAX, FRAGMENT_BYTES_MAX
-from dawnchorus.wire.messages import Drop, Erase, Operation, Put, Refusal, Write
-from dawnchorus.wire.versions import GENERATION_MAX, first_version, generation_of, sequence_of
-from dawnchorus.wire.write_digest import operations_digest
+from dawnchorus.wire.protocol.image import Fragment, decode_image, version_of
+from dawnchorus.wire.protocol.limits import AGENT_ID_BYTES_MAX, FRAGMENT_BYTES_MAX
+from dawnchorus.wire.protocol.messages import Drop, Erase, Operation, Put, Refusal, Write
+from dawnchorus.wire.protocol.versions import GENERATION_MAX, first_version, generation_of, sequence_of
+from dawnchorus.wire.protocol.write_digest import operations_digest
 
 IDENTITY = ShardIdentity(FORMAT, "ab" * 16, "live", 3, 16, 1)
 
@@ -39,7 +39,7 @@ WRITER = """
 import pkgutil, random, sys
 from pathlib import Path
 from dawnchorus.fragment_stores.protocol import FORMAT, ShardIdentity
-from dawnchorus.wire.messages import Erase, Put, Write
+from dawnchorus.wire.protocol.messages import Erase, Put, Write
 
 engine, folder, generation, seed = sys.argv[1:]
 store = pkgutil.resolve_name(engine)(Path(folder), ShardIdentity(FORMAT, "ab" * 16, "live", 3, 16, 1), create=False)

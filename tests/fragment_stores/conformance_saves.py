@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dawnchorus.fragment_stores.protocol import FragmentStore
-from dawnchorus.wire.image import Fragment, decode_image
-from dawnchorus.wire.limits import TTL_MS_MAX
-from dawnchorus.wire.messages import Drop, Erase, Operation, Put, Refusal, RefusalCode, Write
-from dawnchorus.wire.versions import first_version
+from dawnchorus.wire.protocol.image import Fragment, decode_image
+from dawnchorus.wire.protocol.limits import TTL_MS_MAX
+from dawnchorus.wire.protocol.messages import Drop, Erase, Operation, Put, Refusal, RefusalCode, Write
+from dawnchorus.wire.protocol.versions import first_version
 from tests.fragment_stores.conformance import FragmentStoreConformance, new_write_id, put, values, versions, write
 
 NEVER = 1 << 62

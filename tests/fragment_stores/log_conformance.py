@@ -10,7 +10,7 @@ import pytest
 
 from dawnchorus.fragment_stores.protocol import FragmentStore
 from dawnchorus.wire.errors import LogTrimmed
-from dawnchorus.wire.messages import Erase, Put, Write
+from dawnchorus.wire.protocol.messages import Erase, Put, Write
 from tests.fragment_stores.conformance import versions
 
 __all__ = ["LogConformance"]

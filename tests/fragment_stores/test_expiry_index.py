@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from dawnchorus.fragment_stores.lmdb_store import LMDBStore
 from dawnchorus.wire.errors import StoreDamaged
-from dawnchorus.wire.image import decode_image
-from dawnchorus.wire.messages import Drop, Erase, Operation, Put
+from dawnchorus.wire.protocol.image import decode_image
+from dawnchorus.wire.protocol.messages import Drop, Erase, Operation, Put
 from tests.fragment_stores.conformance import IDENTITY, put, write
 from tests.fragment_stores.conformance_saves import fragments
 

@@ -16,8 +16,8 @@ from dawnchorus.fragment_stores import lmdb_file, lmdb_store
 from dawnchorus.fragment_stores.lmdb_store import LMDBStore, read_identity
 from dawnchorus.fragment_stores.protocol import FragmentStore
 from dawnchorus.wire.errors import StoreDamaged, StoreError, StoreFull
-from dawnchorus.wire.messages import Erase, Refusal, RefusalCode
-from dawnchorus.wire.versions import first_version
+from dawnchorus.wire.protocol.messages import Erase, Refusal, RefusalCode
+from dawnchorus.wire.protocol.versions import first_version
 from tests.fragment_stores.conformance import IDENTITY, put, values, versions, write
 from tests.fragment_stores.conformance_saves import SavesConformance, again
 

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from dawnchorus.fragment_stores.merge import merge
 from dawnchorus.wire.errors import ProtocolError
-from dawnchorus.wire.image import Fragment, decode_image, encode_image, version_of
-from dawnchorus.wire.limits import (
+from dawnchorus.wire.protocol.image import Fragment, decode_image, encode_image, version_of
+from dawnchorus.wire.protocol.limits import (
     AGENT_ID_BYTES_MAX,
     FRAGMENT_BYTES_MAX,
     IMAGE_BYTES_MAX,
@@ -15,7 +15,7 @@ from dawnchorus.wire.limits import (
     WRITE_ID_BYTES_MAX,
     WRITE_OPERATIONS_MAX,
 )
-from dawnchorus.wire.messages import Drop, Erase, Operation, Put, Refusal, RefusalCode, Write
+from dawnchorus.wire.protocol.messages import Drop, Erase, Operation, Put, Refusal, RefusalCode, Write
 
 BEFORE = encode_image(7, {"session": Fragment(6, 1, 0, 100, 0, b"s"), "context": Fragment(7, 0, 1, 200, 0, b"c")})
 

@@ -14,8 +14,8 @@ from dawnchorus.fragment_stores.lmdb_store import LMDBStore
 from dawnchorus.fragment_stores.protocol import FORMAT, ShardIdentity
 from dawnchorus.fragment_stores.verify import Finding, Verified, open_copy, verify_environment
 from dawnchorus.fragment_stores.verifying import FileVerifier
-from dawnchorus.wire.image import decode_image, encode_image, version_of
-from dawnchorus.wire.messages import Drop, Erase, Put, Write
+from dawnchorus.wire.protocol.image import decode_image, encode_image, version_of
+from dawnchorus.wire.protocol.messages import Drop, Erase, Put, Write
 
 IDENTITY = ShardIdentity(FORMAT, "ab" * 16, "live", 0, 1, 1)
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")

@@ -12,7 +12,7 @@ from dawnchorus.nodes.listener import Listener
 from dawnchorus.perf.topologies import free_ports
 from dawnchorus.wire.descriptors import Reserve
 from dawnchorus.wire.errors import DataFolderError
-from dawnchorus.wire.sockets import SocketOwner
+from dawnchorus.wire.transport.sockets import SocketOwner
 
 LIMIT = 1_024
 

@@ -12,9 +12,9 @@ import pytest
 import xxhash
 
 from dawnchorus.fragment_stores.verifying import FileVerifier
-from dawnchorus.wire.backup_messages import BACKUP_MARKER_FILE
-from dawnchorus.wire.hashing import shard_of
-from dawnchorus.wire.messages import BackedUp, Backup, Fault, FaultCode, SectionStatus
+from dawnchorus.wire.protocol.backup_messages import BACKUP_MARKER_FILE
+from dawnchorus.wire.protocol.messages import BackedUp, Backup, Fault, FaultCode, SectionStatus
+from dawnchorus.wire.protocol.shard_hash import shard_of
 from tests.support.raw_nodes import BUDGET_US, SHARDS, RawClient, Served, until
 
 UUID = "0" * 32

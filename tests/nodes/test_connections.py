@@ -4,7 +4,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dawnchorus.nodes.connections import Connections
-from dawnchorus.wire.messages import PROTOCOL, Fault, FaultCode, Hello, Status, StatusReply, Welcome
+from dawnchorus.wire.protocol.messages import PROTOCOL, Fault, FaultCode, Hello, Status, StatusReply, Welcome
 from tests.support.raw_nodes import BUDGET_US, RawClient, Served
 
 CLIENT = b"12345678"

@@ -11,7 +11,7 @@ import pytest
 from dawnchorus.fragment_stores.lmdb_store import LMDBStore
 from dawnchorus.fragment_stores.protocol import FORMAT, ShardIdentity
 from dawnchorus.nodes.crashes import CrashRecord, find_damaged
-from dawnchorus.wire.messages import Put, Write
+from dawnchorus.wire.protocol.messages import Put, Write
 
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 

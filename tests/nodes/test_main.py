@@ -15,7 +15,9 @@ import psutil
 import pytest
 import zmq
 
-from dawnchorus.wire.messages import (
+from dawnchorus.wire.cluster.placement import decode_placement
+from dawnchorus.wire.cluster.topology_file import load_topology
+from dawnchorus.wire.protocol.messages import (
     ABSENT,
     PROTOCOL,
     Committed,
@@ -30,8 +32,6 @@ from dawnchorus.wire.messages import (
     decode_reply,
     encode,
 )
-from dawnchorus.wire.placement import decode_placement
-from dawnchorus.wire.topology_file import load_topology
 from tests.support.clusters import write_topology
 from tests.support.raw_nodes import (
     ALL_STORES,

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import zmq
 
-from dawnchorus.wire.messages import (
+from dawnchorus.wire.cluster.topology_file import load_topology
+from dawnchorus.wire.protocol.messages import (
     PONG,
     PROTOCOL,
     Fault,
@@ -20,7 +21,6 @@ from dawnchorus.wire.messages import (
     decode_reply,
     encode,
 )
-from dawnchorus.wire.topology_file import load_topology
 from tests.support.clusters import write_topology
 from tests.support.raw_nodes import ALL_STORES, BUDGET_US, NODE, SHARDS, NodeProcess, until
 

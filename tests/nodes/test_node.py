@@ -17,11 +17,12 @@ from dawnchorus.fragment_stores.lmdb_store import LMDBStore
 from dawnchorus.nodes import peers, writer
 from dawnchorus.nodes.fair_queue import PEER_QUEUE_LENGTH_MAX
 from dawnchorus.nodes.node import FragmentNode
+from dawnchorus.wire.cluster.placement import decode_placement
+from dawnchorus.wire.cluster.topology import decode_topology, encode_topology
 from dawnchorus.wire.errors import DataFolderError
-from dawnchorus.wire.hashing import shard_of
-from dawnchorus.wire.image import decode_image
-from dawnchorus.wire.limits import FRAME_BYTES_MAX, REQUEST_AGENTS_MAX
-from dawnchorus.wire.messages import (
+from dawnchorus.wire.protocol.image import decode_image
+from dawnchorus.wire.protocol.limits import FRAME_BYTES_MAX, REQUEST_AGENTS_MAX
+from dawnchorus.wire.protocol.messages import (
     ABSENT,
     PROTOCOL,
     Commit,
@@ -49,9 +50,8 @@ from dawnchorus.wire.messages import (
     decode_reply,
     encode,
 )
-from dawnchorus.wire.placement import decode_placement
-from dawnchorus.wire.topology import decode_topology, encode_topology
-from dawnchorus.wire.versions import generation_of
+from dawnchorus.wire.protocol.shard_hash import shard_of
+from dawnchorus.wire.protocol.versions import generation_of
 from tests.support.raw_nodes import (
     BUDGET_US,
     NODE,

@@ -11,9 +11,10 @@ import zmq
 
 from dawnchorus.nodes.peers import PEER_BYTES_MAX
 from dawnchorus.nodes.writer import QUEUE_BYTES_MAX
+from dawnchorus.wire.cluster.topology_file import load_topology
 from dawnchorus.wire.errors import ProtocolError
-from dawnchorus.wire.image import decode_image
-from dawnchorus.wire.messages import (
+from dawnchorus.wire.protocol.image import decode_image
+from dawnchorus.wire.protocol.messages import (
     PONG,
     PROTOCOL,
     Commit,
@@ -36,7 +37,6 @@ from dawnchorus.wire.messages import (
     decode_request,
     encode,
 )
-from dawnchorus.wire.topology_file import load_topology
 from tests.support.clusters import anonymous_bytes, write_topology
 from tests.support.raw_nodes import (
     ALL_STORES,

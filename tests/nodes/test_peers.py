@@ -4,9 +4,9 @@ from collections import defaultdict, deque
 
 from dawnchorus.nodes.counters import Counters
 from dawnchorus.nodes.peers import PEER_BYTES_MAX, PEERS_MAX, Peers
-from dawnchorus.wire.channel import Sent
-from dawnchorus.wire.liveness import SILENT_TICKS
-from dawnchorus.wire.messages import PONG
+from dawnchorus.wire.protocol.messages import PONG
+from dawnchorus.wire.transport.channel import Sent
+from dawnchorus.wire.transport.liveness import SILENT_TICKS
 
 
 class Pipes:

@@ -13,9 +13,9 @@ from dawnchorus.fragment_stores.protocol import FORMAT, FragmentStore, ShardIden
 from dawnchorus.nodes.reads import TURN_AGENTS_MAX, Read, require_served
 from dawnchorus.nodes.shards import OwnedShard
 from dawnchorus.wire.errors import InvalidRequestError, StoreDamaged, StoreError, StoreFull
-from dawnchorus.wire.image import decode_image, select_kinds, version_of
-from dawnchorus.wire.limits import FRAME_BYTES_MAX, FRAME_BYTES_TARGET, REQUEST_AGENTS_MAX, SECTIONS_MAX
-from dawnchorus.wire.messages import (
+from dawnchorus.wire.protocol.image import decode_image, select_kinds, version_of
+from dawnchorus.wire.protocol.limits import FRAME_BYTES_MAX, FRAME_BYTES_TARGET, REQUEST_AGENTS_MAX, SECTIONS_MAX
+from dawnchorus.wire.protocol.messages import (
     ABSENT,
     UNCHANGED,
     Fetch,

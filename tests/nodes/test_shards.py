@@ -20,10 +20,10 @@ from dawnchorus.nodes.shards import (
     open_shards,
     shard_folder,
 )
+from dawnchorus.wire.cluster.placement import Placement, initial_placement, with_new_generation
+from dawnchorus.wire.cluster.topology import Topology
 from dawnchorus.wire.errors import DataFolderError, StoreDamaged, StoreError, StoreFull
-from dawnchorus.wire.messages import Put, SectionStatus, Write
-from dawnchorus.wire.placement import Placement, initial_placement, with_new_generation
-from dawnchorus.wire.topology import Topology
+from dawnchorus.wire.protocol.messages import Put, SectionStatus, Write
 from tests.support.raw_nodes import NODE, make_topology
 from tests.support.write_ids import new_write_id
 

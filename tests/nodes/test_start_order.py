@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dawnchorus.nodes.start_order import StartOrder, encode_order, order_for, read_order
+from dawnchorus.wire.cluster.topology_file import load_topology
 from dawnchorus.wire.errors import ConfigurationError, PlacementError
-from dawnchorus.wire.topology_file import load_topology
 from tests.support.clusters import write_topology
 
 UUID = "ab" * 16

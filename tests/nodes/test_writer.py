@@ -19,8 +19,8 @@ from dawnchorus.nodes.housekeeping import Housekeeper
 from dawnchorus.nodes.shards import OwnedShard
 from dawnchorus.nodes.writer import CommitJob, Writer
 from dawnchorus.wire.errors import StoreDamaged, StoreError, StoreFull
-from dawnchorus.wire.image import decode_image
-from dawnchorus.wire.messages import (
+from dawnchorus.wire.protocol.image import decode_image
+from dawnchorus.wire.protocol.messages import (
     Commit,
     CommitSection,
     Committed,

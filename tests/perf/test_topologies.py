@@ -16,7 +16,7 @@ from dawnchorus.perf.topologies import (
     write_topology,
 )
 from dawnchorus.perf.workload import GivenAgents, SyntheticAgents, WorkloadError
-from dawnchorus.wire.topology_file import load_topology
+from dawnchorus.wire.cluster.topology_file import load_topology
 
 REPOSITORY_FILE = Path(__file__).parents[2] / "topology.toml"
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from dawnchorus.perf.workload import FIVE_KINDS, GivenAgents, SyntheticAgents, WorkloadError, image_bytes
-from dawnchorus.wire.image import Fragment, encode_image
+from dawnchorus.wire.protocol.image import Fragment, encode_image
 
 
 def test_synthetic_values_have_the_size_asked_for_and_are_all_different() -> None:

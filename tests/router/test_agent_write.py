@@ -18,7 +18,7 @@ from dawnchorus import (
 )
 from dawnchorus.router.agent_write import AgentWrite, SavedVersions
 from dawnchorus.router.write_token import WriteToken
-from dawnchorus.wire.messages import Drop, Erase, Operation, Put, Refusal, RefusalCode, Write
+from dawnchorus.wire.protocol.messages import Drop, Erase, Operation, Put, Refusal, RefusalCode, Write
 
 TOKEN = WriteToken(b"\x01\x02", {"id": 7, "live": 0})
 KINDS = {"id": ["profile", "preference"], "live": ["session"]}

@@ -12,7 +12,7 @@ import pytest
 
 from dawnchorus import Cluster, InvalidRequestError, Saved, connect, connect_sync
 from dawnchorus.router.arguments import deadline, exact_id, exact_key, exact_text, seconds
-from dawnchorus.wire.messages import Hello, Put
+from dawnchorus.wire.protocol.messages import Hello, Put
 from tests.support.fake_nodes import FakeNodes, fake_client, fake_cluster, fake_topology
 from tests.support.internals import leftovers
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from dawnchorus.router.breaker import MOMENT_S, Breaker, BreakerState
-from dawnchorus.wire.topology import BreakerSpec
+from dawnchorus.wire.cluster.topology import BreakerSpec
 
 SPEC = BreakerSpec(failure_share=0.25, requests_min=10, window_s=10.0, time_outs_in_a_row=5, retry_after_s=5.0)
 

@@ -3,7 +3,16 @@
 import pytest
 
 from dawnchorus import ClusterUnavailable, InvalidRequestError, PeerFault
-from dawnchorus.wire.messages import FaultCode, Request, Scan, Scanned, SectionStatus, Status, StatusReply, encode
+from dawnchorus.wire.protocol.messages import (
+    FaultCode,
+    Request,
+    Scan,
+    Scanned,
+    SectionStatus,
+    Status,
+    StatusReply,
+    encode,
+)
 from tests.support.clusters import eventually
 from tests.support.fake_nodes import fake_client, refusing
 from tests.support.internals import is_up, leftovers

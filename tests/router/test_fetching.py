@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from dawnchorus import AgentNotFound, Outcome, WakeIncomplete
-from dawnchorus.wire.messages import Fetch, Request
+from dawnchorus.wire.protocol.messages import Fetch, Request
 from tests.support.clusters import eventually
 from tests.support.fake_nodes import FakeNode, FakeNodes, fake_client, images_frame, wake_lacking
 from tests.support.internals import is_up, leftovers, stray_replies

@@ -12,7 +12,7 @@ from dawnchorus import AgentState, FragmentAbsent, FragmentUnavailable, Outcome
 from dawnchorus.router.fills import Moment
 from dawnchorus.router.outcomes import Item
 from dawnchorus.router.wake_context import KindView, WakeContext
-from dawnchorus.wire.image import ENCODING_MSGPACK, Fragment, encode_image
+from dawnchorus.wire.protocol.image import ENCODING_MSGPACK, Fragment, encode_image
 from tests.router.test_state import never_again
 
 KINDS = ("session", "context", "mood")

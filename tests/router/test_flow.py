@@ -11,7 +11,7 @@ from dawnchorus.router.breaker import BreakerState
 from dawnchorus.router.exchange import Exchange
 from dawnchorus.router.flow import QUEUE_REQUESTS_MAX, NodeFlow, Offer
 from dawnchorus.router.window import WINDOW_BYTES_MAX
-from dawnchorus.wire.topology import AdmissionSpec, BreakerSpec
+from dawnchorus.wire.cluster.topology import AdmissionSpec, BreakerSpec
 from tests.support.internals import exchange
 
 NEVER = BreakerSpec(requests_min=1_000_000, time_outs_in_a_row=1_000_000)

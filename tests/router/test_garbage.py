@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from dawnchorus import AgentState, Cluster, FragmentUnavailable, FragmentUndecodable, Outcome
-from dawnchorus.wire.messages import Fault, FaultCode, Fetch, Images, Scanned, decode_reply, encode
+from dawnchorus.wire.protocol.messages import Fault, FaultCode, Fetch, Images, Scanned, decode_reply, encode
 from tests.support.clusters import eventually
 from tests.support.fake_nodes import FakeNodes, fake_client, images_frame
 from tests.support.internals import leftovers, stray_replies

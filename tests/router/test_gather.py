@@ -13,7 +13,7 @@ from dawnchorus.router.outcomes import Item, Outcome
 from dawnchorus.router.parts import Group, Owner, Part
 from dawnchorus.router.plan import Plan, Routes, StoreRoute, plan
 from dawnchorus.wire.errors import ProtocolError
-from dawnchorus.wire.messages import Images, SectionStatus, decode_reply
+from dawnchorus.wire.protocol.messages import Images, SectionStatus, decode_reply
 from tests.support.fake_nodes import images_frame
 
 Section = tuple[int, int, int, Sequence[bytes | None]]

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from dawnchorus import connect
-from dawnchorus.wire.topology import Topology, extend
+from dawnchorus.wire.cluster.topology import Topology, extend
 from tests.support.clusters import eventually
 from tests.support.fake_nodes import FakeNode, FakeNodes, fake_cluster, fake_topology, placement_of
 from tests.support.internals import is_up, refusals

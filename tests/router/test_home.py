@@ -20,7 +20,7 @@ from dawnchorus import (
     WrongLoopError,
     connect,
 )
-from dawnchorus.wire.messages import Commit, Fetch, Hello
+from dawnchorus.wire.protocol.messages import Commit, Fetch, Hello
 from tests.support.fake_nodes import FakeNodes, fake_client, wake_lacking
 
 

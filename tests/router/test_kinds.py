@@ -8,8 +8,8 @@ from dawnchorus import InvalidRequestError, UnknownKindError
 from dawnchorus.router.ids import check_agent_id, sound_ids
 from dawnchorus.router.kinds import Kinds
 from dawnchorus.router.value_codec import ValueRules
-from dawnchorus.wire.messages import Put
-from dawnchorus.wire.topology import KindSpec
+from dawnchorus.wire.cluster.topology import KindSpec
+from dawnchorus.wire.protocol.messages import Put
 from tests.support.fake_nodes import fake_client, fake_topology, placement_of
 
 SPECS = {"a": KindSpec("one", required=True), "b": KindSpec("one"), "c": KindSpec("two"), "d": KindSpec("three")}

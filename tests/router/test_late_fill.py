@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from dawnchorus import AgentState, ClusterUnavailable, FragmentAbsent, FragmentUnavailable, Outcome, UnknownKindError
-from dawnchorus.wire.messages import FaultCode, Fetch, Put, Write
-from dawnchorus.wire.topology import KindSpec, StoreSpec
+from dawnchorus.wire.cluster.topology import KindSpec, StoreSpec
+from dawnchorus.wire.protocol.messages import FaultCode, Fetch, Put, Write
 from tests.support.clusters import eventually
 from tests.support.fake_nodes import FakeNodes, fake_client, refusing, wake_lacking
 from tests.support.internals import leftovers

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from dawnchorus import AgentState, Cluster, VersionConflict, connect
-from dawnchorus.wire.messages import Fetch
-from dawnchorus.wire.statuses import FaultCode
-from dawnchorus.wire.topology import KindSpec
+from dawnchorus.wire.cluster.topology import KindSpec
+from dawnchorus.wire.protocol.messages import Fetch
+from dawnchorus.wire.protocol.status_codes import FaultCode
 from tests.support.fake_nodes import FakeNodes, fake_cluster, fake_topology, refusing
 
 KINDS = {"profile": KindSpec("id"), "session": KindSpec("live"), "mood": KindSpec("live"), "history": KindSpec("old")}

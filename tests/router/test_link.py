@@ -12,10 +12,8 @@ import pytest
 from dawnchorus.perf.topologies import free_ports
 from dawnchorus.router.backoff import Backoff
 from dawnchorus.router.link import Link
-from dawnchorus.wire.channel import Channel, Sent, receive_parts
 from dawnchorus.wire.errors import ClusterUnavailable
-from dawnchorus.wire.liveness import SILENT_TICKS
-from dawnchorus.wire.messages import (
+from dawnchorus.wire.protocol.messages import (
     PING,
     PONG,
     PROTOCOL,
@@ -27,7 +25,9 @@ from dawnchorus.wire.messages import (
     decode_request,
     encode,
 )
-from dawnchorus.wire.sockets import SocketOwner, bind
+from dawnchorus.wire.transport.channel import Channel, Sent, receive_parts
+from dawnchorus.wire.transport.liveness import SILENT_TICKS
+from dawnchorus.wire.transport.sockets import SocketOwner, bind
 from tests.support.clusters import eventually
 
 HELLO = encode(Hello(PROTOCOL, "", b"test", ""))

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from dawnchorus.router.parts import Owner, Part
 from dawnchorus.router.plan import Plan, Routes, StoreRoute, plan
-from dawnchorus.wire.hashing import shard_of
-from dawnchorus.wire.placement import initial_placement
-from dawnchorus.wire.topology import KindSpec, NodeSpec, StoreSpec, Topology
+from dawnchorus.wire.cluster.placement import initial_placement
+from dawnchorus.wire.cluster.topology import KindSpec, NodeSpec, StoreSpec, Topology
+from dawnchorus.wire.protocol.shard_hash import shard_of
 
 ids = st.lists(st.text(min_size=1, max_size=12).map(lambda text: text.encode()), unique=True, max_size=80)
 

@@ -6,9 +6,9 @@ import time
 import pytest
 
 from dawnchorus import Cluster, DawnchorusError, DeadlineExceeded, Outcome, SaveRefused, WakeIncomplete
-from dawnchorus.wire.messages import Cancel, Commit, Fault, Fetch, Request, Status, encode
-from dawnchorus.wire.statuses import FaultCode
-from dawnchorus.wire.topology import AdmissionSpec, BreakerSpec, RetrySpec
+from dawnchorus.wire.cluster.topology import AdmissionSpec, BreakerSpec, RetrySpec
+from dawnchorus.wire.protocol.messages import Cancel, Commit, Fault, Fetch, Request, Status, encode
+from dawnchorus.wire.protocol.status_codes import FaultCode
 from tests.support.clusters import eventually
 from tests.support.fake_nodes import FakeNode, FakeNodes, fake_client, wake_lacking
 from tests.support.internals import is_taken_for_dead, is_up, leftovers

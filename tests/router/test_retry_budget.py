@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dawnchorus.router.retry_budget import RetryBudget
-from dawnchorus.wire.topology import RetrySpec
+from dawnchorus.wire.cluster.topology import RetrySpec
 
 
 def granted(budget: RetryBudget, asked: int, now: float) -> int:

@@ -16,7 +16,8 @@ from dawnchorus import (
     connect,
 )
 from dawnchorus.perf.topologies import free_ports
-from dawnchorus.wire.messages import (
+from dawnchorus.wire.cluster.topology import KindSpec, StoreSpec, Topology
+from dawnchorus.wire.protocol.messages import (
     Fault,
     FaultCode,
     Fetch,
@@ -26,7 +27,6 @@ from dawnchorus.wire.messages import (
     decode_reply,
     encode,
 )
-from dawnchorus.wire.topology import KindSpec, StoreSpec, Topology
 from tests.support.clusters import eventually
 from tests.support.fake_nodes import (
     FakeNode,

@@ -11,8 +11,8 @@ from dawnchorus.router.agent_write import SavedVersions
 from dawnchorus.router.kinds import Kinds
 from dawnchorus.router.save_request import Expect, deletions, expectations, operations
 from dawnchorus.router.write_token import WriteToken
-from dawnchorus.wire.messages import Drop, Put
-from dawnchorus.wire.topology import KindSpec
+from dawnchorus.wire.cluster.topology import KindSpec
+from dawnchorus.wire.protocol.messages import Drop, Put
 from tests.support.fake_nodes import fake_client, fake_topology
 
 SPECS = {"a": KindSpec("one", required=True), "b": KindSpec("one"), "c": KindSpec("two"), "d": KindSpec("three")}

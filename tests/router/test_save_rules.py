@@ -22,9 +22,9 @@ from dawnchorus.router.agent_write import AgentWrite
 from dawnchorus.router.kinds import Kinds
 from dawnchorus.router.save_request import deletions, expectations, operations
 from dawnchorus.router.write_token import WriteToken
-from dawnchorus.wire.image import decode_image
-from dawnchorus.wire.messages import Put
-from dawnchorus.wire.topology import KindSpec
+from dawnchorus.wire.cluster.topology import KindSpec
+from dawnchorus.wire.protocol.image import decode_image
+from dawnchorus.wire.protocol.messages import Put
 from tests.support.fake_nodes import fake_topology, placement_of
 from tests.support.saving_model import HandLoop, HandRouter, hand_saver
 

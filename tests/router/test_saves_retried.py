@@ -6,8 +6,8 @@ import time
 import pytest
 
 from dawnchorus import Cluster, ClusterUnavailable, DeadlineExceeded, SaveInterrupted, SaveRefused
-from dawnchorus.wire.messages import Commit
-from dawnchorus.wire.topology import BreakerSpec
+from dawnchorus.wire.cluster.topology import BreakerSpec
+from dawnchorus.wire.protocol.messages import Commit
 from tests.support.clusters import eventually
 from tests.support.fake_nodes import FakeNode, fake_client
 from tests.support.internals import is_taken_for_dead, leftovers

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dawnchorus import Cluster, InvalidRequestError, Saved, SaveRefused, VersionConflict
-from dawnchorus.wire.messages import Commit, FaultCode, Write
+from dawnchorus.wire.protocol.messages import Commit, FaultCode, Write
 from tests.support.clusters import eventually
 from tests.support.fake_nodes import FakeNode, fake_client, refusing
 from tests.support.internals import leftovers

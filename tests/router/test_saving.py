@@ -20,7 +20,8 @@ from dawnchorus import (
     connect,
 )
 from dawnchorus.router.value_codec import ValueRules
-from dawnchorus.wire.messages import (
+from dawnchorus.wire.cluster.topology import KindSpec
+from dawnchorus.wire.protocol.messages import (
     Commit,
     Committed,
     CommittedSection,
@@ -35,7 +36,6 @@ from dawnchorus.wire.messages import (
     Write,
     encode,
 )
-from dawnchorus.wire.topology import KindSpec
 from tests.support.clusters import eventually
 from tests.support.fake_nodes import FakeNode, fake_client, refusing
 from tests.support.internals import is_up, leftovers

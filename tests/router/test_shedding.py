@@ -4,7 +4,7 @@ import pytest
 
 from dawnchorus.router.flow import NodeFlow
 from dawnchorus.router.shedding import is_shed_whole
-from dawnchorus.wire.topology import AdmissionSpec
+from dawnchorus.wire.cluster.topology import AdmissionSpec
 from tests.router.test_flow import NEVER
 from tests.support.internals import exchange
 

@@ -4,8 +4,8 @@ import asyncio
 import time
 
 from dawnchorus import AgentState, Cluster, Outcome
-from dawnchorus.wire.messages import Commit, Fetch, Status, StatusReply
-from dawnchorus.wire.topology import AdmissionSpec
+from dawnchorus.wire.cluster.topology import AdmissionSpec
+from dawnchorus.wire.protocol.messages import Commit, Fetch, Status, StatusReply
 from tests.support.clusters import eventually
 from tests.support.fake_nodes import FakeNode, FakeNodes, fake_client
 from tests.support.internals import leftovers

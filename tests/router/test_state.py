@@ -22,9 +22,9 @@ from dawnchorus import (
 from dawnchorus.router.outcomes import Item
 from dawnchorus.router.parts import Group, Owner, Part, Piece
 from dawnchorus.router.wake_context import KindView, WakeContext
-from dawnchorus.wire.hashing import shard_of
-from dawnchorus.wire.image import ENCODING_BYTES, ENCODING_MSGPACK, Fragment, encode_image
-from dawnchorus.wire.messages import Fetch, Request
+from dawnchorus.wire.protocol.image import ENCODING_BYTES, ENCODING_MSGPACK, Fragment, encode_image
+from dawnchorus.wire.protocol.messages import Fetch, Request
+from dawnchorus.wire.protocol.shard_hash import shard_of
 from tests.support.fake_nodes import fake_client, images_frame
 
 

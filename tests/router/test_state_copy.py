@@ -22,8 +22,8 @@ from dawnchorus import (
     connect,
 )
 from dawnchorus.router.outcomes import Item
-from dawnchorus.wire.messages import FaultCode, Fetch
-from dawnchorus.wire.topology import KindSpec
+from dawnchorus.wire.cluster.topology import KindSpec
+from dawnchorus.wire.protocol.messages import FaultCode, Fetch
 from tests.router.test_state import image, state_of
 from tests.support.fake_nodes import FakeNodes, fake_client, fake_cluster, fake_topology, refusing
 from tests.support.internals import leftovers

@@ -28,7 +28,7 @@ from dawnchorus import (
     connect_sync,
 )
 from dawnchorus.router.loop_thread import LoopThread
-from dawnchorus.wire.messages import Commit, Fetch
+from dawnchorus.wire.protocol.messages import Commit, Fetch
 from tests.router.test_home import in_fork
 from tests.support.fake_nodes import FakeNodes, fake_cluster, fake_topology
 from tests.support.internals import thread_of

@@ -21,8 +21,8 @@ from dawnchorus import InvalidRequestError
 from dawnchorus.router.plain_values import is_plain, is_trusted
 from dawnchorus.router.value_codec import ValueCodec, ValueRules
 from dawnchorus.router.value_differences import is_mapping
-from dawnchorus.wire.image import ENCODING_BYTES, ENCODING_MSGPACK
-from dawnchorus.wire.limits import FRAGMENT_BYTES_MAX, NESTING_MAX
+from dawnchorus.wire.protocol.image import ENCODING_BYTES, ENCODING_MSGPACK
+from dawnchorus.wire.protocol.limits import FRAGMENT_BYTES_MAX, NESTING_MAX
 
 
 class Colour(enum.Enum):

@@ -3,7 +3,7 @@
 import asyncio
 
 from dawnchorus import Outcome
-from dawnchorus.wire.messages import Fetch
+from dawnchorus.wire.protocol.messages import Fetch
 from tests.support.clusters import eventually
 from tests.support.fake_nodes import fake_client
 from tests.support.internals import leftovers

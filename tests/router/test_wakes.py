@@ -17,8 +17,8 @@ from dawnchorus import (
     UnknownKindError,
     WakeIncomplete,
 )
-from dawnchorus.wire.messages import FaultCode, Fetch, Reply
-from dawnchorus.wire.topology import KindSpec
+from dawnchorus.wire.cluster.topology import KindSpec
+from dawnchorus.wire.protocol.messages import FaultCode, Fetch, Reply
 from tests.support.clusters import eventually
 from tests.support.fake_nodes import fake_client, refusing, wake_lacking
 from tests.support.internals import break_next_fetch, kept_choices, leftovers

@@ -3,7 +3,7 @@
 from collections import deque
 
 from dawnchorus.router.window import WINDOW_BYTES_MAX, Window
-from dawnchorus.wire.topology import AdmissionSpec
+from dawnchorus.wire.cluster.topology import AdmissionSpec
 
 
 def test_requests_that_fill_the_window_exactly_all_go() -> None:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from dawnchorus import InvalidRequestError
 from dawnchorus.router.value_codec import ValueCodec
 from dawnchorus.router.write_token import WriteToken, key_digest, key_token, parse_token
-from dawnchorus.wire.limits import WRITE_ID_BYTES_MAX, WRITE_KEY_BYTES_MAX
-from dawnchorus.wire.messages import Drop, Erase, Operation, Put
-from dawnchorus.wire.write_digest import operations_digest
+from dawnchorus.wire.protocol.limits import WRITE_ID_BYTES_MAX, WRITE_KEY_BYTES_MAX
+from dawnchorus.wire.protocol.messages import Drop, Erase, Operation, Put
+from dawnchorus.wire.protocol.write_digest import operations_digest
 
 STORES = {"live", "id"}
 

@@ -16,11 +16,11 @@ import zmq
 
 from dawnchorus import AgentState, Cluster, WakeIncomplete, connect
 from dawnchorus.perf.topologies import free_ports
-from dawnchorus.wire.channel import Channel, Sent
-from dawnchorus.wire.hashing import shard_of
-from dawnchorus.wire.image import Fragment, decode_image, encode_image, select_kinds
-from dawnchorus.wire.limits import FRAME_BYTES_MAX
-from dawnchorus.wire.messages import (
+from dawnchorus.wire.cluster.placement import Placement, encode_placement, initial_placement, with_new_generation
+from dawnchorus.wire.cluster.topology import BreakerSpec, KindSpec, NodeSpec, StoreSpec, Topology, encode_topology
+from dawnchorus.wire.protocol.image import Fragment, decode_image, encode_image, select_kinds
+from dawnchorus.wire.protocol.limits import FRAME_BYTES_MAX
+from dawnchorus.wire.protocol.messages import (
     PONG,
     Cancel,
     Commit,
@@ -50,9 +50,9 @@ from dawnchorus.wire.messages import (
     encode,
     encode_images_head,
 )
-from dawnchorus.wire.placement import Placement, encode_placement, initial_placement, with_new_generation
-from dawnchorus.wire.sockets import SocketOwner, bind
-from dawnchorus.wire.topology import BreakerSpec, KindSpec, NodeSpec, StoreSpec, Topology, encode_topology
+from dawnchorus.wire.protocol.shard_hash import shard_of
+from dawnchorus.wire.transport.channel import Channel, Sent
+from dawnchorus.wire.transport.sockets import SocketOwner, bind
 from tests.support.clusters import eventually
 from tests.support.internals import sendings
 

@@ -16,7 +16,7 @@ from dawnchorus.router.loop_thread import LoopThread
 from dawnchorus.router.router import Router
 from dawnchorus.router.sync_host import HostedCluster
 from dawnchorus.router.waiting import Priority
-from dawnchorus.wire.messages import BackedUp, Scan, Scanned, Status, StatusReply
+from dawnchorus.wire.protocol.messages import BackedUp, Scan, Scanned, Status, StatusReply
 
 __all__ = [
     "ReplyDropper",

@@ -20,12 +20,12 @@ from dawnchorus.nodes.shards import (
 )
 from dawnchorus.tools.manifest import FORMAT, Manifest, ShardCopy
 from dawnchorus.tools.restoring import restore_all
-from dawnchorus.wire.control_store import FileControlStore, establish_placement, take_generation
-from dawnchorus.wire.image import decode_image
-from dawnchorus.wire.messages import Put, Write
-from dawnchorus.wire.placement import Placement, encode_placement
-from dawnchorus.wire.restore_marker import require_no_restore
-from dawnchorus.wire.topology import KindSpec, NodeSpec, StoreSpec, Topology
+from dawnchorus.wire.cluster.control_store import FileControlStore, establish_placement, take_generation
+from dawnchorus.wire.cluster.placement import Placement, encode_placement
+from dawnchorus.wire.cluster.restore_marker import require_no_restore
+from dawnchorus.wire.cluster.topology import KindSpec, NodeSpec, StoreSpec, Topology
+from dawnchorus.wire.protocol.image import decode_image
+from dawnchorus.wire.protocol.messages import Put, Write
 from tests.support.write_ids import new_write_id
 
 __all__ = ["Backup", "Life"]

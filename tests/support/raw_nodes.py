@@ -18,10 +18,10 @@ import msgspec
 from dawnchorus.nodes.node import FragmentNode
 from dawnchorus.nodes.peers import PEERS_MAX
 from dawnchorus.nodes.shards import OwnedShard, any_shard_on_disk, begin_generation, close_shards, open_shards
-from dawnchorus.wire.channel import Channel, receive_parts
-from dawnchorus.wire.control_store import FileControlStore, establish_placement, take_generation
-from dawnchorus.wire.hashing import shard_of
-from dawnchorus.wire.messages import (
+from dawnchorus.wire.cluster.control_store import FileControlStore, establish_placement, take_generation
+from dawnchorus.wire.cluster.topology import Topology
+from dawnchorus.wire.cluster.topology_file import load_topology
+from dawnchorus.wire.protocol.messages import (
     ABSENT,
     PONG,
     PROTOCOL,
@@ -44,9 +44,9 @@ from dawnchorus.wire.messages import (
     decode_reply,
     encode,
 )
-from dawnchorus.wire.sockets import SocketOwner
-from dawnchorus.wire.topology import Topology
-from dawnchorus.wire.topology_file import load_topology
+from dawnchorus.wire.protocol.shard_hash import shard_of
+from dawnchorus.wire.transport.channel import Channel, receive_parts
+from dawnchorus.wire.transport.sockets import SocketOwner
 from tests.support.clusters import write_topology
 from tests.support.write_ids import new_write_id
 

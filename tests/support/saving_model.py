@@ -16,7 +16,8 @@ from dawnchorus.router.agent_write import AgentWrite
 from dawnchorus.router.exchange import Exchange
 from dawnchorus.router.saver import Saver
 from dawnchorus.router.saving import _CommitExchange  # pyright: ignore[reportPrivateUsage]  # what a message carries
-from dawnchorus.wire.messages import (
+from dawnchorus.wire.cluster.placement import Placement
+from dawnchorus.wire.protocol.messages import (
     Commit,
     Committed,
     CommittedSection,
@@ -26,7 +27,6 @@ from dawnchorus.wire.messages import (
     Write,
     decode_request,
 )
-from dawnchorus.wire.placement import Placement
 
 Ts = TypeVarTuple("Ts")
 

@@ -5,7 +5,7 @@ import pytest
 
 from dawnchorus import AgentNotFound
 from dawnchorus.tools.agent_commands import _wake  # pyright: ignore[reportPrivateUsage]  # the command, in this loop
-from dawnchorus.wire.topology import KindSpec, StoreSpec
+from dawnchorus.wire.cluster.topology import KindSpec, StoreSpec
 from tests.support.fake_nodes import fake_client
 
 LONG_S = 20.0

@@ -18,7 +18,7 @@ import orjson
 import pytest
 
 from dawnchorus import Outcome, connect
-from dawnchorus.wire.limits import NESTING_MAX
+from dawnchorus.wire.protocol.limits import NESTING_MAX
 from tests.tools.command_line import COMMAND, PATIENCE_S, Up, environment, error_of, run, run_json, write_topology
 
 AIRLINE = Path(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from dawnchorus.router.value_codec import ValueCodec
 from dawnchorus.tools.json_values import NotJson, UnreadableJson, encode_value, parse_json, parse_value, write_json
-from dawnchorus.wire.limits import NESTING_MAX
+from dawnchorus.wire.protocol.limits import NESTING_MAX
 
 Ext = msgspec.msgpack.Ext
 CODEC = ValueCodec("context")

@@ -19,7 +19,7 @@ from dawnchorus.wire.errors import (
     SaveIncomplete,
     SaveRefused,
 )
-from dawnchorus.wire.limits import FRAGMENT_BYTES_MAX
+from dawnchorus.wire.protocol.limits import FRAGMENT_BYTES_MAX
 from tests.tools.fakes import KeptBar, KeptCluster
 
 KINDS = ("profile", "session")

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from dawnchorus.nodes.shards import open_shards
+from dawnchorus.wire.cluster.restore_marker import MARKER_FILE, read_marker, require_no_restore
 from dawnchorus.wire.errors import DataFolderError, StoreDamaged, StoreFull
-from dawnchorus.wire.restore_marker import MARKER_FILE, read_marker, require_no_restore
 from tests.support.lives import Backup, Life
 
 SHARDS = 2

@@ -8,9 +8,9 @@ import orjson
 from rich.console import Console
 
 from dawnchorus.tools.status_command import Answers, describe, render
+from dawnchorus.wire.cluster.topology import NodeSpec
 from dawnchorus.wire.errors import ClusterUnavailable
-from dawnchorus.wire.messages import ShardStatus, StatusReply
-from dawnchorus.wire.topology import NodeSpec
+from dawnchorus.wire.protocol.messages import ShardStatus, StatusReply
 
 NODES = {name: NodeSpec(name, f"tcp://127.0.0.1:{port}", ("live",)) for name, port in [("one", 7411), ("two", 7412)]}
 

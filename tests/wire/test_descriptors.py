@@ -10,7 +10,7 @@ import pytest
 
 from dawnchorus.wire.descriptors import count_descriptors, descriptors_max, lowest_free, require_descriptors
 from dawnchorus.wire.errors import ClusterUnavailable
-from dawnchorus.wire.sockets import SocketOwner
+from dawnchorus.wire.transport.sockets import SocketOwner
 
 
 @pytest.fixture

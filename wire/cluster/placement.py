@@ -2,13 +2,13 @@
 
 A `Placement` is the cluster's state where a topology is its wish. It is born from a topology by `initial_placement`,
 with a random uuid that every shard's own records name too; from then on it is brought up to date by `reconcile`, which
-adds what is new in the topology and refuses what contradicts it: data on disk was hashed and grouped by the old
-answer, and would not be found by the new one. Everything here is pure; `wire.control_store` keeps a placement and
+adds what is new in the topology and refuses what contradicts it: data on disk was hashed and grouped by the old answer,
+and would not be found by the new one. Everything here is pure; `wire.cluster.control_store` keeps a placement and
 changes it by compare-and-swap.
 
 Three numbers grow in it. `revision`, with every change: what compare-and-swap compares; the control store counts it.
-`generation`, with every start of a node: the upper 24 bits of versions (`wire.versions`). A shard's `epoch`, with
-every change of its owner: requests carry it, so that a node which lost a shard can tell.
+`generation`, with every start of a node: the upper 24 bits of versions (`wire.protocol.versions`). A shard's `epoch`,
+with every change of its owner: requests carry it, so that a node which lost a shard can tell.
 
 Encoded, it is JSON that a person can read, with a checksum (XXH3-64 of the placement as compact JSON), so that a
 damaged or half-edited file is noticed rather than believed. What this program does not know it refuses, as writing the
@@ -24,9 +24,9 @@ from typing import Any, Final, cast
 import msgspec
 import xxhash
 
-from .errors import PlacementError
+from ..errors import PlacementError
+from ..protocol.versions import GENERATION_MAX
 from .topology import SHARDS_MAX, Topology
-from .versions import GENERATION_MAX
 
 __all__ = [
     "GENERATIONS_SKIPPED",

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dawnchorus.wire.versions import GENERATION_MAX, SEQUENCE_BITS, first_version, generation_of, sequence_of
+from dawnchorus.wire.protocol.versions import GENERATION_MAX, SEQUENCE_BITS, first_version, generation_of, sequence_of
 
 
 def test_the_layout_of_versions_never_changes() -> None:

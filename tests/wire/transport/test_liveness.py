@@ -1,6 +1,6 @@
 """Silence is told in whole ticks, and any word ends it."""
 
-from dawnchorus.wire.liveness import LIVENESS_TICK_S, SILENT_TICKS, Silence, is_asked
+from dawnchorus.wire.transport.liveness import LIVENESS_TICK_S, SILENT_TICKS, Silence, is_asked
 
 
 def test_silence_is_told_within_four_seconds_and_not_before_the_other_end_was_asked_and_had_time() -> None:

@@ -16,12 +16,12 @@ from typing import Any, NoReturn
 import msgspec
 import pytest
 
-from dawnchorus.wire import control_store
-from dawnchorus.wire.control_store import ControlStore, FileControlStore, establish_placement, take_generation
+from dawnchorus.wire.cluster import control_store
+from dawnchorus.wire.cluster.control_store import ControlStore, FileControlStore, establish_placement, take_generation
+from dawnchorus.wire.cluster.placement import Placement, decode_placement, initial_placement
+from dawnchorus.wire.cluster.topology import KindSpec, NodeSpec, StoreSpec, Topology
 from dawnchorus.wire.errors import ConfigurationError, PlacementError
-from dawnchorus.wire.placement import Placement, decode_placement, initial_placement
-from dawnchorus.wire.topology import KindSpec, NodeSpec, StoreSpec, Topology
-from dawnchorus.wire.versions import GENERATION_MAX
+from dawnchorus.wire.protocol.versions import GENERATION_MAX
 from tests.support.clusters import eventually
 
 UUID = "0123456789abcdef" * 2
@@ -29,8 +29,8 @@ UUID = "0123456789abcdef" * 2
 # What the processes of the tests below run. Arguments: the data folder, and what to do.
 WORKER = """
 import asyncio, os, signal, sys
-from dawnchorus.wire.control_store import FileControlStore, establish_placement, take_generation
-from dawnchorus.wire.topology import KindSpec, NodeSpec, StoreSpec, Topology
+from dawnchorus.wire.cluster.control_store import FileControlStore, establish_placement, take_generation
+from dawnchorus.wire.cluster.topology import KindSpec, NodeSpec, StoreSpec, Topology
 
 folder, action = sys.argv[1:]
 control = FileControlStore.in_folder(folder)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from dawnchorus.wire.channel import DRAIN_BYTES_MAX, Channel, Sent, receive_frame, receive_parts
-from dawnchorus.wire.sockets import NODE_SEND_FRAMES_MAX, SocketOwner, bind
+from dawnchorus.wire.transport.channel import DRAIN_BYTES_MAX, Channel, Sent, receive_frame, receive_parts
+from dawnchorus.wire.transport.sockets import NODE_SEND_FRAMES_MAX, SocketOwner, bind
 
 PATIENCE_MS = 30_000
 """How long a test waits for what has to happen; nothing is measured with it."""

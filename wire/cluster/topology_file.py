@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
-from .errors import TopologyError
+from ..errors import TopologyError
 from .toml_tables import (
     NAME_RULE,
     Mistake,

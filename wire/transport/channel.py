@@ -20,8 +20,8 @@ from typing import Final, Generic, TypeVar, cast
 import zmq
 from zmq.utils.garbage import gc
 
-from .descriptors import require_descriptors
-from .errors import ClusterUnavailable
+from ..descriptors import require_descriptors
+from ..errors import ClusterUnavailable
 
 __all__ = ["DRAIN_BYTES_MAX", "Channel", "Sent", "receive_frame", "receive_parts", "receive_routed"]
 

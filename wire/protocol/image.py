@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from .errors import ProtocolError
+from ..errors import ProtocolError
 
 __all__ = [
     "ENCODING_BYTES",

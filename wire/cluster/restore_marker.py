@@ -15,9 +15,9 @@ from typing import Final, Literal
 
 import msgspec
 
-from .errors import DataFolderError
-from .folders import sync_folder
-from .private_files import private_opener
+from ..durable_files import sync_folder
+from ..errors import DataFolderError
+from ..private_files import private_opener
 
 __all__ = ["MARKER_FILE", "RestoreMarker", "read_marker", "remove_marker", "require_no_restore", "write_marker"]
 

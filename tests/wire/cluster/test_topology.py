@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dawnchorus.wire.errors import TopologyError
-from dawnchorus.wire.topology import (
+from dawnchorus.wire.cluster.topology import (
     KindSpec,
     NodeSpec,
     StoreSpec,
@@ -23,9 +22,10 @@ from dawnchorus.wire.topology import (
     parse_endpoint,
     require_local_endpoints,
 )
-from dawnchorus.wire.topology_file import load_topology
+from dawnchorus.wire.cluster.topology_file import load_topology
+from dawnchorus.wire.errors import TopologyError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 names = st.from_regex(r"[a-z][a-z0-9_-]{0,62}", fullmatch=True)
 plain_values = st.recursive(

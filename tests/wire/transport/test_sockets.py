@@ -10,8 +10,8 @@ from zmq.utils.monitor import parse_monitor_message
 
 from dawnchorus.perf.topologies import free_ports
 from dawnchorus.wire.errors import ClusterUnavailable, DataFolderError
-from dawnchorus.wire.limits import FRAME_BYTES_MAX
-from dawnchorus.wire.sockets import (
+from dawnchorus.wire.protocol.limits import FRAME_BYTES_MAX
+from dawnchorus.wire.transport.sockets import (
     BROKEN_EVENTS,
     NODE_RECEIVE_FRAMES_MAX,
     NODE_SEND_FRAMES_MAX,

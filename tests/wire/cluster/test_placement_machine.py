@@ -6,8 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from dawnchorus.wire.errors import PlacementError
-from dawnchorus.wire.placement import (
+from dawnchorus.wire.cluster.placement import (
     GENERATIONS_SKIPPED,
     Placement,
     decode_placement,
@@ -18,7 +17,8 @@ from dawnchorus.wire.placement import (
     restored,
     with_new_generation,
 )
-from dawnchorus.wire.topology import KindSpec, NodeSpec, StoreSpec, Topology
+from dawnchorus.wire.cluster.topology import KindSpec, NodeSpec, StoreSpec, Topology
+from dawnchorus.wire.errors import PlacementError
 
 UUID = "ab" * 16
 STORES = ("live", "archive", "identity")

@@ -28,8 +28,9 @@ from typing import Final, Protocol
 
 import msgspec
 
-from .errors import ConfigurationError, PlacementError
-from .folders import make_folder_durably, sync_folder
+from ..durable_files import make_folder_durably, sync_folder
+from ..errors import ConfigurationError, PlacementError
+from ..private_files import FILE_MODE, private_opener
 from .placement import (
     Placement,
     decode_placement,
@@ -38,7 +39,6 @@ from .placement import (
     reconcile,
     with_new_generation,
 )
-from .private_files import FILE_MODE, private_opener
 from .topology import Topology
 
 __all__ = [

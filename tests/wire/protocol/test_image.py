@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dawnchorus.wire import image as image_module
 from dawnchorus.wire.errors import ProtocolError
-from dawnchorus.wire.image import (
+from dawnchorus.wire.protocol import image as image_module
+from dawnchorus.wire.protocol.image import (
     ENCODING_BYTES,
     ENCODING_MSGPACK,
     HEADER_BYTES,

@@ -33,7 +33,7 @@ _seeds: dict[str, int] = {}
 
 
 def outline(operations: Iterable[Operation]) -> tuple[list[tuple[int, str]], int]:
-    """Return operations as a log has them, (number as in `wire.messages`, kind), and their digest, never 0.
+    """Return operations as a log has them, (number as in `wire.protocol.messages`, kind), and their digest, never 0.
 
     In one pass, as it is made of every write: 0.2 us an operation of 512 bytes. Nearly all are puts.
     """

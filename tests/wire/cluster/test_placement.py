@@ -8,8 +8,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dawnchorus.wire.errors import ConfigurationError, PlacementError
-from dawnchorus.wire.placement import (
+from dawnchorus.wire.cluster.placement import (
     Placement,
     ShardPlacement,
     decode_placement,
@@ -18,8 +17,9 @@ from dawnchorus.wire.placement import (
     reconcile,
     with_new_generation,
 )
-from dawnchorus.wire.topology import KindSpec, NodeSpec, StoreSpec, Topology
-from dawnchorus.wire.versions import GENERATION_MAX
+from dawnchorus.wire.cluster.topology import KindSpec, NodeSpec, StoreSpec, Topology
+from dawnchorus.wire.errors import ConfigurationError, PlacementError
+from dawnchorus.wire.protocol.versions import GENERATION_MAX
 
 UUID = "0123456789abcdef" * 2
 

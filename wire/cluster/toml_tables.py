@@ -1,7 +1,7 @@
 """Tables of a TOML file, read with mistakes explained.
 
-Each mistake is a key and a sentence on it (`Mistake`), of which `wire.topology_file` makes one line with the file's
-name. Types are msgspec's work (`msgspec.convert`); each rule that a value breaks also stands in its message.
+Each mistake is a key and a sentence on it (`Mistake`), of which `wire.cluster.topology_file` makes one line with the
+file's name. Types are msgspec's work (`msgspec.convert`); each rule that a value breaks also stands in its message.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a cluster is meant to be: its stores, kinds and nodes, as every side sees them.
 
-A `Topology` is read from topology.toml (`wire.topology_file`) by whoever has the file, and handed out in Welcome
-(`encode_topology`, `decode_topology`) to whoever has only a node's endpoint. It is the wish; which node serves which
-shard is the state, and stands in the placement (`wire.placement`).
+A `Topology` is read from topology.toml (`wire.cluster.topology_file`) by whoever has the file, and handed out in
+Welcome (`encode_topology`, `decode_topology`) to whoever has only a node's endpoint. It is the wish; which node serves
+which shard is the state, and stands in the placement (`wire.cluster.placement`).
 
 The structs here are plain values and check little: the file is checked where mistakes can be explained, when it is
 read. They are encoded as maps whose defaults are left out, so that fields can be appended later, each with a default,
@@ -21,7 +21,7 @@ import msgspec
 import psutil
 import xxhash
 
-from .errors import TopologyError
+from ..errors import TopologyError
 
 __all__ = [
     "ENDPOINT_RULE",

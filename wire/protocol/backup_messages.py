@@ -1,4 +1,4 @@
-"""Backup and its answer; `wire.messages` has them in its unions, and says how messages are made."""
+"""Backup and its answer; `wire.protocol.messages` has them in its unions, and says how messages are made."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dawnchorus.wire.messages import Cancel, Commit, Fetch, Request, Scan, Status, encode
-from dawnchorus.wire.peeking import is_cancel, peek_request
+from dawnchorus.wire.protocol.messages import Cancel, Commit, Fetch, Request, Scan, Status, encode
+from dawnchorus.wire.protocol.request_header import is_cancel, peek_request
 
 numbers = st.integers(0, (1 << 64) - 1)
 

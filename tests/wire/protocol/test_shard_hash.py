@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dawnchorus.wire.hashing import hash_agent, shard_of
+from dawnchorus.wire.protocol.shard_hash import hash_agent, shard_of
 
 
 @pytest.mark.parametrize(

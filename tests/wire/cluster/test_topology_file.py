@@ -7,8 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from dawnchorus.wire.errors import ConfigurationError, TopologyError
-from dawnchorus.wire.topology import (
+from dawnchorus.wire.cluster.topology import (
     FALLBACK_BYTES_MAX,
     TOPOLOGY_FILE_BYTES_MAX,
     AdmissionSpec,
@@ -22,9 +21,10 @@ from dawnchorus.wire.topology import (
     encode_topology,
     require_local_endpoints,
 )
-from dawnchorus.wire.topology_file import load_topology
+from dawnchorus.wire.cluster.topology_file import load_topology
+from dawnchorus.wire.errors import ConfigurationError, TopologyError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 GOOD = """\
 [cluster]

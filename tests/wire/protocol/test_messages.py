@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dawnchorus.wire import messages
-from dawnchorus.wire.backup_messages import BackedUp, Backup
 from dawnchorus.wire.errors import ProtocolError
-from dawnchorus.wire.messages import (
+from dawnchorus.wire.protocol import messages
+from dawnchorus.wire.protocol.backup_messages import BackedUp, Backup
+from dawnchorus.wire.protocol.messages import (
     ABSENT,
     UNCHANGED,
     Cancel,

@@ -12,9 +12,9 @@ from typing import Final, Self
 
 import zmq
 
-from .descriptors import require_descriptors
-from .errors import ClusterUnavailable, DataFolderError
-from .limits import FRAME_BYTES_MAX
+from ..descriptors import require_descriptors
+from ..errors import ClusterUnavailable, DataFolderError
+from ..protocol.limits import FRAME_BYTES_MAX
 
 __all__ = ["BROKEN_EVENTS", "NODE_RECEIVE_FRAMES_MAX", "NODE_SEND_FRAMES_MAX", "SocketOwner", "bind", "remove_ipc_file"]
 
@@ -40,7 +40,7 @@ in what comes while a client's loop is busy: of a client that was stopped or is 
 
 _ROUTER_UNTAKEN_MS: Final = 60_000
 """The same towards a node. Its socket takes in no more than NODE_RECEIVE_FRAMES_MAX while its loop is busy, so this one
-must not be short: a router judges by what it hears (`wire.liveness`)."""
+must not be short: a router judges by what it hears (`wire.transport.liveness`)."""
 
 _CONNECT_TIMEOUT_MS: Final = 1_000
 """An attempt to connect that nobody answers is given up and begun anew: the kernel itself repeats it after 1, 2, 4, 8

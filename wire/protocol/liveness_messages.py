@@ -1,4 +1,4 @@
-"""The two messages by which the ends of a connection say that they are alive; `wire.messages` has all the others."""
+"""The messages by which both ends of a connection say that they are alive; `messages` has all the others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["PING", "PONG", "Ping", "Pong"]
 
 
 class Ping(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=15):
-    """A router has heard nothing from the node for a while: is it alive? See `wire.liveness`."""
+    """A router has heard nothing from the node for a while: is it alive? See `wire.transport.liveness`."""
 
 
 class Pong(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=16):

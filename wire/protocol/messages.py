@@ -17,10 +17,10 @@ from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
+from ..errors import ProtocolError
 from .backup_messages import BackedUp, Backup
-from .errors import ProtocolError
 from .liveness_messages import PING, PONG, Ping, Pong
-from .statuses import FaultCode, RefusalCode, SectionStatus
+from .status_codes import FaultCode, RefusalCode, SectionStatus
 
 __all__ = [
     "ABSENT",
@@ -103,7 +103,7 @@ class Welcome(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2):
     versions: list[tuple[str, int, int]] = []
     """(store, shard, version) of each shard that it serves."""
     directory: str = ""
-    """What tells the node's data directory from its copies (`wire.data_directory`); "": not said."""
+    """What tells the node's data directory from its copies (`wire.cluster.data_directory`); "": not said."""
 
 
 class FetchSection(msgspec.Struct, array_like=True, frozen=True, gc=False):

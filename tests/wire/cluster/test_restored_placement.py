@@ -5,9 +5,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from dawnchorus.wire.control_store import FileControlStore
-from dawnchorus.wire.errors import PlacementError
-from dawnchorus.wire.placement import (
+from dawnchorus.wire.cluster.control_store import FileControlStore
+from dawnchorus.wire.cluster.placement import (
     GENERATIONS_SKIPPED,
     ShardPlacement,
     decode_placement,
@@ -16,8 +15,9 @@ from dawnchorus.wire.placement import (
     initial_placement,
     restored,
 )
-from dawnchorus.wire.topology import KindSpec, NodeSpec, StoreSpec, Topology
-from dawnchorus.wire.versions import GENERATION_MAX
+from dawnchorus.wire.cluster.topology import KindSpec, NodeSpec, StoreSpec, Topology
+from dawnchorus.wire.errors import PlacementError
+from dawnchorus.wire.protocol.versions import GENERATION_MAX
 
 
 def topology(*nodes: str, shards: int = 4) -> Topology:

@@ -1,0 +1,1 @@
+"""What a cluster is: its topology, its placement, and the directory that keeps them."""

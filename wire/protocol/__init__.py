@@ -1,0 +1,1 @@
+"""The bytes between clients and nodes: messages, images, versions, limits. Pure."""
