@@ -14,7 +14,8 @@ from setuptools.command.build_ext import build_ext
 COMPILED = {
     "wire/protocol": "request_header",
     "wire/transport": "channel",
-    "fragment_stores": "found_images lmdb_databases lmdb_lookup lmdb_snapshot",
+    "fragment_stores": "image_batch",
+    "fragment_stores/lmdb": "lookup schema snapshot",
     "nodes": "backlog clock connections counters delays fair_queue inbox node peers reads",
     "router": """breaker calls coalescing exchange fetching floors flow gather judgement link membership outcomes parts
         plain_values plan resumptions retry_budget router save_order saver saving shedding waiting wakes window""",
@@ -65,8 +66,8 @@ def compiled_modules() -> list[Extension]:
 
 
 lookup = Extension(
-    "dawnchorus.fragment_stores._lmdb_lookup",
-    ["fragment_stores/lmdb_lookup.c"],
+    "dawnchorus.fragment_stores.lmdb._lookup",
+    ["fragment_stores/lmdb/_lookup.c"],
     extra_compile_args=["-O3", "-std=c11", "-Wall", "-Wextra"],
     optional=True,
 )

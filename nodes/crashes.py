@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from ..fragment_stores.lmdb_file import DATA_FILE, has_data
-from ..fragment_stores.verifying import FileVerifier
+from ..fragment_stores.lmdb.checker import FileVerifier
+from ..fragment_stores.lmdb.environment import DATA_FILE, has_data
 from ..wire.private_files import private_opener
 
 __all__ = ["CRASH_CODES", "CrashRecord", "find_damaged"]

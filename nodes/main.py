@@ -22,7 +22,7 @@ import orjson
 import setproctitle
 import uvloop
 
-from ..fragment_stores.lmdb_lookup import find
+from ..fragment_stores.lmdb.lookup import find
 from ..wire.cluster.control_store import FileControlStore, establish_placement, take_generation
 from ..wire.cluster.data_directory import directory_name, socket_name
 from ..wire.cluster.placement import Placement

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from itertools import accumulate
 from typing import Final
 
-from ..fragment_stores.found_images import FoundImages, join_images
-from ..fragment_stores.protocol import Snapshot
+from ..fragment_stores.engine import Snapshot
+from ..fragment_stores.image_batch import FoundImages, join_images
 from ..wire.errors import InvalidRequestError, ProtocolError, StoreError
 from ..wire.protocol.image import select_kinds, version_of
 from ..wire.protocol.limits import FRAME_BYTES_TARGET, REQUEST_AGENTS_MAX, SECTIONS_MAX

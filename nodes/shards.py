@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ..fragment_stores.lmdb_store import LMDBStore, read_identity
-from ..fragment_stores.protocol import FORMAT, FragmentStore, ShardIdentity
+from ..fragment_stores.engine import FORMAT, FragmentStore, ShardIdentity
+from ..fragment_stores.lmdb.store import LMDBStore, read_identity
 from ..wire.cluster.placement import Placement
 from ..wire.cluster.topology import Topology
 from ..wire.durable_files import make_folder_durably

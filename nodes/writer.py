@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from ..fragment_stores.protocol import NO_TURN, FragmentStore
+from ..fragment_stores.engine import NO_TURN, FragmentStore
 from ..wire.errors import StoreError
 from ..wire.protocol.messages import Commit, Committed, CommittedSection, Erase, Put, Refusal, SectionStatus, Write
 from .clock import Clock

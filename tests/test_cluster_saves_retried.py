@@ -17,7 +17,7 @@ from dawnchorus import (
     VersionConflict,
     connect,
 )
-from dawnchorus.fragment_stores import lmdb_store
+from dawnchorus.fragment_stores.lmdb import store as lmdb_store
 from tests.support.clusters import RunningCluster, eventually, running, write_topology
 from tests.support.internals import drop_replies, is_up
 from tests.support.raw_nodes import make_topology, served

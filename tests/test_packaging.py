@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ["fragment_stores", "nodes", "perf", "router", "tools", "wire"]
-LOOKUP = "dawnchorus/fragment_stores/_lmdb_lookup"  # the part that is written in C
+LOOKUP = "dawnchorus/fragment_stores/lmdb/_lookup"  # the part that is written in C
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 NOT_SHIPPED = Path("perf/benchmarks")  # microbenchmarks use the package from outside, as tests do
 
@@ -114,7 +114,7 @@ def test_sdist_and_wheel_hold_every_python_file(tmp_path: Path) -> None:
 def test_without_a_compiler_that_can_the_package_is_built_all_the_same(tmp_path: Path) -> None:
     """This one would take the small files: they are of no use without the large one, and would be imported."""
     copy_project(tmp_path / "project")
-    compiler = 'case "$*" in *__native_compiled.c* | *lmdb_lookup.c*) exit 1 ;; esac; exec cc "$@"'
+    compiler = 'case "$*" in *__native_compiled.c* | *_lookup.c*) exit 1 ;; esac; exec cc "$@"'
     built = build("--wheel", "--outdir", str(tmp_path), folder=tmp_path, compiler=compiler)
     assert built.returncode == 0, built.stdout + built.stderr
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as archive:

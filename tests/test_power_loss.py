@@ -17,9 +17,9 @@ from typing import NamedTuple
 import pytest
 
 from dawnchorus import Cluster, connect
-from dawnchorus.fragment_stores.lmdb_identity import read_identity
-from dawnchorus.fragment_stores.lmdb_store import LMDBStore
-from dawnchorus.fragment_stores.verify import Verified, open_copy, verify_environment
+from dawnchorus.fragment_stores.lmdb.check import Verified, open_copy, verify_environment
+from dawnchorus.fragment_stores.lmdb.identity import read_identity
+from dawnchorus.fragment_stores.lmdb.store import LMDBStore
 from dawnchorus.wire.cluster.topology_file import load_topology
 from dawnchorus.wire.errors import StoreError
 from dawnchorus.wire.protocol.shard_hash import shard_of

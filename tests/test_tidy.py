@@ -35,7 +35,7 @@ PURE = [
     "perf/chaos/ramp.py",
     "perf/chaos/schedule.py",
     "perf/chaos/script.py",
-    "fragment_stores/merge.py",
+    "fragment_stores/apply_write.py",
     "router/agent_write.py",
     "router/breaker.py",
     "router/exchange.py",

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import click
 
-from ..fragment_stores.verify import Verified
-from ..fragment_stores.verifying import FileVerifier
+from ..fragment_stores.lmdb.check import Verified
+from ..fragment_stores.lmdb.checker import FileVerifier
 from ..router.cluster import connect
 from ..wire.cluster.control_store import FileControlStore
 from ..wire.cluster.placement import reconcile

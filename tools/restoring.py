@@ -32,10 +32,10 @@ from typing import Final
 import msgspec
 import xxhash
 
-from ..fragment_stores.lmdb_file import DATA_FILE, has_data
-from ..fragment_stores.lmdb_restore import give_identity, is_copy
-from ..fragment_stores.protocol import FORMAT, ShardIdentity
-from ..fragment_stores.verifying import FileVerifier
+from ..fragment_stores.engine import FORMAT, ShardIdentity
+from ..fragment_stores.lmdb.checker import FileVerifier
+from ..fragment_stores.lmdb.environment import DATA_FILE, has_data
+from ..fragment_stores.lmdb.restore import give_identity, is_copy
 from ..nodes.shards import shard_folder
 from ..wire.cluster.control_store import PLACEMENT_FILE, FileControlStore
 from ..wire.cluster.placement import (

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..fragment_stores.lmdb_file import DATA_FILE
-from ..fragment_stores.protocol import ShardIdentity
-from ..fragment_stores.verify import Finding, Verified
-from ..fragment_stores.verifying import FileVerifier
+from ..fragment_stores.engine import ShardIdentity
+from ..fragment_stores.lmdb.check import Finding, Verified
+from ..fragment_stores.lmdb.checker import FileVerifier
+from ..fragment_stores.lmdb.environment import DATA_FILE
 from ..nodes.shards import shard_folder
 from ..wire.cluster.placement import Placement
 from ..wire.cluster.topology import Topology

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from dawnchorus.fragment_stores.found_images import join_images
-from dawnchorus.fragment_stores.lmdb_store import LMDBStore
-from dawnchorus.fragment_stores.protocol import FORMAT, ShardIdentity
+from dawnchorus.fragment_stores.engine import FORMAT, ShardIdentity
+from dawnchorus.fragment_stores.image_batch import join_images
+from dawnchorus.fragment_stores.lmdb.store import LMDBStore
 from dawnchorus.perf.workload import SyntheticAgents
 from dawnchorus.wire.protocol.messages import Put, Write
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dawnchorus.fragment_stores.found_images import FoundImages, join_images
+from dawnchorus.fragment_stores.image_batch import FoundImages, join_images
 from dawnchorus.wire.protocol.image import Fragment, decode_image, encode_image
 from dawnchorus.wire.protocol.messages import (
     Fetch,

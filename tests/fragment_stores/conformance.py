@@ -23,7 +23,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dawnchorus.fragment_stores.protocol import FORMAT, FragmentStore, LogRow, ShardIdentity, Snapshot
+from dawnchorus.fragment_stores.engine import FORMAT, FragmentStore, LogRow, ShardIdentity, Snapshot
 from dawnchorus.wire.errors import DataFolderError, InvalidRequestError, StoreDamaged
 from dawnchorus.wire.protocol.image import Fragment, decode_image, version_of
 from dawnchorus.wire.protocol.limits import AGENT_ID_BYTES_MAX, FRAGMENT_BYTES_MAX
@@ -38,7 +38,7 @@ IDENTITY = ShardIdentity(FORMAT, "ab" * 16, "live", 3, 16, 1)
 WRITER = """
 import pkgutil, random, sys
 from pathlib import Path
-from dawnchorus.fragment_stores.protocol import FORMAT, ShardIdentity
+from dawnchorus.fragment_stores.engine import FORMAT, ShardIdentity
 from dawnchorus.wire.protocol.messages import Erase, Put, Write
 
 engine, folder, generation, seed = sys.argv[1:]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dawnchorus.fragment_stores.protocol import FragmentStore
+from dawnchorus.fragment_stores.engine import FragmentStore
 from dawnchorus.wire.protocol.image import Fragment, decode_image
 from dawnchorus.wire.protocol.limits import TTL_MS_MAX
 from dawnchorus.wire.protocol.messages import Drop, Erase, Operation, Put, Refusal, RefusalCode, Write

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dawnchorus.fragment_stores.protocol import FragmentStore
+from dawnchorus.fragment_stores.engine import FragmentStore
 from dawnchorus.wire.errors import LogTrimmed
 from dawnchorus.wire.protocol.messages import Erase, Put, Write
 from tests.fragment_stores.conformance import versions

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import xxhash
 
-from dawnchorus.fragment_stores.verifying import FileVerifier
+from dawnchorus.fragment_stores.lmdb.checker import FileVerifier
 from dawnchorus.wire.protocol.backup_messages import BACKUP_MARKER_FILE
 from dawnchorus.wire.protocol.messages import BackedUp, Backup, Fault, FaultCode, SectionStatus
 from dawnchorus.wire.protocol.shard_hash import shard_of

@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 
-from dawnchorus.fragment_stores.protocol import FragmentStore
+from dawnchorus.fragment_stores.engine import FragmentStore
 from dawnchorus.nodes.clock import SWEEP_IN_DOUBT_MS, Clock
 from dawnchorus.nodes.clock_record import RECORD_FILE, boot_name, read_record, write_record
 from dawnchorus.nodes.shards import OwnedShard

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from dawnchorus.fragment_stores.protocol import FragmentStore
+from dawnchorus.fragment_stores.engine import FragmentStore
 from dawnchorus.nodes.clock import SWEEP_IN_DOUBT_MS, Clock
 from dawnchorus.nodes.counters import Counters
 from dawnchorus.nodes.housekeeping import Housekeeper

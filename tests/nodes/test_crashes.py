@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dawnchorus.fragment_stores.lmdb_store import LMDBStore
-from dawnchorus.fragment_stores.protocol import FORMAT, ShardIdentity
+from dawnchorus.fragment_stores.engine import FORMAT, ShardIdentity
+from dawnchorus.fragment_stores.lmdb.store import LMDBStore
 from dawnchorus.nodes.crashes import CrashRecord, find_damaged
 from dawnchorus.wire.protocol.messages import Put, Write
 

@@ -4,7 +4,7 @@ from typing import cast
 
 import pytest
 
-from dawnchorus.fragment_stores.protocol import FragmentStore
+from dawnchorus.fragment_stores.engine import FragmentStore
 from dawnchorus.nodes.clock import Clock
 from dawnchorus.nodes.counters import Counters
 from dawnchorus.nodes.housekeeping import GRACE_MS, Housekeeper

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 import zmq
 
-from dawnchorus.fragment_stores.lmdb_store import LMDBStore
+from dawnchorus.fragment_stores.lmdb.store import LMDBStore
 from dawnchorus.nodes import peers, writer
 from dawnchorus.nodes.fair_queue import PEER_QUEUE_LENGTH_MAX
 from dawnchorus.nodes.node import FragmentNode

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dawnchorus.fragment_stores.lmdb_store import LMDBStore
-from dawnchorus.fragment_stores.protocol import FORMAT, FragmentStore, ShardIdentity
+from dawnchorus.fragment_stores.engine import FORMAT, FragmentStore, ShardIdentity
+from dawnchorus.fragment_stores.lmdb.store import LMDBStore
 from dawnchorus.nodes.reads import TURN_AGENTS_MAX, Read, require_served
 from dawnchorus.nodes.shards import OwnedShard
 from dawnchorus.wire.errors import InvalidRequestError, StoreDamaged, StoreError, StoreFull

@@ -10,8 +10,8 @@ from typing import cast
 
 import pytest
 
-from dawnchorus.fragment_stores.lmdb_store import LMDBStore
-from dawnchorus.fragment_stores.protocol import FORMAT, NO_TURN, FragmentStore, ShardIdentity
+from dawnchorus.fragment_stores.engine import FORMAT, NO_TURN, FragmentStore, ShardIdentity
+from dawnchorus.fragment_stores.lmdb.store import LMDBStore
 from dawnchorus.nodes import writer as writer_module
 from dawnchorus.nodes.clock import Clock
 from dawnchorus.nodes.counters import Counters

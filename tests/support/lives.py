@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 import xxhash
 
-from dawnchorus.fragment_stores.protocol import FragmentStore
+from dawnchorus.fragment_stores.engine import FragmentStore
 from dawnchorus.nodes.shards import (
     OwnedShard,
     any_shard_on_disk,

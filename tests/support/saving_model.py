@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVarTuple
 
-from dawnchorus.fragment_stores.lmdb_rows import log_row, misused_id, undecidable
-from dawnchorus.fragment_stores.merge import merge
-from dawnchorus.fragment_stores.protocol import LogRow
+from dawnchorus.fragment_stores.apply_write import merge
+from dawnchorus.fragment_stores.engine import LogRow
+from dawnchorus.fragment_stores.lmdb.rows import log_row, misused_id, undecidable
 from dawnchorus.router.agent_write import AgentWrite
 from dawnchorus.router.exchange import Exchange
 from dawnchorus.router.saver import Saver

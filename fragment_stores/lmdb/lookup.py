@@ -1,4 +1,4 @@
-"""Many images looked up at once: by lmdb_lookup.c, where it could be built."""
+"""Many images looked up at once: by _lookup.c, where it could be built."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ FIND_MIN: Final = 16
 """Fewer keys are looked up one by one: finding the map takes 2 us, as long as eight of them with warm caches."""
 
 find: Callable[[memoryview, int, list[bytes]], tuple[list[int], bytes] | None] | None
-"""`_lmdb_lookup.find`; None where the package was installed without a C compiler."""
+"""`_lookup.find`; None where the package was installed without a C compiler."""
 
 join: Callable[[bytes, list[Batch]], bytes]
-"""`_lmdb_lookup.join`; without it there are no places, and bytes.join does the same."""
+"""`_lookup.join`; without it there are no places, and bytes.join does the same."""
 
 
 def join_views(head: bytes, batches: list[Batch]) -> bytes:
@@ -30,8 +30,8 @@ def join_views(head: bytes, batches: list[Batch]) -> bytes:
 
 
 try:
-    from . import _lmdb_lookup
+    from . import _lookup
 except ImportError:
     find, join = None, join_views
 else:
-    find, join = _lmdb_lookup.find, _lmdb_lookup.join
+    find, join = _lookup.find, _lookup.join

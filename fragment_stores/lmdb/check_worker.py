@@ -13,8 +13,8 @@ from pathlib import Path
 import lmdb
 import msgspec
 
-from .lmdb_format import unreadable_format
-from .verify import Finding, Verified, open_copy, verify_environment
+from .check import Finding, Verified, open_copy, verify_environment
+from .file_format import unreadable_format
 
 
 def _say(message: dict[str, object]) -> None:

@@ -17,10 +17,10 @@ from typing import Any, Final
 
 import lmdb
 
-from ..wire.errors import StoreDamaged
-from .lmdb_errors import translate
-from .lmdb_rows import CLOCK
-from .protocol import CopiedShard
+from ...wire.errors import StoreDamaged
+from ..engine import CopiedShard
+from .errors import translate
+from .rows import CLOCK
 
 __all__ = ["copy_shard"]
 

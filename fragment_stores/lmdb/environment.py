@@ -14,9 +14,9 @@ from typing import Final, TypedDict
 
 import lmdb
 
-from ..wire.durable_files import make_folder_durably
-from ..wire.errors import DataFolderError, StoreDamaged
-from ..wire.private_files import FILE_MODE
+from ...wire.durable_files import make_folder_durably
+from ...wire.errors import DataFolderError, StoreDamaged
+from ...wire.private_files import FILE_MODE
 
 __all__ = ["DATA_FILE", "has_data", "make_folder", "open_environment", "read_ahead", "require_whole"]
 
@@ -35,7 +35,7 @@ _WALK_SECONDS_MAX: Final = 600.0
 
 NEW_ENGINE: Final = 0
 """LMDB 0.x: py-lmdb 3 bundles 1.0 as well, and LMDB_DEFAULT_LIB_VERSION in the environment chooses. Files of 1.0 are
-served, but lmdb_lookup.c does not read them: wakes are slower."""
+served, but _lookup.c does not read them: wakes are slower."""
 
 
 class _Engine(TypedDict, total=False):

@@ -3,7 +3,7 @@
 import threading
 import time
 
-from dawnchorus.fragment_stores.gate import Gate
+from dawnchorus.fragment_stores.lmdb.readers_writer_lock import Gate
 
 
 def test_one_is_alone_only_when_nobody_is_inside() -> None:

@@ -20,23 +20,23 @@ from typing import Final
 import lmdb
 import msgspec
 
-from ..wire.durable_files import sync_folder
-from ..wire.errors import DawnchorusError, ProtocolError, StoreDamaged, StoreError
-from ..wire.protocol.image import decode_image
-from ..wire.protocol.messages import Drop, Refusal, Write
-from ..wire.protocol.versions import first_version, generation_of
-from .gate import Gate
-from .lmdb_copy import copy_shard
-from .lmdb_databases import open_databases
-from .lmdb_errors import FAILURES, MAP_BYTES, MAP_BYTES_MAX, translate
-from .lmdb_expiry import due_rows, postpone
-from .lmdb_file import DATA_FILE, has_data, make_folder, open_environment, read_ahead, require_whole
-from .lmdb_identity import decode_identity, read_identity, require_identity
-from .lmdb_rows import CLOCK, CommitWork, log_row, misused_id, trim_log, undecidable
-from .lmdb_snapshot import LMDBSnapshot, row_decoder
+from ...wire.durable_files import sync_folder
+from ...wire.errors import DawnchorusError, ProtocolError, StoreDamaged, StoreError
+from ...wire.protocol.image import decode_image
+from ...wire.protocol.messages import Drop, Refusal, Write
+from ...wire.protocol.versions import first_version, generation_of
+from ..apply_write import merge
+from ..engine import NO_TURN, CopiedShard, ShardIdentity, StoreStatistics
+from .compacting_copy import copy_shard
+from .environment import DATA_FILE, has_data, make_folder, open_environment, read_ahead, require_whole
+from .errors import FAILURES, MAP_BYTES, MAP_BYTES_MAX, translate
+from .expiry import due_rows, postpone
+from .identity import decode_identity, read_identity, require_identity
 from .log_pins import LogPins
-from .merge import merge
-from .protocol import NO_TURN, CopiedShard, ShardIdentity, StoreStatistics
+from .readers_writer_lock import Gate
+from .rows import CLOCK, CommitWork, log_row, misused_id, trim_log, undecidable
+from .schema import open_databases
+from .snapshot import LMDBSnapshot, row_decoder
 
 __all__ = ["LMDBSnapshot", "LMDBStore", "read_identity"]
 

@@ -11,13 +11,13 @@ from typing import Final, Self
 import lmdb
 import msgspec
 
-from ..wire.errors import InvalidRequestError, LogTrimmed
-from ..wire.protocol.limits import AGENT_ID_BYTES_MAX
-from .found_images import FoundImages
-from .lmdb_databases import IMAGES, Databases
-from .lmdb_errors import FAILURES, translate
-from .lmdb_lookup import FIND_MIN, find
-from .protocol import LogRow
+from ...wire.errors import InvalidRequestError, LogTrimmed
+from ...wire.protocol.limits import AGENT_ID_BYTES_MAX
+from ..engine import LogRow
+from ..image_batch import FoundImages
+from .errors import FAILURES, translate
+from .lookup import FIND_MIN, find
+from .schema import IMAGES, Databases
 
 __all__ = ["LMDBSnapshot", "row_decoder"]
 

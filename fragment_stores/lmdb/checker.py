@@ -13,11 +13,11 @@ from typing import Final, Self
 
 import msgspec
 
-from .verify import Finding, Verified
+from .check import Finding, Verified
 
 __all__ = ["FileVerifier"]
 
-_COMMAND: Final = [sys.executable, "-P", "-m", "dawnchorus.fragment_stores.verify_process"]
+_COMMAND: Final = [sys.executable, "-P", "-m", "dawnchorus.fragment_stores.lmdb.check_worker"]
 
 FINDINGS_MAX: Final = 1_000
 """Findings of one file that are kept: a file of nothing but damage has one for each agent."""

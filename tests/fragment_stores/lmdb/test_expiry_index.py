@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dawnchorus.fragment_stores.lmdb_store import LMDBStore
+from dawnchorus.fragment_stores.lmdb.store import LMDBStore
 from dawnchorus.wire.errors import StoreDamaged
 from dawnchorus.wire.protocol.image import decode_image
 from dawnchorus.wire.protocol.messages import Drop, Erase, Operation, Put

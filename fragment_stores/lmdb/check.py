@@ -20,14 +20,14 @@ from typing import Any, Final, NamedTuple
 import lmdb
 import msgspec
 
-from ..wire.errors import ProtocolError
-from ..wire.protocol.image import HEADER_BYTES, decode_image, version_of
-from ..wire.protocol.limits import AGENT_ID_BYTES_MAX
-from ..wire.protocol.shard_hash import shard_of
-from ..wire.protocol.versions import begins_generation, generation_of
-from .lmdb_rows import CLOCK
-from .lmdb_snapshot import row_decoder
-from .protocol import LogRow, ShardIdentity
+from ...wire.errors import ProtocolError
+from ...wire.protocol.image import HEADER_BYTES, decode_image, version_of
+from ...wire.protocol.limits import AGENT_ID_BYTES_MAX
+from ...wire.protocol.shard_hash import shard_of
+from ...wire.protocol.versions import begins_generation, generation_of
+from ..engine import LogRow, ShardIdentity
+from .rows import CLOCK
+from .snapshot import row_decoder
 
 __all__ = ["Finding", "Verified", "open_copy", "verify_environment"]
 

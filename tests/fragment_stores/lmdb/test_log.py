@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from dawnchorus.fragment_stores import lmdb_store
-from dawnchorus.fragment_stores.lmdb_store import LMDBStore
-from dawnchorus.fragment_stores.protocol import FragmentStore
+from dawnchorus.fragment_stores.engine import FragmentStore
+from dawnchorus.fragment_stores.lmdb import store as lmdb_store
+from dawnchorus.fragment_stores.lmdb.store import LMDBStore
 from tests.fragment_stores.conformance import IDENTITY
 from tests.fragment_stores.log_conformance import LogConformance
 

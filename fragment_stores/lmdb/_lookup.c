@@ -440,8 +440,8 @@ static PyMethodDef methods[] = {
 };
 
 static PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "_lmdb_lookup", "Many keys of one LMDB database looked up at once.", 0, methods,
+    PyModuleDef_HEAD_INIT, "_lookup", "Many keys of one LMDB database looked up at once.", 0, methods,
     NULL, NULL, NULL, NULL,
 };
 
-PyMODINIT_FUNC PyInit__lmdb_lookup(void) { return PyModuleDef_Init(&definition); }
+PyMODINIT_FUNC PyInit__lookup(void) { return PyModuleDef_Init(&definition); }

@@ -14,11 +14,13 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from dawnchorus.fragment_stores import found_images, lmdb_lookup, lmdb_snapshot
-from dawnchorus.fragment_stores.found_images import join_images
-from dawnchorus.fragment_stores.lmdb_databases import IMAGES, Databases, open_databases
-from dawnchorus.fragment_stores.lmdb_lookup import FIND_MIN, find, join
-from dawnchorus.fragment_stores.lmdb_store import LMDBStore
+from dawnchorus.fragment_stores import image_batch
+from dawnchorus.fragment_stores.image_batch import join_images
+from dawnchorus.fragment_stores.lmdb import lookup as lmdb_lookup
+from dawnchorus.fragment_stores.lmdb import snapshot as lmdb_snapshot
+from dawnchorus.fragment_stores.lmdb.lookup import FIND_MIN, find, join
+from dawnchorus.fragment_stores.lmdb.schema import IMAGES, Databases, open_databases
+from dawnchorus.fragment_stores.lmdb.store import LMDBStore
 from dawnchorus.wire.errors import InvalidRequestError
 from tests.fragment_stores.conformance import IDENTITY, put
 
@@ -154,7 +156,7 @@ def test_a_store_answers_alike_with_and_without(tmp_path: Path, monkeypatch: pyt
     assert compiled == b"".join([b"head", *images, *images[:3], *images[7:107]])
     assert [bool(image) for image in images] == [True, False] * 250 + [False]
     monkeypatch.setattr(lmdb_snapshot, "find", None)
-    monkeypatch.setattr(found_images, "join", lmdb_lookup.join_views)
+    monkeypatch.setattr(image_batch, "join", lmdb_lookup.join_views)
     with store.snapshot() as snapshot:
         found = [snapshot.find(asked), snapshot.find(asked[:3]), snapshot.find(asked[7:])]
         found[2].cut(100)
@@ -175,8 +177,8 @@ def test_an_empty_id_is_refused_among_few_and_many(tmp_path: Path, agents: int) 
 DAMAGING = """
     import os, random, sys
     import lmdb
-    from dawnchorus.fragment_stores.lmdb_databases import IMAGES, open_databases
-    from dawnchorus.fragment_stores.lmdb_lookup import find, join
+    from dawnchorus.fragment_stores.lmdb.schema import IMAGES, open_databases
+    from dawnchorus.fragment_stores.lmdb.lookup import find, join
 
     folder, seed = sys.argv[1:]
     source = random.Random(seed)

@@ -1,4 +1,4 @@
-"""Many keys of one LMDB database looked up at once: lmdb_lookup.c."""
+"""Many keys of one LMDB database looked up at once: _lookup.c."""
 
 def find(record: memoryview, page_bytes: int, keys: list[bytes], /) -> tuple[list[int], bytes] | None:
     """Return the lengths of the keys' values, and the places of these; None where LMDB has to be asked."""

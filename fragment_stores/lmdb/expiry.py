@@ -7,9 +7,9 @@ from typing import Any
 import lmdb
 import msgspec
 
-from ..wire.errors import ProtocolError
-from ..wire.protocol.image import Fragment, decode_fragment, encode_image, split_image, version_of
-from .lmdb_databases import Databases
+from ...wire.errors import ProtocolError
+from ...wire.protocol.image import Fragment, decode_fragment, encode_image, split_image, version_of
+from .schema import Databases
 
 __all__ = ["due_rows", "postpone"]
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from dawnchorus.fragment_stores import lmdb_file, lmdb_store
-from dawnchorus.fragment_stores.lmdb_store import LMDBStore, read_identity
-from dawnchorus.fragment_stores.protocol import FragmentStore
+from dawnchorus.fragment_stores.engine import FragmentStore
+from dawnchorus.fragment_stores.lmdb import environment as lmdb_file
+from dawnchorus.fragment_stores.lmdb import store as lmdb_store
+from dawnchorus.fragment_stores.lmdb.store import LMDBStore, read_identity
 from dawnchorus.wire.errors import StoreDamaged, StoreError, StoreFull
 from dawnchorus.wire.protocol.messages import Erase, Refusal, RefusalCode
 from dawnchorus.wire.protocol.versions import first_version
@@ -27,7 +28,7 @@ PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 class TestLMDBStore(SavesConformance):
     """LMDB through the rules of every engine."""
 
-    engine = "dawnchorus.fragment_stores.lmdb_store:LMDBStore"
+    engine = "dawnchorus.fragment_stores.lmdb.store:LMDBStore"
 
 
 def new_store(path: Path, generation: int = 1) -> LMDBStore:
@@ -46,7 +47,7 @@ def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 READER = """
     import sys
     from pathlib import Path
-    from dawnchorus.fragment_stores.lmdb_store import LMDBStore, read_identity
+    from dawnchorus.fragment_stores.lmdb.store import LMDBStore, read_identity
     from dawnchorus.wire.errors import StoreError
     from tests.fragment_stores.conformance import IDENTITY
 
@@ -220,7 +221,7 @@ def test_too_little_address_space_is_one_clear_error(tmp_path: Path) -> None:
         """
         import resource, sys
         from pathlib import Path
-        from dawnchorus.fragment_stores.lmdb_store import LMDBStore
+        from dawnchorus.fragment_stores.lmdb.store import LMDBStore
         from dawnchorus.wire.errors import StoreError
         from tests.fragment_stores.conformance import IDENTITY
 
@@ -261,7 +262,7 @@ def test_a_file_that_may_not_grow_refuses_the_commit_and_loses_nothing(tmp_path:
         """
         import resource, signal, sys
         from pathlib import Path
-        from dawnchorus.fragment_stores.lmdb_store import LMDBStore
+        from dawnchorus.fragment_stores.lmdb.store import LMDBStore
         from dawnchorus.wire.errors import StoreError
         from tests.fragment_stores.conformance import IDENTITY, put, values
 
@@ -307,7 +308,7 @@ def test_readers_of_killed_processes_are_cleared_at_the_next_open(tmp_path: Path
     program = """
         import os, signal, sys
         from pathlib import Path
-        from dawnchorus.fragment_stores.lmdb_store import LMDBStore
+        from dawnchorus.fragment_stores.lmdb.store import LMDBStore
         from tests.fragment_stores.conformance import IDENTITY
         store = LMDBStore(Path(sys.argv[1]), IDENTITY, create=False)
         snapshots = [store.snapshot() for _ in range(300)]
@@ -443,7 +444,7 @@ def test_a_generation_without_a_write_is_kept_when_the_map_grows(
 FAILING = """
     import sys
     from pathlib import Path
-    from dawnchorus.fragment_stores.lmdb_store import LMDBStore
+    from dawnchorus.fragment_stores.lmdb.store import LMDBStore
     from dawnchorus.wire.errors import StoreError
     from tests.fragment_stores.conformance import IDENTITY, put, values
 

@@ -10,8 +10,8 @@ from typing import Final
 import lmdb
 import msgspec
 
-from ..wire.errors import StoreDamaged, StoreError, StoreFull
-from .lmdb_format import unreadable_format
+from ...wire.errors import StoreDamaged, StoreError, StoreFull
+from .file_format import unreadable_format
 
 __all__ = ["FAILURES", "MAP_BYTES", "MAP_BYTES_MAX", "translate"]
 

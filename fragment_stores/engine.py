@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol, Self
 import msgspec
 
 from ..wire.protocol.messages import Refusal, Write
-from .found_images import FoundImages
+from .image_batch import FoundImages
 
 __all__ = ["NO_TURN", "CopiedShard", "FragmentStore", "LogRow", "ShardIdentity", "Snapshot", "StoreStatistics"]
 

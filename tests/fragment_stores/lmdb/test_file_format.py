@@ -9,9 +9,9 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from dawnchorus.fragment_stores.lmdb_format import unreadable_format
-from dawnchorus.fragment_stores.lmdb_store import LMDBStore, read_identity
-from dawnchorus.fragment_stores.verifying import FileVerifier
+from dawnchorus.fragment_stores.lmdb.checker import FileVerifier
+from dawnchorus.fragment_stores.lmdb.file_format import unreadable_format
+from dawnchorus.fragment_stores.lmdb.store import LMDBStore, read_identity
 from dawnchorus.wire.errors import StoreDamaged, StoreError
 from tests.fragment_stores.conformance import IDENTITY, put, values
 
@@ -81,7 +81,7 @@ def test_a_new_shard_is_of_the_engine_that_wakes_are_fast_with(tmp_path: Path) -
         import sys
         from pathlib import Path
         import lmdb
-        from dawnchorus.fragment_stores.lmdb_store import LMDBStore
+        from dawnchorus.fragment_stores.lmdb.store import LMDBStore
         from tests.fragment_stores.conformance import IDENTITY
 
         assert lmdb.version() >= (1, 0, 0)

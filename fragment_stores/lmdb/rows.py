@@ -7,13 +7,13 @@ from typing import Final
 
 import lmdb
 
-from ..wire.protocol.messages import Refusal, RefusalCode, Write
-from ..wire.protocol.write_digest import PUT, operations_digest, outline
-from .lmdb_databases import Databases
-from .lmdb_snapshot import row_decoder
+from ...wire.protocol.messages import Refusal, RefusalCode, Write
+from ...wire.protocol.write_digest import PUT, operations_digest, outline
+from ..apply_write import removed_kinds
+from ..engine import LogRow
 from .log_pins import LogPins
-from .merge import removed_kinds
-from .protocol import LogRow
+from .schema import Databases
+from .snapshot import row_decoder
 
 __all__ = ["CLOCK", "CommitWork", "log_row", "misused_id", "trim_log", "undecidable"]
 

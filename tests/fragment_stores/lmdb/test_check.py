@@ -9,11 +9,11 @@ from typing import Any
 import lmdb
 import pytest
 
-from dawnchorus.fragment_stores import lmdb_store
-from dawnchorus.fragment_stores.lmdb_store import LMDBStore
-from dawnchorus.fragment_stores.protocol import FORMAT, ShardIdentity
-from dawnchorus.fragment_stores.verify import Finding, Verified, open_copy, verify_environment
-from dawnchorus.fragment_stores.verifying import FileVerifier
+from dawnchorus.fragment_stores.engine import FORMAT, ShardIdentity
+from dawnchorus.fragment_stores.lmdb import store as lmdb_store
+from dawnchorus.fragment_stores.lmdb.check import Finding, Verified, open_copy, verify_environment
+from dawnchorus.fragment_stores.lmdb.checker import FileVerifier
+from dawnchorus.fragment_stores.lmdb.store import LMDBStore
 from dawnchorus.wire.protocol.image import decode_image, encode_image, version_of
 from dawnchorus.wire.protocol.messages import Drop, Erase, Put, Write
 

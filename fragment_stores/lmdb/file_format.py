@@ -15,7 +15,7 @@ from typing import Final
 
 import lmdb
 
-from .lmdb_file import DATA_FILE
+from .environment import DATA_FILE
 
 __all__ = ["unreadable_format"]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import lmdb
 import msgspec
 
-from ..wire.errors import StoreDamaged
-from ..wire.private_files import FILE_MODE
-from .lmdb_errors import MAP_BYTES, translate
-from .lmdb_identity import read_identity
-from .lmdb_rows import CLOCK
-from .protocol import ShardIdentity
+from ...wire.errors import StoreDamaged
+from ...wire.private_files import FILE_MODE
+from ..engine import ShardIdentity
+from .errors import MAP_BYTES, translate
+from .identity import read_identity
+from .rows import CLOCK
 
 __all__ = ["give_identity", "is_copy"]
 

@@ -8,10 +8,10 @@ from typing import Final
 import lmdb
 import msgspec
 
-from ..wire.errors import DataFolderError, StoreDamaged
-from .lmdb_errors import translate
-from .lmdb_file import DATA_FILE, require_whole
-from .protocol import ShardIdentity
+from ...wire.errors import DataFolderError, StoreDamaged
+from ..engine import ShardIdentity
+from .environment import DATA_FILE, require_whole
+from .errors import translate
 
 __all__ = ["decode_identity", "read_identity", "require_identity"]
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dawnchorus.fragment_stores.merge import merge
+from dawnchorus.fragment_stores.apply_write import merge
 from dawnchorus.wire.errors import ProtocolError
 from dawnchorus.wire.protocol.image import Fragment, decode_image, encode_image, version_of
 from dawnchorus.wire.protocol.limits import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .lmdb_lookup import Batch, join
+from .lmdb.lookup import Batch, join
 
 __all__ = ["FoundImages", "join_images"]
 

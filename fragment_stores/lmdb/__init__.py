@@ -1,0 +1,1 @@
+"""The engine that keeps shards in LMDB: one environment a shard, one file an environment."""
