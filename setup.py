@@ -13,11 +13,11 @@ from setuptools.command.build_ext import build_ext
 # that is compiled too: that is why all exchanges are here, those of saves and calls too.
 COMPILED = {
     "wire/protocol": "request_header",
-    "wire/transport": "channel",
+    "wire/transport": "backlog channel connection counters fair_queue queueing_delay reply_queues",
     "fragment_stores": "image_batch",
     "fragment_stores/lmdb": "lookup schema snapshot",
-    "nodes": "backlog clock connections counters delays fair_queue inbox node peers reads",
-    "router": """breaker calls coalescing exchange fetching floors flow gather judgement link membership outcomes parts
+    "nodes": "clock connections inbox node reads",
+    "router": """breaker calls coalescing exchange fetching floors flow gather judgement membership outcomes parts
         plain_values plan resumptions retry_budget router save_order saver saving shedding waiting wakes window""",
 }
 MODULES = {

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from ..wire.errors import StoreError
+from ..wire.transport.counters import Counters
 from .clock import Clock
-from .counters import Counters
 from .logs import log_repeated
 from .shards import OwnedShard
 

@@ -13,11 +13,11 @@ from typing import Final, NamedTuple, TypeAlias
 from ..wire.errors import ProtocolError
 from ..wire.protocol.messages import Cancel, Fetch, Scan, decode_request
 from ..wire.protocol.request_header import is_cancel, peek_request
-from .backlog import Backlog
+from ..wire.transport.backlog import Backlog
+from ..wire.transport.counters import Counters
+from ..wire.transport.fair_queue import FairQueue
+from ..wire.transport.queueing_delay import Delays
 from .connections import Connections
-from .counters import Counters
-from .delays import Delays
-from .fair_queue import FairQueue
 from .reads import Read
 
 __all__ = ["Inbox", "Reading", "Received", "Shed", "Work"]

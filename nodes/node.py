@@ -44,18 +44,18 @@ from ..wire.protocol.messages import (
 )
 from ..wire.protocol.request_header import peek_request
 from ..wire.transport.channel import Channel, Sent, receive_routed
+from ..wire.transport.counters import Counters
 from ..wire.transport.liveness import LIVENESS_TICK_S
+from ..wire.transport.reply_queues import PEERS_MAX, Peers
 from ..wire.transport.sockets import SocketOwner, bind, remove_ipc_file
 from .acceptance import Acceptance, Doors
 from .backups import BackupJob, Backups
 from .clock_record import open_clock
-from .counters import Counters
 from .greeting import Greeting
 from .housekeeping import Housekeeper
 from .inbox import Inbox, Reading, Received, Shed
 from .listener import Listener
 from .node_status import NodeStatus
-from .peers import PEERS_MAX, Peers
 from .reads import Read
 from .scans import scan_shard
 from .shards import OwnedShard

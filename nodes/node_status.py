@@ -10,9 +10,9 @@ import psutil
 
 from ..wire.cluster.topology import Topology
 from ..wire.protocol.messages import StatusReply
+from ..wire.transport.counters import Counters
 from .acceptance import Acceptance, Doors
 from .clock import Clock
-from .counters import Counters
 from .shards import OwnedShard
 
 __all__ = ["NodeStatus"]

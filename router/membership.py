@@ -21,10 +21,10 @@ from ..wire.cluster.topology import Topology, decode_topology, extend
 from ..wire.errors import ClusterUnavailable, PlacementError, TopologyError
 from ..wire.protocol.messages import PROTOCOL, Hello, Welcome, encode
 from ..wire.repeated_lines import limited_logger
+from ..wire.transport.connection import Link
 from ..wire.transport.liveness import LIVENESS_TICK_S
 from ..wire.transport.sockets import SocketOwner
 from .judgement import STALL_S
-from .link import Link
 
 __all__ = ["Membership", "MembershipOwner"]
 

@@ -27,10 +27,10 @@ FUNCTION_LINES_MAX = 70
 # may import one of IMPURE.
 IMPURE = {"zmq", "asyncio", "threading", "time", "uvloop"}
 PURE = [
-    "nodes/backlog.py",
+    "wire/transport/backlog.py",
     "nodes/connections.py",
-    "nodes/delays.py",
-    "nodes/fair_queue.py",
+    "wire/transport/queueing_delay.py",
+    "wire/transport/fair_queue.py",
     "perf/chaos/counts.py",
     "perf/chaos/ramp.py",
     "perf/chaos/schedule.py",

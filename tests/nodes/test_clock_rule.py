@@ -8,10 +8,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from dawnchorus.fragment_stores.engine import FragmentStore
 from dawnchorus.nodes.clock import SWEEP_IN_DOUBT_MS, Clock
-from dawnchorus.nodes.counters import Counters
 from dawnchorus.nodes.housekeeping import Housekeeper
 from dawnchorus.nodes.shards import OwnedShard
 from dawnchorus.nodes.wall_clock import AGREED_MS, JUMP_MS, RECORD_EVERY_MS, ClockRecord
+from dawnchorus.wire.transport.counters import Counters
 
 SECOND, MINUTE, HOUR, DAY = 1_000, 60_000, 3_600_000, 86_400_000
 START_MS = 1_800_000_000_000

@@ -6,11 +6,11 @@ import pytest
 
 from dawnchorus.fragment_stores.engine import FragmentStore
 from dawnchorus.nodes.clock import Clock
-from dawnchorus.nodes.counters import Counters
 from dawnchorus.nodes.housekeeping import GRACE_MS, Housekeeper
 from dawnchorus.nodes.shards import OwnedShard
 from dawnchorus.nodes.wall_clock import AGREED_MS, JUMP_MS
 from dawnchorus.wire.errors import StoreError, StoreFull
+from dawnchorus.wire.transport.counters import Counters
 
 START_MS = 1_000_000_000
 AGREED_S = AGREED_MS / 1_000

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from dawnchorus.nodes.counters import Counters
 from dawnchorus.nodes.inbox import Inbox, Reading, Received, Shed
 from dawnchorus.nodes.reads import Read
 from dawnchorus.wire.protocol.messages import Cancel, Commit, Fetch, Request, Scan, encode
+from dawnchorus.wire.transport.counters import Counters
 
 PEER, OTHER = b"peer", b"other"
 

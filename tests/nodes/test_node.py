@@ -14,8 +14,7 @@ import pytest
 import zmq
 
 from dawnchorus.fragment_stores.lmdb.store import LMDBStore
-from dawnchorus.nodes import peers, writer
-from dawnchorus.nodes.fair_queue import PEER_QUEUE_LENGTH_MAX
+from dawnchorus.nodes import writer
 from dawnchorus.nodes.node import FragmentNode
 from dawnchorus.wire.cluster.placement import decode_placement
 from dawnchorus.wire.cluster.topology import decode_topology, encode_topology
@@ -52,6 +51,8 @@ from dawnchorus.wire.protocol.messages import (
 )
 from dawnchorus.wire.protocol.shard_hash import shard_of
 from dawnchorus.wire.protocol.versions import generation_of
+from dawnchorus.wire.transport import reply_queues
+from dawnchorus.wire.transport.fair_queue import PEER_QUEUE_LENGTH_MAX
 from tests.support.raw_nodes import (
     BUDGET_US,
     NODE,
@@ -575,10 +576,10 @@ def lazy_dealer(endpoint: str) -> Generator[zmq.Socket[bytes]]:
         yield lazy
 
 
-def served_peers(serving: Served) -> peers.Peers:
+def served_peers(serving: Served) -> reply_queues.Peers:
     """The node's peers: who is blocked is not told on the wire."""
     found = attrgetter("_peers")(serving.node)
-    assert isinstance(found, peers.Peers)
+    assert isinstance(found, reply_queues.Peers)
     return found
 
 

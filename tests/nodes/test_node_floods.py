@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import zmq
 
-from dawnchorus.nodes.peers import PEER_BYTES_MAX
 from dawnchorus.nodes.writer import QUEUE_BYTES_MAX
 from dawnchorus.wire.cluster.topology_file import load_topology
 from dawnchorus.wire.errors import ProtocolError
@@ -37,6 +36,7 @@ from dawnchorus.wire.protocol.messages import (
     decode_request,
     encode,
 )
+from dawnchorus.wire.transport.reply_queues import PEER_BYTES_MAX
 from tests.support.clusters import anonymous_bytes, write_topology
 from tests.support.raw_nodes import (
     ALL_STORES,

@@ -14,7 +14,6 @@ from dawnchorus.fragment_stores.engine import FORMAT, NO_TURN, FragmentStore, Sh
 from dawnchorus.fragment_stores.lmdb.store import LMDBStore
 from dawnchorus.nodes import writer as writer_module
 from dawnchorus.nodes.clock import Clock
-from dawnchorus.nodes.counters import Counters
 from dawnchorus.nodes.housekeeping import Housekeeper
 from dawnchorus.nodes.shards import OwnedShard
 from dawnchorus.nodes.writer import CommitJob, Writer
@@ -34,6 +33,7 @@ from dawnchorus.wire.protocol.messages import (
     Write,
     encode,
 )
+from dawnchorus.wire.transport.counters import Counters
 from tests.support.raw_nodes import PATIENCE_S, until
 from tests.support.write_ids import new_write_id
 

@@ -11,12 +11,12 @@ from dawnchorus.router.breaker import BreakerState
 from dawnchorus.router.calls import _BackupCall, _Call, _StatusCall
 from dawnchorus.router.exchange import Exchange
 from dawnchorus.router.fetching import Fetching
-from dawnchorus.router.link import Link
 from dawnchorus.router.loop_thread import LoopThread
 from dawnchorus.router.router import Router
 from dawnchorus.router.sync_host import HostedCluster
 from dawnchorus.router.waiting import Priority
 from dawnchorus.wire.protocol.messages import BackedUp, Scan, Scanned, Status, StatusReply
+from dawnchorus.wire.transport.connection import Link
 
 __all__ = [
     "ReplyDropper",

@@ -16,7 +16,6 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from dawnchorus.nodes.node import FragmentNode
-from dawnchorus.nodes.peers import PEERS_MAX
 from dawnchorus.nodes.shards import OwnedShard, any_shard_on_disk, begin_generation, close_shards, open_shards
 from dawnchorus.wire.cluster.control_store import FileControlStore, establish_placement, take_generation
 from dawnchorus.wire.cluster.topology import Topology
@@ -46,6 +45,7 @@ from dawnchorus.wire.protocol.messages import (
 )
 from dawnchorus.wire.protocol.shard_hash import shard_of
 from dawnchorus.wire.transport.channel import Channel, receive_parts
+from dawnchorus.wire.transport.reply_queues import PEERS_MAX
 from dawnchorus.wire.transport.sockets import SocketOwner
 from tests.support.clusters import write_topology
 from tests.support.write_ids import new_write_id

@@ -8,7 +8,7 @@ A request carries `request`, a number chosen by its sender, and `budget_us`, wha
 microseconds: hosts' clocks differ, so no wall-clock time crosses the wire. The receiver counts it from when it took the
 frame off its socket. `sent_us` is the sender's monotonic clock when it sent the request: it means nothing by itself,
 but a receiver that knows the least that it ever differed from its own clock also knows how long a frame lay in the
-sockets between (`nodes.delays`). 0: not said.
+sockets between (`wire.transport.queueing_delay`). 0: not said.
 """
 
 from __future__ import annotations
@@ -302,7 +302,7 @@ class ShardStatus(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class StatusReply(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=10):
-    """Answers Status. `counters` are totals since the start, by names of `nodes.counters`.
+    """Answers Status. `counters` are totals since the start, by names of `wire.transport.counters`.
 
     `clients`: routers that it has welcomed. `takes_clients`: false where it has no descriptors to spare for more.
     `topology`: the digest of the topology that the node serves; "": not said.

@@ -2,11 +2,11 @@
 
 from collections import defaultdict, deque
 
-from dawnchorus.nodes.counters import Counters
-from dawnchorus.nodes.peers import PEER_BYTES_MAX, PEERS_MAX, Peers
 from dawnchorus.wire.protocol.messages import PONG
 from dawnchorus.wire.transport.channel import Sent
+from dawnchorus.wire.transport.counters import Counters
 from dawnchorus.wire.transport.liveness import SILENT_TICKS
+from dawnchorus.wire.transport.reply_queues import PEER_BYTES_MAX, PEERS_MAX, Peers
 
 
 class Pipes:

@@ -3,7 +3,7 @@
 import random
 import statistics
 
-from dawnchorus.router.backoff import PAUSE_MAX_S, REFUSED_S, Backoff
+from dawnchorus.wire.transport.backoff import PAUSE_MAX_S, REFUSED_S, Backoff
 
 
 def test_pauses_grow_to_the_longest_and_stay_there() -> None:

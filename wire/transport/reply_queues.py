@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections import deque
 from typing import Final, Protocol
 
-from ..wire.protocol.limits import FRAME_BYTES_MAX, FRAME_BYTES_TARGET, IMAGE_BYTES_MAX
-from ..wire.protocol.messages import PONG
-from ..wire.transport.channel import DRAIN_BYTES_MAX, Sent
-from ..wire.transport.liveness import SILENT_TICKS, Silence, is_asked
-from ..wire.transport.sockets import NODE_RECEIVE_FRAMES_MAX, NODE_SEND_FRAMES_MAX
+from ..protocol.limits import FRAME_BYTES_MAX, FRAME_BYTES_TARGET, IMAGE_BYTES_MAX
+from ..protocol.messages import PONG
+from .channel import DRAIN_BYTES_MAX, Sent
 from .counters import Counters
 from .fair_queue import PEER_QUEUE_BYTES_MAX
+from .liveness import SILENT_TICKS, Silence, is_asked
+from .sockets import NODE_RECEIVE_FRAMES_MAX, NODE_SEND_FRAMES_MAX
 
 __all__ = ["PEERS_MAX", "PEER_BYTES_MAX", "Peers"]
 

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from dawnchorus.nodes.fair_queue import PEER_QUEUE_BYTES_MAX, PEER_QUEUE_LENGTH_MAX, FairQueue
+from dawnchorus.wire.transport.fair_queue import PEER_QUEUE_BYTES_MAX, PEER_QUEUE_LENGTH_MAX, FairQueue
 
 
 def queue_of(*peers: bytes) -> FairQueue[str]:

@@ -10,8 +10,6 @@ from collections.abc import AsyncGenerator, Callable
 import pytest
 
 from dawnchorus.perf.topologies import free_ports
-from dawnchorus.router.backoff import Backoff
-from dawnchorus.router.link import Link
 from dawnchorus.wire.errors import ClusterUnavailable
 from dawnchorus.wire.protocol.messages import (
     PING,
@@ -25,7 +23,9 @@ from dawnchorus.wire.protocol.messages import (
     decode_request,
     encode,
 )
+from dawnchorus.wire.transport.backoff import Backoff
 from dawnchorus.wire.transport.channel import Channel, Sent, receive_parts
+from dawnchorus.wire.transport.connection import Link
 from dawnchorus.wire.transport.liveness import SILENT_TICKS
 from dawnchorus.wire.transport.sockets import SocketOwner, bind
 from tests.support.clusters import eventually

@@ -20,13 +20,13 @@ from typing import Final, Protocol
 
 from zmq.utils.monitor import parse_monitor_message
 
-from ..wire.errors import ClusterUnavailable, ProtocolError
-from ..wire.protocol.messages import PING, Fault, Reply, Welcome, decode_reply
-from ..wire.repeated_lines import limited_logger
-from ..wire.transport.channel import Channel, Sent, receive_frame, receive_parts
-from ..wire.transport.liveness import SILENT_TICKS, Silence, is_asked
-from ..wire.transport.sockets import BROKEN_EVENTS, SocketOwner
+from ..errors import ClusterUnavailable, ProtocolError
+from ..protocol.messages import PING, Fault, Reply, Welcome, decode_reply
+from ..repeated_lines import limited_logger
 from .backoff import Backoff
+from .channel import Channel, Sent, receive_frame, receive_parts
+from .liveness import SILENT_TICKS, Silence, is_asked
+from .sockets import BROKEN_EVENTS, SocketOwner
 
 __all__ = ["Link", "LinkOwner"]
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dawnchorus.nodes.delays import Delays
+from dawnchorus.wire.transport.queueing_delay import Delays
 
 ROUTER = b"router"
 
