@@ -17,8 +17,12 @@ COMPILED = {
     "fragment_stores": "image_batch",
     "fragment_stores/lmdb": "lookup schema snapshot",
     "nodes": "clock connections inbox node reads",
-    "router": """breaker calls coalescing exchange fetching floors flow gather judgement membership outcomes parts
-        plain_values plan resumptions retry_budget router save_order saver saving shedding waiting wakes window""",
+    "router": "plain_values",
+    "router/dispatch": """circuit_breaker congestion_window dispatcher exchange judgement load_shedding membership
+        node_flow resumptions retry_budget send_queue unary_call""",
+    "router/saves": "commit_operation save_coalescer save_order",
+    "router/wakes": """acknowledged_versions fetch_operation fetch_plan fetch_results gather outcomes wake_batch
+        wake_coalescer""",
 }
 MODULES = {
     f"dawnchorus.{directory.replace('/', '.')}.{name}"

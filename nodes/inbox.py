@@ -2,8 +2,8 @@
 
 A frame that was drained from the socket is judged here before it may wait: it may be a Cancel, which takes effect at
 once; or its peer may have so much waiting that it had better be told. When its turn comes, its deadline is known: the
-budget that it came with, less what it lost on its way (`delays`). Work that is over its deadline by then is dropped by
-whoever takes it, unread.
+budget that it came with, less what it lost on its way (`queueing_delay`). Work that is over its deadline by then is
+dropped by whoever takes it, unread.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from typing import Final
 import uvloop
 
 from ..nodes.launcher import Launcher
-from ..router.cluster import Cluster, connect
+from ..router.client.cluster import Cluster, connect
 from ..wire.descriptors import raise_limit
 from ..wire.errors import DawnchorusError
 from .folders import temporary_folder

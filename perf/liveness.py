@@ -22,8 +22,8 @@ from typing import Final
 import uvloop
 
 from ..nodes.launcher import Launcher
-from ..router.cluster import Cluster, connect
-from ..router.router import Router
+from ..router.client.cluster import Cluster, connect
+from ..router.dispatch.dispatcher import Router
 from ..wire.cluster.topology_file import load_topology
 from ..wire.errors import DawnchorusError
 from ..wire.protocol.messages import StatusReply

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from ..router.cluster import connect
+from ..router.client.cluster import connect
 from .processes import anonymous_bytes
 
 __all__ = ["ClientMemory", "ClientOrder"]

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from ..router.cluster import Cluster, connect
+from ..router.client.cluster import Cluster, connect
 from ..wire.process_tuning import tune_process
 from .saves import SAVED_KIND
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from ..nodes.launcher import Launcher
-from ..router.cluster import Cluster, connect
+from ..router.client.cluster import Cluster, connect
 from ..wire.errors import DawnchorusError
 from .measure import Wakes, WrongResult
 from .progress import Progress

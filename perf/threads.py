@@ -21,7 +21,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..router.sync_cluster import SyncCluster, connect_sync
+from ..router.client.sync_cluster import SyncCluster, connect_sync
 from .folders import temporary_folder
 from .measure import (
     State,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-import dawnchorus.router.membership
+import dawnchorus.router.dispatch.membership
 from dawnchorus import (
     Cluster,
     ClusterUnavailable,
@@ -57,7 +57,7 @@ async def test_a_client_of_another_protocol_version_is_refused_in_the_nodes_word
     def hello_of_tomorrow(_protocol: int, cluster: str, client: bytes, digest: str) -> Hello:
         return Hello(99, cluster, client, digest)
 
-    monkeypatch.setattr(dawnchorus.router.membership, "Hello", hello_of_tomorrow)
+    monkeypatch.setattr(dawnchorus.router.dispatch.membership, "Hello", hello_of_tomorrow)
     for source in (running_cluster.path, running_cluster.endpoint("live-1")):
         with pytest.raises(ClusterUnavailable, match="this node speaks protocol 1, not 99"):
             async with connect(source):

@@ -1,7 +1,8 @@
 """Hosts and nodes that are busy, stopped or gone: real processes, told apart by both ends.
 
-How silence is judged is tested by hand-driven ticks (tests/wire/test_liveness.py, tests/router/test_link.py,
-tests/nodes/test_peers.py); here it is seen that processes and kernels behave as is assumed there.
+How silence is judged is tested by hand-driven ticks (tests/wire/transport/test_liveness.py,
+tests/wire/transport/test_connection.py, tests/wire/transport/test_reply_queues.py); here it is seen that processes and
+kernels behave as is assumed there.
 """
 
 import asyncio

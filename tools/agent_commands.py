@@ -9,9 +9,9 @@ from contextlib import suppress
 
 import click
 
-from ..router.cluster import connect
+from ..router.client.cluster import connect
 from ..router.ids import check_agent_id
-from ..router.state import AgentState
+from ..router.wakes.agent_state import AgentState
 from ..wire.errors import (
     AgentNotFound,
     FragmentAbsent,

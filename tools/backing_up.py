@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from ..router.cluster import Cluster
+from ..router.client.cluster import Cluster
 from ..wire.cluster.placement import encode_placement
 from ..wire.durable_files import make_folder_durably
 from ..wire.errors import ClusterUnavailable, DataFolderError

@@ -12,7 +12,7 @@ import click
 
 from ..fragment_stores.lmdb.check import Verified
 from ..fragment_stores.lmdb.checker import FileVerifier
-from ..router.cluster import connect
+from ..router.client.cluster import connect
 from ..wire.cluster.control_store import FileControlStore
 from ..wire.cluster.placement import reconcile
 from ..wire.cluster.restore_marker import require_no_restore

@@ -19,8 +19,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from ..router.kinds import Expiring
-from ..router.value_codec import ValueCodec
+from ..router.client.kind_registry import Expiring
+from ..router.client.value_codec import ValueCodec
 from ..wire.errors import (
     ClusterUnavailable,
     DawnchorusError,

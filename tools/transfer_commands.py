@@ -11,7 +11,7 @@ from typing import Final
 
 import click
 
-from ..router.cluster import Cluster, connect
+from ..router.client.cluster import Cluster, connect
 from ..wire.errors import DawnchorusError
 from . import exporting, loading
 from .ndjson import LINE_BYTES_MAX

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from dawnchorus.router.gather import Gather
-from dawnchorus.router.parts import Group, Owner, Part
-from dawnchorus.router.plan import Plan, Routes, StoreRoute, plan
+from dawnchorus.router.wakes.fetch_plan import Plan, Routes, StoreRoute, plan
+from dawnchorus.router.wakes.fetch_results import Group, Owner, Part
+from dawnchorus.router.wakes.gather import Gather
 from dawnchorus.wire.protocol.messages import Images, ImageSection
 
 Timed = Callable[..., Any]

@@ -14,8 +14,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
-from ...router.outcomes import Outcome
-from ...router.state import AgentState
+from ...router.wakes.agent_state import AgentState
+from ...router.wakes.outcomes import Outcome
 from ...wire.errors import DawnchorusError, WakeIncomplete
 from ..measure import WrongResult
 from ..processes import anonymous_bytes

@@ -5,11 +5,11 @@ async with dawnchorus.connect("topology.toml") as cluster:
     state["profile"]
 """
 
-from .router.agent_write import Saved
-from .router.cluster import Cluster, connect
-from .router.outcomes import Outcome
-from .router.state import AgentState
-from .router.sync_cluster import SyncAgentState, SyncCluster, SyncStream, connect_sync
+from .router.client.cluster import Cluster, connect
+from .router.client.sync_cluster import SyncAgentState, SyncCluster, SyncStream, connect_sync
+from .router.saves.agent_write import Saved
+from .router.wakes.agent_state import AgentState
+from .router.wakes.outcomes import Outcome
 from .wire.errors import (
     AgentNotFound,
     ClusterUnavailable,

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from dawnchorus import Cluster, SyncCluster
-from dawnchorus.router.breaker import BreakerState
-from dawnchorus.router.calls import _BackupCall, _Call, _StatusCall
-from dawnchorus.router.exchange import Exchange
-from dawnchorus.router.fetching import Fetching
-from dawnchorus.router.loop_thread import LoopThread
-from dawnchorus.router.router import Router
-from dawnchorus.router.sync_host import HostedCluster
-from dawnchorus.router.waiting import Priority
+from dawnchorus.router.client.loop_thread import LoopThread
+from dawnchorus.router.client.sync_host import HostedCluster
+from dawnchorus.router.dispatch.circuit_breaker import BreakerState
+from dawnchorus.router.dispatch.dispatcher import Router
+from dawnchorus.router.dispatch.exchange import Exchange
+from dawnchorus.router.dispatch.send_queue import Priority
+from dawnchorus.router.dispatch.unary_call import _BackupCall, _Call, _StatusCall
+from dawnchorus.router.wakes.fetch_operation import Fetching
 from dawnchorus.wire.protocol.messages import BackedUp, Scan, Scanned, Status, StatusReply
 from dawnchorus.wire.transport.connection import Link
 

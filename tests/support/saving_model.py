@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, TypeVarTuple
 from dawnchorus.fragment_stores.apply_write import merge
 from dawnchorus.fragment_stores.engine import LogRow
 from dawnchorus.fragment_stores.lmdb.rows import log_row, misused_id, undecidable
-from dawnchorus.router.agent_write import AgentWrite
-from dawnchorus.router.exchange import Exchange
-from dawnchorus.router.saver import Saver
-from dawnchorus.router.saving import _CommitExchange  # pyright: ignore[reportPrivateUsage]  # what a message carries
+from dawnchorus.router.dispatch.exchange import Exchange
+from dawnchorus.router.saves.agent_write import AgentWrite
+from dawnchorus.router.saves.commit_operation import _CommitExchange  # pyright: ignore[reportPrivateUsage]  # what a message carries
+from dawnchorus.router.saves.save_coalescer import Saver
 from dawnchorus.wire.cluster.placement import Placement
 from dawnchorus.wire.protocol.messages import (
     Commit,
@@ -100,7 +100,7 @@ class Applied(NamedTuple):
 
 
 class MemoryShard:
-    """One store's shard, by the rules of `merge` and of the log; keeps the last `log_rows_max` rows."""
+    """One store's shard, by the rules of `apply_write` and of the log; keeps the last `log_rows_max` rows."""
 
     def __init__(self, generation: int, log_rows_max: int) -> None:
         self.images: dict[bytes, bytes] = {}

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from dawnchorus.router.kinds import Expiring
-from dawnchorus.router.outcomes import Outcome
+from dawnchorus.router.client.kind_registry import Expiring
+from dawnchorus.router.wakes.outcomes import Outcome
 from dawnchorus.wire.errors import DawnchorusError
 
 

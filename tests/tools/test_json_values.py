@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dawnchorus.router.value_codec import ValueCodec
+from dawnchorus.router.client.value_codec import ValueCodec
 from dawnchorus.tools.json_values import NotJson, UnreadableJson, encode_value, parse_json, parse_value, write_json
 from dawnchorus.wire.protocol.limits import NESTING_MAX
 

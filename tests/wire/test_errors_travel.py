@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from dawnchorus import Outcome, Saved
-from dawnchorus.router.write_token import WriteToken
+from dawnchorus.router.saves.write_token import WriteToken
 from dawnchorus.wire import errors
 from dawnchorus.wire.errors import (
     AgentNotFound,

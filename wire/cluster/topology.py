@@ -121,7 +121,7 @@ class NodeSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class BreakerSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """When a router stops asking a node for a while (`router.breaker`).
+    """When a router stops asking a node for a while (`router.dispatch.circuit_breaker`).
 
     It opens where of at least `requests_min` requests, and moments, of the last `window_s` seconds a share of
     `failure_share` failed, or in `time_outs_in_a_row` moments none was answered, and lets one through again after
@@ -136,7 +136,7 @@ class BreakerSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class RetrySpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """How many requests a router may send again (`router.retry_budget`).
+    """How many requests a router may send again (`router.dispatch.retry_budget`).
 
     At most a `share` of those sent for the first time, and `per_s` a second on top; each waits up to `jitter_ms`
     milliseconds, drawn by chance, once its node is there again.
@@ -148,7 +148,8 @@ class RetrySpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class AdmissionSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """What a router sends to a node at once, and how much it lets wait (`router.window`, `router.waiting`).
+    """What a router sends to a node at once, and how much it lets wait (`router.dispatch.congestion_window`,
+    `router.dispatch.send_queue`).
 
     `in_flight_max`: requests that a node has at once. An answer that took more than `slow_share` of its request's
     budget makes the router send less. Where the oldest request has waited for more than `queue_share` of its budget,

@@ -1,0 +1,1 @@
+"""Saves: named for good, brought together, committed in order."""

@@ -1,0 +1,361 @@
+"""A save under way: writes of one or many agents, scattered over the nodes of their shards, and their results gathered.
+
+When a connection breaks, what was on its way is sent again on the next one, within the deadline: a node that has
+applied it already answers with the first result. What an `AgentWrite` has not heard of by then is unknown.
+
+A write whose agent has an earlier one on its way to the same store is held until that is over (`save_order`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable
+from typing import Final, Protocol
+
+from ...wire.cluster.placement import Placement
+from ...wire.errors import ProtocolError
+from ...wire.protocol.limits import FRAME_BYTES_TARGET
+from ...wire.protocol.messages import (
+    Answer,
+    Commit,
+    CommitSection,
+    Committed,
+    CommittedSection,
+    FaultCode,
+    Refusal,
+    RefusalCode,
+    SectionStatus,
+    encode,
+)
+from ..dispatch.exchange import Exchange
+from ..dispatch.judgement import Judgement
+from .agent_write import AgentWrite
+from .save_order import Held, SaveOrder
+
+__all__ = ["CLOSED", "CommitRouter", "Saving"]
+
+CLOSED: Final = "the cluster was closed; nothing was sent"
+"""The reason of what is refused because the cluster was closed before it could be sent."""
+
+_BEHIND_ANOTHER: Final = "an earlier save of this agent was still on its way; nothing was sent"
+
+_AGAIN_S: Final = 0.05
+"""How long after its node had too much to do a save that is tried again is offered to it once more."""
+
+_MESSAGE_WRITES_MAX: Final = 1_000
+"""Writes of one Commit: a node answers a Commit when all its shards are synced."""
+
+_RESULT_BYTES: Final = 16
+
+_NOTHING_WRITTEN: Final = frozenset(SectionStatus) - {SectionStatus.OK, SectionStatus.INTERNAL}
+"""Statuses that say so surely; after any other, also one not known yet, nobody can tell."""
+
+
+class CommitRouter(Protocol):
+    """What a saving needs of a router."""
+
+    @property
+    def placement(self) -> Placement | None:
+        """Which node serves which shard."""
+        ...
+
+    def submit(self, exchanges: Collection[Exchange]) -> None:
+        """Send exchanges, each when its node has room for it."""
+
+    def cancel(self, exchanges: Iterable[Exchange]) -> None:
+        """Forget exchanges that nobody waits for any more."""
+
+    def note_version(self, store: str, shard: int, version: int) -> None:
+        """Take note of a version that a shard has reached."""
+
+    def version_seen(self, store: str, shard: int) -> int:
+        """Return the newest version of a shard that it was told of."""
+        ...
+
+    def why_down(self, node: str) -> str:
+        """Return why a node is not connected, "" if it is."""
+        ...
+
+    def take_in(self) -> None:
+        """Take in what has come already."""
+
+
+class _Section:
+    """Writes to one shard of one store."""
+
+    __slots__ = ("epoch", "shard", "store", "writes")
+
+    def __init__(self, store: str, shard: int, epoch: int) -> None:
+        self.store = store
+        self.shard = shard
+        self.epoch = epoch
+        self.writes: list[AgentWrite] = []
+
+    def to_message(self, *, repeated: bool) -> CommitSection:
+        writes = [write.to_message(self.store, repeated=repeated) for write in self.writes]
+        return CommitSection(self.store, self.shard, self.epoch, writes)
+
+
+class _CommitExchange(Exchange):
+    """Some sections of a save, at one node. Sent twice, a refusal says nothing of what became of the first."""
+
+    __slots__ = ("_saving", "reason", "sections", "size", "writes")
+
+    cancellable = False
+    waits_for_disk = True
+
+    def __init__(self, saving: Saving, node: str) -> None:
+        super().__init__(node, saving.deadline, 0, saving)
+        self._saving = saving
+        self.sections: dict[tuple[str, int], _Section] = {}
+        self.size = 0
+        self.writes = 0
+        self.reason = ""
+        """Why it was not taken when it was last offered."""
+
+    def add(self, store: str, shard: int, epoch: int, write: AgentWrite, size: int) -> None:
+        section = self.sections.get((store, shard))
+        if section is None:
+            if not self.writes:
+                self._saving.handle_filling(self)
+            section = self.sections[store, shard] = _Section(store, shard, epoch)
+        section.writes.append(write)
+        self.size += size
+        self.writes += 1
+        # What is on its way to the node counts as well: one window bounds both directions.
+        self.expected_bytes += size + _RESULT_BYTES
+
+    def encode(self, budget_us: int, sent_us: int) -> bytes:
+        repeated = self.sendings - self.unserved > 1
+        sections = [section.to_message(repeated=repeated) for section in self.sections.values()]
+        return encode(Commit(self.number, budget_us, sections, sent_us))
+
+    def handle_reply(self, reply: Answer) -> bool:
+        if not isinstance(reply, Committed):
+            raise ProtocolError(f"{type(reply).__name__} does not answer a Commit")
+        asked = list(self.sections.values())
+        for section in reply.sections:
+            if section.index >= len(asked):
+                raise ProtocolError(f"section {section.index} of {len(asked)}")
+            self._saving.handle_section(asked[section.index], section, sendings=self.sendings - self.unserved)
+        self._saving.handle_answered(self)
+        return True
+
+    def handle_failure(self, code: FaultCode | None, reason: str) -> None:
+        if code is not None and code not in (FaultCode.INTERNAL, FaultCode.OVERLOADED):
+            self.unserved += 1  # the node refused it as a whole; flow control has counted where that was for too much
+        if self.sendings == self.unserved:
+            self.reason = f"{code.name}: {reason}" if code else reason
+            if (code is None or code == FaultCode.OVERLOADED) and self._saving.offers_again(self):
+                return
+            for section in self.sections.values():
+                self._saving.refuse(section, self.reason)
+        self._saving.handle_answered(self)
+
+    def belongs_to(self, saving: Saving) -> bool:
+        """Whether it carries the writes of this saving."""
+        return self._saving is saving
+
+    def is_full(self, size: int) -> bool:
+        """Whether a write of so many bytes has to travel in another."""
+        return self.writes > 0 and (self.size + size > FRAME_BYTES_TARGET or self.writes >= _MESSAGE_WRITES_MAX)
+
+
+class Saving:
+    """Writes on their way, until each store has answered or the deadline has come."""
+
+    def __init__(
+        self,
+        router: CommitRouter,
+        order: SaveOrder,
+        loop: asyncio.AbstractEventLoop,
+        deadline: float,
+        handle_acknowledged: Callable[[str, list[tuple[bytes, int]]], None],
+        handle_settled: Callable[[AgentWrite], None],
+        patient: bool,
+        clock: Callable[[], float],
+    ) -> None:
+        """Begin; `add` the writes, then `send`. `deadline` is in seconds of `clock`, the monotonic one.
+
+        `order` has the saves of this client that are on their way. `handle_acknowledged` is told of each store the
+        agents of acknowledged writes with their versions; `handle_settled` is given each write once no more will be
+        heard of it. With `patient` they wait until the deadline for a node that is to be left alone for the moment.
+        """
+        assert router.placement is not None
+        self._router = router
+        self._order = order
+        self._loop = loop
+        self._placement = router.placement
+        self._handle_acknowledged = handle_acknowledged
+        self._handle_settled = handle_settled
+        self._patient = patient
+        self._clock = clock
+        self.deadline = deadline
+        self._filling: dict[str, _CommitExchange] = {}
+        self._waiting: set[_CommitExchange] = set()
+        self._held: set[Held] = set()
+        self._timer: Judgement | None = None
+        self._sends_later = True
+        """Whether `send` is about to be called."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of it is on its way."""
+        return not self._waiting and not self._held
+
+    def add(self, write: AgentWrite) -> None:
+        """Take a write; a message that it fills goes off at once. A write of which all is acknowledged has no parts."""
+        versions = write.versions
+        for store in write.operations:
+            if store in versions:
+                continue  # acknowledged before this is sent again
+            write.open_parts += 1
+            size = write.size(store)
+            owners = self._placement.shards[store]
+            shard = write.hashed % len(owners)
+            owner = owners[shard]
+            exchange = self._exchange(owner.node, size)
+            if self._order.enter(store, write.agent, exchange):
+                exchange.add(store, shard, owner.serving_epoch, write, size)
+            else:
+                held = Held(self, store, write)
+                self._held.add(held)
+                self._order.hold(held)
+
+    def carry(self, held: Held, carrier: object) -> object:
+        """Put a write that was held into a message, and send it at the end of this turn of the loop."""
+        write, store = held.write, held.store
+        size = write.size(store)
+        if carrier is not None and (
+            not isinstance(carrier, _CommitExchange) or not carrier.belongs_to(self) or carrier.is_full(size)
+        ):
+            return None
+        self._held.discard(held)
+        owners = self._placement.shards[store]
+        shard = write.hashed % len(owners)
+        owner = owners[shard]
+        exchange = self._exchange(owner.node, size)
+        exchange.add(store, shard, owner.serving_epoch, write, size)
+        if not self._sends_later:
+            self._sends_later = True
+            self._loop.call_soon(self._send_filling)
+        return exchange
+
+    def _exchange(self, node: str, size: int) -> _CommitExchange:
+        """Return the message for a node that is being filled, and has room for so many bytes."""
+        exchange = self._filling.get(node)
+        if exchange is not None:
+            if not exchange.is_full(size):
+                return exchange
+            self._router.submit([exchange])
+        exchange = self._filling[node] = _CommitExchange(self, node)
+        # Who tries again knows that the node may be taken for dead: it waits for it, as long as it may.
+        exchange.patient = self._patient
+        return exchange
+
+    def handle_filling(self, exchange: _CommitExchange) -> None:
+        """A message has its first write."""
+        self._waiting.add(exchange)
+
+    def send(self) -> None:
+        """Send what is not sent yet; each write is settled when its parts are answered, at the latest at the deadline.
+
+        The last one settled may be so before this returns.
+        """
+        if not self.is_over:
+            self._timer = Judgement(self.deadline, self._expire, self._loop, self._clock)
+        self._send_filling()
+
+    def _send_filling(self) -> None:
+        self._sends_later = False
+        filling, self._filling = self._filling, {}
+        self._router.submit([exchange for exchange in filling.values() if exchange in self._waiting])
+
+    def handle_section(self, section: _Section, committed: CommittedSection, *, sendings: int) -> None:
+        """Take in the results of one section, sent that often."""
+        if committed.status != SectionStatus.OK:
+            if committed.status in _NOTHING_WRITTEN and sendings == 1:
+                name = SectionStatus(committed.status).name
+                self.refuse(section, f"{name}: {committed.detail}" if committed.detail else name)
+            return
+        if len(committed.results) != len(section.writes):
+            raise ProtocolError(f"{len(committed.results)} results for {len(section.writes)} writes")
+        self._router.note_version(section.store, section.shard, committed.version)
+        store = section.store
+        acknowledged: list[tuple[bytes, int]] = []
+        for write, result in zip(section.writes, committed.results, strict=True):
+            write.handle_result(store, result)
+            if not isinstance(result, Refusal):
+                acknowledged.append((write.agent, result))
+            elif result.code == RefusalCode.CONFLICT:
+                # It names what was there when it was judged: no wake may show less from now on.
+                acknowledged.append((write.agent, committed.version))
+        if committed.removed:
+            for index, kinds in committed.removed.items():
+                if index < len(section.writes):
+                    section.writes[index].handle_removed(store, kinds)
+        self._handle_acknowledged(store, acknowledged)
+
+    def refuse(self, section: _Section, reason: str) -> None:
+        """Take note that surely nothing of a section was written: nothing now, and it was never sent before."""
+        for write in section.writes:
+            write.refuse(section.store, reason)
+
+    def offers_again(self, exchange: _CommitExchange) -> bool:
+        """Offer an exchange that was not taken again in a moment, where its callers wait for that."""
+        if not self._patient or exchange not in self._waiting:
+            return False
+        self._loop.call_later(_AGAIN_S, self._offer_again, exchange)
+        return True
+
+    def _offer_again(self, exchange: _CommitExchange) -> None:
+        if exchange in self._waiting:
+            self._router.submit([exchange])
+
+    def handle_answered(self, exchange: _CommitExchange) -> None:
+        """An exchange is over, one way or another."""
+        if exchange not in self._waiting:
+            return
+        self._waiting.discard(exchange)
+        self._settle(exchange)
+        if self._timer is not None and self.is_over:
+            self._timer.cancel()
+
+    def _settle(self, exchange: _CommitExchange) -> None:
+        for section in exchange.sections.values():
+            self._order.leave(section.store, [write.agent for write in section.writes], exchange)
+            for write in section.writes:
+                open_parts = write.open_parts - 1
+                write.open_parts = open_parts
+                if not open_parts:
+                    self._handle_settled(write)
+
+    def _expire(self) -> None:
+        self._router.take_in()
+        self.end("")
+
+    def end(self, reason: str) -> None:
+        """End it, for `reason` or because it is too late: what was not sent is refused, the rest stays unknown."""
+        if self._timer is not None:
+            self._timer.cancel()
+        waiting, self._waiting = self._waiting, set()
+        held, self._held = self._held, set()
+        # Those held first: none of them may be carried by what ends here.
+        for part in held:
+            part.waits = False
+            part.write.refuse(part.store, reason or _BEHIND_ANOTHER)
+        self._router.cancel(waiting)
+        for part in held:
+            part.write.open_parts -= 1
+            if not part.write.open_parts:
+                self._handle_settled(part.write)
+        for exchange in waiting:
+            if exchange.sendings == exchange.unserved:
+                said = exchange.reason or self._unreached(exchange.node)
+                for section in exchange.sections.values():
+                    self.refuse(section, reason or said)
+            self._settle(exchange)
+
+    def _unreached(self, node: str) -> str:
+        why = self._router.why_down(node)
+        return f"node {node!r} could not be reached in time{why and f' ({why})'}; nothing was sent"

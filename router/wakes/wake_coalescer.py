@@ -1,0 +1,265 @@
+"""Wakes of one agent each, brought together: those of one turn of the loop, and those of an agent woken over and over.
+
+A turn's first wake begins a batch; when the turn is over, each batch (one for each choice of kinds) becomes one fetch.
+A large one goes off before: the nodes are at work on it while the rest of the turn's wakes are still asked for.
+
+A wake joins what is not sent yet, and nothing else: what was sent before it was asked for may have been read before a
+save that was acknowledged in between, to anybody (docs/consistency.md). So an agent that is woken again while its fetch
+is under way is fetched once more. An agent for which that goes on (one slow store keeps each fetch open, and wakes of
+it come in every turn) must not have a fetch for every turn: while two of its fetches are under way, further wakes of
+it are gathered; they go off together when one of the two ends, or after a small share of their own time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple, Protocol
+
+from ..client.kind_registry import Reading
+from .agent_state import AgentState
+from .fetch_operation import Fetching
+from .fetch_results import Group
+from .wake_batch import WakeBatch
+
+__all__ = ["Choice", "Coalescer", "Fetch"]
+
+_BATCH_AGENTS: Final = 512
+"""Agents of a turn's first batch. A loop of 1,024 workers then has two batches under way, one at the nodes and one with
+its callers: 195,000 wakes/s of three stores instead of 150,000, 370,000 to 390,000 of one instead of 350,000 (with 342:
+194,000, with 256: 168,000, with 640: 180,000)."""
+
+_BATCH_GROWTH: Final = 4
+"""How much larger each further batch of a turn is: ten thousand wakes in one turn are three. (Equal batches: the loop
+the same, ten thousand at once of three stores 77 to 79 ms instead of 72 to 76.)"""
+
+
+_FETCHES_AT_ONCE: Final = 2
+"""Fetches of one agent that may be under way before further wakes of it are gathered: one that is answered, and the
+next behind it."""
+
+_PATIENCE_SHARE: Final = 1 / 16
+"""Of a wake's time: how long it is gathered at most, where the fetches before it are stuck. Wakes of one length then
+have at most 18 fetches of their agent open, however many they are."""
+
+_log = logging.getLogger(__name__)
+
+
+class Choice(NamedTuple):
+    """Which kinds a wake asks for, None for all; and whether it fails where what is required is missing."""
+
+    kinds: tuple[str, ...] | None
+    raises: bool = True
+
+
+class Fetch(Protocol):
+    """Makes the fetch of some agents, not sent yet."""
+
+    def __call__(
+        self,
+        reading: Reading,
+        ids: Sequence[str],
+        agents: Sequence[bytes],
+        deadline: float,
+        handle_groups: Callable[[list[Group]], None],
+    ) -> Fetching:
+        """Return it."""
+        ...
+
+
+class _Gathered(NamedTuple):
+    """A wake that waits for its fetch to go off."""
+
+    future: asyncio.Future[AgentState]
+    deadline: float
+    patience_s: float
+    due: float
+
+
+class _HotAgent:
+    """An agent with more than one fetch under way, and the wakes of it that wait to be sent."""
+
+    __slots__ = ("agent", "due", "fetches", "gathered", "timer")
+
+    def __init__(self, agent: bytes) -> None:
+        self.agent = agent
+        self.fetches = 1
+        """How many of it are under way."""
+        self.gathered: list[_Gathered] = []
+        self.due = 0.0
+        self.timer: asyncio.TimerHandle | None = None
+
+    def stop(self) -> None:
+        """Set no timer any more."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+class _UnderWay:
+    """What is under way of one choice of kinds."""
+
+    __slots__ = ("batches", "hot", "latest")
+
+    def __init__(self) -> None:
+        self.batches: set[WakeBatch] = set()
+        self.latest: dict[str, WakeBatch] = {}
+        """By agent the batch that was sent last."""
+        self.hot: dict[str, _HotAgent] = {}
+
+
+class Coalescer:
+    """Batches of wakes, waiting for the end of the turn or under way."""
+
+    def __init__(self, reading: Callable[[Choice], Reading], fetch: Fetch) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._reading = reading
+        self._fetch = fetch
+        self._pending: dict[Choice, WakeBatch] = {}
+        self._batch_agents = 0  # how many go off at once; 0 before this turn's first wake
+        self._under_way: dict[Choice, _UnderWay] = {}
+
+    def wake(self, agent_id: str, agent: bytes, choice: Choice, budget_s: float) -> asyncio.Future[AgentState]:
+        """Return the future of an agent's state; `agent` is the UTF-8 of its id, the deadline `budget_s` from now."""
+        batch = self._pending.get(choice)
+        under_way = self._under_way.get(choice)
+        if under_way is not None and agent_id in under_way.latest and (batch is None or agent_id not in batch.ids):
+            hot = under_way.hot.get(agent_id)
+            if hot is None:
+                under_way.hot[agent_id] = _HotAgent(agent)
+            elif hot.fetches >= _FETCHES_AT_ONCE:
+                return self._gather(choice, agent_id, hot, budget_s)
+        if batch is None:
+            batch = self._begin(choice)
+        future = batch.add(agent_id, agent, budget_s)
+        if len(batch.agents) >= self._batch_agents:
+            self._batch_agents *= _BATCH_GROWTH
+            self._send(choice, self._pending.pop(choice))
+        return future
+
+    def close(self, error: Exception) -> None:
+        """Fail every wake that waits."""
+        pending, self._pending = self._pending, {}
+        under_way, self._under_way = self._under_way, {}
+        for of_choice in under_way.values():
+            for hot in of_choice.hot.values():
+                hot.stop()
+                for gathered in hot.gathered:
+                    if not gathered.future.done():
+                        gathered.future.set_exception(error)
+        batches = [batch for of_choice in under_way.values() for batch in of_choice.batches]
+        for batch in [*pending.values(), *batches]:
+            batch.close(error)
+
+    # --- batches ---
+
+    def _begin(self, choice: Choice) -> WakeBatch:
+        batch = WakeBatch(self._reading(choice), time.monotonic())
+        if not self._batch_agents:
+            self._batch_agents = _BATCH_AGENTS
+            self._loop.call_soon(self._end_turn)
+        self._pending[choice] = batch
+        return batch
+
+    def _end_turn(self) -> None:
+        pending, self._pending = self._pending, {}
+        self._batch_agents = 0
+        for choice, batch in pending.items():
+            self._send(choice, batch)
+
+    def _send(self, choice: Choice, batch: WakeBatch) -> None:
+        under_way = self._under_way.get(choice)
+        if under_way is None:
+            under_way = self._under_way[choice] = _UnderWay()
+        under_way.batches.add(batch)
+        ids = list(batch.ids)  # compiled, going over a list costs a fifth of going over a dict
+        under_way.latest.update(dict.fromkeys(ids, batch))
+        if under_way.hot:
+            for agent_id in ids:
+                hot = under_way.hot.get(agent_id)
+                if hot is not None:
+                    hot.fetches += 1
+        try:
+            fetching = self._fetch(batch.reading, ids, batch.agents, batch.deadline, batch.handle_groups)
+            batch.start(fetching, lambda ended: self._handle_over(choice, ended, ids))
+        except Exception as error:  # a bug: nobody is to wait for ever because of it
+            _log.exception("a fetch could not be sent", extra={"agents": len(batch.ids)})
+            batch.close(error)
+            self._handle_over(choice, batch, ids)
+
+    def _handle_over(self, choice: Choice, ended: WakeBatch, ids: list[str]) -> None:
+        """Take a batch that is over out of what is under way, and let go what was gathered meanwhile."""
+        under_way = self._under_way.get(choice)
+        if under_way is None or ended not in under_way.batches:
+            return
+        under_way.batches.discard(ended)
+        latest = under_way.latest
+        for agent_id in ids:
+            if latest.get(agent_id) is ended:
+                del latest[agent_id]
+        if under_way.hot:
+            for agent_id in ids:
+                hot = under_way.hot.get(agent_id)
+                if hot is not None:
+                    self._cool(choice, under_way, agent_id, hot)
+        if not under_way.batches and not under_way.hot:
+            del self._under_way[choice]  # or each choice of kinds that was ever made would leave one
+
+    # --- agents woken again and again ---
+
+    def _gather(self, choice: Choice, agent_id: str, hot: _HotAgent, budget_s: float) -> asyncio.Future[AgentState]:
+        future: asyncio.Future[AgentState] = self._loop.create_future()
+        now = time.monotonic()
+        patience_s = budget_s * _PATIENCE_SHARE
+        hot.gathered.append(_Gathered(future, now + budget_s, patience_s, now + patience_s))
+        if hot.timer is None or now + patience_s < hot.due:
+            self._schedule(choice, agent_id, hot, now + patience_s)
+        return future
+
+    def _schedule(self, choice: Choice, agent_id: str, hot: _HotAgent, due: float) -> None:
+        hot.stop()
+        hot.due = due
+        hot.timer = self._loop.call_at(due, self._lose_patience, choice, agent_id, hot)
+
+    def _lose_patience(self, choice: Choice, agent_id: str, hot: _HotAgent) -> None:
+        """Let go the wakes that have waited long enough, and with them those that would before long."""
+        hot.timer = None
+        least_s = min([gathered.patience_s for gathered in hot.gathered if gathered.due <= hot.due], default=0.0)
+        # Not all of them: a wake of a day would keep open what wakes of a tenth of a second send every few ms.
+        gone = [gathered for gathered in hot.gathered if gathered.patience_s <= 2 * least_s]
+        hot.gathered = [gathered for gathered in hot.gathered if gathered.patience_s > 2 * least_s]
+        self._let_go(choice, agent_id, hot.agent, gone)
+        if hot.gathered:
+            self._schedule(choice, agent_id, hot, min([gathered.due for gathered in hot.gathered]))
+
+    def _cool(self, choice: Choice, under_way: _UnderWay, agent_id: str, hot: _HotAgent) -> None:
+        """A fetch of the agent is over."""
+        hot.fetches -= 1
+        if hot.gathered and hot.fetches < _FETCHES_AT_ONCE:
+            gone, hot.gathered = hot.gathered, []
+            hot.stop()
+            if self._let_go(choice, agent_id, hot.agent, gone):
+                return
+        if not hot.fetches and not hot.gathered:
+            del under_way.hot[agent_id]
+
+    def _let_go(self, choice: Choice, agent_id: str, agent: bytes, gone: Iterable[_Gathered]) -> bool:
+        """Put gathered wakes into this turn's batch; return whether anybody still waits for one."""
+        waiting = [gathered for gathered in gone if not gathered.future.done()]
+        if not waiting:
+            return False
+        try:
+            batch = self._pending.get(choice)
+            if batch is None:
+                batch = self._begin(choice)
+            for gathered in waiting:
+                batch.adopt(agent_id, agent, gathered.future, gathered.deadline)
+        except Exception as error:  # a bug: nobody is to wait for ever because of it
+            _log.exception("wakes that were gathered could not be sent", extra={"agent_id": agent_id})
+            for gathered in waiting:
+                if not gathered.future.done():
+                    gathered.future.set_exception(error)
+            return False
+        return True

@@ -1,0 +1,61 @@
+"""How the states of one wake read their kinds: the place of each image, its decoder and fallback, the nodes' clocks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from ..arguments import Seconds
+
+__all__ = ["Again", "KindView", "WakeContext"]
+
+
+class Again(Protocol):
+    """Wakes an agent once more, for some kinds; the future fails only where the cluster is closed."""
+
+    def __call__(self, agent_id: str, kinds: tuple[str, ...], deadline_s: Seconds | None) -> asyncio.Future[Any]:
+        """Return the future of the fresh state."""
+        ...
+
+
+class KindView(NamedTuple):
+    """How a state reads one kind: where its image is (-1: not asked for), its decoder and its fallback."""
+
+    store: int
+    decoder: msgspec.msgpack.Decoder[Any]
+    fallback: Any
+    kept_in: str = ""
+    """The name of the kind's store, whether it was asked or not."""
+
+
+class WakeContext:
+    """What the states of one fetch share: how to read their kinds, and the nodes' clocks."""
+
+    __slots__ = ("_clock_offsets_ms", "again", "kinds", "state_type")
+
+    def __init__(self, kinds: Mapping[str, KindView], stores: int, again: Again) -> None:
+        self.kinds = kinds
+        self.again = again
+        """How to ask for more."""
+        self.state_type: Any = None
+        """What its states are made as; it is set where they are made."""
+        self._clock_offsets_ms = [0] * stores
+
+    def note_clock(self, store: int, now_ms: int) -> int:
+        """Take note of a store's clock (ms, UTC) as a reply that just came in gives it; the furthest one counts.
+
+        Returns how far it is ahead of this host's monotonic clock. States go by the clock of their agent's own shard
+        (`Part`); the furthest one is that of copies, which have none.
+        """
+        offset = now_ms - time.monotonic_ns() // 1_000_000
+        if offset > self._clock_offsets_ms[store]:
+            self._clock_offsets_ms[store] = offset
+        return offset
+
+    def now_ms(self, store: int) -> int:
+        """Return a store's time: its clock in the replies, and this host's monotonic clock since."""
+        return self._clock_offsets_ms[store] + time.monotonic_ns() // 1_000_000

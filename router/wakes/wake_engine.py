@@ -1,0 +1,229 @@
+"""Wakes of one cluster, from what is asked for to the fetch that brings it.
+
+It owns what all fetches share: how a choice of kinds is read under the current placement, the sizes seen, the versions
+acknowledged meanwhile (`acknowledged_versions`), and the wakes of one agent each that travel together
+(`wake_coalescer`). Its callers look at arguments first; a deadline is in seconds of the monotonic clock here, or a
+budget from now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import Final
+
+from ...wire.protocol.limits import AGENT_ID_BYTES_MAX
+from ..arguments import Seconds, exact_id, exact_text
+from ..client.kind_registry import Kinds, Reading
+from ..dispatch.dispatcher import Router
+from ..ids import check_agent_id, slices, sound_ids
+from .acknowledged_versions import Floors
+from .agent_state import AgentState
+from .fetch_operation import Fetching, ImageSizes
+from .fetch_results import Group
+from .outcomes import Outcome
+from .wake_batch import WakeMany
+from .wake_coalescer import Choice, Coalescer
+from .wake_context import Again, WakeContext
+from .wake_stream import WakeStream
+
+__all__ = ["WakeEngine"]
+
+_ALL_KINDS: Final = Choice(None)
+
+_CHOICES_MAX: Final = 256
+"""Choices of kinds, and ways to name one, that are kept; a program has a handful, and each costs some 3 KiB."""
+
+
+class WakeEngine:
+    """The wakes of one router."""
+
+    def __init__(
+        self,
+        router: Router,
+        kinds: Kinds,
+        wake_budget: Callable[[Seconds | None], float],
+        *,
+        state_type: type[AgentState] = AgentState,
+        again: Again | None = None,
+    ) -> None:
+        """`wake_budget` gives the seconds that a wake with this deadline has, and raises if the cluster is closed.
+
+        `state_type` is what states are made as; `again` how they ask for more, None: by `wake_again`.
+        """
+        self._router = router
+        self._kinds = kinds
+        self._wake_budget = wake_budget
+        self._state_type = state_type
+        self._again = again or self.wake_again
+        self.floors = Floors()
+        self._sizes = ImageSizes()
+        self._streams: set[WakeStream] = set()
+        self._choices: dict[tuple[str, ...], Choice] = {}  # by the names as given
+        self._readings: dict[Choice, Reading] = {}
+        self._readings_revision = -1
+        self.coalescer = Coalescer(self._reading, self._fetching)
+
+    def wake(self, agent_id: str, kinds: Iterable[str] | None, budget_s: float) -> asyncio.Future[AgentState]:
+        """Return the future of an agent's state.
+
+        Raises:
+            InvalidRequestError, UnknownKindError: no agent has this id, or the kinds cannot be asked for.
+        """
+        if type(agent_id) is not str:
+            agent_id = exact_id(agent_id)
+        try:
+            agent = str.encode(agent_id)  # not by a call of check_agent_id: 0.1 us for each wake
+        except UnicodeEncodeError:
+            agent = b""
+        if not 0 < len(agent) <= AGENT_ID_BYTES_MAX:
+            check_agent_id(agent_id)  # says what is wrong with it
+        return self.coalescer.wake(agent_id, agent, _ALL_KINDS if kinds is None else self._choice(kinds), budget_s)
+
+    async def wake_many(self, asked: list[str], kinds: Iterable[str] | None, deadline: float) -> list[AgentState]:
+        """Return the states of agents, in the order of their ids; of a cluster that is closed meanwhile not all."""
+        reading = self._reading(_ALL_KINDS if kinds is None else self._choice(kinds))
+        waiting = WakeMany(deadline)
+        fetch = partial(self._fetching, reading, held=True)
+        try:
+            for wanted in slices(asked):
+                sound, agents = sound_ids(wanted)
+                if sound:
+                    waiting.add(partial(fetch, sound, agents, deadline))
+        except BaseException:
+            waiting.abandon()
+            raise
+        states = await waiting.run()
+        if len(states) == len(asked):
+            return states
+        # Some ids were asked for twice, or are none that an agent can have.
+        by_id = {state.agent_id: state for state in states}
+        context = self._context(reading)
+        given: set[str] = set()
+        shown: list[AgentState] = []
+        for agent_id in asked:
+            state = by_id.get(agent_id)
+            if state is None:
+                state = by_id[agent_id] = _unsound(agent_id, reading, context)
+            shown.append(state.twin() if agent_id in given else state)
+            given.add(agent_id)
+        return shown
+
+    async def wake_stream(
+        self, asked: list[str], kinds: Iterable[str] | None, deadline: float
+    ) -> AsyncGenerator[AgentState, None]:
+        """Yield each agent's state once, as it becomes usable."""
+        reading = self._reading(_ALL_KINDS if kinds is None else self._choice(kinds))
+        once = list(dict.fromkeys(asked))
+        sound, agents = sound_ids(once)
+        if len(sound) != len(once):
+            known = set(sound)
+            for agent_id in once:
+                if agent_id not in known:
+                    yield _unsound(agent_id, reading, self._context(reading))
+        if sound:
+            stores = [store.name for store in reading.routes.stores]
+            waiting = WakeStream(partial(self._fetching, reading), sound, agents, stores)
+            self._streams.add(waiting)
+            try:
+                async with aclosing(waiting.run(deadline)) as states:
+                    async for state in states:
+                        yield state
+            finally:
+                self._streams.discard(waiting)
+
+    def wake_again(
+        self, agent_id: str, kinds: tuple[str, ...], deadline_s: Seconds | None
+    ) -> asyncio.Future[AgentState]:
+        """Wake an agent for what a state of it lacks; never fails for what is missing."""
+        budget_s = self._wake_budget(deadline_s)
+        return self.coalescer.wake(
+            agent_id, check_agent_id(agent_id), Choice(self._kinds.choose(kinds), raises=False), budget_s
+        )
+
+    def handle_acknowledged(self, store: str, acknowledged: list[tuple[bytes, int]]) -> None:
+        """Saves are durable: no wake that ends from now on may show what was there before."""
+        if self.floors.are_needed:  # for 10,000 agents 3 ms, which a save_many by itself need not spend
+            now = time.monotonic()
+            for agent, version in acknowledged:
+                self.floors.note(store, agent, version, now)
+        for stream in self._streams:
+            stream.note(store, acknowledged)
+
+    def close(self, error: Exception) -> None:
+        """Fail every wake of one agent that waits."""
+        self.coalescer.close(error)
+
+    # --- within ---
+
+    def _context(self, reading: Reading) -> WakeContext:
+        context = reading.context(self._again)
+        context.state_type = self._state_type
+        return context
+
+    def handle_grown(self, kinds: Kinds) -> None:
+        """The cluster has got kinds: wakes that begin from now on know them."""
+        self._kinds = kinds
+        self._choices.clear()
+        self._readings.clear()
+
+    def _choice(self, kinds: Iterable[str]) -> Choice:
+        try:
+            given = tuple(kinds)
+            known = None if isinstance(kinds, str) else self._choices.get(given)
+        except TypeError:
+            return Choice(self._kinds.choose(kinds))  # which says what is wrong with it
+        if known is not None:
+            return known
+        choice = Choice(self._kinds.choose(kinds if isinstance(kinds, str) else given))
+        if len(self._choices) >= _CHOICES_MAX:
+            del self._choices[next(iter(self._choices))]
+        self._choices[tuple(map(exact_text, given))] = choice
+        return choice
+
+    def _reading(self, choice: Choice) -> Reading:
+        placement = self._router.placement
+        assert placement is not None
+        if placement.revision != self._readings_revision:
+            self._readings.clear()
+            self._readings_revision = placement.revision
+        reading = self._readings.get(choice)
+        if reading is None:
+            reading = self._kinds.reading(placement, choice.kinds)._replace(raises=choice.raises)
+            if len(self._readings) >= _CHOICES_MAX:
+                del self._readings[next(iter(self._readings))]
+            self._readings[choice] = reading
+        return reading
+
+    def _fetching(
+        self,
+        reading: Reading,
+        ids: Sequence[str],
+        agents: Sequence[bytes],
+        deadline: float,
+        handle_groups: Callable[[list[Group]], None],
+        *,
+        held: bool = False,
+    ) -> Fetching:
+        return Fetching(
+            self._router,
+            reading.routes,
+            ids,
+            agents,
+            kinds=reading.kinds,
+            context=self._context(reading),
+            deadline=deadline,
+            floors=self.floors,
+            sizes=self._sizes,
+            handle_groups=handle_groups,
+            required=reading.needed_stores,
+            held=held,
+        )
+
+
+def _unsound(agent_id: str, reading: Reading, context: WakeContext) -> AgentState:
+    state: AgentState = context.state_type(agent_id, context, _images=(Outcome.FAULT,) * len(reading.routes.stores))
+    return state
