@@ -11,15 +11,16 @@ import msgspec
 from ...wire.cluster.placement import Placement
 from ...wire.cluster.topology import TTL_S_MAX, TTL_S_MIN, Topology
 from ...wire.errors import InvalidRequestError, TopologyError, UnknownKindError
-from ...wire.protocol.image import ENCODING_BYTES, HEADER_BYTES
+from ...wire.protocol.image import ENCODING_BYTES
 from ...wire.protocol.limits import FRAGMENT_BYTES_MAX
 from ...wire.protocol.messages import Operation, Put
 from ..arguments import Seconds, exact_text, seconds
 from ..wakes.fetch_plan import Routes
-from ..wakes.wake_context import Again, KindView, WakeContext
+from ..wakes.read_spec import ReadSpec
+from ..wakes.wake_context import KindView
 from .value_codec import ValueCodec, ValueRules
 
-__all__ = ["Expiring", "Kinds", "Reading", "as_kinds"]
+__all__ = ["Expiring", "Kinds", "as_kinds"]
 
 _Layout: TypeAlias = list[tuple[str, list[tuple[str, ValueCodec, int]]]]
 """Of a choice of kinds: each store with its kinds, their codecs, and how many milliseconds each lives (0 for ever)."""
@@ -37,27 +38,6 @@ class Expiring(NamedTuple):
     value: Any
     expires_ms: int
     """Milliseconds since 1970-01-01 UTC, by the shard's clock; 0 for never."""
-
-
-class Reading(NamedTuple):
-    """How some kinds are read: from which stores, and what a wake of them needs to be whole."""
-
-    routes: Routes
-    kinds: list[str] | None
-    """What a Fetch names: None for all kinds of its stores."""
-    views: Mapping[str, KindView]
-    required: tuple[str, ...]
-    """The required kinds among them."""
-    required_stores: tuple[tuple[int, bytes], ...]
-    """Of each required kind, its store's index and its packed name, as an image that begins with it has it."""
-    needed_stores: tuple[int, ...] = ()
-    """Indices of the stores without which an agent is of no use: those of required kinds."""
-    raises: bool = True
-    """Whether a wake fails where it has not what is required; one that fills a state in does not."""
-
-    def context(self, again: Again) -> WakeContext:
-        """Return what the states of one fetch share; `again` asks for more of one agent."""
-        return WakeContext(self.views, len(self.routes.stores), again)
 
 
 class Kinds:
@@ -177,7 +157,7 @@ class Kinds:
             raise InvalidRequestError("a wake needs at least one kind")
         return tuple([kind for kind in self._topology.kinds if kind in chosen])
 
-    def reading(self, placement: Placement, kinds: Iterable[str] | None) -> Reading:
+    def reading(self, placement: Placement, kinds: Iterable[str] | None) -> ReadSpec:
         """Return how to read these kinds (None for all but those of lazy stores) under a placement.
 
         Raises:
@@ -200,7 +180,7 @@ class Kinds:
         required = tuple(kind for kind in self._topology.kinds if kind in chosen and self._is_required(kind))
         beginnings = tuple((views[kind].store, _encoder.encode(kind)) for kind in required)
         needed = tuple(dict.fromkeys([views[kind].store for kind in required]))
-        return Reading(Routes.of(placement, stores), None if whole else chosen, views, required, beginnings, needed)
+        return ReadSpec(Routes.of(placement, stores), None if whole else chosen, views, required, beginnings, needed)
 
     def _eager(self) -> list[str]:
         """Return the kinds of the stores that every wake fetches; of all, where none is eager."""
@@ -210,10 +190,6 @@ class Kinds:
     def _is_required(self, kind: str) -> bool:
         spec = self._topology.kinds.get(kind)
         return spec is not None and spec.required
-
-
-IMAGE_FIRST_KIND = HEADER_BYTES + 1
-"""Where the first kind's name begins in an image of fewer than 16 kinds: behind its version and the map's one byte."""
 
 
 def _milliseconds(ttl_s: Seconds | None) -> int:

@@ -20,12 +20,12 @@ from itertools import chain
 from typing import Final, NamedTuple, cast
 
 from ...wire.errors import AgentNotFound, ClusterUnavailable, WakeIncomplete
-from ..client.kind_registry import IMAGE_FIRST_KIND, Reading
 from ..dispatch.judgement import Judgement
 from .agent_state import AgentState
 from .fetch_operation import Fetching
 from .fetch_results import Group
 from .outcomes import WHOLE, Outcome
+from .read_spec import IMAGE_FIRST_KIND, ReadSpec
 from .wake_future import WakeFuture
 
 __all__ = ["WakeBatch", "WakeMany", "verdict"]
@@ -40,7 +40,7 @@ future would cost every wake 0.3 us."""
 _log = logging.getLogger(__name__)
 
 
-def verdict(state: AgentState, reading: Reading) -> Exception | None:
+def verdict(state: AgentState, reading: ReadSpec) -> Exception | None:
     """Return what `wake` raises for a state, None where it returns the state."""
     if not reading.raises:
         return None
@@ -56,7 +56,7 @@ def verdict(state: AgentState, reading: Reading) -> Exception | None:
     return None
 
 
-def _asked(reading: Reading, kind: str) -> bool:
+def _asked(reading: ReadSpec, kind: str) -> bool:
     return reading.views[kind].store >= 0
 
 
@@ -150,7 +150,7 @@ class _Waiter(NamedTuple):
 class WakeBatch:
     """Calls for one agent each, sent together."""
 
-    def __init__(self, reading: Reading, now: float) -> None:
+    def __init__(self, reading: ReadSpec, now: float) -> None:
         self._loop = asyncio.get_running_loop()
         self.reading = reading
         self.began = now

@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from ..client.kind_registry import Reading
 from .agent_state import AgentState
 from .fetch_operation import Fetching
 from .fetch_results import Group
+from .read_spec import ReadSpec
 from .wake_batch import WakeBatch
 
 __all__ = ["Choice", "Coalescer", "Fetch"]
@@ -59,7 +59,7 @@ class Fetch(Protocol):
 
     def __call__(
         self,
-        reading: Reading,
+        reading: ReadSpec,
         ids: Sequence[str],
         agents: Sequence[bytes],
         deadline: float,
@@ -113,7 +113,7 @@ class _UnderWay:
 class Coalescer:
     """Batches of wakes, waiting for the end of the turn or under way."""
 
-    def __init__(self, reading: Callable[[Choice], Reading], fetch: Fetch) -> None:
+    def __init__(self, reading: Callable[[Choice], ReadSpec], fetch: Fetch) -> None:
         self._loop = asyncio.get_running_loop()
         self._reading = reading
         self._fetch = fetch

@@ -17,7 +17,6 @@ from typing import Final
 
 from ...wire.protocol.limits import AGENT_ID_BYTES_MAX
 from ..arguments import Seconds, exact_id, exact_text
-from ..client.kind_registry import Kinds, Reading
 from ..dispatch.dispatcher import Router
 from ..ids import check_agent_id, slices, sound_ids
 from .acknowledged_versions import Floors
@@ -25,6 +24,7 @@ from .agent_state import AgentState
 from .fetch_operation import Fetching, ImageSizes
 from .fetch_results import Group
 from .outcomes import Outcome
+from .read_spec import Readable, ReadSpec
 from .wake_batch import WakeMany
 from .wake_coalescer import Choice, Coalescer
 from .wake_context import Again, WakeContext
@@ -44,7 +44,7 @@ class WakeEngine:
     def __init__(
         self,
         router: Router,
-        kinds: Kinds,
+        kinds: Readable,
         wake_budget: Callable[[Seconds | None], float],
         *,
         state_type: type[AgentState] = AgentState,
@@ -63,7 +63,7 @@ class WakeEngine:
         self._sizes = ImageSizes()
         self._streams: set[WakeStream] = set()
         self._choices: dict[tuple[str, ...], Choice] = {}  # by the names as given
-        self._readings: dict[Choice, Reading] = {}
+        self._readings: dict[Choice, ReadSpec] = {}
         self._readings_revision = -1
         self.coalescer = Coalescer(self._reading, self._fetching)
 
@@ -159,12 +159,12 @@ class WakeEngine:
 
     # --- within ---
 
-    def _context(self, reading: Reading) -> WakeContext:
+    def _context(self, reading: ReadSpec) -> WakeContext:
         context = reading.context(self._again)
         context.state_type = self._state_type
         return context
 
-    def handle_grown(self, kinds: Kinds) -> None:
+    def handle_grown(self, kinds: Readable) -> None:
         """The cluster has got kinds: wakes that begin from now on know them."""
         self._kinds = kinds
         self._choices.clear()
@@ -184,7 +184,7 @@ class WakeEngine:
         self._choices[tuple(map(exact_text, given))] = choice
         return choice
 
-    def _reading(self, choice: Choice) -> Reading:
+    def _reading(self, choice: Choice) -> ReadSpec:
         placement = self._router.placement
         assert placement is not None
         if placement.revision != self._readings_revision:
@@ -200,7 +200,7 @@ class WakeEngine:
 
     def _fetching(
         self,
-        reading: Reading,
+        reading: ReadSpec,
         ids: Sequence[str],
         agents: Sequence[bytes],
         deadline: float,
@@ -224,6 +224,6 @@ class WakeEngine:
         )
 
 
-def _unsound(agent_id: str, reading: Reading, context: WakeContext) -> AgentState:
+def _unsound(agent_id: str, reading: ReadSpec, context: WakeContext) -> AgentState:
     state: AgentState = context.state_type(agent_id, context, _images=(Outcome.FAULT,) * len(reading.routes.stores))
     return state

@@ -1,0 +1,57 @@
+"""How the kinds of a wake are read: from which stores, what it needs to be complete, how a state shows each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple, Protocol
+
+from ...wire.cluster.placement import Placement
+from ...wire.protocol.image import HEADER_BYTES
+from .fetch_plan import Routes
+from .wake_context import Again, KindView, WakeContext
+
+__all__ = ["IMAGE_FIRST_KIND", "ReadSpec", "Readable"]
+
+IMAGE_FIRST_KIND: Final = HEADER_BYTES + 1
+"""Where the first kind's name begins in an image of fewer than 16 kinds: behind its version and the map's one byte."""
+
+
+class ReadSpec(NamedTuple):
+    """How some kinds are read: from which stores, and what a wake of them needs to be whole."""
+
+    routes: Routes
+    kinds: list[str] | None
+    """What a Fetch names: None for all kinds of its stores."""
+    views: Mapping[str, KindView]
+    required: tuple[str, ...]
+    """The required kinds among them."""
+    required_stores: tuple[tuple[int, bytes], ...]
+    """Of each required kind, its store's index and its packed name, as an image that begins with it has it."""
+    needed_stores: tuple[int, ...] = ()
+    """Indices of the stores without which an agent is of no use: those of required kinds."""
+    raises: bool = True
+    """Whether a wake fails where it has not what is required; one that fills a state in does not."""
+
+    def context(self, again: Again) -> WakeContext:
+        """Return what the states of one fetch share; `again` asks for more of one agent."""
+        return WakeContext(self.views, len(self.routes.stores), again)
+
+
+class Readable(Protocol):
+    """The kinds of a cluster, as far as wakes ask."""
+
+    def choose(self, kinds: Iterable[str]) -> tuple[str, ...]:
+        """Return the names of some kinds, each once, in the topology's order.
+
+        Raises:
+            UnknownKindError, InvalidRequestError: they cannot be asked for.
+        """
+        ...
+
+    def reading(self, placement: Placement, kinds: Iterable[str] | None) -> ReadSpec:
+        """Return how to read these kinds, None for all that a wake fetches.
+
+        Raises:
+            UnknownKindError, InvalidRequestError: they cannot be asked for.
+        """
+        ...
