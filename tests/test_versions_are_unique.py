@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, rule
 
-from dawnchorus.tools.manifest import ShardCopy
+from dawnchorus.tools.backup.manifest import ShardCopy
 from dawnchorus.wire.protocol.versions import generation_of
 from tests.support.lives import Backup, Given, Life
 

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, cast
 
 import click
 
-from . import standard_streams
+from .console import standard_streams
 
 __all__ = ["main"]
 
@@ -58,7 +58,7 @@ class _LazyGroup(click.Group):
         entry = _COMMANDS.get(cmd_name)
         if entry is None:
             return None
-        module = importlib.import_module(f".{entry.module}", __package__)
+        module = importlib.import_module(f".commands.{entry.module}", __package__)
         return cast("click.Command", getattr(module, entry.attribute))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

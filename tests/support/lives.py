@@ -18,8 +18,8 @@ from dawnchorus.nodes.shards import (
     open_shards,
     require_older,
 )
-from dawnchorus.tools.manifest import FORMAT, Manifest, ShardCopy
-from dawnchorus.tools.restoring import restore_all
+from dawnchorus.tools.backup.manifest import FORMAT, Manifest, ShardCopy
+from dawnchorus.tools.backup.restore import restore_all
 from dawnchorus.wire.cluster.control_store import FileControlStore, establish_placement, take_generation
 from dawnchorus.wire.cluster.placement import Placement, encode_placement
 from dawnchorus.wire.cluster.restore_marker import require_no_restore

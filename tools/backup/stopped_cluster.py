@@ -1,0 +1,31 @@
+"""A data folder of which no node runs: locked for as long as somebody works on it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from ...nodes.shards import locked_folder
+from ...wire.cluster.topology import Topology
+from ...wire.errors import DataFolderError
+
+__all__ = ["stopped_cluster"]
+
+
+@contextmanager
+def stopped_cluster(topology: Topology) -> Generator[Path]:
+    """Hold the locks of the launcher and of every node while the block runs; gives the data folder.
+
+    Raises:
+        DataFolderError: a launcher or node runs on this data, or the folder cannot be written.
+    """
+    folder = Path(topology.data_dir)
+    with ExitStack() as locks:
+        try:
+            locks.enter_context(locked_folder(folder))
+            for node in topology.nodes:
+                locks.enter_context(locked_folder(folder / node))
+        except DataFolderError as error:
+            raise DataFolderError(f"the cluster must be stopped for this: {error}") from error
+        yield folder

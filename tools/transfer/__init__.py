@@ -1,0 +1,1 @@
+"""Agents as NDJSON: read and saved, woken and written."""
