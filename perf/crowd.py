@@ -21,9 +21,9 @@ from ..nodes.launcher import Launcher
 from ..router.client.cluster import Cluster, connect
 from ..wire.descriptors import raise_limit
 from ..wire.errors import DawnchorusError
-from .folders import temporary_folder
-from .processes import anonymous_bytes
-from .topologies import free_ports
+from .harness.child_process import anonymous_bytes
+from .harness.scratch import temporary_folder
+from .harness.topologies import free_ports
 
 __all__ = ["crowd"]
 

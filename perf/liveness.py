@@ -28,9 +28,9 @@ from ..wire.cluster.topology_file import load_topology
 from ..wire.errors import DawnchorusError
 from ..wire.protocol.messages import StatusReply
 from .faults.seclusion import CannotSeclude, packets_dropped, seclude, why_not
-from .folders import temporary_folder
-from .processes import child_process
-from .topologies import free_ports
+from .harness.child_process import child_process
+from .harness.scratch import temporary_folder
+from .harness.topologies import free_ports
 
 __all__ = ["liveness"]
 

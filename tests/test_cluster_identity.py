@@ -9,7 +9,7 @@ import pytest
 
 from dawnchorus import ClusterUnavailable, connect
 from dawnchorus.nodes.launcher import Launcher
-from dawnchorus.perf.topologies import free_ports
+from dawnchorus.perf.harness.topologies import free_ports
 from dawnchorus.wire.cluster.topology_file import load_topology
 from tests.support.clusters import RunningCluster, eventually, running, write_topology
 from tests.support.internals import refusals

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dawnchorus.perf.workload import SyntheticAgents
+from dawnchorus.perf.harness.workload import SyntheticAgents
 from dawnchorus.wire.protocol.image import Fragment, encode_image
 
 AGENTS = 10_000

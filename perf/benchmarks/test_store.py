@@ -9,7 +9,7 @@ import pytest
 from dawnchorus.fragment_stores.engine import FORMAT, ShardIdentity
 from dawnchorus.fragment_stores.image_batch import join_images
 from dawnchorus.fragment_stores.lmdb.store import LMDBStore
-from dawnchorus.perf.workload import SyntheticAgents
+from dawnchorus.perf.harness.workload import SyntheticAgents
 from dawnchorus.wire.protocol.messages import Put, Write
 
 Timed = Callable[..., Any]

@@ -17,7 +17,7 @@ import msgspec
 import uvloop
 
 from ..faults.seclusion import CannotSeclude, seclude
-from ..progress import no_progress
+from ..harness.progress import no_progress
 from .options import ChaosOptions
 from .report import PhaseReport
 from .script import Step

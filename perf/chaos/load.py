@@ -17,9 +17,9 @@ from typing import Any, Final, Protocol
 from ...router.wakes.agent_state import AgentState
 from ...router.wakes.outcomes import Outcome
 from ...wire.errors import DawnchorusError, WakeIncomplete
-from ..measure import WrongResult
-from ..processes import anonymous_bytes
-from ..workload import Workload
+from ..harness.child_process import anonymous_bytes
+from ..harness.measure import WrongResult
+from ..harness.workload import Workload
 from .counts import Ending, PhaseCounts
 from .schedule import Schedule
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ..workload import WorkloadError
+from ..harness.workload import WorkloadError
 from .script import DEFAULT_PHASES
 
 __all__ = ["NODES", "ChaosOptions", "check_options"]

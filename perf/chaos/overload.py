@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from ..faults.signals import throttled
-from ..progress import Progress
+from ..harness.progress import Progress
 from .load import Load, Waker, last_incomplete_ms, own_memory
 from .ramp import RATES_MAX, Ramp
 from .report import Healing, MemoryUse, OverloadReport, PhaseReport

@@ -12,10 +12,10 @@ from pathlib import Path
 import msgspec
 
 from ..faults.seclusion import why_not
-from ..folders import temporary_folder
-from ..measure import notes_on_process
-from ..processes import ChildFailed, check_running, child_process, python_module
-from ..progress import Progress, no_progress
+from ..harness.child_process import ChildFailed, check_running, child_process, python_module
+from ..harness.measure import notes_on_process
+from ..harness.progress import Progress, no_progress
+from ..harness.scratch import temporary_folder
 from .child import ChildAnswer, ChildOrder
 from .options import ChaosOptions, check_options
 from .overload import VALUE_BYTES

@@ -22,11 +22,11 @@ from ...wire.cluster.topology import parse_endpoint
 from ..faults.proxy import TcpProxy, delayed, flapping, tcp_proxy
 from ..faults.seclusion import packets_dropped
 from ..faults.signals import killed, stopped
-from ..measure import settled_memory
-from ..progress import Progress
-from ..sleeping_cluster import fill
-from ..topologies import default_text, free_ports, node_count
-from ..workload import SyntheticAgents
+from ..harness.measure import settled_memory
+from ..harness.progress import Progress
+from ..harness.sleeping_cluster import fill
+from ..harness.topologies import default_text, free_ports, node_count
+from ..harness.workload import SyntheticAgents
 from .load import Load, LoadRun, last_incomplete_ms, own_memory
 from .options import ChaosOptions
 from .overload import overload

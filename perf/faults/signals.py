@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from pathlib import Path
 from typing import Final
 
-from ..processes import ChildFailed, check_running, child_process
+from ..harness.child_process import ChildFailed, check_running, child_process
 from .hold import HOLDING
 
 __all__ = ["Kills", "killed", "stopped", "throttled"]

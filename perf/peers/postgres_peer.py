@@ -24,9 +24,9 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from ...wire.errors import DawnchorusError
-from ..processes import ChildFailed, check_running, child_process
-from ..progress import Progress
-from ..workload import Workload
+from ..harness.child_process import ChildFailed, check_running, child_process
+from ..harness.progress import Progress
+from ..harness.workload import Workload
 from .tuning import fastest
 
 __all__ = ["PostgresSaves", "PostgresUnavailable", "PreparedRows", "Upserts", "postgres_saves", "prepare_rows"]

@@ -22,7 +22,7 @@ import uvloop
 import zmq
 
 from ...wire.transport.sockets import SocketOwner
-from ..disk import SyncedFile
+from ..harness.disk import SyncedFile
 
 __all__ = ["UNCOPIED", "descriptor", "has_input", "serve_echo", "serve_storm"]
 

@@ -24,7 +24,7 @@ import zmq
 
 from ...wire.protocol.limits import FRAME_BYTES_TARGET
 from ...wire.transport.sockets import SocketOwner
-from ..processes import ChildFailed, check_running, child_process, python_module
+from ..harness.child_process import ChildFailed, check_running, child_process, python_module
 from .raw_server import UNCOPIED, descriptor, has_input
 
 __all__ = ["RawEcho", "RawStorm", "raw_echo", "raw_storm"]

@@ -18,8 +18,8 @@ from typing import Any
 
 import msgspec
 
-from ..progress import Progress
-from ..workload import Workload
+from ..harness.progress import Progress
+from ..harness.workload import Workload
 from .redis_server import IN_MEMORY, RedisUnavailable, redis_server
 from .tuning import fastest
 

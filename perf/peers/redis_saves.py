@@ -15,8 +15,8 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from ..progress import Progress
-from ..workload import Workload
+from ..harness.progress import Progress
+from ..harness.workload import Workload
 from .redis_peer import Batch
 from .redis_server import SYNC_ALWAYS, redis_server
 from .tuning import fastest

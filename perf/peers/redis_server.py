@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from ...wire.errors import DawnchorusError
-from ..processes import ChildFailed, check_running, child_process
+from ..harness.child_process import ChildFailed, check_running, child_process
 
 __all__ = ["IN_MEMORY", "SYNC_ALWAYS", "RedisUnavailable", "redis_server"]
 

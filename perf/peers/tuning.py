@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
-from ..progress import Progress
+from ..harness.progress import Progress
 
 __all__ = ["fastest"]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dawnchorus.nodes.acceptance import IPC_DESCRIPTORS_MIN, RESERVE, Acceptance, Doors
 from dawnchorus.nodes.listener import Listener
-from dawnchorus.perf.topologies import free_ports
+from dawnchorus.perf.harness.topologies import free_ports
 from dawnchorus.wire.descriptors import Reserve
 from dawnchorus.wire.errors import DataFolderError
 from dawnchorus.wire.transport.sockets import SocketOwner

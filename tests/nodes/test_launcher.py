@@ -17,7 +17,7 @@ import pytest
 
 from dawnchorus import DataFolderError, LaunchError, PlacementError, Saved, TopologyError, connect
 from dawnchorus.nodes.launcher import Launcher
-from dawnchorus.perf.topologies import free_ports
+from dawnchorus.perf.harness.topologies import free_ports
 from tests.support.clusters import (
     DEFAULT_NODES,
     RunningCluster,

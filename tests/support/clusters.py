@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from dawnchorus.nodes.launcher import Launcher, NodeEvent
-from dawnchorus.perf.topologies import free_ports
+from dawnchorus.perf.harness.topologies import free_ports
 
 __all__ = ["DEFAULT_NODES", "RunningCluster", "eventually", "running", "runtime_folder", "write_topology"]
 

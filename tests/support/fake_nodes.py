@@ -15,7 +15,7 @@ import msgspec
 import zmq
 
 from dawnchorus import AgentState, Cluster, WakeIncomplete, connect
-from dawnchorus.perf.topologies import free_ports
+from dawnchorus.perf.harness.topologies import free_ports
 from dawnchorus.wire.cluster.placement import Placement, encode_placement, initial_placement, with_new_generation
 from dawnchorus.wire.cluster.topology import BreakerSpec, KindSpec, NodeSpec, StoreSpec, Topology, encode_topology
 from dawnchorus.wire.protocol.image import Fragment, decode_image, encode_image, select_kinds

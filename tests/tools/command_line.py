@@ -14,7 +14,7 @@ from typing import Any, Self
 import orjson
 import psutil
 
-from dawnchorus.perf.topologies import free_ports
+from dawnchorus.perf.harness.topologies import free_ports
 
 COMMAND = [sys.executable, "-m", "dawnchorus.tools.main"]
 

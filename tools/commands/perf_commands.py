@@ -11,14 +11,14 @@ from ...perf.chaos.options import NODES, ChaosOptions
 from ...perf.chaos.report import render_chaos
 from ...perf.chaos.run import chaos
 from ...perf.chaos.script import PHASE_NAMES, parse_phases
-from ...perf.memory import MemoryOptions, memory, render_memory
-from ...perf.progress import Progress
-from ...perf.report import render
-from ...perf.save import SaveOptions, render_save, save
-from ...perf.storm import StormOptions, storm
-from ...perf.threads import ThreadsOptions, render_threads, threads
-from ...perf.topologies import TOPOLOGY_NAMES, TopologyName
-from ...perf.workload import GivenAgents
+from ...perf.harness.progress import Progress
+from ...perf.harness.topologies import TOPOLOGY_NAMES, TopologyName
+from ...perf.harness.workload import GivenAgents
+from ...perf.memory.memory import MemoryOptions, memory, render_memory
+from ...perf.saves.save import SaveOptions, render_save, save
+from ...perf.storm.report import render
+from ...perf.storm.storm import StormOptions, storm
+from ...perf.storm.threads import ThreadsOptions, render_threads, threads
 from ..console.async_runner import run
 from ..console.options import json_option
 from ..console.output import ProgressBar, progress_bar

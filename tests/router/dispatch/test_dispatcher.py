@@ -15,7 +15,7 @@ from dawnchorus import (
     UnknownKindError,
     connect,
 )
-from dawnchorus.perf.topologies import free_ports
+from dawnchorus.perf.harness.topologies import free_ports
 from dawnchorus.wire.cluster.topology import KindSpec, StoreSpec, Topology
 from dawnchorus.wire.protocol.messages import (
     Fault,

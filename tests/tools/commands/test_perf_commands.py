@@ -6,10 +6,10 @@ import msgspec
 import orjson
 import pytest
 
-from dawnchorus.perf.folders import temporary_folder
-from dawnchorus.perf.progress import Progress
-from dawnchorus.perf.save import SaveOptions
-from dawnchorus.perf.save_report import SaveReport
+from dawnchorus.perf.harness.progress import Progress
+from dawnchorus.perf.harness.scratch import temporary_folder
+from dawnchorus.perf.saves.report import SaveReport
+from dawnchorus.perf.saves.save import SaveOptions
 from dawnchorus.tools.commands.perf_commands import save_command
 from tests.tools.command_line import error_of, run, run_json
 

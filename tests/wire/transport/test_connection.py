@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 
 import pytest
 
-from dawnchorus.perf.topologies import free_ports
+from dawnchorus.perf.harness.topologies import free_ports
 from dawnchorus.wire.errors import ClusterUnavailable
 from dawnchorus.wire.protocol.messages import (
     PING,

@@ -8,7 +8,7 @@ import pytest
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from dawnchorus.perf.topologies import free_ports
+from dawnchorus.perf.harness.topologies import free_ports
 from dawnchorus.wire.errors import ClusterUnavailable, DataFolderError
 from dawnchorus.wire.protocol.limits import FRAME_BYTES_MAX
 from dawnchorus.wire.transport.sockets import (

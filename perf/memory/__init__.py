@@ -1,0 +1,1 @@
+"""What storms and agents cost in memory."""

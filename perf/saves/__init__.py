@@ -1,0 +1,1 @@
+"""Durable saves, beside Redis, PostgreSQL and the disk itself."""

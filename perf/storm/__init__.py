@@ -1,0 +1,1 @@
+"""Wakes of thousands of agents at once, beside Redis and raw ZeroMQ."""
