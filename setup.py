@@ -16,7 +16,7 @@ COMPILED = {
     "wire/transport": "backlog channel connection counters fair_queue queueing_delay reply_queues",
     "fragment_stores": "image_batch",
     "fragment_stores/lmdb": "lookup schema snapshot",
-    "nodes": "clock connections inbox node reads",
+    "nodes": "connections inbox node node_clock read_path",
     "router": "plain_values",
     "router/dispatch": """circuit_breaker congestion_window dispatcher exchange judgement load_shedding membership
         node_flow resumptions retry_budget send_queue unary_call""",

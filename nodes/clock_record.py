@@ -18,8 +18,8 @@ import msgspec
 
 from ..wire.durable_files import sync_folder
 from ..wire.private_files import private_opener
-from .clock import Clock
-from .shards import OwnedShard
+from .node_clock import Clock
+from .shard_table import OwnedShard
 from .wall_clock import ClockRecord
 
 __all__ = ["RECORD_FILE", "boot_name", "open_clock", "read_record", "write_record"]

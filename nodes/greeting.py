@@ -8,7 +8,7 @@ from ..wire.cluster.placement import Placement, encode_for_clients
 from ..wire.cluster.topology import Topology, encode_topology
 from ..wire.protocol.limits import FRAME_BYTES_MAX
 from ..wire.protocol.messages import PROTOCOL, Fault, FaultCode, Hello, Welcome
-from .shards import OwnedShard
+from .shard_table import OwnedShard
 
 __all__ = ["Greeting"]
 

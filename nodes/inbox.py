@@ -18,7 +18,7 @@ from ..wire.transport.counters import Counters
 from ..wire.transport.fair_queue import FairQueue
 from ..wire.transport.queueing_delay import Delays
 from .connections import Connections
-from .reads import Read
+from .read_path import Read
 
 __all__ = ["Inbox", "Reading", "Received", "Shed", "Work"]
 

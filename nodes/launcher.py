@@ -1,7 +1,7 @@
 """The launcher: one process per node of topology.toml, watched, and started again when one dies.
 
     starting -> serving -> (dies) -> restarting -> starting -> ...
-    starting -> restarting         damaged data ended it (once): see nodes.crashes
+    starting -> restarting         damaged data ended it (once): see nodes.crash_record
     starting -> refused            it ended before it ever served: the whole start fails, with its own last words
     any      -> stopped            as asked
 
@@ -31,10 +31,10 @@ from ..wire.cluster.restore_marker import require_no_restore
 from ..wire.cluster.topology import NodeSpec, Topology, require_local_endpoints
 from ..wire.cluster.topology_file import load_topology
 from ..wire.errors import LaunchError
-from .crashes import CRASH_CODES
+from .crash_record import CRASH_CODES
 from .ends import EXIT_REFUSED
 from .neighbours import require_alone
-from .shards import any_shard_on_disk, locked_folder
+from .shard_table import any_shard_on_disk, locked_folder
 from .start_order import NEW_CLUSTER, StartOrder, encode_order, order_for
 
 __all__ = ["Launcher", "NodeEvent"]

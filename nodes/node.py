@@ -49,17 +49,17 @@ from ..wire.transport.liveness import LIVENESS_TICK_S
 from ..wire.transport.reply_queues import PEERS_MAX, Peers
 from ..wire.transport.sockets import SocketOwner, bind, remove_ipc_file
 from .acceptance import Acceptance, Doors
-from .backups import BackupJob, Backups
 from .clock_record import open_clock
 from .greeting import Greeting
-from .housekeeping import Housekeeper
+from .group_commit import CommitJob, Writer
 from .inbox import Inbox, Reading, Received, Shed
 from .listener import Listener
+from .maintenance import Housekeeper
 from .node_status import NodeStatus
-from .reads import Read
+from .read_path import Read
 from .scans import scan_shard
-from .shards import OwnedShard
-from .writer import CommitJob, Writer
+from .shard_backup import BackupJob, Backups
+from .shard_table import OwnedShard
 
 __all__ = ["FragmentNode"]
 

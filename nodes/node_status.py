@@ -12,8 +12,8 @@ from ..wire.cluster.topology import Topology
 from ..wire.protocol.messages import StatusReply
 from ..wire.transport.counters import Counters
 from .acceptance import Acceptance, Doors
-from .clock import Clock
-from .shards import OwnedShard
+from .node_clock import Clock
+from .shard_table import OwnedShard
 
 __all__ = ["NodeStatus"]
 

@@ -7,8 +7,8 @@ from typing import Final
 
 from ..wire.errors import StoreError
 from ..wire.protocol.messages import Scan, Scanned, SectionStatus
-from .reads import require_served
-from .shards import OwnedShard
+from .read_path import require_served
+from .shard_table import OwnedShard
 
 __all__ = ["scan_shard"]
 

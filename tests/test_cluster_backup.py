@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dawnchorus import Cluster, connect
-from dawnchorus.nodes.shards import locked_folder
+from dawnchorus.nodes.shard_table import locked_folder
 from dawnchorus.wire.protocol.shard_hash import shard_of
 from tests.support.clusters import running, write_topology
 from tests.tools.command_line import error_of, run, run_json

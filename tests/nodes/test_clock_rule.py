@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from dawnchorus.fragment_stores.engine import FragmentStore
-from dawnchorus.nodes.clock import SWEEP_IN_DOUBT_MS, Clock
-from dawnchorus.nodes.housekeeping import Housekeeper
-from dawnchorus.nodes.shards import OwnedShard
+from dawnchorus.nodes.maintenance import Housekeeper
+from dawnchorus.nodes.node_clock import SWEEP_IN_DOUBT_MS, Clock
+from dawnchorus.nodes.shard_table import OwnedShard
 from dawnchorus.nodes.wall_clock import AGREED_MS, JUMP_MS, RECORD_EVERY_MS, ClockRecord
 from dawnchorus.wire.transport.counters import Counters
 

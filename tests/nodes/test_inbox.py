@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from dawnchorus.nodes.inbox import Inbox, Reading, Received, Shed
-from dawnchorus.nodes.reads import Read
+from dawnchorus.nodes.read_path import Read
 from dawnchorus.wire.protocol.messages import Cancel, Commit, Fetch, Request, Scan, encode
 from dawnchorus.wire.transport.counters import Counters
 

@@ -14,7 +14,7 @@ import pytest
 import zmq
 
 from dawnchorus.fragment_stores.lmdb.store import LMDBStore
-from dawnchorus.nodes import writer
+from dawnchorus.nodes import group_commit
 from dawnchorus.nodes.node import FragmentNode
 from dawnchorus.wire.cluster.placement import decode_placement
 from dawnchorus.wire.cluster.topology import decode_topology, encode_topology
@@ -505,7 +505,7 @@ async def test_saves_beyond_the_writers_queue_are_shed_and_told_so(
     client: RawClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(writer, "QUEUE_BYTES_MAX", 1_000)
+        patched.setattr(group_commit, "QUEUE_BYTES_MAX", 1_000)
         fault = await client.ask(commit_of({b"a": bytes(1_000)}, request=4), Fault)
         assert (fault.request, fault.code) == (4, FaultCode.OVERLOADED)
     counters = await barrier(client)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from dawnchorus.nodes.writer import QUEUE_BYTES_MAX
+from dawnchorus.nodes.group_commit import QUEUE_BYTES_MAX
 from dawnchorus.wire.cluster.topology_file import load_topology
 from dawnchorus.wire.errors import ProtocolError
 from dawnchorus.wire.protocol.image import decode_image

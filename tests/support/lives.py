@@ -10,7 +10,7 @@ import msgspec
 import xxhash
 
 from dawnchorus.fragment_stores.engine import FragmentStore
-from dawnchorus.nodes.shards import (
+from dawnchorus.nodes.shard_table import (
     OwnedShard,
     any_shard_on_disk,
     begin_generation,

@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from dawnchorus.nodes.node import FragmentNode
-from dawnchorus.nodes.shards import OwnedShard, any_shard_on_disk, begin_generation, close_shards, open_shards
+from dawnchorus.nodes.shard_table import OwnedShard, any_shard_on_disk, begin_generation, close_shards, open_shards
 from dawnchorus.wire.cluster.control_store import FileControlStore, establish_placement, take_generation
 from dawnchorus.wire.cluster.topology import Topology
 from dawnchorus.wire.cluster.topology_file import load_topology
@@ -257,7 +257,7 @@ async def served(
 
 _RUN = """
 import sys
-from dawnchorus.nodes.main import run_node
+from dawnchorus.nodes.node_process import run_node
 sys.exit(run_node(sys.argv[1], sys.argv[2], until_stdin_closes=True))
 """
 

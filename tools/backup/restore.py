@@ -36,7 +36,7 @@ from ...fragment_stores.engine import FORMAT, ShardIdentity
 from ...fragment_stores.lmdb.checker import FileVerifier
 from ...fragment_stores.lmdb.environment import DATA_FILE, has_data
 from ...fragment_stores.lmdb.restore import give_identity, is_copy
-from ...nodes.shards import shard_folder
+from ...nodes.shard_table import shard_folder
 from ...wire.cluster.control_store import PLACEMENT_FILE, FileControlStore
 from ...wire.cluster.placement import (
     GENERATIONS_SKIPPED,

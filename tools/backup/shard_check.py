@@ -10,7 +10,7 @@ from ...fragment_stores.engine import ShardIdentity
 from ...fragment_stores.lmdb.check import Finding, Verified
 from ...fragment_stores.lmdb.checker import FileVerifier
 from ...fragment_stores.lmdb.environment import DATA_FILE
-from ...nodes.shards import shard_folder
+from ...nodes.shard_table import shard_folder
 from ...wire.cluster.placement import Placement
 from ...wire.cluster.topology import Topology
 from ...wire.protocol.versions import generation_of

@@ -6,7 +6,7 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ...nodes.shards import locked_folder
+from ...nodes.shard_table import locked_folder
 from ...wire.cluster.topology import Topology
 from ...wire.errors import DataFolderError
 

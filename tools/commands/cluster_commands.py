@@ -46,7 +46,7 @@ def node(name: str, topology: str, as_json: bool, until_stdin_closes: bool, laun
     Example:
       dawnchorus node identity-1 --topology /etc/dawnchorus/topology.toml
     """
-    from ...nodes.main import run_node
+    from ...nodes.node_process import run_node
 
     del as_json
     return run_node(topology, name, until_stdin_closes=until_stdin_closes, launched=launched)

@@ -19,8 +19,8 @@ import uvloop
 
 from ...nodes.bounded_output import BoundedOutput, write_all
 from ...nodes.ends import handle_ends
+from ...nodes.json_log import log_to_stderr
 from ...nodes.launcher import Launcher, NodeEvent
-from ...nodes.logs import log_to_stderr
 
 __all__ = ["format_event", "run_up"]
 

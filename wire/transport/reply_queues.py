@@ -46,7 +46,7 @@ PEER_BYTES_MAX: Final = (
 """The most that a peer which sends without end and never reads can make a node hold, in bytes: 154 MiB, where its
 requests have the largest size, every reply is one largest image, and hundreds of thousands of its saves are answered;
 17 MiB with small requests for agents of ordinary size. Saves that wait for the disk come on top, bounded for all peers
-together (`nodes.writer`)."""
+together (`nodes.group_commit`)."""
 
 
 class _Waiting:

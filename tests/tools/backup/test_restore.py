@@ -10,7 +10,7 @@ from typing import NoReturn
 import msgspec
 import pytest
 
-from dawnchorus.nodes.shards import open_shards
+from dawnchorus.nodes.shard_table import open_shards
 from dawnchorus.wire.cluster.restore_marker import MARKER_FILE, read_marker, require_no_restore
 from dawnchorus.wire.errors import DataFolderError, StoreDamaged, StoreFull
 from tests.support.lives import Backup, Life

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from dawnchorus.fragment_stores.engine import FORMAT, FragmentStore, ShardIdentity
 from dawnchorus.fragment_stores.lmdb.store import LMDBStore
-from dawnchorus.nodes.reads import TURN_AGENTS_MAX, Read, require_served
-from dawnchorus.nodes.shards import OwnedShard
+from dawnchorus.nodes.read_path import TURN_AGENTS_MAX, Read, require_served
+from dawnchorus.nodes.shard_table import OwnedShard
 from dawnchorus.wire.errors import InvalidRequestError, StoreDamaged, StoreError, StoreFull
 from dawnchorus.wire.protocol.image import decode_image, select_kinds, version_of
 from dawnchorus.wire.protocol.limits import FRAME_BYTES_MAX, FRAME_BYTES_TARGET, REQUEST_AGENTS_MAX, SECTIONS_MAX

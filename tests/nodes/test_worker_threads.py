@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from dawnchorus.nodes.helpers import Helpers
+from dawnchorus.nodes.worker_threads import Helpers
 from tests.support.raw_nodes import PATIENCE_S
 
 

@@ -26,11 +26,11 @@ from typing import Final
 from ..fragment_stores.engine import NO_TURN, FragmentStore
 from ..wire.errors import StoreError
 from ..wire.protocol.messages import Commit, Committed, CommittedSection, Erase, Put, Refusal, SectionStatus, Write
-from .clock import Clock
-from .helpers import Helpers
-from .housekeeping import Housekeeper
-from .reads import require_served
-from .shards import OwnedShard
+from .maintenance import Housekeeper
+from .node_clock import Clock
+from .read_path import require_served
+from .shard_table import OwnedShard
+from .worker_threads import Helpers
 
 __all__ = ["QUEUE_BYTES_MAX", "CommitJob", "Writer"]
 

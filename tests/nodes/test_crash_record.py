@@ -10,7 +10,7 @@ import pytest
 
 from dawnchorus.fragment_stores.engine import FORMAT, ShardIdentity
 from dawnchorus.fragment_stores.lmdb.store import LMDBStore
-from dawnchorus.nodes.crashes import CrashRecord, find_damaged
+from dawnchorus.nodes.crash_record import CrashRecord, find_damaged
 from dawnchorus.wire.protocol.messages import Put, Write
 
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")
@@ -18,7 +18,7 @@ PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 PROGRAM = """
 import os, signal, sys
 from pathlib import Path
-from dawnchorus.nodes.crashes import CrashRecord
+from dawnchorus.nodes.crash_record import CrashRecord
 with CrashRecord(Path(sys.argv[1])) as crashes:
     print(crashes.suspicious, flush=True)
     crashes.damaged = "damaged" in sys.argv

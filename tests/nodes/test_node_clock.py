@@ -7,9 +7,9 @@ from typing import cast
 import pytest
 
 from dawnchorus.fragment_stores.engine import FragmentStore
-from dawnchorus.nodes.clock import SWEEP_IN_DOUBT_MS, Clock
 from dawnchorus.nodes.clock_record import RECORD_FILE, boot_name, read_record, write_record
-from dawnchorus.nodes.shards import OwnedShard
+from dawnchorus.nodes.node_clock import SWEEP_IN_DOUBT_MS, Clock
+from dawnchorus.nodes.shard_table import OwnedShard
 from dawnchorus.nodes.wall_clock import AGREED_MS, JUMP_MS, ClockRecord, ShardClock, WallClock, first_clocks
 from dawnchorus.wire.errors import StoreFull
 

@@ -19,7 +19,7 @@ from ..wire.errors import InvalidRequestError, ProtocolError, StoreError
 from ..wire.protocol.image import select_kinds, version_of
 from ..wire.protocol.limits import FRAME_BYTES_TARGET, REQUEST_AGENTS_MAX, SECTIONS_MAX
 from ..wire.protocol.messages import UNCHANGED, Fetch, FetchSection, ImageSection, SectionStatus, encode_images_head
-from .shards import OwnedShard
+from .shard_table import OwnedShard
 
 __all__ = ["TURN_AGENTS_MAX", "Read", "require_served"]
 

@@ -383,7 +383,7 @@ def test_a_lost_shard_is_named_in_log_and_status_and_the_others_are_served(used:
 
 def test_too_little_address_space_is_one_clear_error(path: Path) -> None:
     command = f'ulimit -v {32 << 20}; exec {sys.executable} -c "$0" {path} {NODE}'
-    program = "import sys; from dawnchorus.nodes.main import run_node; sys.exit(run_node(*sys.argv[1:]))"
+    program = "import sys; from dawnchorus.nodes.node_process import run_node; sys.exit(run_node(*sys.argv[1:]))"
     ended = subprocess.run(["sh", "-c", command, program], capture_output=True, timeout=PATIENCE_S, check=False)
     assert ended.returncode == 2, ended.stderr
     last = json.loads(ended.stderr.splitlines()[-1])

@@ -2,7 +2,7 @@
 
 Expired fragments are never shown, whether swept or not: readers judge by the shard's clock. The sweeper gives their
 space back. It waits a grace time, so that a clock that ran ahead a little costs nothing, and stands still while the
-wall clock is in doubt (`clock`). It works in small logged commits between those of clients, so that a wake or save
+wall clock is in doubt (`node_clock`). It works in small logged commits between those of clients, so that a wake or save
 waits for one of them at most.
 """
 
@@ -15,9 +15,9 @@ from typing import Final
 
 from ..wire.errors import StoreError
 from ..wire.transport.counters import Counters
-from .clock import Clock
-from .logs import log_repeated
-from .shards import OwnedShard
+from .json_log import log_repeated
+from .node_clock import Clock
+from .shard_table import OwnedShard
 
 __all__ = ["Housekeeper"]
 

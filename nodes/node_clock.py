@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from ..wire.errors import StoreError
-from .shards import OwnedShard
+from .shard_table import OwnedShard
 from .wall_clock import JUMP_MS, RECORD_EVERY_MS, ClockRecord, ShardClock, WallClock, first_clocks
 
 __all__ = ["Clock"]

@@ -35,13 +35,13 @@ from ..wire.private_files import make_private
 from ..wire.process_tuning import tune_process
 from .acceptance import IPC_DESCRIPTORS_MIN
 from .bounded_output import BoundedOutput, write_all
-from .crashes import CrashRecord, find_damaged
+from .crash_record import CrashRecord, find_damaged
 from .ends import EXIT_REFUSED, handle_ends
-from .logs import log_repeated, log_to_stderr
+from .json_log import log_repeated, log_to_stderr
 from .neighbours import require_alone
 from .node import FragmentNode
 from .runtime_directory import ipc_endpoint
-from .shards import (
+from .shard_table import (
     any_shard_on_disk,
     begin_generation,
     close_shards,

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from dawnchorus.nodes.shards import (
+from dawnchorus.nodes.shard_table import (
     OwnedShard,
     any_shard_on_disk,
     close_shards,
@@ -226,7 +226,7 @@ def test_a_damaged_shard_counts_as_one(topology: Topology, length: int) -> None:
 HOLDER = """
 import sys
 from pathlib import Path
-from dawnchorus.nodes.shards import locked_folder
+from dawnchorus.nodes.shard_table import locked_folder
 with locked_folder(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dawnchorus.nodes.logs import JSONFormatter
+from dawnchorus.nodes.json_log import JSONFormatter
 
 
 def formatted(message: str = "event", *arguments: object, **fields: Any) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def test_what_json_does_not_know_is_shown_as_text() -> None:
 def test_a_process_logs_to_standard_error_only() -> None:
     program = """
 import logging
-from dawnchorus.nodes.logs import log_to_stderr
+from dawnchorus.nodes.json_log import log_to_stderr
 logging.warning("before")
 log_to_stderr("live-1")
 logging.getLogger("some.module").info("hello", extra={"n": 1})

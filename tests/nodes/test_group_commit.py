@@ -12,11 +12,11 @@ import pytest
 
 from dawnchorus.fragment_stores.engine import FORMAT, NO_TURN, FragmentStore, ShardIdentity
 from dawnchorus.fragment_stores.lmdb.store import LMDBStore
-from dawnchorus.nodes import writer as writer_module
-from dawnchorus.nodes.clock import Clock
-from dawnchorus.nodes.housekeeping import Housekeeper
-from dawnchorus.nodes.shards import OwnedShard
-from dawnchorus.nodes.writer import CommitJob, Writer
+from dawnchorus.nodes import group_commit
+from dawnchorus.nodes.group_commit import CommitJob, Writer
+from dawnchorus.nodes.maintenance import Housekeeper
+from dawnchorus.nodes.node_clock import Clock
+from dawnchorus.nodes.shard_table import OwnedShard
 from dawnchorus.wire.errors import StoreDamaged, StoreError, StoreFull
 from dawnchorus.wire.protocol.image import decode_image
 from dawnchorus.wire.protocol.messages import (
@@ -172,7 +172,7 @@ async def test_what_has_gathered_is_one_transaction_a_shard(bench: Bench) -> Non
 
 
 async def test_a_group_is_bounded_in_bytes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "_GROUP_BYTES_MAX", 100_000)
+    monkeypatch.setattr(group_commit, "_GROUP_BYTES_MAX", 100_000)
     bench.stores[0].gate.clear()
     bench.writer.submit(job((0, [put(b"first")])))
     assert bench.stores[0].entered.wait(PATIENCE_S)
@@ -311,7 +311,7 @@ async def test_a_mistake_of_ours_is_answered_logged_and_survived(
 async def test_commits_beyond_the_queues_bytes_are_refused_and_room_comes_back(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer_module, "QUEUE_BYTES_MAX", 100_000)
+    monkeypatch.setattr(group_commit, "QUEUE_BYTES_MAX", 100_000)
     bench.stores[0].gate.clear()
     large = [put(b"a", bytes(45_000))]
     assert bench.writer.submit(job((0, large)))

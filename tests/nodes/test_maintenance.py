@@ -5,9 +5,9 @@ from typing import cast
 import pytest
 
 from dawnchorus.fragment_stores.engine import FragmentStore
-from dawnchorus.nodes.clock import Clock
-from dawnchorus.nodes.housekeeping import GRACE_MS, Housekeeper
-from dawnchorus.nodes.shards import OwnedShard
+from dawnchorus.nodes.maintenance import GRACE_MS, Housekeeper
+from dawnchorus.nodes.node_clock import Clock
+from dawnchorus.nodes.shard_table import OwnedShard
 from dawnchorus.nodes.wall_clock import AGREED_MS, JUMP_MS
 from dawnchorus.wire.errors import StoreError, StoreFull
 from dawnchorus.wire.transport.counters import Counters

@@ -30,8 +30,8 @@ from ..wire.errors import StoreError
 from ..wire.private_files import FILE_MODE
 from ..wire.protocol.backup_messages import BACKUP_FILE_PATTERN, BACKUP_MARKER_FILE, BackedUp, Backup, BackupMarker
 from ..wire.protocol.messages import SectionStatus
-from .reads import require_served
-from .shards import OwnedShard
+from .read_path import require_served
+from .shard_table import OwnedShard
 
 __all__ = ["BackupJob", "Backups"]
 

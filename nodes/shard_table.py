@@ -58,7 +58,7 @@ class OwnedShard:
     sync_interval_s: float = 0.0
     """How often it is synced; 0 where every commit is."""
     offset_ms: int = 0
-    """How far its clock is ahead of the monotonic one; grows only. `nodes.clock` sets it."""
+    """How far its clock is ahead of the monotonic one; grows only. `nodes.node_clock` sets it."""
     doubt_ms: int = 0
     """Since when, by its clock, the wall clock is in doubt; 0 where it is not."""
 
