@@ -264,6 +264,19 @@ def test_every_module_has_a_docstring() -> None:
     assert not bare
 
 
+def test_documents_name_files_that_exist() -> None:
+    """A page that says where something is done goes wrong silently when the file moves."""
+    files = [name(path) for path in project_files()]
+    wrong: list[str] = []
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        mentioned = re.findall(r"[`(/\s]((?:[\w-]+/)*[\w-]+\.(?:py|c))\b", page.read_text(encoding="utf-8"))
+        ours = [file.removeprefix(f"src/{FACE}/") for file in mentioned if not file.startswith("zmq/")]
+        wrong += [
+            f"{name(page)} names {one}" for one in ours if not any(f"/{file}".endswith(f"/{one}") for file in files)
+        ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_no_error_is_swallowed_whole() -> None:
     wide = {"Exception", "BaseException", None}
     wrong: list[str] = []
