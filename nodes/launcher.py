@@ -37,7 +37,7 @@ from .neighbours import require_alone
 from .shard_table import any_shard_on_disk, locked_folder
 from .start_order import NEW_CLUSTER, StartOrder, encode_order, order_for
 
-__all__ = ["Launcher", "NodeEvent"]
+__all__ = ["Launcher", "NodeEvent", "shards_announced"]
 
 _START_SECONDS: Final = 30.0
 """How long a node may take until it serves; opening 48 shards takes 15 ms, a cold disk seconds."""
@@ -248,8 +248,12 @@ class Launcher:
 
     async def _read_announcements(self, node: _NodeProcess, stdout: asyncio.StreamReader) -> None:
         async for line in stdout:
-            with contextlib.suppress(orjson.JSONDecodeError, KeyError, TypeError):
-                node.shards = int(orjson.loads(line)["shards"])
+            shards = shards_announced(line, node.spec.name)
+            if shards is None:  # of a library, or of a user's own code in it: no reason to say that it serves
+                text = line.decode(errors="replace").rstrip()
+                self._tell(node, "log", node.last_words, {"level": "warning", "event": "said", "detail": text})
+                continue
+            node.shards = shards
             node.served.set()
             self._tell(node, "serving", node.last_time)
 
@@ -278,6 +282,17 @@ class Launcher:
         self._on_event(
             NodeEvent(node.spec.name, state, node.spec.endpoint, pid, node.restarts, node.shards, detail, log)
         )
+
+
+def shards_announced(line: bytes, node: str) -> int | None:
+    """Return how many shards a node serves, as a line of its standard output announces; None for any other line."""
+    try:
+        said = orjson.loads(line)
+        if said["event"] == "serving" and said["node"] == node:
+            return int(said["shards"])
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+        pass  # it is no announcement
+    return None
 
 
 def _ask_to_end(process: asyncio.subprocess.Process | None) -> None:

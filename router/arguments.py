@@ -11,10 +11,11 @@ import os
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from numbers import Real
-from typing import Any, Final, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 from ..wire.cluster.topology import Topology
 from ..wire.errors import InvalidRequestError
+from ..wire.protocol.limits import DEADLINE_S_MAX
 from .plain_values import are_texts
 
 __all__ = [
@@ -34,8 +35,6 @@ T = TypeVar("T")
 
 Seconds: TypeAlias = float | timedelta
 """How long something may take or lasts: a number of seconds, or a timedelta."""
-
-_DEADLINE_S_MAX: Final = 86_400.0
 
 
 def seconds(name: str, given: object) -> float:
@@ -63,13 +62,13 @@ def deadline(given: object, name: str = "deadline_s") -> float:
         InvalidRequestError: it is none, or outside the limits.
     """
     # As most are: for each of ten thousand wakes the rest takes 0.5 us.
-    if type(given) is float and 0 < given <= _DEADLINE_S_MAX:
+    if type(given) is float and 0 < given <= DEADLINE_S_MAX:
         return given
-    if type(given) is int and 0 < given <= _DEADLINE_S_MAX:
+    if type(given) is int and 0 < given <= DEADLINE_S_MAX:
         return float(given)
     value = seconds(name, given)
-    if not 0 < value <= _DEADLINE_S_MAX:
-        limits = f"more than 0 and at most {_DEADLINE_S_MAX:g} seconds"
+    if not 0 < value <= DEADLINE_S_MAX:
+        limits = f"more than 0 and at most {DEADLINE_S_MAX:g} seconds"
         raise InvalidRequestError(f"{name}: a deadline is {limits}, not {given!r}")
     return value
 

@@ -123,7 +123,6 @@ def _explain(error: Exception) -> int | None:
         ConfigurationError,
         DawnchorusError,
         InvalidRequestError,
-        NotSupportedError,
         UnknownKindError,
     )
 
@@ -135,7 +134,7 @@ def _explain(error: Exception) -> int | None:
         click.echo(f"Error: {error if error.filename or not error.strerror else error.strerror}", err=True)
         return EXIT_FAILED
     click.echo(f"Error: {error}", err=True)
-    usage = ConfigurationError | InvalidRequestError | NotSupportedError | UnknownKindError
+    usage = ConfigurationError | InvalidRequestError | UnknownKindError
     return EXIT_USAGE if isinstance(error, usage) else EXIT_FAILED
 
 

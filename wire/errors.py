@@ -6,7 +6,6 @@
     |   |-- PlacementError                  placement or data contradict the topology, or are damaged
     |   |-- DataFolderError                 a folder that is in use, unwritable, or another cluster's
     |   `-- LaunchError                     a node refused to start
-    |-- NotSupportedError (ValueError)      asked for something of a later version
     |-- InvalidRequestError (ValueError)    an id, kind or value outside the limits; nothing was sent
     |-- UnknownKindError (KeyError)         a kind that the topology does not name
     |-- FragmentAbsent (KeyError)           never written, deleted or expired
@@ -58,7 +57,6 @@ __all__ = [
     "InvalidRequestError",
     "LaunchError",
     "LogTrimmed",
-    "NotSupportedError",
     "PeerFault",
     "PlacementError",
     "ProtocolError",
@@ -131,10 +129,6 @@ class DataFolderError(ConfigurationError):
 
 class LaunchError(ConfigurationError):
     """A node refused to start; the message is the node's own."""
-
-
-class NotSupportedError(DawnchorusError, ValueError):
-    """Something that this version does not do yet; nothing was sent."""
 
 
 class InvalidRequestError(DawnchorusError, ValueError):

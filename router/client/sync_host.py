@@ -18,6 +18,7 @@ from typing import Any, Final, Self, TypeVar, cast
 from ...wire.cluster.placement import Placement
 from ...wire.cluster.topology import Topology
 from ...wire.errors import ClusterUnavailable, InvalidRequestError, SaveError, WrongLoopError
+from ...wire.protocol.limits import DEADLINE_S_MAX
 from ..arguments import Seconds
 from ..wakes.agent_state import AgentState
 from .cluster import Cluster
@@ -30,9 +31,6 @@ T = TypeVar("T")
 
 _LIMIT_SECONDS: Final = 5.0
 """What a call is given at least before its thread is taken for stuck: some methods have a deadline of their own."""
-
-_LIMIT_SECONDS_MAX: Final = 86_400.0
-"""No deadline is longer: what is given as one is refused."""
 
 
 class SyncAgentState(AgentState, gc=False, eq=False, repr_omit_defaults=True):
@@ -189,7 +187,7 @@ class SyncHost:
         """Return how long a call may take: what its deadline says, or the topology's; what cannot be one is refused."""
         if isinstance(deadline_s, timedelta):
             deadline_s = deadline_s.total_seconds()
-        if isinstance(deadline_s, int | float) and self._least_limit_s < deadline_s <= _LIMIT_SECONDS_MAX:
+        if isinstance(deadline_s, int | float) and self._least_limit_s < deadline_s <= DEADLINE_S_MAX:
             return float(deadline_s)
         return self._least_limit_s
 

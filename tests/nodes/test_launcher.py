@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from dawnchorus import DataFolderError, LaunchError, PlacementError, Saved, TopologyError, connect
-from dawnchorus.nodes.launcher import Launcher
+from dawnchorus.nodes.launcher import Launcher, shards_announced
 from dawnchorus.perf.harness.topologies import free_ports
 from tests.support.clusters import (
     DEFAULT_NODES,
@@ -95,7 +95,7 @@ def node_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[st
     return write
 
 
-SERVES = """echo '{"event": "serving", "shards": 4}'; """
+SERVES = """echo '{"event": "serving", "node": "one", "shards": 4}'; """
 
 
 async def test_a_node_that_dies_by_a_signal_is_named_with_the_signal_and_its_last_words(
@@ -295,3 +295,23 @@ async def test_a_node_that_the_topology_does_not_have_is_refused(tmp_path: Path)
     node = subprocess.run(node_command(path, "ghost"), capture_output=True, text=True, timeout=LONG_S, check=False)
     assert node.returncode == 2
     assert "there is no node 'ghost'; its nodes are identity-1, live-1, archive-1" in node.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "shards"),
+    [
+        (b'{"event": "serving", "node": "live-1", "shards": 4}\n', 4),
+        (b'{"event": "serving", "node": "live-1", "shards": 0, "more": []}', 0),
+        (b'{"event": "serving", "node": "live-2", "shards": 4}', None),
+        (b'{"event": "starting", "node": "live-1", "shards": 4}', None),
+        (b'{"event": "serving", "node": "live-1"}', None),
+        (b'{"event": "serving", "node": "live-1", "shards": "many"}', None),
+        (b"serving\n", None),
+        (b'"serving"', None),
+        (b"[]", None),
+        (b"4", None),
+        (b"", None),
+    ],
+)
+def test_only_its_announcement_says_that_a_node_serves(line: bytes, shards: int | None) -> None:
+    assert shards_announced(line, "live-1") == shards

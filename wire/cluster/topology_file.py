@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 
 from ..errors import TopologyError
+from ..protocol.limits import DEADLINE_S_MAX
 from .toml_tables import (
     NAME_RULE,
     Mistake,
@@ -59,13 +60,12 @@ from .topology import (
 
 __all__ = ["load_topology"]
 
-DEADLINE_MS_MAX: Final = 600_000
-"""Ten minutes: whoever waits longer wants a batch job, not a wake."""
+_DEADLINE_MS_MAX: Final = DEADLINE_S_MAX * 1_000
 
 SYNC_INTERVAL_MS_MAX: Final = 60_000
 """What durability "async" may lose with the machine: a minute of saves at most."""
 
-_DEADLINE_RULE: Final = f"an integer from 1 to {DEADLINE_MS_MAX} (milliseconds)"
+_DEADLINE_RULE: Final = f"an integer from 1 to {_DEADLINE_MS_MAX} (milliseconds)"
 
 _CLUSTER_RULES: Final[Rules] = {
     "name": NAME_RULE,
@@ -231,7 +231,7 @@ def _read_cluster(table: Any) -> _ClusterTable:
     if not cluster.data_dir or "\0" in cluster.data_dir:
         place.refuse("data_dir", f"{shown(cluster.data_dir)} is no path; permitted: {_CLUSTER_RULES['data_dir']}")
     for field in ("wake_deadline_ms", "save_deadline_ms"):
-        require_range(place, field, getattr(cluster, field), 1, DEADLINE_MS_MAX, _DEADLINE_RULE)
+        require_range(place, field, getattr(cluster, field), 1, _DEADLINE_MS_MAX, _DEADLINE_RULE)
     return cluster
 
 

@@ -10,6 +10,7 @@ from typing import Final
 __all__ = [
     "AGENT_ID_BYTES_MAX",
     "CANCEL_NUMBERS_MAX",
+    "DEADLINE_S_MAX",
     "FRAGMENT_BYTES_MAX",
     "FRAME_BYTES_MAX",
     "FRAME_BYTES_TARGET",
@@ -26,6 +27,9 @@ __all__ = [
 
 AGENT_ID_BYTES_MAX: Final = 256
 """UTF-8 bytes of an agent id. LMDB's keys end at 511; an expiry row needs 8 more than the id."""
+
+DEADLINE_S_MAX: Final = 86_400
+"""Seconds of a deadline, of a call or in a topology: a day, for loads that wait for a cluster under repair."""
 
 FRAGMENT_BYTES_MAX: Final = 1 << 20
 """Bytes of one fragment's encoded value."""

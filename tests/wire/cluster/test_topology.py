@@ -46,8 +46,8 @@ def topologies(draw: st.DrawFn) -> Topology:
     return Topology(
         name=draw(names),
         data_dir="/" + draw(names),
-        wake_deadline_ms=draw(st.integers(1, 600_000)),
-        save_deadline_ms=draw(st.integers(1, 600_000)),
+        wake_deadline_ms=draw(st.integers(1, 86_400_000)),
+        save_deadline_ms=draw(st.integers(1, 86_400_000)),
         stores=stores,
         kinds=draw(st.dictionaries(names, kind | with_fallback, max_size=6)),
         nodes={name: NodeSpec(name, f"tcp://127.0.0.1:{i + 1}", draw(listed)) for i, name in enumerate(node_names)},

@@ -56,7 +56,7 @@ stores = ["archive", "live"]
 """
 
 NAMES = "a-z, 0-9, _ and -"
-DEADLINES = "1 to 600000"
+DEADLINES = "1 to 86400000"
 ENDPOINTS = "permitted: tcp://HOST:PORT"
 STORE_KEYS = "permitted: engine, shards, durability, sync_interval_ms, wake"
 KIND_KEYS = "permitted: store, required, ttl_s, fallback"
@@ -97,7 +97,7 @@ MISTAKES: list[tuple[str, str, str, tuple[str, ...]]] = [
         ('did you mean "data_dir"?', "permitted: name, data_dir, wa"),
     ),
     ("= 1000", "= 0", "cluster.wake_deadline_ms: 0 is out of range", (DEADLINES,)),
-    ("= 1000", "= 600001", "cluster.wake_deadline_ms: 600001 is out of range", (DEADLINES,)),
+    ("= 1000", "= 86400001", "cluster.wake_deadline_ms: 86400001 is out of range", (DEADLINES,)),
     ("= 1000", "= -1\nsave_deadline_ms = 5", "cluster.wake_deadline_ms: -1 is out of range", (DEADLINES,)),
     ("= 1000", "= 1000\nsave_deadline_ms = 0", "cluster.save_deadline_ms: 0 is out of range", (DEADLINES,)),
     ("= 1000", "= 1.5", "cluster.wake_deadline_ms: must not be a float", (DEADLINES,)),
