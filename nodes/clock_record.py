@@ -16,8 +16,7 @@ from typing import Final
 
 import msgspec
 
-from ..wire.durable_files import sync_folder
-from ..wire.private_files import private_opener
+from ..wire.durable_files import replace_file
 from .node_clock import Clock
 from .shard_table import OwnedShard
 from .wall_clock import ClockRecord
@@ -67,10 +66,4 @@ def write_record(folder: Path, record: ClockRecord) -> None:
     Raises:
         OSError: it cannot be.
     """
-    temporary = folder / f".{RECORD_FILE}.new"
-    with open(temporary, "wb", opener=private_opener) as file:
-        file.write(msgspec.json.encode(record))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / RECORD_FILE)
-    sync_folder(folder)
+    replace_file(folder / RECORD_FILE, msgspec.json.encode(record), folder / f".{RECORD_FILE}.new")

@@ -1,4 +1,4 @@
-"""Folders whose names are as durable as what is kept in them.
+"""Files and folders that survive a crash complete, under their names.
 
 A file that is synced is in its folder after a crash only if the folder was synced as well (fsync(2), Notes).
 """
@@ -9,9 +9,9 @@ import errno
 import os
 from pathlib import Path
 
-from .private_files import FOLDER_MODE
+from .private_files import FOLDER_MODE, private_opener
 
-__all__ = ["make_folder_durably", "sync_folder"]
+__all__ = ["make_folder_durably", "replace_file", "sync_folder"]
 
 
 def make_folder_durably(folder: Path) -> None:
@@ -40,3 +40,19 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace_file(path: Path, content: bytes, temporary: Path) -> None:
+    """Write a file, its owner's alone, durably and in place of the one that is there: after a crash it is either.
+
+    `temporary`: where it is written first, in the same folder.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    with open(temporary, "wb", opener=private_opener) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)

@@ -19,13 +19,13 @@ import msgspec
 
 from ...router.client.cluster import Cluster
 from ...wire.cluster.placement import encode_placement
-from ...wire.durable_files import make_folder_durably
+from ...wire.durable_files import make_folder_durably, sync_folder
 from ...wire.errors import ClusterUnavailable, DataFolderError
 from ...wire.private_files import private_opener
 from ...wire.protocol.backup_messages import BACKUP_FILE_PATTERN, BACKUP_MARKER_FILE, BackedUp, BackupMarker
 from ...wire.protocol.messages import SectionStatus, ShardStatus, StatusReply
 from ..console.output import ProgressBar, format_bytes
-from .manifest import FORMAT, Manifest, ShardCopy, sync_folder, write_manifest
+from .manifest import FORMAT, Manifest, ShardCopy, write_manifest
 
 __all__ = ["make_backup"]
 

@@ -7,7 +7,6 @@ as the placement does; a shard's file is known by its size and its XXH3-128.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -16,8 +15,8 @@ import msgspec
 import xxhash
 
 from ...wire.cluster.placement import Placement, decode_placement
+from ...wire.durable_files import replace_file
 from ...wire.errors import BackupDamaged, PlacementError
-from ...wire.private_files import private_opener
 from ...wire.protocol.backup_messages import BACKUP_FILE_PATTERN, BACKUP_MARKER_FILE
 
 __all__ = [
@@ -27,7 +26,6 @@ __all__ = [
     "digest_of",
     "read_manifest",
     "require_whole",
-    "sync_folder",
     "write_manifest",
 ]
 
@@ -89,13 +87,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write it, whole or not at all, and durably: from then on the backup is one."""
     content = _compact(_encoder.encode(manifest))
     document = _encoder.encode(_Document(_checksum(content), msgspec.Raw(content)))
-    temporary = folder / f".{MANIFEST_FILE}.partial"
-    with open(temporary, "wb", opener=private_opener) as file:
-        file.write(msgspec.json.format(document, indent=2) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / MANIFEST_FILE)
-    sync_folder(folder)
+    shown = msgspec.json.format(document, indent=2) + b"\n"
+    replace_file(folder / MANIFEST_FILE, shown, folder / f".{MANIFEST_FILE}.partial")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -163,15 +156,6 @@ def require_whole(folder: Path, manifest: Manifest, tell: Callable[[ShardCopy, i
             raise BackupDamaged(f"{path}: cannot be read: {error.strerror}; use another backup") from error
         if checksum.hexdigest() != copy.checksum:
             raise BackupDamaged(f"{path}: damaged: it does not match its checksum; use another backup")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _require_all_shards(manifest: Manifest, path: Path) -> None:

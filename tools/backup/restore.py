@@ -55,11 +55,11 @@ from ...wire.cluster.restore_marker import (
     write_marker,
 )
 from ...wire.cluster.topology import Topology
-from ...wire.durable_files import make_folder_durably
+from ...wire.durable_files import make_folder_durably, sync_folder
 from ...wire.errors import BackupDamaged, ConfigurationError, DataFolderError, PlacementError, StoreFull
 from ...wire.private_files import private_opener
 from ...wire.protocol.versions import generation_of
-from .manifest import PIECE_BYTES, Manifest, ShardCopy, digest_of, sync_folder
+from .manifest import PIECE_BYTES, Manifest, ShardCopy, digest_of
 from .shard_check import shards_of_data_folder, verify_shard
 
 __all__ = ["heal_shards", "restore_all"]

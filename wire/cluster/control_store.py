@@ -28,9 +28,9 @@ from typing import Final, Protocol
 
 import msgspec
 
-from ..durable_files import make_folder_durably, sync_folder
+from ..durable_files import make_folder_durably, replace_file
 from ..errors import ConfigurationError, PlacementError
-from ..private_files import FILE_MODE, private_opener
+from ..private_files import FILE_MODE
 from .placement import (
     Placement,
     decode_placement,
@@ -213,12 +213,7 @@ class FileControlStore:
 
     def _replace(self, placement: Placement) -> None:
         """Put the placement into the file, whole and durably; the caller has the lock."""
-        with open(self._temporary_path, "wb", opener=private_opener) as temporary:
-            temporary.write(encode_placement(placement))
-            temporary.flush()
-            os.fsync(temporary.fileno())
-        os.replace(self._temporary_path, self.path)
-        sync_folder(self.path.parent)
+        replace_file(self.path, encode_placement(placement), self._temporary_path)
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

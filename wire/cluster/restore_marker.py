@@ -15,9 +15,8 @@ from typing import Final, Literal
 
 import msgspec
 
-from ..durable_files import sync_folder
+from ..durable_files import replace_file, sync_folder
 from ..errors import DataFolderError
-from ..private_files import private_opener
 
 __all__ = ["MARKER_FILE", "RestoreMarker", "read_marker", "remove_marker", "require_no_restore", "write_marker"]
 
@@ -69,13 +68,7 @@ def write_marker(data_dir: Path, marker: RestoreMarker) -> None:
         OSError: it cannot be written.
     """
     path = data_dir / MARKER_FILE
-    temporary = path.with_suffix(".partial")
-    with open(temporary, "wb", opener=private_opener) as file:
-        file.write(msgspec.json.encode(marker))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(data_dir)
+    replace_file(path, msgspec.json.encode(marker), path.with_suffix(".partial"))
 
 
 def remove_marker(data_dir: Path) -> None:
