@@ -217,12 +217,18 @@ class SaveError(DawnchorusError):
 
 
 class SaveRefused(SaveError):
-    """Nothing was written: each store refused it for what it is (`refused`: store -> reason)."""
+    """Nothing was written in any store (`refused`: store -> reason).
 
-    def __init__(self, *, agent_id: str, write_id: str, refused: dict[str, str]) -> None:
+    `transient`: the stores among them that may take the same save a moment later; the others refuse it for what it is.
+    """
+
+    def __init__(
+        self, *, agent_id: str, write_id: str, refused: dict[str, str], transient: tuple[str, ...] = ()
+    ) -> None:
         reasons = "; ".join(f"{store}: {reason}" for store, reason in refused.items())
         super().__init__(f"save refused: {reasons}", agent_id=agent_id, write_id=write_id)
         self.refused = refused
+        self.transient = transient
 
 
 class VersionConflict(SaveError):
@@ -238,7 +244,7 @@ class SaveIncomplete(SaveError):
     """Some stores saved, others did not or may not have.
 
     `saved`: kind -> version; `conflicting`: kind -> version found, `refused`: store -> reason, nothing written in
-    either; `unknown`: stores that did not answer.
+    either, `transient` as in `SaveRefused`; `unknown`: stores that did not answer.
     """
 
     def __init__(
@@ -250,6 +256,7 @@ class SaveIncomplete(SaveError):
         conflicting: dict[str, int] | None = None,
         refused: dict[str, str],
         unknown: tuple[str, ...],
+        transient: tuple[str, ...] = (),
     ) -> None:
         conflicting = conflicting or {}
         parts = [f"saved {', '.join(saved)}"] if saved else []
@@ -261,6 +268,7 @@ class SaveIncomplete(SaveError):
         self.conflicting = conflicting
         self.refused = refused
         self.unknown = unknown
+        self.transient = transient
 
 
 class SaveUndecidable(SaveError):

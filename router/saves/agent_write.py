@@ -94,6 +94,8 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
     """Stores that acknowledged, with the version."""
     refused: Mapping[str, str] = _NOTHING
     """Stores in which surely nothing was written, with the reason."""
+    transient: tuple[str, ...] = ()
+    """Those among them that may take it a moment later."""
     conflicts: Mapping[str, dict[str, int]] = _NOTHING
     """Stores in which nothing was written because of what is there: kind -> version."""
     undecidable: Mapping[str, str] = _NOTHING
@@ -162,10 +164,12 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
         """Take note of what a write that deletes found in a store."""
         self.removed = {**self.removed, store: kinds}
 
-    def refuse(self, store: str, reason: str) -> None:
+    def refuse(self, store: str, reason: str, *, transient: bool) -> None:
         """Take note that nothing was written in a store this time: surely nothing, where no other attempt was sent."""
         if store not in self.repeated and self.is_latest:
             self.refused = {**self.refused, store: reason}
+            others = tuple([other for other in self.transient if other != store])
+            self.transient = (*others, store) if transient else others
 
     def again(self) -> AgentWrite:
         """Return the same save, to be sent again to the stores that have not acknowledged it."""
@@ -206,7 +210,8 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
         if not saved and not unknown and not self.refused:
             return VersionConflict(agent_id=self.agent_id, write_id=write_id, found=found)
         if not saved and not unknown and not found:
-            return SaveRefused(agent_id=self.agent_id, write_id=write_id, refused=dict(self.refused))
+            refused, transient = dict(self.refused), self.transient
+            return SaveRefused(agent_id=self.agent_id, write_id=write_id, refused=refused, transient=transient)
         if not saved and not found and not self.refused:
             reason = f"{', '.join(unknown)}: no answer in time; it may have been written or not"
             return DeadlineExceeded(reason, agent_id=self.agent_id, write_id=write_id)
@@ -217,6 +222,7 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
             conflicting=found,
             refused=dict(self.refused),
             unknown=unknown,
+            transient=self.transient,
         )
 
     def interrupted(self, kinds_of: Callable[[str], Sequence[str]], closed: str) -> SaveInterrupted | None:

@@ -47,6 +47,12 @@ _MESSAGE_WRITES_MAX: Final = 1_000
 
 _RESULT_BYTES: Final = 16
 
+_TRANSIENT_FAULTS: Final = frozenset({FaultCode.OVERLOADED, FaultCode.NO_HELLO})
+_TRANSIENT: Final = frozenset(
+    {SectionStatus.OVERLOADED, SectionStatus.TOO_LATE, SectionStatus.SEALED, SectionStatus.MOVED}
+)
+"""What says that nothing was written, and that the same save may be taken a moment later."""
+
 _NOTHING_WRITTEN: Final = frozenset(SectionStatus) - {SectionStatus.OK, SectionStatus.INTERNAL}
 """Statuses that say so surely; after any other, also one not known yet, nobody can tell."""
 
@@ -148,8 +154,9 @@ class _CommitExchange(Exchange):
             self.reason = f"{code.name}: {reason}" if code else reason
             if (code is None or code == FaultCode.OVERLOADED) and self._saving.offers_again(self):
                 return
+            transient = code is None or code in _TRANSIENT_FAULTS
             for section in self.sections.values():
-                self._saving.refuse(section, self.reason)
+                self._saving.refuse(section, self.reason, transient=transient)
         self._saving.handle_answered(self)
 
     def belongs_to(self, saving: Saving) -> bool:
@@ -276,7 +283,8 @@ class Saving:
         if committed.status != SectionStatus.OK:
             if committed.status in _NOTHING_WRITTEN and sendings == 1:
                 name = SectionStatus(committed.status).name
-                self.refuse(section, f"{name}: {committed.detail}" if committed.detail else name)
+                reason = f"{name}: {committed.detail}" if committed.detail else name
+                self.refuse(section, reason, transient=committed.status in _TRANSIENT)
             return
         if len(committed.results) != len(section.writes):
             raise ProtocolError(f"{len(committed.results)} results for {len(section.writes)} writes")
@@ -296,10 +304,10 @@ class Saving:
                     section.writes[index].handle_removed(store, kinds)
         self._handle_acknowledged(store, acknowledged)
 
-    def refuse(self, section: _Section, reason: str) -> None:
+    def refuse(self, section: _Section, reason: str, *, transient: bool) -> None:
         """Take note that surely nothing of a section was written: nothing now, and it was never sent before."""
         for write in section.writes:
-            write.refuse(section.store, reason)
+            write.refuse(section.store, reason, transient=transient)
 
     def offers_again(self, exchange: _CommitExchange) -> bool:
         """Offer an exchange that was not taken again in a moment, where its callers wait for that."""
@@ -343,7 +351,7 @@ class Saving:
         # Those held first: none of them may be carried by what ends here.
         for part in held:
             part.waits = False
-            part.write.refuse(part.store, reason or _BEHIND_ANOTHER)
+            part.write.refuse(part.store, reason or _BEHIND_ANOTHER, transient=not reason)
         self._router.cancel(waiting)
         for part in held:
             part.write.open_parts -= 1
@@ -353,7 +361,7 @@ class Saving:
             if exchange.sendings == exchange.unserved:
                 said = exchange.reason or self._unreached(exchange.node)
                 for section in exchange.sections.values():
-                    self.refuse(section, reason or said)
+                    self.refuse(section, reason or said, transient=not reason)
             self._settle(exchange)
 
     def _unreached(self, node: str) -> str:

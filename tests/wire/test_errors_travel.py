@@ -5,6 +5,7 @@ import copy
 import multiprocessing
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -46,12 +47,12 @@ class ShownState:
         return hash(self.agent_id)
 
 
-NAMED = {"agent_id": "agent-1", "write_id": "00ff.live:1"}
+NAMED: dict[str, Any] = {"agent_id": "agent-1", "write_id": "00ff.live:1"}
 MADE: list[DawnchorusError] = [
     AgentNotFound("agent-1"),
     WakeIncomplete(ShownState("agent-1"), ("profile",)),
     SaveError("no", **NAMED),
-    SaveRefused(refused={"live": "too large"}, **NAMED),
+    SaveRefused(refused={"live": "later"}, transient=("live",), **NAMED),
     VersionConflict(found={"context": 3}, **NAMED),
     SaveIncomplete(saved={"context": 1}, conflicting={"profile": 2}, refused={"old": "no"}, unknown=("live",), **NAMED),
     SaveInterrupted(saved={}, conflicting={}, refused={}, unknown=("live",), **NAMED),

@@ -13,7 +13,6 @@ load: the cluster is gone, and millions of lines need not be named for that.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,9 +52,6 @@ SAVE_DEADLINE_S: Final = 30.0
 ATTEMPTS_MAX: Final = 3
 ATTEMPT_PAUSE_S: Final = 1.0
 """A node that died is back within about a second."""
-
-_PASSING_REFUSAL: Final = re.compile(r"(OVERLOADED|TOO_LATE|SEALED|MOVED|NO_HELLO)\b|node .* could not be reached")
-"""Reasons of a refused save (statuses of a section, mostly) that are a matter of time."""
 
 
 class Saver(Protocol):
@@ -265,7 +261,7 @@ class Loader:
 def may_pass_later(error: DawnchorusError) -> bool:
     """Whether the same save may succeed a moment later; not so for what is refused for what it is."""
     if isinstance(error, SaveRefused | SaveIncomplete):
-        return all(_PASSING_REFUSAL.match(reason) for reason in error.refused.values())
+        return error.refused.keys() <= set(error.transient)
     return isinstance(error, DeadlineExceeded | ClusterUnavailable | PeerFault)
 
 

@@ -35,7 +35,7 @@ def written(**answers: int | Refusal | str | None) -> AgentWrite:
     write = AgentWrite("a", b"a", TOKEN, OPERATIONS)
     for store, answer in answers.items():
         if isinstance(answer, str):
-            write.refuse(store, answer)
+            write.refuse(store, answer, transient=False)
         elif answer is not None:
             write.handle_result(store, answer)
     return write
@@ -171,15 +171,15 @@ def test_what_a_store_refused_is_asked_again() -> None:
 
 def test_a_refusal_unsent_stays_one_when_tried_again_and_an_unknown_stays_unknown() -> None:
     again = written(id=DISK_FULL).again()
-    again.refuse("id", DISK_FULL)
-    again.refuse("live", DISK_FULL)
+    again.refuse("id", DISK_FULL, transient=False)
+    again.refuse("live", DISK_FULL, transient=False)
     assert again.refused == {"id": DISK_FULL}
     assert again.unknown == ("live",)
     assert isinstance(outcome(written(id=DISK_FULL, live=DISK_FULL).again()), DeadlineExceeded)
     once_more = written(id=DISK_FULL, live=DISK_FULL).again()
     assert once_more.is_latest
-    once_more.refuse("id", "nothing was sent")
-    once_more.refuse("live", "nothing was sent")
+    once_more.refuse("id", "nothing was sent", transient=False)
+    once_more.refuse("live", "nothing was sent", transient=False)
     assert isinstance(outcome(once_more), SaveRefused)
 
 
@@ -189,7 +189,7 @@ def test_an_error_tried_again_twice_knows_no_more_of_the_first_time() -> None:
     assert not second.repeated
     third = first.again()
     assert set(third.repeated) == {"id", "live"}, "the second may have been applied"
-    second.refuse("id", DISK_FULL)
+    second.refuse("id", DISK_FULL, transient=False)
     assert not second.refused, "nor is the second sure, while the third is on its way"
     assert set(second.again().repeated) == {"id", "live"}
 

@@ -107,6 +107,7 @@ async def test_a_refused_write_says_why_and_that_nothing_was_written() -> None:
         with pytest.raises(SaveRefused, match="too large for this shard") as raised:
             await cluster.save("a", {"profile": 1})
         assert list(raised.value.refused) == ["id"]
+        assert not raised.value.transient
         assert raised.value.agent_id == "a"
 
 
@@ -120,14 +121,16 @@ async def test_some_stores_saved_and_some_refused_is_incomplete() -> None:
         assert list(raised.value.refused) == ["live"]
         assert "no space left" in raised.value.refused["live"]
         assert raised.value.unknown == ("old",)
+        assert not raised.value.transient, "a full disk is not empty a moment later"
 
 
 @pytest.mark.parametrize("status", [SectionStatus.MOVED, SectionStatus.SEALED, SectionStatus.TOO_LATE])
 async def test_a_section_that_was_not_begun_is_refused(status: SectionStatus) -> None:
     async with fake_client() as (cluster, nodes):
         answering(nodes["id"], status)
-        with pytest.raises(SaveRefused, match=status.name):
+        with pytest.raises(SaveRefused, match=status.name) as raised:
             await cluster.save("a", {"profile": 1})
+        assert raised.value.transient == ("id",)
 
 
 @pytest.mark.parametrize("status", [SectionStatus.INTERNAL, 99])
@@ -149,8 +152,9 @@ async def test_a_section_that_failed_in_a_way_nobody_can_tell_is_unknown(status:
 async def test_a_fault_is_a_refusal_unless_the_node_failed_at_it(code: FaultCode, error: type[Exception]) -> None:
     async with fake_client() as (cluster, nodes):
         nodes["id"].answer = refusing(code, Commit)
-        with pytest.raises(error):
+        with pytest.raises(error) as raised:
             await cluster.save("a", {"profile": 1}, deadline_s=LONG_S)
+        assert getattr(raised.value, "transient", ()) == (("id",) if code == FaultCode.OVERLOADED else ())
 
 
 async def test_wrong_numbers_of_results_leave_the_save_unknown() -> None:
