@@ -327,9 +327,9 @@ def test_a_restore_that_is_killed_is_refused_by_every_command_and_repeated(stopp
     path = write_topology(tmp_path, shards=SHARDS)
     code = (
         "import os, signal\n"
-        "from dawnchorus.tools import main, restoring\n"
+        "from dawnchorus.tools import main\nfrom dawnchorus.tools.backup import restore\n"
         "def rename(source, target):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "restoring._rename = rename\n"
+        "restore._rename = rename\n"
         f"main.main(['restore', {str(stopped / 'backup')!r}, '-t', {str(path)!r}])"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL

@@ -39,7 +39,7 @@ def test_an_exception_brings_its_trace() -> None:
     except ValueError:
         line = formatted(exc_info=sys.exc_info())
     assert "ValueError: a\nb" in line["trace"]
-    assert "test_logs.py" in line["trace"]
+    assert "test_json_log.py" in line["trace"]
 
 
 def test_what_json_does_not_know_is_shown_as_text() -> None:

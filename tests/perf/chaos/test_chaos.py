@@ -20,6 +20,7 @@ from dawnchorus.perf.chaos.run import chaos
 from dawnchorus.perf.chaos.script import ScriptError
 from dawnchorus.perf.faults.seclusion import why_not
 from dawnchorus.perf.harness.workload import WorkloadError
+from tests.support.children import children_left
 
 PATIENCE_S = 60.0
 """How long anything may take before a test gives up; nothing is measured with it."""
@@ -39,7 +40,7 @@ def small(*phases: str, seconds: float = 1.0) -> ChaosOptions:
 async def run_small(folder: Path, *phases: str, seconds: float = 1.0) -> list[PhaseReport]:
     """Run these phases; nothing is left behind, and every wake was counted."""
     report = await chaos(small(*phases, seconds=seconds), parent_folder=folder)
-    assert not psutil.Process().children(recursive=True)
+    assert not children_left()
     assert not list(folder.iterdir())
     assert [phase.phase for phase in report.phases] == list(phases)
     for phase in report.phases:

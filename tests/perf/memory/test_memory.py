@@ -3,19 +3,19 @@
 import io
 from pathlib import Path
 
-import psutil
 import pytest
 from rich.console import Console
 
 from dawnchorus.perf.harness.workload import WorkloadError
 from dawnchorus.perf.memory.memory import MemoryOptions, memory, render_memory
+from tests.support.children import children_left
 
 
 async def test_memory_of_nodes_and_of_a_client(tmp_path: Path) -> None:
     phases: list[str] = []
     options = MemoryOptions(agents=1000, wake=500, value_bytes=2048, topology="one-store", storms=4, folder=tmp_path)
     report = await memory(options, lambda phase, done, total: phases.append(phase))
-    assert not psutil.Process().children(recursive=True)
+    assert not children_left()
     assert not list(tmp_path.iterdir())
     assert set(report.nodes) == {"state-1", "state-2"}
     assert all(0 < node.last <= node.peak for node in report.nodes.values())

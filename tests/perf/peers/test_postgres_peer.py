@@ -4,7 +4,6 @@ import importlib.util
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from dawnchorus.perf.harness.progress import no_progress
@@ -18,6 +17,7 @@ from dawnchorus.perf.peers.postgres_peer import (
     postgres_saves,
     prepare_rows,
 )
+from tests.support.children import children_left
 
 HAS_CLIENT = importlib.util.find_spec("asyncpg") is not None
 needs_postgres = pytest.mark.skipif(
@@ -34,7 +34,7 @@ async def peer() -> AsyncGenerator[PostgresSaves]:
     with temporary_folder() as folder, socket_folder(folder) as sockets:
         async with postgres_saves(sockets, folder, kinds=5) as peer:
             yield peer
-    assert not psutil.Process().children(recursive=True)
+    assert not children_left()
     assert not folder.exists()
 
 

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import psutil
 import pytest
 
 from dawnchorus.perf.harness.child_process import ChildFailed
 from dawnchorus.perf.peers.raw_zmq import raw_echo, raw_storm
+from tests.support.children import children_left
 
 
 async def test_a_raw_storm_moves_the_bytes_asked_for(tmp_path: Path) -> None:
@@ -16,7 +16,7 @@ async def test_a_raw_storm_moves_the_bytes_asked_for(tmp_path: Path) -> None:
                 frames = await run()
                 assert len(set(frames)) == len(frames) == storm.frames == 5
                 assert sum(len(frame) for frame in frames) == 5 << 20
-    assert not psutil.Process().children(recursive=True)
+    assert not children_left()
 
 
 async def test_every_server_of_a_raw_storm_is_asked_even_for_little(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ async def test_an_echo_with_a_file_writes_before_it_answers(tmp_path: Path) -> N
         assert before == block * (len(before) // 4096)
         assert len(await echo.run(20)) == 20
         assert file.stat().st_mtime_ns > 0
-    assert not psutil.Process().children(recursive=True)
+    assert not children_left()
 
 
 async def test_the_echo_times_each_exchange(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ async def test_the_echo_times_each_exchange(tmp_path: Path) -> None:
         times = await echo.run(200)
         assert len(times) == 200
         assert all(0 < nanoseconds < 10**9 for nanoseconds in times)
-    assert not psutil.Process().children(recursive=True)
+    assert not children_left()
 
 
 async def test_a_server_that_cannot_start_is_named_with_its_reason(

@@ -5,12 +5,12 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import msgspec
-import psutil
 import pytest
 
 from dawnchorus.perf.harness.progress import no_progress
 from dawnchorus.perf.harness.workload import GivenAgents, SyntheticAgents, Workload
 from dawnchorus.perf.peers.redis_peer import Batch, RedisPeer, RedisUnavailable, redis_peer
+from tests.support.children import children_left
 
 needs_redis = pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
 
@@ -24,7 +24,7 @@ async def peer(tmp_path: Path) -> AsyncGenerator[RedisPeer]:
     async with redis_peer(tmp_path, AGENTS) as peer:
         await peer.fill(no_progress)
         yield peer
-    assert not psutil.Process().children(recursive=True)
+    assert not children_left()
 
 
 @needs_redis

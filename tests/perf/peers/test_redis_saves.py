@@ -5,7 +5,6 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import msgspec
-import psutil
 import pytest
 
 from dawnchorus.perf.harness.progress import no_progress
@@ -13,6 +12,7 @@ from dawnchorus.perf.harness.workload import SyntheticAgents
 from dawnchorus.perf.peers.redis_peer import Batch
 from dawnchorus.perf.peers.redis_saves import RedisSaves, prepare_packed, prepare_sets, redis_saves
 from dawnchorus.perf.peers.redis_server import RedisUnavailable
+from tests.support.children import children_left
 
 pytestmark = pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
 
@@ -24,7 +24,7 @@ EVERYONE = range(50)
 async def peer(tmp_path: Path) -> AsyncGenerator[RedisSaves]:
     async with redis_saves(tmp_path, tmp_path) as peer:
         yield peer
-    assert not psutil.Process().children(recursive=True)
+    assert not children_left()
 
 
 async def test_it_writes_and_syncs_a_log(peer: RedisSaves, tmp_path: Path) -> None:

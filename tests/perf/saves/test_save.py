@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 import pytest
 
 from dawnchorus.perf.harness.scratch import temporary_folder
 from dawnchorus.perf.harness.workload import WorkloadError
 from dawnchorus.perf.peers.postgres_peer import BINARIES
 from dawnchorus.perf.saves.save import SaveOptions, save
+from tests.support.children import children_left
 
 HAS_REDIS = shutil.which("redis-server") is not None
 HAS_POSTGRES = (BINARIES / "postgres").exists() and importlib.util.find_spec("asyncpg") is not None
@@ -37,7 +37,7 @@ async def test_everything_is_measured_and_nothing_is_left() -> None:
     with temporary_folder() as folder:  # not pytest's, which lets PostgreSQL's user not pass through
         folder.chmod(0o711)
         report = await save(small(folder), lambda phase, done, total: phases.append(phase))
-        assert not psutil.Process().children(recursive=True)
+        assert not children_left()
         assert not list(folder.iterdir())
     assert (report.agents, report.fragments, report.value_bytes, report.savers) == (60, 5, 50, 20)
     assert report.topology == "one-store" and " on " in report.file_system

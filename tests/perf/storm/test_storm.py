@@ -20,6 +20,7 @@ from dawnchorus.perf.harness.workload import GivenAgents, Workload, WorkloadErro
 from dawnchorus.perf.storm import storm as storm_module
 from dawnchorus.perf.storm.storm import StormOptions, storm
 from tests.perf.memory_cluster import MemoryCluster, MemoryState
+from tests.support.children import children_left
 
 HAS_REDIS = shutil.which("redis-server") is not None
 
@@ -62,7 +63,7 @@ def small(folder: Path, **changes: Any) -> StormOptions:
 
 def assert_nothing_is_left(folder: Path) -> None:
     """No process and no file."""
-    assert not psutil.Process().children(recursive=True)
+    assert not children_left()
     assert not list(folder.iterdir())
 
 

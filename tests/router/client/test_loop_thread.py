@@ -224,7 +224,7 @@ def test_given_up_call_in_a_row_lets_the_next_go(thread: LoopThread[Resource]) -
 
 PROGRAM = """
 import threading, time
-from tests.router.test_loop_thread import resource
+from tests.router.client.test_loop_thread import resource
 from dawnchorus.router.client import loop_thread
 from dawnchorus.router.client.loop_thread import LoopThread
 loop_thread._CLOSE_SECONDS = 0.1

@@ -263,7 +263,10 @@ def test_a_registered_type_with_room_for_anything_keeps_the_same_promise(value: 
         (Record(1, Profile("x", {2})), "value.other.tags is of type set"),
         (Row(1, Pair(1, 2)), "value.item is of type"),
         (dt.datetime(2026, 1, 2), "value is of type datetime.datetime, and would come back as str"),
-        ({"a": Number.ONE}, 'value["a"] is of type tests.router.test_value_codec.Number, and would come back as int'),
+        (
+            {"a": Number.ONE},
+            'value["a"] is of type tests.router.client.test_value_codec.Number, and would come back as int',
+        ),
     ],
 )
 def test_a_refusal_names_the_place(value: Any, complaint: str) -> None:

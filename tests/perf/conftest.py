@@ -1,0 +1,10 @@
+"""What the tests of the harness share: the children that were there before each."""
+
+import pytest
+
+from tests.support.children import note_children
+
+
+@pytest.fixture(autouse=True)
+def _others_children() -> None:  # pyright: ignore[reportUnusedFunction]
+    note_children()
