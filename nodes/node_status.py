@@ -30,6 +30,8 @@ class NodeStatus:
         self._counters = counters
         self._clock = clock
         self._started = time.monotonic()
+        self._process = psutil.Process()
+        self._resident_bytes = self._process.memory_info().rss
 
     def reply(self, request: int, clients: int, acceptance: Acceptance) -> StatusReply:
         """Return how it is at this moment."""
@@ -39,7 +41,7 @@ class NodeStatus:
             self._name,
             os.getpid(),
             int((time.monotonic() - self._started) * 1_000),
-            psutil.Process().memory_info().rss,
+            self._memory(),
             [shard.status(wall_offset_ms) for shard in self._shards],
             self._counters.as_dict(),
             clients,
@@ -48,3 +50,11 @@ class NodeStatus:
             acceptance.doors is Doors.OPEN,
             self._digest,
         )
+
+    def _memory(self) -> int:
+        """Return the resident bytes; as they were last where no descriptor is left to ask for them."""
+        try:
+            self._resident_bytes = self._process.memory_info().rss
+        except OSError:
+            pass  # clients took the last one: a node that has none is asked just then
+        return self._resident_bytes

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import resource
 import tempfile
 from collections.abc import Generator
 from contextlib import AsyncExitStack, contextmanager
@@ -18,6 +19,7 @@ from dawnchorus.nodes import group_commit
 from dawnchorus.nodes.node import FragmentNode
 from dawnchorus.wire.cluster.placement import decode_placement
 from dawnchorus.wire.cluster.topology import decode_topology, encode_topology
+from dawnchorus.wire.descriptors import lowest_free
 from dawnchorus.wire.errors import DataFolderError
 from dawnchorus.wire.protocol.image import decode_image
 from dawnchorus.wire.protocol.limits import FRAME_BYTES_MAX, REQUEST_AGENTS_MAX
@@ -675,3 +677,18 @@ async def test_status_carries_every_counter(serving: Served, client: RawClient) 
     assert reply.request == 77
     assert reply.counters.keys() == serving.node.counters.as_dict().keys()
     assert reply.counters["hellos"] == 1
+
+
+async def test_node_without_a_free_descriptor_says_how_it_is(client: RawClient) -> None:
+    await client.hello()
+    before = await client.status()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free(), hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            os.open("/", os.O_RDONLY)
+        status = await client.status()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert status.rss_bytes == before.rss_bytes, "as it was known last"
+    assert status.counters["internal_errors"] == 0
