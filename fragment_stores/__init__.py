@@ -1,1 +1,1 @@
-"""How a shard keeps images: the FragmentStore protocol, LMDB (default), later other engines."""
+"""Engines that keep the images of a shard: the FragmentStore protocol, LMDB (default), later others."""

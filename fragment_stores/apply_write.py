@@ -1,4 +1,4 @@
-"""What a write makes of an image: pure, the same for every engine."""
+"""The image that a write makes of the one before: pure, the same for every engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a node asks of the engine that keeps a shard: the FragmentStore protocol.
+"""The engine of a shard as a node asks it: the FragmentStore protocol.
 
 One store object is one shard. Any thread may take snapshots; one thread at a time commits. A commit is durable when it
 returns, and seen by every snapshot taken afterwards. `tests/fragment_stores/conformance.py` holds every rule as a test

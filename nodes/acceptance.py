@@ -1,4 +1,4 @@
-"""Whether a node takes more routers: as long as it has descriptors to spare.
+"""Acceptance of more routers, as long as a node has descriptors to spare.
 
 Every connection takes a descriptor, and so does much of what a node does for itself. RESERVE of them are held, so that
 those who come cannot take them, and before that there is a margin:

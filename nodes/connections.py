@@ -1,4 +1,4 @@
-"""Which connection is a client's present one: pure.
+"""The present connection of each client: pure.
 
 A router that lost its connection opens a new one, and sends again there what may be sent again. What it gave up is not
 to be done any more once it has come to another: a save that waited on the old connection would undo a later one that

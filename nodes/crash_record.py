@@ -1,4 +1,4 @@
-"""What a node leaves behind when damaged data ends it, and what it makes of that at its next start.
+"""The record that a node leaves behind when corrupt data ends it, and its use at the next start.
 
 LMDB keeps no checksums. On a damaged page it may stop the process (its assertions call abort(3)) or read beyond the
 file's end (SIGBUS), and would do so again at every start. So a node lets Python write down such an end (faulthandler);

@@ -1,4 +1,4 @@
-"""How a long-running process ends: the signals that ask it to, and its exit code.
+"""The end of a long-running process: the signals that ask for it, and its exit code.
 
 SIGINT (Ctrl-C), SIGTERM, and SIGHUP (the terminal is gone) all ask for the same. One that was ignored when the process
 began stays so: that is how `nohup` and a shell's `trap ''` ask a program to live on (and how a script's background jobs

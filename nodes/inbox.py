@@ -1,4 +1,4 @@
-"""What a node's peers asked for and is not done yet.
+"""Requests of a node's peers that are not done yet.
 
 A frame that was drained from the socket is judged here before it may wait: it may be a Cancel, which takes effect at
 once; or its peer may have so much waiting that it had better be told. When its turn comes, its deadline is known: the

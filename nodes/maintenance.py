@@ -1,4 +1,4 @@
-"""What the writer thread does beside commits: sweeping expired fragments, and syncing stores of durability "async".
+"""Work of the writer thread beside commits: sweeping expired fragments, syncing stores of durability "async".
 
 Expired fragments are never shown, whether swept or not: readers judge by the shard's clock. The sweeper gives their
 space back. It waits a grace time, so that a clock that ran ahead a little costs nothing, and stands still while the

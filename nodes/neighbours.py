@@ -1,4 +1,4 @@
-"""Whether nodes of a cluster serve already, asked before a new cluster is made of an empty data directory.
+"""A look for nodes of the cluster that serve already, before a new cluster is made of an empty data directory.
 
 A data directory that is not mounted looks like a new one. Where nodes of the topology serve, it is none.
 """

@@ -1,4 +1,4 @@
-"""Where a node keeps its Unix socket: a directory that only its user can enter.
+"""The directory of a node's Unix socket, which only its user can enter.
 
 $XDG_RUNTIME_DIR, a directory for temporary files, or, where the whole root is read-only, the data directory itself;
 clients learn the path from the Welcome. Where none will do a node has no such socket: clients on its host use TCP then.

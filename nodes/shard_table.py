@@ -1,4 +1,4 @@
-"""Which shards this node owns, opened: their data checked against the placement, and the folder locked.
+"""The shards that this node owns, opened: their data checked against the placement, and the directory locked.
 
 A node holds a lock on its data folder for life, taken before it binds anything: a second process on the same data is
 refused before it can disturb the first. Data that is another cluster's, another node's or another shard's is refused

@@ -1,4 +1,4 @@
-"""Whether the wall clock may be believed, and where shards' clocks begin: pure.
+"""Trust in the wall clock, and the time at which shards' clocks begin: pure.
 
 A wall clock may be set (NTP at boot, a VM that is resumed, a person), and may be wrong until it is. It is believed once
 it has agreed with the monotonic clock for some minutes without being set. A start counts as being set: nobody has seen

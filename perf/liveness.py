@@ -1,4 +1,4 @@
-"""How soon each end notices what became of the other: stopped, killed, cut off, busy.
+"""The time until each end notices that the other was stopped, killed, cut off, or is busy.
 
     python -m dawnchorus.perf.liveness --busy 30
 

@@ -264,6 +264,12 @@ def test_every_module_has_a_docstring() -> None:
     assert not bare
 
 
+def test_module_docstrings_open_with_a_noun_phrase() -> None:
+    question = re.compile(r"(what|which|who|whom|whose|where|when|whether|how|why)(ever)?\b", re.IGNORECASE)
+    wrong = [name(path) for path in package_files() if question.match(ast.get_docstring(tree(path)) or "")]
+    assert not wrong
+
+
 def test_documents_name_files_that_exist() -> None:
     """A page that says where something is done goes wrong silently when the file moves."""
     files = [name(path) for path in project_files()]

@@ -1,1 +1,1 @@
-"""What every process shares: the protocol, its transport, what a cluster is, and errors."""
+"""The parts that every process shares: protocol, transport, cluster, errors."""

@@ -1,4 +1,4 @@
-"""Whether a shard in LMDB is sound: everything in it is read, and held against everything else.
+"""The check of a shard in LMDB: everything in it is read, and held against everything else.
 
 `verify_environment` looks at one environment that nobody writes, and yields what is wrong. LMDB keeps no checksums: a
 page that was damaged may make it read beyond the file's end, which ends the process (SIGBUS), so that whoever does not

@@ -1,4 +1,4 @@
-"""What is looked at before LMDB may touch a shard's file: that it is there, and that nothing of it is missing.
+"""Environments of LMDB, opened only over a file that is there and of which nothing is missing.
 
 LMDB reads through a memory map: a page that the file has lost is no error to it but the end of the process (SIGBUS).
 And an empty file is to it one to make a new environment of.

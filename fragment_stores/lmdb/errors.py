@@ -1,4 +1,4 @@
-"""What LMDB raises, as the errors of this project."""
+"""Exceptions of LMDB as the errors of this project."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which LMDB an LMDB file was written by, as its first page says, whether this py-lmdb can read it or not.
+"""The LMDB that a file was written by, as its first page says, whether this py-lmdb can read it or not.
 
 LMDB 0.9 and 1.0 have formats of their own, and there were others in between. A file of one that is not at hand is not
 damaged, and no backup has to be restored: another py-lmdb reads it.

@@ -1,4 +1,4 @@
-"""Whose shard an environment is, as it says itself."""
+"""The identity of a shard, as its environment says itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a shard's log may be trimmed: pure but for its lock.
+"""Pins that keep rows of a shard's log from being trimmed: pure but for its lock.
 
 Whoever follows the log pins the position that it has read to; rows behind the pin stay until it goes. The writer trims
 in one thread, pins come from any: one lock keeps "is it still there" and "it goes" apart. Pins live in memory: what

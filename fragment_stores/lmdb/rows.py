@@ -1,4 +1,4 @@
-"""What a transaction on a shard in LMDB works on: its rows, and what it has come to so far."""
+"""Rows that a transaction on a shard in LMDB reads and writes, and its results so far."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the microbenchmarks share: ten thousand agents and their images."""
+"""Fixtures of the microbenchmarks: ten thousand agents and their images."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What became of the wakes of one phase: pure.
+"""Counts of the wakes of one phase, by how they ended: pure.
 
 A wake's latency is counted from the moment at which it was planned, not from the one at which it was asked for: a load
 that stalls starts its wakes late, and would otherwise hide exactly the stall that was to be seen ("coordinated

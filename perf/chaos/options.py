@@ -1,4 +1,4 @@
-"""What a run of chaos is to do."""
+"""Options of a run of chaos."""
 
 from __future__ import annotations
 

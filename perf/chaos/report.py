@@ -1,4 +1,4 @@
-"""What `perf chaos` found out: as one JSON object for programs (`ChaosReport`), and as tables for people."""
+"""The report of `perf chaos`: one JSON object for programs (`ChaosReport`), tables for people."""
 
 from __future__ import annotations
 

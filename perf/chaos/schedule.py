@@ -1,4 +1,4 @@
-"""When the wakes of an open-loop load are planned: pure.
+"""The schedule of an open-loop load's wakes: pure.
 
 Open-loop: a wake starts when its time has come, however many are still under way; a slow cluster gets no rest from it.
 Bounded in count, in the wakes that one turn of the loop starts, and in how far it may fall behind.

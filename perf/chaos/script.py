@@ -1,4 +1,4 @@
-"""Which faults follow each other, and for how long: pure."""
+"""The script of a run: which fault follows which, and for how long. Pure."""
 
 from __future__ import annotations
 

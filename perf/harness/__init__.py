@@ -1,1 +1,1 @@
-"""What every measurement needs: agents, clusters for them, child processes, times, the disk."""
+"""The common parts of all measurements: agents, clusters for them, child processes, times, the disk."""

@@ -1,4 +1,4 @@
-"""What the disk itself takes: a small write and its sync, and which file system a folder is on.
+"""The disk by itself: the time of a small write and its sync, and the file system of a directory.
 
 The file is written before and then overwritten in place, block after block: a sync then has one block to write and no
 file to make longer, the cheapest there is. (Measured on an ext4: 100 us, against 157 us in a file that grows.)

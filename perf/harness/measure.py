@@ -1,4 +1,4 @@
-"""What a storm does to the cluster, and how its times are counted.
+"""The ways in which a storm wakes agents, and the counting of their times.
 
 Everything here takes the cluster by what it can do (`Wakes`), so that it can be tried against one in memory. A wake
 ends when its states can be read. Decoding comes with the first look at them, and here that is `check_states`, outside

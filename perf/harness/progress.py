@@ -1,4 +1,4 @@
-"""How long work tells whoever watches how far it has come."""
+"""Progress of long work, for whoever watches."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What storms and agents cost in memory."""
+"""Memory that storms and agents cost."""

@@ -1,4 +1,4 @@
-"""What a cluster costs in memory: its nodes over many storms, and a client that holds ten thousand woken agents.
+"""Memory of a cluster: its nodes over many storms, and a client that holds ten thousand woken agents.
 
 Nodes: RssAnon after each storm; LMDB's pages are mapped files and do not count. Client: a fresh process
 (`client`), so that nothing but its own agents is in the figure.

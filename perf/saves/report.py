@@ -1,4 +1,4 @@
-"""What `perf save` found out: as one JSON object for programs (`SaveReport`), and as a table for people."""
+"""The report of `perf save`: one JSON object for programs (`SaveReport`), a table for people."""
 
 from __future__ import annotations
 

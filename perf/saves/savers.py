@@ -1,4 +1,4 @@
-"""What `perf save` does to the cluster, and how its times are counted.
+"""The ways in which `perf save` saves, and the counting of their times.
 
 Everything here takes the cluster by what it can do (`Saves`), so that it can be tried against one in memory. A save
 ends when its caller is told that it is durable; that it is what a wake shows is looked at after the clock has stopped.

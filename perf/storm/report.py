@@ -1,4 +1,4 @@
-"""What a storm found out: as one JSON object for programs (`StormReport`), and as a table for people (`render`)."""
+"""The report of a storm: one JSON object for programs (`StormReport`), a table for people (`render`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a router knows of kinds: where each is kept, how it is decoded and encoded, which are required."""
+"""The kinds of a topology as a router knows them: stores, codecs, and which are required."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the Cluster behind a SyncCluster lives: a thread, started when it is entered and anew in a forked child.
+"""The thread in which the Cluster behind a SyncCluster runs, started on entry and anew in a forked child.
 
 Every blocking call goes through `SyncHost.run`. It bounds the wait, and lets what comes back block as well: states ask
 for more and errors retry without a loop at hand.

@@ -1,4 +1,4 @@
-"""How the values of each kind become bytes, and come back: what would come back changed is refused.
+"""Codecs between the values of each kind and bytes: a value that would come back changed is refused.
 
 A value goes through `ValueCodec.encode`. What is plain (`plain_values`) or bytes comes back as it is, and costs one
 look; what is of its kind's registered type is decoded and compared by ==, if that can be trusted. Everything else is

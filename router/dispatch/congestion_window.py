@@ -1,4 +1,4 @@
-"""How much a router has on its way to one node: pure.
+"""The congestion window of one node: how much a router has on its way to it. Pure.
 
 A window of bytes that are expected back, and a number of requests (the bulkhead: a node that answers nothing holds no
 more of the router than this). The window adapts as TCP's does: an answer that took more than its share of the request's

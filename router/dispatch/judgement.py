@@ -1,4 +1,4 @@
-"""When a deadline is judged.
+"""The judgement of a deadline, which takes in first what has come in time.
 
 A loop that stalled runs its timers before it looks at what has come, so that whoever judges a deadline takes that in
 first (`Router.take_in`). If the whole process stood still (stopped, starved, on a machine that was paused), libzmq's

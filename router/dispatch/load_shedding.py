@@ -1,4 +1,4 @@
-"""Whom to tell at once that there is no use in waiting, and what: pure."""
+"""The choice of exchanges to shed at once, because waiting would be of no use: pure."""
 
 from __future__ import annotations
 

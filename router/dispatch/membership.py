@@ -1,4 +1,4 @@
-"""Which nodes the cluster has, and the links to them.
+"""The nodes of the cluster, and the links to them.
 
 A router begins with a topology, or with the endpoint of any node, whose Welcome brings one. Each node gets a link of
 its own, which is kept open until the end. The placement comes with every Welcome; the newest revision counts. So does

@@ -1,4 +1,4 @@
-"""How many requests a router may send a second time: pure.
+"""The budget of requests that a router may send a second time: pure.
 
 One budget for all nodes of a router, so that trouble does not multiply the load that may have caused it: over a rolling
 window, retries are at most a share of the requests sent for the first time, plus a few a second for routers that send

@@ -1,4 +1,4 @@
-"""What is to be written of one agent, and what became of it: pure.
+"""The write of one agent, and its result in each store: pure.
 
 The writes of one agent to one store are applied together or not at all; to several stores they are not. So what became
 of each store's part is kept apart: a version, a conflict, a refusal, or not known: it was sent, and no answer came.

@@ -1,4 +1,4 @@
-"""Which agents to ask which node for: pure.
+"""The plan of a fetch, from agents to the nodes that are asked for them: pure.
 
 All stores of an agent follow from one hash. With s the least common multiple of the stores' shard counts, agents of one
 slot (hash modulo s) share their shard in every store (hash modulo s modulo the count), so a batch is sorted by slot

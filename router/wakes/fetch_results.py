@@ -1,4 +1,4 @@
-"""What is asked of each store for a group of agents, and what came of it: pure.
+"""Results of a fetch: the parts that a group of agents is asked for, and their images. Pure.
 
 Replies are kept as they arrived. An image is cut out of its reply's body when somebody looks at it: to hand out ten
 thousand agents costs ten thousand small objects, and no copy of their bytes. Whoever looks gets a copy, so that what a

@@ -1,4 +1,4 @@
-"""How the reading of a fragment ended: pure."""
+"""Outcomes of reading a fragment: pure."""
 
 from __future__ import annotations
 

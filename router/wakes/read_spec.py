@@ -1,4 +1,4 @@
-"""How the kinds of a wake are read: from which stores, what it needs to be complete, how a state shows each."""
+"""The specification of a wake's reading: its stores, what makes it complete, how a state shows each kind."""
 
 from __future__ import annotations
 

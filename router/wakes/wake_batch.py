@@ -1,4 +1,4 @@
-"""Who waits for a fetch: one call for many agents, or many calls for one agent each (a stream: `wake_stream`).
+"""Callers that wait for a fetch: one for many agents, or many for one agent each (a stream: `wake_stream`).
 
 Wakes asked for in the same turn of the event loop travel together (WakeBatch): ten thousand tasks that each await
 one agent cost a few messages a node. The same agent asked for twice before its fetch is sent is fetched once; each wake

@@ -1,4 +1,4 @@
-"""How the states of one wake read their kinds: the place of each image, its decoder and fallback, the nodes' clocks."""
+"""The context that the states of one wake read their kinds by: image, decoder, fallback, and the nodes' clocks."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What all commands share at the terminal: options, output, tables, running in a loop."""
+"""The terminal as all commands use it: options, output, tables, a loop to run in."""

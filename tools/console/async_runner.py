@@ -1,4 +1,4 @@
-"""How a command's coroutine runs: on uvloop, cancelled by Ctrl-C and SIGTERM, blocking calls in threads."""
+"""The runner of a command's coroutine: on uvloop, cancelled by Ctrl-C and SIGTERM, blocking calls in threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands say: results on standard output, problems and progress on standard error.
+"""Output of commands: results on standard output, problems and progress on standard error.
 
 rich is imported only where something is drawn on a terminal: its 40 ms are felt in scripts that call a command often.
 """

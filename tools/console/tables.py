@@ -1,4 +1,4 @@
-"""Where tables for people go."""
+"""The console that tables for people are printed on."""
 
 from __future__ import annotations
 

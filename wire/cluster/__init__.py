@@ -1,1 +1,1 @@
-"""What a cluster is: its topology, its placement, and the directory that keeps them."""
+"""A cluster on paper and on disk: topology, placement, and the data directory that keeps them."""

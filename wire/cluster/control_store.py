@@ -1,4 +1,4 @@
-"""Where the placement is kept and how it changes: read, compare-and-swap, watch.
+"""The control store, which keeps the placement: read, compare-and-swap, watch.
 
 `ControlStore` is what nodes, launcher and clients ask of it; `FileControlStore` keeps it in a file beside the data,
 for the nodes of one host.

@@ -1,4 +1,4 @@
-"""Which node serves which shard: computed once from a topology, then only extended.
+"""The placement, from shard to node: computed once from a topology, then only extended.
 
 A `Placement` is the cluster's state where a topology is its wish. It is born from a topology by `initial_placement`,
 with a random uuid that every shard's own records name too; from then on it is brought up to date by `reconcile`, which

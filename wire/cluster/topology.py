@@ -1,4 +1,4 @@
-"""What a cluster is meant to be: its stores, kinds and nodes, as every side sees them.
+"""The topology of a cluster as it is meant to be: its stores, kinds and nodes, as every side sees them.
 
 A `Topology` is read from topology.toml (`wire.cluster.topology_file`) by whoever has the file, and handed out in
 Welcome (`encode_topology`, `decode_topology`) to whoever has only a node's endpoint. It is the wish; which node serves

@@ -1,4 +1,4 @@
-"""Which shard an agent belongs to: `xxh3_64(agent id) % shards`, unseeded.
+"""The hash that gives an agent its shard: `xxh3_64(agent id) % shards`, unseeded.
 
 xxHash specification: https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md (XXH3, 64 bits).
 Data on disk depends on it: it can never change.

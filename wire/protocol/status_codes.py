@@ -1,4 +1,4 @@
-"""What messages say of how a request, a section of it or a write ended. Numbers are never reused."""
+"""Codes for the end of a request, of a section of it, and of a write. Numbers are never reused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a write does, in short: its operations without their values, and a digest of them with their values.
+"""Digests of writes: the operations without their values, and one number of them with their values.
 
 A shard's log keeps both beside the write's id: so an id that is used again for another write is found out. Versions and
 lifetimes are no part of the digest: whoever repeats a save may expect, and say of its lifetime, something new.

@@ -1,4 +1,4 @@
-"""How far behind a node is, for each peer: pure.
+"""The backlog of a node, for each peer: pure.
 
 Work waits in a queue for its peer's turn. How long the last piece waited tells what the next one has to expect; a
 request that has less time than that had better be told at once (OVERLOADED) than be dropped unread when its turn comes.

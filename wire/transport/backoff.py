@@ -1,4 +1,4 @@
-"""How long a router waits before it tries a node again: pure.
+"""Pauses of a router before it tries a node again: pure.
 
 Each pause is about an eighth longer than the one before, up to a longest one: whoever was away for a while is found
 after about an eighth of that again. (Twice as long, a link that breaks for 0.3 s at a time was up for half as long.)

@@ -1,4 +1,4 @@
-"""What a node counts. Totals since its start; names are those of StatusReply's `counters`."""
+"""Counters of a node: totals since its start, by the names of StatusReply's `counters`."""
 
 from __future__ import annotations
 

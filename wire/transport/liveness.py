@@ -1,4 +1,4 @@
-"""How one end of a connection tells whether the other is alive: pure.
+"""Liveness of the other end of a connection: pure.
 
 Both ends count ticks of LIVENESS_TICK_S. Whatever comes in is a sign of life, and nothing is said while it does. Who
 has heard nothing for a tick asks (Ping, Pong); who has heard nothing for SILENT_TICKS takes the other for silent.

@@ -1,4 +1,4 @@
-"""How long requests lay in the sockets between a router and this node: pure.
+"""The time that requests lay in the sockets between a router and this node: pure.
 
 A request says when it was sent, by its router's monotonic clock, which means nothing here by itself. But the difference
 between that and this node's clock when it took the frame off its socket is least where nothing delayed it; what another
