@@ -8,7 +8,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from dawnchorus import AgentState, ClusterUnavailable, FragmentAbsent, FragmentUnavailable, Outcome, UnknownKindError
+from dawnchorus import (
+    AgentState,
+    Cluster,
+    ClusterUnavailable,
+    FragmentAbsent,
+    FragmentUnavailable,
+    Outcome,
+    UnknownKindError,
+)
 from dawnchorus.wire.cluster.topology import KindSpec, StoreSpec
 from dawnchorus.wire.protocol.messages import FaultCode, Fetch, Put, Write
 from tests.support.clusters import eventually
@@ -171,19 +179,31 @@ async def test_a_version_that_came_after_a_fallback_was_shown_lets_no_save_pass(
         await cluster.save("a", {"session": "derived from it"}, expect=state, deadline_s=LONG_S)
 
 
+async def asked_again_twice(
+    cluster: Cluster, nodes: FakeNodes, newer: object
+) -> tuple[AgentState, list[asyncio.Future[AgentState]], int]:
+    """A state without its session, and two fills of it under way; the second will bring what was saved between them.
+
+    Returns also the version of that.
+    """
+    put(nodes, "a")
+    live = nodes["live"]
+    live.answer = refusing(FaultCode.INTERNAL, Fetch)
+    state = await cluster.wake("a", deadline_s=LONG_S)
+    live.answer = live.serve
+    live.hold.add(Fetch)
+    fills = [state.settle(LONG_S)]
+    await eventually(lambda: len(live.held) == 1)
+    version = live.put("a", session=newer)
+    fills.append(state.settle(LONG_S))
+    await eventually(lambda: len(live.held) == 2)
+    return state, fills, version
+
+
 async def test_the_version_of_what_was_looked_at_is_expected_though_a_second_fill_brought_another() -> None:
     async with fake_client(KINDS) as (cluster, nodes):
-        put(nodes, "a")
+        state, fills, version = await asked_again_twice(cluster, nodes, ["newer"])
         live = nodes["live"]
-        live.answer = refusing(FaultCode.INTERNAL, Fetch)
-        state = await cluster.wake("a", deadline_s=LONG_S)
-        live.answer = live.serve
-        live.hold.add(Fetch)
-        fills = [state.settle(LONG_S)]
-        await eventually(lambda: len(live.held) == 1)
-        version = live.put("a", session=["newer"])
-        fills.append(state.settle(LONG_S))
-        await eventually(lambda: len(live.held) == 2)
         live.release(1)
         await fills[0]
         shown = state["session"]
@@ -195,18 +215,8 @@ async def test_the_version_of_what_was_looked_at_is_expected_though_a_second_fil
 
 async def test_a_second_fill_brings_what_is_newer_in_place_of_what_nobody_looked_at() -> None:
     async with fake_client(KINDS) as (cluster, nodes):
-        put(nodes, "a")
-        live = nodes["live"]
-        live.answer = refusing(FaultCode.INTERNAL, Fetch)
-        state = await cluster.wake("a", deadline_s=LONG_S)
-        live.answer = live.serve
-        live.hold.add(Fetch)
-        fills = [state.settle(LONG_S)]
-        await eventually(lambda: len(live.held) == 1)
-        live.put("a", session="newer")
-        fills.append(state.settle(LONG_S))
-        await eventually(lambda: len(live.held) == 2)
-        live.release()
+        state, fills, _ = await asked_again_twice(cluster, nodes, "newer")
+        nodes["live"].release()
         await asyncio.gather(*fills)
         assert state["session"] == "newer"
 
