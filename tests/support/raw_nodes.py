@@ -154,6 +154,7 @@ class RawClient:
     def send(self, *frames: bytes) -> None:
         """Send one message of these frames."""
         self._raw.send_multipart(frames)
+        self._channel.poll()  # sending may swallow the edge that says that something has come
 
     async def receive(self) -> Reply:
         """The next reply, whatever it answers."""
