@@ -13,11 +13,10 @@ from typing import Final, NamedTuple, TypeAlias
 from ..wire.errors import ProtocolError
 from ..wire.protocol.messages import Cancel, Fetch, Scan, decode_request
 from ..wire.protocol.request_header import is_cancel, peek_request
-from ..wire.transport.backlog import Backlog
+from ..wire.transport.connections import Connections
 from ..wire.transport.counters import Counters
 from ..wire.transport.fair_queue import FairQueue
-from ..wire.transport.queueing_delay import Delays
-from .connections import Connections
+from ..wire.transport.queueing_delay import QueueWaits, TransitDelays
 from .read_path import Read
 
 __all__ = ["Inbox", "Reading", "Received", "Shed", "Work"]
@@ -62,8 +61,8 @@ class Inbox:
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
         self._queue: FairQueue[Work] = FairQueue()
-        self._delays = Delays()
-        self._backlog = Backlog()
+        self._delays = TransitDelays()
+        self._waits = QueueWaits()
         self._cancels: dict[bytes, list[bytes]] = {}
         self._connections = Connections()
         self.fresh = self._connections.fresh
@@ -84,7 +83,7 @@ class Inbox:
         """Forget a peer; return how many pieces of its work went with it."""
         self._connections.forget(peer)
         self._delays.remove_peer(peer)
-        self._backlog.remove_peer(peer)
+        self._waits.remove_peer(peer)
         return self._queue.remove_peer(peer)
 
     def put(self, peer: bytes, frame: bytes, drained: float) -> Shed | None:
@@ -92,9 +91,9 @@ class Inbox:
         if is_cancel(frame):
             self._cancels.setdefault(peer, []).append(frame)
             return None
-        if peer in self._backlog:
+        if peer in self._waits:
             seen = peek_request(frame)
-            retry_after_s = self._backlog.retry_after_s(peer, seen[2] / 1e6) if seen else 0.0
+            retry_after_s = self._waits.retry_after_s(peer, seen[2] / 1e6) if seen else 0.0
             if retry_after_s:
                 return Shed("the node is too far behind to answer in time", retry_after_s)
         if not self._queue.put(peer, Received(frame, drained), len(frame)):
@@ -107,7 +106,7 @@ class Inbox:
         if taken is not None:
             peer, work, _size = taken
             if isinstance(work, Received):
-                self._backlog.handle_taken(peer, now - work.drained, self._queue.waiting(peer))
+                self._waits.handle_taken(peer, now - work.drained, self._queue.waiting(peer))
         return taken
 
     def deadline(self, peer: bytes, received: Received, budget_us: int, sent_us: int) -> float:
@@ -130,7 +129,7 @@ class Inbox:
 
             self._counters.cancelled += self._queue.discard(peer, is_unwanted)
             if not self._queue.waiting(peer):
-                self._backlog.remove_peer(peer)  # nothing will be taken that could say that it is no longer behind
+                self._waits.remove_peer(peer)  # nothing will be taken that could say that it is no longer behind
 
     def _cancelled_by(self, frame: bytes) -> list[int]:
         try:

@@ -43,17 +43,17 @@ from ..wire.protocol.messages import (
     read_request_number,
 )
 from ..wire.protocol.request_header import peek_request
+from ..wire.transport.acceptance import Acceptance, Doors
 from ..wire.transport.channel import Channel, Sent, receive_routed
 from ..wire.transport.counters import Counters
+from ..wire.transport.listener import Listener
 from ..wire.transport.liveness import LIVENESS_TICK_S
 from ..wire.transport.reply_queues import PEERS_MAX, Peers
 from ..wire.transport.sockets import SocketOwner, bind, remove_ipc_file
-from .acceptance import Acceptance, Doors
 from .clock_record import open_clock
 from .greeting import Greeting
 from .group_commit import CommitJob, Writer
 from .inbox import Inbox, Reading, Received, Shed
-from .listener import Listener
 from .maintenance import Housekeeper
 from .node_status import NodeStatus
 from .read_path import Read

@@ -33,7 +33,7 @@ from ..wire.descriptors import descriptors_max, raise_limit
 from ..wire.errors import ConfigurationError, DawnchorusError
 from ..wire.private_files import make_private
 from ..wire.process_tuning import tune_process
-from .acceptance import IPC_DESCRIPTORS_MIN
+from ..wire.transport.acceptance import IPC_DESCRIPTORS_MIN
 from .bounded_output import BoundedOutput, write_all
 from .crash_record import CrashRecord, find_damaged
 from .ends import EXIT_REFUSED, handle_ends

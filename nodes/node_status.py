@@ -10,8 +10,8 @@ import psutil
 
 from ..wire.cluster.topology import Topology
 from ..wire.protocol.messages import StatusReply
+from ..wire.transport.acceptance import Acceptance, Doors
 from ..wire.transport.counters import Counters
-from .acceptance import Acceptance, Doors
 from .node_clock import Clock
 from .shard_table import OwnedShard
 

@@ -45,8 +45,7 @@ FUNCTION_LINES_MAX = 70
 # may import one of IMPURE.
 IMPURE = {"zmq", "asyncio", "threading", "time", "uvloop"}
 PURE = [
-    "wire/transport/backlog.py",
-    "nodes/connections.py",
+    "wire/transport/connections.py",
     "wire/transport/queueing_delay.py",
     "wire/transport/fair_queue.py",
     "perf/chaos/counts.py",

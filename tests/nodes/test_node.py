@@ -154,6 +154,19 @@ async def test_a_hello_that_a_newer_router_says_longer_is_understood(serving: Se
         assert isinstance(await client.receive(), Welcome)
 
 
+async def test_first_request_on_new_connection_ends_the_earlier(serving: Served) -> None:
+    endpoint = serving.endpoint
+    async with RawClient(endpoint) as earlier, RawClient(endpoint) as other, RawClient(endpoint) as later:
+        await earlier.ask(Hello(PROTOCOL, "", b"12345678", ""), Welcome)
+        await other.ask(Hello(PROTOCOL, "", b"87654321", ""), Welcome)
+        await later.ask(Hello(PROTOCOL, "", b"12345678", ""), Welcome)
+        await earlier.ask(Status(4, BUDGET_US), StatusReply)  # a Hello beside it ends nothing
+        for client in (later, other):
+            await client.ask(Status(5, BUDGET_US), StatusReply)
+        fault = await earlier.ask(Status(6, BUDGET_US), Fault)
+        assert (fault.request, fault.code) == (6, FaultCode.NO_HELLO)
+
+
 # --- reading and writing ---
 
 

@@ -1,19 +1,25 @@
-"""The time that requests lay in the sockets between a router and this node: pure.
+"""The time that requests lose before they are served, in the sockets and in their peer's queue: pure.
 
-A request says when it was sent, by its router's monotonic clock, which means nothing here by itself. But the difference
-between that and this node's clock when it took the frame off its socket is least where nothing delayed it; what another
-request differs more than that, it was late. So a request that a stalled node or a slow network kept for seconds is
+A request says when it was sent, by its sender's monotonic clock, which means nothing here by itself. But the difference
+between that and this server's clock when it took the frame off its socket is least if nothing delayed it; what another
+request differs more than that, it was late. So a request that a stalled server or a slow network kept for seconds is
 known to be seconds old, whatever the clocks show. (The same thought as NTP's clock filter, RFC 5905, section 10.)
+
+Then it waits in a queue for its peer's turn. How long the last one waited tells what the next one has to expect: a
+request that has less time than that had better be told at once (OVERLOADED) than be dropped unread in its turn.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["Delays"]
+__all__ = ["QueueWaits", "TransitDelays"]
 
 _MEMORY_S: Final = 60.0
 """How long a least difference holds at least, and twice that at most: clocks drift apart by 50 us a second or so."""
+
+_RETRY_SHARE: Final = 0.5
+"""Of the wait, how long a peer is asked to send nothing: by then half of its queue is done."""
 
 
 class _Least:
@@ -26,14 +32,14 @@ class _Least:
         self.until = until
 
 
-class Delays:
-    """The least difference that each peer's clock had to this node's. Times in seconds of the monotonic clock."""
+class TransitDelays:
+    """The least difference that each peer's clock had to this server's. Times in seconds of the monotonic clock."""
 
     def __init__(self) -> None:
         self._peers: dict[bytes, _Least] = {}
 
     def queued_s(self, peer: bytes, sent_us: int, drained: float) -> float:
-        """Return how long a request was on its way beyond the least time seen; 0 where it does not say. 0.3 us."""
+        """Return how long a request was on its way beyond the least time seen; 0 if it does not say. 0.3 us."""
         if not sent_us:
             return 0.0
         difference_s = drained - sent_us / 1e6
@@ -52,3 +58,29 @@ class Delays:
     def remove_peer(self, peer: bytes) -> None:
         """Forget a peer."""
         self._peers.pop(peer, None)
+
+
+class QueueWaits:
+    """The wait of each peer that has work queued, in seconds."""
+
+    def __init__(self) -> None:
+        self._waits_s: dict[bytes, float] = {}
+
+    def __contains__(self, peer: bytes) -> bool:
+        return peer in self._waits_s
+
+    def handle_taken(self, peer: bytes, waited_s: float, left: int) -> None:
+        """A request of a peer is taken up after so long; `left` are queued still."""
+        if left:
+            self._waits_s[peer] = waited_s
+        else:
+            self._waits_s.pop(peer, None)
+
+    def retry_after_s(self, peer: bytes, budget_s: float) -> float:
+        """Return 0 if a request with this budget may wait, else how long its peer had better send nothing."""
+        wait_s = self._waits_s.get(peer, 0.0)
+        return wait_s * _RETRY_SHARE if wait_s > budget_s else 0.0
+
+    def remove_peer(self, peer: bytes) -> None:
+        """Forget a peer."""
+        self._waits_s.pop(peer, None)

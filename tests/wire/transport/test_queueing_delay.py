@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dawnchorus.wire.transport.queueing_delay import Delays
+from dawnchorus.wire.transport.queueing_delay import TransitDelays
 
 ROUTER = b"router"
 
@@ -13,7 +13,7 @@ def sent(at_s: float) -> int:
 
 
 def test_what_took_longer_than_the_quickest_was_late_by_the_difference() -> None:
-    delays = Delays()
+    delays = TransitDelays()
     assert delays.queued_s(ROUTER, sent(5_000.0), 100.0) == 0.0
     assert abs(delays.queued_s(ROUTER, sent(5_001.0), 101.5) - 0.5) < 1e-6
     assert delays.queued_s(ROUTER, sent(5_002.0), 101.9) == 0.0  # quicker than the first: the new measure
@@ -21,13 +21,13 @@ def test_what_took_longer_than_the_quickest_was_late_by_the_difference() -> None
 
 
 def test_a_peer_that_says_nothing_is_never_late() -> None:
-    delays = Delays()
+    delays = TransitDelays()
     delays.queued_s(ROUTER, sent(5_000.0), 100.0)
     assert delays.queued_s(ROUTER, 0, 1_000.0) == 0.0
 
 
 def test_each_peer_has_a_clock_of_its_own() -> None:
-    delays = Delays()
+    delays = TransitDelays()
     delays.queued_s(ROUTER, sent(5_000.0), 100.0)
     assert delays.queued_s(b"other", sent(1.0), 100.0) == 0.0
     delays.remove_peer(ROUTER)
@@ -35,7 +35,7 @@ def test_each_peer_has_a_clock_of_its_own() -> None:
 
 
 def test_clocks_that_drift_apart_are_followed() -> None:
-    delays = Delays()
+    delays = TransitDelays()
     for second in range(0, 3_600, 5):  # this node's clock gains 100 us a second
         late_s = delays.queued_s(ROUTER, sent(second + 1.0), second * 1.0001)
         assert late_s <= 121 * 100e-6
@@ -43,7 +43,7 @@ def test_clocks_that_drift_apart_are_followed() -> None:
 
 
 def test_after_an_idle_hour_the_clocks_are_compared_anew() -> None:
-    delays = Delays()
+    delays = TransitDelays()
     delays.queued_s(ROUTER, sent(1.0), 0.0)
     assert delays.queued_s(ROUTER, sent(3_601.0), 3_600.18) == 0.0  # they drifted apart by 50 us a second
 
@@ -52,7 +52,7 @@ def test_after_an_idle_hour_the_clocks_are_compared_anew() -> None:
 def test_it_never_says_more_than_was_and_less_by_the_quickest_at_most(
     requests: list[tuple[float, float]], offset_s: float
 ) -> None:
-    delays, now = Delays(), 0.0
+    delays, now = TransitDelays(), 0.0
     for passed_s, on_its_way_s in requests:
         now += passed_s
         late_s = delays.queued_s(ROUTER, sent(now + offset_s), now + on_its_way_s)

@@ -3,25 +3,7 @@
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dawnchorus.nodes.connections import Connections
-from dawnchorus.wire.protocol.messages import PROTOCOL, Fault, FaultCode, Hello, Status, StatusReply, Welcome
-from tests.support.raw_nodes import BUDGET_US, RawClient, Served
-
-CLIENT = b"12345678"
-
-
-async def test_first_request_on_new_connection_ends_the_earlier(serving: Served) -> None:
-    endpoint = serving.endpoint
-    async with RawClient(endpoint) as earlier, RawClient(endpoint) as other, RawClient(endpoint) as later:
-        await earlier.ask(Hello(PROTOCOL, "", CLIENT, ""), Welcome)
-        await other.ask(Hello(PROTOCOL, "", b"87654321", ""), Welcome)
-        await later.ask(Hello(PROTOCOL, "", CLIENT, ""), Welcome)
-        await earlier.ask(Status(4, BUDGET_US), StatusReply)  # a Hello beside it ends nothing
-        for client in (later, other):
-            await client.ask(Status(5, BUDGET_US), StatusReply)
-        fault = await earlier.ask(Status(6, BUDGET_US), Fault)
-        assert (fault.request, fault.code) == (6, FaultCode.NO_HELLO)
-
+from dawnchorus.wire.transport.connections import Connections
 
 EVENTS = st.tuples(
     st.sampled_from(["hello", "request", "forget"]),

@@ -19,7 +19,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from ..wire.descriptors import Reserve, count_descriptors, descriptors_max, lowest_free
+from ..descriptors import Reserve, count_descriptors, descriptors_max, lowest_free
 
 __all__ = ["IPC_DESCRIPTORS_MIN", "RESERVE", "Acceptance", "Doors"]
 

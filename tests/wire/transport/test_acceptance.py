@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dawnchorus.nodes.acceptance import IPC_DESCRIPTORS_MIN, RESERVE, Acceptance, Doors
-from dawnchorus.nodes.listener import Listener
 from dawnchorus.perf.harness.topologies import free_ports
 from dawnchorus.wire.descriptors import Reserve
 from dawnchorus.wire.errors import DataFolderError
+from dawnchorus.wire.transport.acceptance import IPC_DESCRIPTORS_MIN, RESERVE, Acceptance, Doors
+from dawnchorus.wire.transport.listener import Listener
 from dawnchorus.wire.transport.sockets import SocketOwner
 
 LIMIT = 1_024

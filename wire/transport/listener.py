@@ -15,7 +15,7 @@ import sys
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from ..wire.transport.sockets import bind
+from .sockets import bind
 
 __all__ = ["Listener"]
 
