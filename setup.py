@@ -13,10 +13,11 @@ from setuptools.command.build_ext import build_ext
 # that is compiled too: that is why all exchanges are here, those of saves and calls too.
 COMPILED = {
     "wire/protocol": "request_header",
-    "wire/transport": "channel connection connections counters fair_queue queueing_delay reply_queues",
+    "wire/transport": """channel connection connections counters fair_queue handlers queueing_delay reply_queues
+        request_queue request_server""",
     "fragment_stores": "image_batch",
     "fragment_stores/lmdb": "lookup schema snapshot",
-    "nodes": "inbox node node_clock read_path",
+    "nodes": "node node_clock node_counters read_path",
     "router": "plain_values",
     "router/dispatch": """circuit_breaker congestion_window dispatcher exchange judgement load_shedding membership
         node_flow resumptions retry_budget send_queue unary_call""",

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from ..wire.errors import StoreError
-from ..wire.transport.counters import Counters
 from .json_log import log_repeated
 from .node_clock import Clock
+from .node_counters import NodeCounters
 from .shard_table import OwnedShard
 
 __all__ = ["Housekeeper"]
@@ -38,7 +38,7 @@ class Housekeeper:
         self,
         shards: Iterable[OwnedShard],
         clock: Clock,
-        counters: Counters,
+        counters: NodeCounters,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`monotonic` gives seconds; tests give their own."""

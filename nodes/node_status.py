@@ -11,8 +11,8 @@ import psutil
 from ..wire.cluster.topology import Topology
 from ..wire.protocol.messages import StatusReply
 from ..wire.transport.acceptance import Acceptance, Doors
-from ..wire.transport.counters import Counters
 from .node_clock import Clock
+from .node_counters import NodeCounters
 from .shard_table import OwnedShard
 
 __all__ = ["NodeStatus"]
@@ -22,7 +22,7 @@ class NodeStatus:
     """The answers of one node to Status."""
 
     def __init__(
-        self, topology: Topology, name: str, shards: Iterable[OwnedShard], counters: Counters, clock: Clock
+        self, topology: Topology, name: str, shards: Iterable[OwnedShard], counters: NodeCounters, clock: Clock
     ) -> None:
         self._digest = topology.digest
         self._name = name

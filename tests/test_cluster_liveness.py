@@ -105,8 +105,8 @@ sys.stdin.readline()
 
 def waiting(node: FragmentNode) -> int:
     """How many requests wait because their peers take no answer."""
-    peers, inbox = node._peers, node._inbox  # pyright: ignore[reportPrivateUsage]
-    return sum([inbox._queue.waiting(peer) for peer in peers.blocked])  # pyright: ignore[reportPrivateUsage]
+    queue = node.server._queue._queue  # pyright: ignore[reportPrivateUsage]
+    return sum([queue.waiting(peer) for peer in node.server.peers.blocked])
 
 
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])

@@ -48,6 +48,7 @@ PURE = [
     "wire/transport/connections.py",
     "wire/transport/queueing_delay.py",
     "wire/transport/fair_queue.py",
+    "wire/transport/request_queue.py",
     "perf/chaos/counts.py",
     "perf/chaos/ramp.py",
     "perf/chaos/schedule.py",

@@ -9,9 +9,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from dawnchorus.fragment_stores.engine import FragmentStore
 from dawnchorus.nodes.maintenance import Housekeeper
 from dawnchorus.nodes.node_clock import SWEEP_IN_DOUBT_MS, Clock
+from dawnchorus.nodes.node_counters import NodeCounters
 from dawnchorus.nodes.shard_table import OwnedShard
 from dawnchorus.nodes.wall_clock import AGREED_MS, JUMP_MS, RECORD_EVERY_MS, ClockRecord
-from dawnchorus.wire.transport.counters import Counters
 
 SECOND, MINUTE, HOUR, DAY = 1_000, 60_000, 3_600_000, 86_400_000
 START_MS = 1_800_000_000_000
@@ -96,7 +96,7 @@ class ExpiryMachine(RuleBasedStateMachine):
             [self.shard], self.record, self.keep, f"boot {self.boot}", lambda: self.wall_ms, lambda: self.monotonic_ms
         )
         self.clock.record()
-        self.keeper = Housekeeper([self.shard], self.clock, Counters(), lambda: self.monotonic_ms / 1_000)
+        self.keeper = Housekeeper([self.shard], self.clock, NodeCounters(), lambda: self.monotonic_ms / 1_000)
         self.doubt()
 
     def keep(self, record: ClockRecord) -> None:

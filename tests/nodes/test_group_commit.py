@@ -16,6 +16,7 @@ from dawnchorus.nodes import group_commit
 from dawnchorus.nodes.group_commit import CommitJob, Writer
 from dawnchorus.nodes.maintenance import Housekeeper
 from dawnchorus.nodes.node_clock import Clock
+from dawnchorus.nodes.node_counters import NodeCounters
 from dawnchorus.nodes.shard_table import OwnedShard
 from dawnchorus.wire.errors import StoreDamaged, StoreError, StoreFull
 from dawnchorus.wire.protocol.image import decode_image
@@ -33,7 +34,6 @@ from dawnchorus.wire.protocol.messages import (
     Write,
     encode,
 )
-from dawnchorus.wire.transport.counters import Counters
 from tests.support.raw_nodes import PATIENCE_S, until
 from tests.support.write_ids import new_write_id
 
@@ -87,7 +87,7 @@ class Bench:
         self.delivered: list[list[CommitJob]] = []
         self.threads: set[int] = set()
         clock = Clock([])
-        housekeeper = Housekeeper([], clock, Counters())
+        housekeeper = Housekeeper([], clock, NodeCounters())
         self.writer = Writer(asyncio.get_running_loop(), self.shards, clock, self._deliver, housekeeper)
 
     def _deliver(self, jobs: list[CommitJob]) -> None:

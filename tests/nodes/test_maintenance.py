@@ -7,10 +7,10 @@ import pytest
 from dawnchorus.fragment_stores.engine import FragmentStore
 from dawnchorus.nodes.maintenance import GRACE_MS, Housekeeper
 from dawnchorus.nodes.node_clock import Clock
+from dawnchorus.nodes.node_counters import NodeCounters
 from dawnchorus.nodes.shard_table import OwnedShard
 from dawnchorus.nodes.wall_clock import AGREED_MS, JUMP_MS
 from dawnchorus.wire.errors import StoreError, StoreFull
-from dawnchorus.wire.transport.counters import Counters
 
 START_MS = 1_000_000_000
 AGREED_S = AGREED_MS / 1_000
@@ -50,7 +50,7 @@ class House:
     def __init__(self, *sync_intervals_s: float, started_ago_s: float = AGREED_S) -> None:
         self.wall_ms = START_MS
         self.monotonic_s = 100.0
-        self.counters = Counters()
+        self.counters = NodeCounters()
         self.stores = [Store() for _ in sync_intervals_s]
         self.shards = [
             OwnedShard("live", number, 1, frozenset(), cast(FragmentStore, store), sync_interval_s=interval_s)

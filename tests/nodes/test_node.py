@@ -7,7 +7,6 @@ import resource
 import tempfile
 from collections.abc import Generator
 from contextlib import AsyncExitStack, contextmanager
-from operator import attrgetter
 from pathlib import Path
 
 import msgspec
@@ -53,7 +52,6 @@ from dawnchorus.wire.protocol.messages import (
 )
 from dawnchorus.wire.protocol.shard_hash import shard_of
 from dawnchorus.wire.protocol.versions import generation_of
-from dawnchorus.wire.transport import reply_queues
 from dawnchorus.wire.transport.fair_queue import PEER_QUEUE_LENGTH_MAX
 from tests.support.raw_nodes import (
     BUDGET_US,
@@ -542,8 +540,8 @@ async def test_beyond_the_limit_a_new_peer_is_told_to_come_later_and_welcome_whe
             clients[0].close()
 
             def tick() -> bool:
-                served_peers(serving).handle_tick()
-                return len(served_peers(serving)) == 2
+                serving.node.server.peers.handle_tick()
+                return len(serving.node.server.peers) == 2
 
             await until(tick)
             await late.hello()
@@ -563,7 +561,7 @@ async def test_a_peer_that_does_not_read_waits_alone_and_gets_everything_once_it
                 lazy.send(encode(fetch_of(agents, request=number)))
             lazy.send(encode(commit_of({b"lazy": b"v"}, request=50)))
             # It is blocked, and the other is served as if it were not there.
-            await until(lambda: served_peers(serving).blocked)
+            await until(lambda: serving.node.server.peers.blocked)
             for _ in range(5):
                 assert len(await other.fetch(fetch_of(agents))) == 20
             replies: list[Reply] = []
@@ -577,7 +575,7 @@ async def test_a_peer_that_does_not_read_waits_alone_and_gets_everything_once_it
             assert isinstance(replies.pop(0), Welcome)
             assert [reply.request for reply in replies if isinstance(reply, Images) and reply.last] == list(range(50))
             assert serving.node.counters.dropped_replies == 0
-            assert not served_peers(serving).blocked
+            assert not serving.node.server.peers.blocked
 
 
 @contextmanager
@@ -589,13 +587,6 @@ def lazy_dealer(endpoint: str) -> Generator[zmq.Socket[bytes]]:
         lazy.setsockopt(zmq.LINGER, 0)
         lazy.connect(endpoint)
         yield lazy
-
-
-def served_peers(serving: Served) -> reply_queues.Peers:
-    """The node's peers: who is blocked is not told on the wire."""
-    found = attrgetter("_peers")(serving.node)
-    assert isinstance(found, reply_queues.Peers)
-    return found
 
 
 # --- a damaged shard, starting and stopping ---

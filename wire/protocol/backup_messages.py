@@ -37,6 +37,7 @@ class Backup(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=12):
     epoch: int
     path: str
     rate_bytes_s: Number = 0
+    sent_us: Number = 0
 
 
 class BackedUp(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=13):

@@ -15,7 +15,7 @@ import asyncio
 import enum
 import errno
 from collections.abc import Callable
-from typing import Final, Generic, TypeVar, cast
+from typing import Final, Generic, Protocol, TypeVar, cast
 
 import zmq
 from zmq.utils.garbage import gc
@@ -23,7 +23,16 @@ from zmq.utils.garbage import gc
 from ..descriptors import require_descriptors
 from ..errors import ClusterUnavailable
 
-__all__ = ["DRAIN_BYTES_MAX", "Channel", "Sent", "receive_frame", "receive_parts", "receive_routed"]
+__all__ = [
+    "DRAIN_BYTES_MAX",
+    "Channel",
+    "RoutedChannel",
+    "Sender",
+    "Sent",
+    "receive_frame",
+    "receive_parts",
+    "receive_routed",
+]
 
 _POLLIN: Final = int(zmq.POLLIN)
 """As plain numbers: `&` and `|` with pyzmq's flag type cost 0.6 us."""
@@ -94,6 +103,26 @@ class Sent(enum.Enum):
     """The peer's queue is full: try again later."""
     GONE = enum.auto()
     """No such peer is connected (only on a ROUTER socket)."""
+
+
+class Sender(Protocol):
+    """Where replies go: a `Channel` on a ROUTER socket."""
+
+    def send_to(self, identity: bytes, frame: bytes) -> Sent:
+        """Send one frame to one peer."""
+        ...
+
+
+class RoutedChannel(Sender, Protocol):
+    """A channel on a ROUTER socket, or one in memory."""
+
+    def poll(self) -> None:
+        """Deliver what has come, without waiting for the loop to say so."""
+        ...
+
+    def close(self) -> None:
+        """Deliver nothing more; it still sends."""
+        ...
 
 
 class Channel(Generic[T]):

@@ -1,32 +1,16 @@
-"""Counters of a node: totals since its start, by the names of StatusReply's `counters`."""
+"""Counters of a request server: totals since its start."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-__all__ = ["Counters"]
+__all__ = ["ServerCounters"]
 
 
 @dataclass(slots=True)
-class Counters:
-    """One node's totals."""
+class ServerCounters:
+    """One server's totals; its owner adds those of its own work."""
 
-    fetches: int = 0
-    """Fetch requests served whole."""
-    images: int = 0
-    """Agents looked up, found or not."""
-    image_bytes: int = 0
-    """Bytes of Images frames."""
-    commits: int = 0
-    """Commit requests answered."""
-    writes: int = 0
-    """Writes applied and durable."""
-    refused_writes: int = 0
-    expired: int = 0
-    """Expired fragments that the sweeper removed."""
-    scans: int = 0
-    backups: int = 0
-    """Shards copied for a backup."""
     hellos: int = 0
     turned_away: int = 0
     """Routers that were told to come later: there were as many as may be, or no descriptors to spare."""

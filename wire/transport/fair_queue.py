@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, Generic, TypeVar
 
 __all__ = ["PEER_QUEUE_BYTES_MAX", "PEER_QUEUE_LENGTH_MAX", "FairQueue"]
 
@@ -22,18 +22,14 @@ PEER_QUEUE_BYTES_MAX: Final = 16 << 20
 T = TypeVar("T")
 
 
-class _Piece(NamedTuple, Generic[T]):
-    work: T
-    size: int
-
-
 class _PeerQueue(Generic[T]):
-    __slots__ = ("blocked", "bytes", "peer", "pieces", "takes_turns")
+    __slots__ = ("blocked", "bytes", "held", "peer", "pieces", "takes_turns")
 
     def __init__(self, peer: bytes) -> None:
         self.peer = peer
-        self.pieces: deque[_Piece[T]] = deque()
+        self.pieces: deque[tuple[T, int]] = deque()  # work and its size
         self.bytes = 0
+        self.held = 0  # pieces that are elsewhere, and count as if they waited here
         self.blocked = False
         self.takes_turns = False  # whether it stands among the turns: never twice, or it would have two a round
 
@@ -41,7 +37,10 @@ class _PeerQueue(Generic[T]):
 class FairQueue(Generic[T]):
     """Queues of work by peer; `take` goes round the peers that have work and are not blocked."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, length_max: int = PEER_QUEUE_LENGTH_MAX, bytes_max: int = PEER_QUEUE_BYTES_MAX) -> None:
+        """The limits are for each peer."""
+        self._length_max = length_max
+        self._bytes_max = bytes_max
         self._queues: dict[bytes, _PeerQueue[T]] = {}
         self._turns: deque[_PeerQueue[T]] = deque()
 
@@ -68,9 +67,9 @@ class FairQueue(Generic[T]):
     def put(self, peer: bytes, work: T, size: int) -> bool:
         """Queue a known peer's work of `size` bytes; return False where its queue is full, and nothing is queued."""
         queue = self._queues[peer]
-        if len(queue.pieces) >= PEER_QUEUE_LENGTH_MAX or queue.bytes + size > PEER_QUEUE_BYTES_MAX:
+        if len(queue.pieces) + queue.held >= self._length_max or queue.bytes + size > self._bytes_max:
             return False
-        queue.pieces.append(_Piece(work, size))
+        queue.pieces.append((work, size))
         queue.bytes += size
         self._give_turns(queue)
         return True
@@ -80,7 +79,7 @@ class FairQueue(Generic[T]):
         queue = self._queues.get(peer)
         if queue is None:
             return
-        queue.pieces.appendleft(_Piece(work, size))
+        queue.pieces.appendleft((work, size))
         queue.bytes += size
         self._give_turns(queue)
 
@@ -94,11 +93,27 @@ class FairQueue(Generic[T]):
         queue = self._queues.get(peer)
         if queue is None:
             return 0
-        kept = deque([piece for piece in queue.pieces if not unwanted(piece.work)])
+        kept: deque[tuple[T, int]] = deque()
+        for work, size in queue.pieces:
+            if unwanted(work):
+                queue.bytes -= size
+            else:
+                kept.append((work, size))
         dropped = len(queue.pieces) - len(kept)
         queue.pieces = kept
-        queue.bytes = sum(piece.size for piece in kept)
         return dropped
+
+    def hold(self, peer: bytes, size: int) -> None:
+        """Count a known peer's work that was taken and goes on elsewhere as if it waited here, until `release`."""
+        queue = self._queues[peer]
+        queue.held += 1
+        queue.bytes += size
+
+    def release(self, peer: bytes, size: int) -> None:
+        """Count such a piece of work no longer."""
+        queue = self._queues[peer]
+        queue.held -= 1
+        queue.bytes -= size
 
     def take(self) -> tuple[bytes, T, int] | None:
         """Return (peer, work, size) of the peer whose turn it is, None where nothing can be done now."""

@@ -13,12 +13,12 @@ say Hello again.
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, Protocol
+from typing import Final
 
 from ..protocol.limits import FRAME_BYTES_MAX, FRAME_BYTES_TARGET, IMAGE_BYTES_MAX
 from ..protocol.messages import PONG
-from .channel import DRAIN_BYTES_MAX, Sent
-from .counters import Counters
+from .channel import DRAIN_BYTES_MAX, Sender, Sent
+from .counters import ServerCounters
 from .fair_queue import PEER_QUEUE_BYTES_MAX
 from .liveness import SILENT_TICKS, Silence, is_asked
 from .sockets import NODE_RECEIVE_FRAMES_MAX, NODE_SEND_FRAMES_MAX
@@ -75,18 +75,10 @@ class _Waiting:
         self.stuck_ticks = 0
 
 
-class Sender(Protocol):
-    """Where replies go: a `Channel` on a ROUTER socket."""
-
-    def send_to(self, identity: bytes, frame: bytes) -> Sent:
-        """Send one frame to one peer."""
-        ...
-
-
 class Peers:
     """Welcomed peers by identity, and their waiting replies."""
 
-    def __init__(self, sender: Sender, counters: Counters, *, peers_max: int = PEERS_MAX) -> None:
+    def __init__(self, sender: Sender, counters: ServerCounters, *, peers_max: int = PEERS_MAX) -> None:
         self._sender = sender
         self._counters = counters
         self._peers_max = peers_max

@@ -136,6 +136,22 @@ def test_work_put_back_is_never_refused() -> None:
     assert taken(queue)[0] == "rest"
 
 
+def test_work_held_elsewhere_counts_until_released() -> None:
+    queue: FairQueue[str] = FairQueue(length_max=2, bytes_max=10)
+    queue.add_peer(b"a")
+    for number in range(2):
+        assert queue.put(b"a", f"a{number}", 5)
+        assert queue.take() == (b"a", f"a{number}", 5)
+        queue.hold(b"a", 5)
+    assert not queue.put(b"a", "too many", 0)
+    queue.release(b"a", 5)
+    assert not queue.put(b"a", "too much", 6)
+    assert queue.put(b"a", "a2", 5)
+    assert queue.discard(b"a", lambda _: True) == 1
+    assert queue.put(b"a", "a3", 5), "what was dropped counts no more, what is held does"
+    assert not queue.put(b"a", "too many", 0)
+
+
 def test_work_of_a_peer_that_left_goes_with_it() -> None:
     queue = queue_of(b"a", b"b")
     queue.put(b"a", "a0", 1)

@@ -4,7 +4,7 @@ from collections import defaultdict, deque
 
 from dawnchorus.wire.protocol.messages import PONG
 from dawnchorus.wire.transport.channel import Sent
-from dawnchorus.wire.transport.counters import Counters
+from dawnchorus.wire.transport.counters import ServerCounters
 from dawnchorus.wire.transport.liveness import SILENT_TICKS
 from dawnchorus.wire.transport.reply_queues import PEER_BYTES_MAX, PEERS_MAX, Peers
 
@@ -32,7 +32,7 @@ class Made:
 
     def __init__(self, *welcomed: bytes, peers_max: int = PEERS_MAX) -> None:
         self.pipes = Pipes()
-        self.counters = Counters()
+        self.counters = ServerCounters()
         self.peers = Peers(self.pipes, self.counters, peers_max=peers_max)
         for peer in welcomed:
             self.peers.add(peer)

@@ -1,0 +1,31 @@
+"""Counters of a node: totals since its start, by the names of StatusReply's `counters`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..wire.transport.counters import ServerCounters
+
+__all__ = ["NodeCounters"]
+
+
+@dataclass(slots=True)
+class NodeCounters(ServerCounters):
+    """One node's totals: those of its request server, and of its own work."""
+
+    fetches: int = 0
+    """Fetch requests served whole."""
+    images: int = 0
+    """Agents looked up, found or not."""
+    image_bytes: int = 0
+    """Bytes of Images frames."""
+    commits: int = 0
+    """Commit requests answered."""
+    writes: int = 0
+    """Writes applied and durable."""
+    refused_writes: int = 0
+    expired: int = 0
+    """Expired fragments that the sweeper removed."""
+    scans: int = 0
+    backups: int = 0
+    """Shards copied for a backup."""
