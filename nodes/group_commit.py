@@ -12,7 +12,6 @@ p99 of reads.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import queue
 import threading
@@ -26,6 +25,7 @@ from typing import Final
 from ..fragment_stores.engine import NO_TURN, FragmentStore
 from ..wire.errors import StoreError
 from ..wire.protocol.messages import Commit, Committed, CommittedSection, Erase, Put, Refusal, SectionStatus, Write
+from ..wire.transport.loop_calls import LoopCalls
 from .maintenance import Housekeeper
 from .node_clock import Clock
 from .read_path import require_served
@@ -142,13 +142,21 @@ class Writer:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        calls: LoopCalls,
         shards: Mapping[tuple[str, int], OwnedShard],
         clock: Clock,
         deliver: Callable[[list[CommitJob]], None],
         housekeeper: Housekeeper,
+        *,
+        queue_bytes_max: int = QUEUE_BYTES_MAX,
+        group_bytes_max: int = _GROUP_BYTES_MAX,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._loop = loop
+        """Commit to these shards; `monotonic` gives the seconds by which deadlines are judged."""
+        self._calls = calls
+        self._queue_bytes_max = queue_bytes_max
+        self._group_bytes_max = group_bytes_max
+        self._monotonic = monotonic
         self._shards = shards
         self._clock = clock
         self._deliver = deliver
@@ -165,7 +173,7 @@ class Writer:
 
     def submit(self, job: CommitJob) -> bool:
         """Queue a job; return False where too much waits already, and nothing is queued."""
-        if self._queued_bytes + job.size > QUEUE_BYTES_MAX:
+        if self._queued_bytes + job.size > self._queue_bytes_max:
             return False
         self._queued_bytes += job.size
         self._jobs.put(job)
@@ -190,7 +198,7 @@ class Writer:
                             CommittedSection(index, SectionStatus.INTERNAL, 0, [], "see the node's log")
                             for index in range(len(job.commit.sections))
                         ]
-                self._loop.call_soon_threadsafe(self._finish, group)
+                self._calls.call(partial(self._finish, group))
             if ended:
                 self._helpers.stop()
                 self._housekeeper.finish()
@@ -211,7 +219,7 @@ class Writer:
         while job is not None:
             group.append(job)
             size += job.size
-            if size >= _GROUP_BYTES_MAX:
+            if size >= self._group_bytes_max:
                 return group, False
             try:
                 job = self._jobs.get_nowait()
@@ -220,7 +228,7 @@ class Writer:
         return group, True
 
     def _commit(self, group: list[CommitJob]) -> None:
-        now = time.monotonic()
+        now = self._monotonic()
         by_shard: dict[tuple[str, int], _ShardGroup] = {}
         for job in group:
             late = now > job.deadline

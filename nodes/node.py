@@ -37,13 +37,14 @@ from ..wire.protocol.messages import (
 from ..wire.transport.acceptance import Acceptance
 from ..wire.transport.channel import RoutedChannel
 from ..wire.transport.handlers import Answer, Handler
+from ..wire.transport.loop_calls import LoopCalls
 from ..wire.transport.reply_queues import PEERS_MAX
 from ..wire.transport.request_queue import Call
 from ..wire.transport.request_server import RequestServer
 from ..wire.transport.server_socket import ServerSocket
 from .clock_record import open_clock
 from .greeting import Greeting
-from .group_commit import CommitJob, Writer
+from .group_commit import QUEUE_BYTES_MAX, CommitJob, Writer
 from .maintenance import Housekeeper
 from .node_clock import Clock
 from .node_counters import NodeCounters
@@ -101,12 +102,13 @@ class FragmentNode:
         directory: str = "",
         peers_max: int = PEERS_MAX,
         transport: Transport | None = None,
+        queue_bytes_max: int = QUEUE_BYTES_MAX,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Make the node `name`; `shards` are open, and stay the caller's to close. `ipc`, `directory`: see Welcome.
 
-        `transport` and `monotonic`, which gives seconds, are the node's own sockets and the machine's clock unless a
-        simulation gives others.
+        `queue_bytes_max`: of commits that wait for the disk. `transport` and `monotonic`, which gives seconds, are the
+        node's own sockets and the machine's clock unless a simulation gives others.
         """
         self._topology = topology
         self.name = name
@@ -117,11 +119,20 @@ class FragmentNode:
         self._monotonic = monotonic
         self.counters = NodeCounters()
         self._loop = asyncio.get_running_loop()
+        self._calls = LoopCalls(self._loop)
         self._clock = open_clock(shards.values(), Path(topology.data_dir) / name)
         self._status = NodeStatus(topology, name, shards.values(), self.counters, self._clock)
         housekeeper = Housekeeper(shards.values(), self._clock, self.counters)
-        self._writer = Writer(self._loop, shards, self._clock, self._deliver, housekeeper)
-        self._backups = Backups(self._loop, shards, placement.cluster_uuid, self._deliver_backup)
+        self._writer = Writer(
+            self._calls,
+            shards,
+            self._clock,
+            self._deliver,
+            housekeeper,
+            queue_bytes_max=queue_bytes_max,
+            monotonic=monotonic,
+        )
+        self._backups = Backups(self._calls, shards, placement.cluster_uuid, self._deliver_backup, monotonic)
         self._transport: Transport = (
             ServerSocket(topology.nodes[name].endpoint, ipc) if transport is None else transport
         )
@@ -167,6 +178,7 @@ class FragmentNode:
         await self._loop.run_in_executor(None, self._backups.stop, _ANSWER_SECONDS)
         await asyncio.sleep(0)  # the writer's last answers
         await self.server.drain(_ANSWER_SECONDS)
+        self._calls.close()
         self.server.close()
         self._acceptance.close()
         self._transport.close()

@@ -10,7 +10,6 @@ when the marker goes (whoever asked has given up), when the budget is spent, or 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -20,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -30,6 +30,7 @@ from ..wire.errors import StoreError
 from ..wire.private_files import FILE_MODE
 from ..wire.protocol.backup_messages import BACKUP_FILE_PATTERN, BACKUP_MARKER_FILE, BackedUp, Backup, BackupMarker
 from ..wire.protocol.messages import SectionStatus
+from ..wire.transport.loop_calls import LoopCalls
 from .read_path import require_served
 from .shard_table import OwnedShard
 
@@ -66,15 +67,18 @@ class Backups:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        calls: LoopCalls,
         shards: Mapping[tuple[str, int], OwnedShard],
         cluster_uuid: str,
         deliver: Callable[[bytes, BackedUp], None],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._loop = loop
+        """`monotonic` gives the seconds by which deadlines are judged."""
+        self._calls = calls
         self._shards = shards
         self._cluster_uuid = cluster_uuid
         self._deliver = deliver
+        self._monotonic = monotonic
         self._jobs: queue.Queue[BackupJob | None] = queue.Queue(_WAITING_MAX)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -108,14 +112,13 @@ class Backups:
             except Exception:
                 _log.exception("backup fails")
                 answer = BackedUp(job.backup.request, SectionStatus.INTERNAL, detail="see the node's log")
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the node stops
-                self._loop.call_soon_threadsafe(self._deliver, job.peer, answer)
+            self._calls.call(partial(self._deliver, job.peer, answer))
 
     def _serve(self, job: BackupJob) -> BackedUp:
         backup = job.backup
         shard = self._shards.get((backup.store, backup.shard))
         status = require_served(shard, backup.epoch)
-        if status == SectionStatus.OK and time.monotonic() > job.deadline:
+        if status == SectionStatus.OK and self._monotonic() > job.deadline:
             status = SectionStatus.TOO_LATE
         if shard is None or status != SectionStatus.OK:
             return BackedUp(backup.request, status, detail=shard.damage if shard is not None else "")
@@ -186,7 +189,7 @@ class Backups:
     def _require_wanted(self, job: BackupJob, folder: int) -> None:
         if self._stopping.is_set():
             raise _Refused("the node stops")
-        if time.monotonic() > job.deadline:
+        if self._monotonic() > job.deadline:
             raise _Refused("the deadline has passed before the copy was whole")
         try:
             os.stat(BACKUP_MARKER_FILE, dir_fd=folder)

@@ -12,8 +12,7 @@ import pytest
 
 from dawnchorus.fragment_stores.engine import FORMAT, NO_TURN, FragmentStore, ShardIdentity
 from dawnchorus.fragment_stores.lmdb.store import LMDBStore
-from dawnchorus.nodes import group_commit
-from dawnchorus.nodes.group_commit import CommitJob, Writer
+from dawnchorus.nodes.group_commit import QUEUE_BYTES_MAX, CommitJob, Writer
 from dawnchorus.nodes.maintenance import Housekeeper
 from dawnchorus.nodes.node_clock import Clock
 from dawnchorus.nodes.node_counters import NodeCounters
@@ -34,6 +33,7 @@ from dawnchorus.wire.protocol.messages import (
     Write,
     encode,
 )
+from dawnchorus.wire.transport.loop_calls import LoopCalls
 from tests.support.raw_nodes import PATIENCE_S, until
 from tests.support.write_ids import new_write_id
 
@@ -76,7 +76,7 @@ class GatedStore:
 class Bench:
     """A writer with two shards, and everything that it has delivered."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, queue_bytes_max: int = QUEUE_BYTES_MAX, group_bytes_max: int = 16 << 20) -> None:
         self.stores = [GatedStore(folder, shard) for shard in (0, 1)]
         kinds = frozenset({"session", "context"})
         self.shards = {
@@ -88,7 +88,15 @@ class Bench:
         self.threads: set[int] = set()
         clock = Clock([])
         housekeeper = Housekeeper([], clock, NodeCounters())
-        self.writer = Writer(asyncio.get_running_loop(), self.shards, clock, self._deliver, housekeeper)
+        self.writer = Writer(
+            LoopCalls(asyncio.get_running_loop()),
+            self.shards,
+            clock,
+            self._deliver,
+            housekeeper,
+            queue_bytes_max=queue_bytes_max,
+            group_bytes_max=group_bytes_max,
+        )
 
     def _deliver(self, jobs: list[CommitJob]) -> None:
         self.threads.add(threading.get_ident())
@@ -104,8 +112,8 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench_in(folder: Path) -> AsyncGenerator[Bench]:
-    bench = Bench(folder)
+async def bench_in(folder: Path, **limits: int) -> AsyncGenerator[Bench]:
+    bench = Bench(folder, **limits)
     bench.writer.start()
     try:
         yield bench
@@ -171,16 +179,16 @@ async def test_what_has_gathered_is_one_transaction_a_shard(bench: Bench) -> Non
         ]
 
 
-async def test_a_group_is_bounded_in_bytes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(group_commit, "_GROUP_BYTES_MAX", 100_000)
-    bench.stores[0].gate.clear()
-    bench.writer.submit(job((0, [put(b"first")])))
-    assert bench.stores[0].entered.wait(PATIENCE_S)
-    for number in range(5):
-        bench.writer.submit(job((0, [put(b"%d" % number, bytes(60_000))])))
-    bench.stores[0].gate.set()
-    await bench.answered(6)
-    assert bench.stores[0].groups == [[b"first"], [b"0", b"1"], [b"2", b"3"], [b"4"]]
+async def test_a_group_is_bounded_in_bytes(tmp_path: Path) -> None:
+    async with bench_in(tmp_path, group_bytes_max=100_000) as bench:
+        bench.stores[0].gate.clear()
+        bench.writer.submit(job((0, [put(b"first")])))
+        assert bench.stores[0].entered.wait(PATIENCE_S)
+        for number in range(5):
+            bench.writer.submit(job((0, [put(b"%d" % number, bytes(60_000))])))
+        bench.stores[0].gate.set()
+        await bench.answered(6)
+        assert bench.stores[0].groups == [[b"first"], [b"0", b"1"], [b"2", b"3"], [b"4"]]
 
 
 async def test_writes_of_one_group_to_one_agent_are_applied_in_order_of_arrival(bench: Bench) -> None:
@@ -308,23 +316,21 @@ async def test_a_mistake_of_ours_is_answered_logged_and_survived(
     assert (await bench.answered(2))[1].sections[0].status == OK
 
 
-async def test_commits_beyond_the_queues_bytes_are_refused_and_room_comes_back(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(group_commit, "QUEUE_BYTES_MAX", 100_000)
-    bench.stores[0].gate.clear()
-    large = [put(b"a", bytes(45_000))]
-    assert bench.writer.submit(job((0, large)))
-    assert bench.writer.submit(job((0, large)))
-    assert not bench.writer.submit(job((0, large)))
-    assert not bench.writer.submit(job((1, large)))
-    assert bench.writer.submit(job((0, [put(b"small")])))
-    bench.stores[0].gate.set()
-    await bench.answered(3)
-    assert bench.writer.submit(job((0, large)))
-    assert bench.writer.submit(job((0, large)))
-    await bench.answered(5)
-    assert [agent for group in bench.stores[0].groups for agent in group] == [b"a", b"a", b"small", b"a", b"a"]
+async def test_commits_beyond_the_queues_bytes_are_refused_and_room_comes_back(tmp_path: Path) -> None:
+    async with bench_in(tmp_path, queue_bytes_max=100_000) as bench:
+        bench.stores[0].gate.clear()
+        large = [put(b"a", bytes(45_000))]
+        assert bench.writer.submit(job((0, large)))
+        assert bench.writer.submit(job((0, large)))
+        assert not bench.writer.submit(job((0, large)))
+        assert not bench.writer.submit(job((1, large)))
+        assert bench.writer.submit(job((0, [put(b"small")])))
+        bench.stores[0].gate.set()
+        await bench.answered(3)
+        assert bench.writer.submit(job((0, large)))
+        assert bench.writer.submit(job((0, large)))
+        await bench.answered(5)
+        assert [agent for group in bench.stores[0].groups for agent in group] == [b"a", b"a", b"small", b"a", b"a"]
 
 
 def test_a_commit_of_many_small_writes_weighs_what_it_takes_in_memory() -> None:

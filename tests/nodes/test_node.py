@@ -14,7 +14,6 @@ import pytest
 import zmq
 
 from dawnchorus.fragment_stores.lmdb.store import LMDBStore
-from dawnchorus.nodes import group_commit
 from dawnchorus.nodes.node import FragmentNode
 from dawnchorus.wire.cluster.placement import decode_placement
 from dawnchorus.wire.cluster.topology import decode_topology, encode_topology
@@ -514,15 +513,16 @@ async def test_requests_beyond_a_peers_queue_are_shed_and_told_so(client: RawCli
     assert (counters["shed"], counters["faults"]) == (len(faults), len(faults))
 
 
-async def test_saves_beyond_the_writers_queue_are_shed_and_told_so(
-    client: RawClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr(group_commit, "QUEUE_BYTES_MAX", 1_000)
+async def test_saves_beyond_the_writers_queue_are_told_so(tmp_path: Path) -> None:
+    async with (
+        served(make_topology(tmp_path), queue_bytes_max=1_000) as serving,
+        RawClient(serving.endpoint) as client,
+    ):
+        await client.hello()
         fault = await client.ask(commit_of({b"a": bytes(1_000)}, request=4), Fault)
         assert (fault.request, fault.code) == (4, FaultCode.OVERLOADED)
-    counters = await barrier(client)
-    assert (counters["shed"], counters["faults"], counters["writes"]) == (1, 1, 0)
+        counters = await barrier(client)
+        assert (counters["shed"], counters["faults"], counters["writes"]) == (1, 1, 0)
 
 
 async def test_beyond_the_limit_a_new_peer_is_told_to_come_later_and_welcome_when_one_has_gone(tmp_path: Path) -> None:

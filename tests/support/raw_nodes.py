@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
+from dawnchorus.nodes.group_commit import QUEUE_BYTES_MAX
 from dawnchorus.nodes.node import FragmentNode
 from dawnchorus.nodes.shard_table import OwnedShard, any_shard_on_disk, begin_generation, close_shards, open_shards
 from dawnchorus.wire.cluster.control_store import FileControlStore, establish_placement, take_generation
@@ -234,14 +235,21 @@ class Served(msgspec.Struct):
 
 @contextlib.asynccontextmanager
 async def served(
-    topology: Topology, name: str = NODE, *, ipc: str = "", peers_max: int = PEERS_MAX
+    topology: Topology,
+    name: str = NODE,
+    *,
+    ipc: str = "",
+    peers_max: int = PEERS_MAX,
+    queue_bytes_max: int = QUEUE_BYTES_MAX,
 ) -> AsyncGenerator[Served]:
     """Serve one node in this loop for a block; what a node's process does at its start is done before."""
     control = FileControlStore.in_folder(topology.data_dir)
     placement = await establish_placement(topology, control, lambda: any_shard_on_disk(topology))
     shards = open_shards(topology, placement, name)
     try:
-        node = FragmentNode(topology, placement, name, shards, ipc=ipc, peers_max=peers_max)
+        node = FragmentNode(
+            topology, placement, name, shards, ipc=ipc, peers_max=peers_max, queue_bytes_max=queue_bytes_max
+        )
         node.bind()
         placement = await take_generation(control, name)
         begin_generation(shards, placement.generation)
