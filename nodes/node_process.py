@@ -131,8 +131,7 @@ async def _serve(
     shards = open_shards(topology, placement, name, damaged)
     try:
         require_older(shards, placement)
-        has_room = descriptors_max() >= IPC_DESCRIPTORS_MIN
-        ipc = _ipc_endpoint(topology, placement, name) if topology.ipc and has_room else ""
+        ipc = _ipc_endpoint(topology, placement, name) if topology.ipc else ""
         directory = directory_name(topology.data_dir, placement)
         node = FragmentNode(topology, placement, name, shards, ipc=ipc, directory=directory)
         node.bind()
@@ -173,4 +172,8 @@ def _announce(topology: Topology, placement: Placement, name: str, shards: int) 
 
 
 def _ipc_endpoint(topology: Topology, placement: Placement, name: str) -> str:
+    if (limit := descriptors_max()) < IPC_DESCRIPTORS_MIN:
+        detail = f"this process may have {limit:,} descriptors (`ulimit -n`); it takes {IPC_DESCRIPTORS_MIN:,} for one"
+        _log.warning("no unix socket: clients use TCP", extra={"detail": detail})
+        return ""
     return ipc_endpoint(f"{socket_name(topology.data_dir, placement, name)}.ipc", topology.data_dir)

@@ -1,7 +1,8 @@
 """The directory of a node's Unix socket, which only its user can enter.
 
-$XDG_RUNTIME_DIR, a directory for temporary files, or, where the whole root is read-only, the data directory itself;
-clients learn the path from the Welcome. Where none will do a node has no such socket: clients on its host use TCP then.
+$XDG_RUNTIME_DIR, a directory for temporary files, or, if the whole root is read-only, the data directory itself;
+clients learn the path from the Welcome. If none will do a node has no such socket, and says why in its log: clients on
+its host use TCP then.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def runtime_directories(data_dir: str | os.PathLike[str], environment: Mapping[s
 
 
 def ipc_endpoint(file: str, data_dir: str | os.PathLike[str]) -> str:
-    """Return the endpoint of a socket of this name, "" where there is no place for one, which is logged."""
+    """Return the endpoint of a socket of this name, "" if there is no place for one, which is logged."""
     reasons: list[str] = []
     for directory in runtime_directories(data_dir, os.environ):
         reason = _make(directory) or _too_long(directory / file)
@@ -41,7 +42,7 @@ def ipc_endpoint(file: str, data_dir: str | os.PathLike[str]) -> str:
                 _log.info("unix socket is elsewhere", extra={"path": str(directory), "detail": "; ".join(reasons)})
             return f"ipc://{directory / file}"
         reasons.append(f"{directory}: {reason}")
-    _log.warning("no place for a unix socket: clients use TCP", extra={"detail": "; ".join(reasons)})
+    _log.warning("no unix socket: clients use TCP", extra={"detail": "; ".join(reasons)})
     return ""
 
 

@@ -46,7 +46,7 @@ def test_where_no_place_is_there_is_no_socket_and_the_log_says_so_once(
     bases[:] = [bases[0] / ("x" * 100), Path("/proc/nowhere")]
     assert ipc_endpoint("x.ipc", "data") == ""
     (record,) = caplog.records
-    assert record.getMessage() == "no place for a unix socket: clients use TCP"
+    assert record.getMessage() == "no unix socket: clients use TCP"
     detail = vars(record)["detail"]
     assert "too long for a socket" in detail and "/proc/nowhere" in detail
 
@@ -100,4 +100,4 @@ def test_a_node_serves_where_only_its_data_directory_can_be_written(tmp_path: Pa
     assert line and orjson.loads(line)["event"] == "serving", log.decode()
     assert node.returncode == 0
     events = [orjson.loads(said)["event"] for said in log.splitlines()]
-    assert {"unix socket is elsewhere", "no place for a unix socket: clients use TCP"} & set(events)
+    assert {"unix socket is elsewhere", "no unix socket: clients use TCP"} & set(events)

@@ -13,6 +13,7 @@ without anybody being told; whichever is answered first is used, the old one by 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -244,7 +245,7 @@ class Link:
             _log.warning("reply before Welcome", extra={"node": self.node, "endpoint": self.endpoint})
         elif self.node and reply.node != self.node:
             self._turn_away(f"{self.endpoint} is node {reply.node!r}, not {self.node!r}")
-        elif connection is self._tcp and self._ipc is None and _is_local_socket(reply.ipc):
+        elif connection is self._tcp and self._ipc is None and self._may_use_socket(reply.ipc):
             self._welcome = reply
             self._open_ipc(connection, reply)
         else:
@@ -257,10 +258,31 @@ class Link:
         else:
             self._try_again(self._backoff.refused_pause_s())
 
+    def _may_use_socket(self, endpoint: str) -> bool:
+        """Return whether an ipc endpoint's path is a socket on this host; one that this user may not open is logged."""
+        path = endpoint.removeprefix("ipc://")
+        if path == endpoint:
+            return False
+        try:
+            if not stat.S_ISSOCK(os.stat(path).st_mode):
+                return False
+            reason = "" if os.access(path, os.R_OK | os.W_OK) else os.strerror(errno.EACCES)
+        except FileNotFoundError:
+            return False  # the node is on another host, or in a container of its own
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if reason:
+            _log.warning(
+                "unix socket cannot be used: TCP is", extra={"node": self.node, "path": path, "detail": reason}
+            )
+        return not reason
+
     def _open_ipc(self, tcp: _Connection, welcome: Welcome) -> None:
         try:
             self._ipc = self._connect(welcome.ipc)
-        except ClusterUnavailable:
+        except ClusterUnavailable as error:
+            extra = {"node": self.node, "path": welcome.ipc, "detail": str(error)}
+            _log.warning("unix socket cannot be used: TCP is", extra=extra)
             self._take(tcp, welcome)
             return
         self._set_timer(_IPC_SECONDS, self._give_up_ipc)
@@ -341,14 +363,3 @@ def _is_of_same_node(reply: Reply, welcome: Welcome) -> bool:
     """Return whether a reply is a Welcome of the same node of the same cluster on the same data directory."""
     told = (welcome.node, welcome.cluster_uuid, welcome.directory)
     return isinstance(reply, Welcome) and (reply.node, reply.cluster_uuid, reply.directory) == told
-
-
-def _is_local_socket(endpoint: str) -> bool:
-    """Return whether an ipc endpoint's path is a socket on this host that this user may open."""
-    path = endpoint.removeprefix("ipc://")
-    if path == endpoint:
-        return False
-    try:
-        return stat.S_ISSOCK(os.stat(path).st_mode) and os.access(path, os.R_OK | os.W_OK)
-    except OSError:
-        return False

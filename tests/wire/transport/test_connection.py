@@ -6,6 +6,7 @@ The ticks by which it judges are given by hand; a node is a ROUTER socket in the
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,7 @@ class Node:
         bind(replies, endpoint)
         self.channel = Channel(asyncio.get_running_loop(), replies, receive_parts, self._handle)
         self.welcomes = True
+        self.ipc = ""
         self.peers: list[bytes] = []
         """Who said Hello."""
         self.frames: list[bytes] = []
@@ -55,7 +57,7 @@ class Node:
                 continue
             self.peers.append(peer)
             if self.welcomes:
-                self.say(peer, encode(Welcome("n", "u", b"", b"", "", 1)))
+                self.say(peer, encode(Welcome("n", "u", b"", b"", self.ipc, 1)))
 
     def say(self, peer: bytes, frame: bytes) -> None:
         assert self.channel.send_to(peer, frame) is Sent.OK
@@ -121,6 +123,21 @@ async def linked() -> AsyncGenerator[Linked]:
         made.link.close()
         made.sockets.close()
         made.node.close()
+
+
+async def test_socket_that_cannot_be_looked_at_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").touch()
+    for path, line in (("nothing", []), ("file/socket", ["unix socket cannot be used: TCP is"])):
+        caplog.clear()
+        made = Linked(f"tcp://127.0.0.1:{free_ports(1)[0]}")
+        made.node.ipc = f"ipc://{tmp_path}/{path}"
+        try:
+            await eventually(lambda made=made: made.link.up)  # type: ignore[misc]
+        finally:
+            made.link.close()
+            made.sockets.close()
+            made.node.close()
+        assert [record.message for record in caplog.records] == line
 
 
 async def test_nothing_is_asked_while_the_node_says_something() -> None:
