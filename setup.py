@@ -12,7 +12,7 @@ from setuptools.command.build_ext import build_ext
 # What every wake passes through, in the client and in a node. A class that is compiled can only be derived from by one
 # that is compiled too: that is why all exchanges are here, those of saves and calls too.
 COMPILED = {
-    "wire/protocol": "request_header",
+    "wire/protocol": "frame_peek",
     "wire/transport": """channel connection connections counters fair_queue handlers queueing_delay reply_queues
         request_queue request_server""",
     "fragment_stores": "image_batch",

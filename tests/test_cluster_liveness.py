@@ -97,7 +97,7 @@ print("welcome", flush=True)
 sys.stdin.readline()
 for number in range(1, 301):
     sections = [FetchSection("live", shard, 1, [b"large"]) for shard in (0, 1)]
-    asker.send(encode(Fetch(number, 60_000_000, sections)))
+    asker.send(encode(Fetch(number, 60_000_000, 0, None, sections)))
 print("asked", flush=True)
 sys.stdin.readline()
 """

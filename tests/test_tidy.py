@@ -74,7 +74,7 @@ PURE = [
     "wire/protocol/image.py",
     "wire/protocol/limits.py",
     "wire/protocol/messages.py",
-    "wire/protocol/request_header.py",
+    "wire/protocol/frame_peek.py",
     "wire/cluster/placement.py",
     "wire/protocol/versions.py",
     "wire/protocol/write_digest.py",

@@ -27,7 +27,7 @@ NOW_MS = 1_750_000_000_000
 @pytest.fixture
 def fetch(agents: list[bytes]) -> Fetch:
     """A request for one whole shard of a storm."""
-    return Fetch(7, 1_000_000, [FetchSection("state", 3, 1, agents[:640])])
+    return Fetch(7, 1_000_000, 0, None, [FetchSection("state", 3, 1, agents[:640])])
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_decode_a_fetch_of_640_agents(benchmark: Timed, fetch: Fetch) -> None:
 
 
 def test_encode_a_fetch_of_one_agent(benchmark: Timed, agents: list[bytes]) -> None:
-    frame: bytes = benchmark(encode, Fetch(7, 1_000_000, [FetchSection("state", 3, 1, agents[:1])]))
+    frame: bytes = benchmark(encode, Fetch(7, 1_000_000, 0, None, [FetchSection("state", 3, 1, agents[:1])]))
     assert len(frame) < 100
 
 

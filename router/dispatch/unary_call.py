@@ -114,9 +114,12 @@ async def node_status(
     """Return what each node says of itself, or why it says nothing."""
     deadline = time.monotonic() + deadline_s
 
+    def request(number: int, budget_us: int, sent_us: int) -> Status:
+        return Status(number, budget_us, sent_us, None)
+
     async def ask(node: str) -> StatusReply | DawnchorusError:
         try:
-            return await _StatusCall(node, deadline, 1 << 16, StatusReply, Status).run(router)
+            return await _StatusCall(node, deadline, 1 << 16, StatusReply, request).run(router)
         except DawnchorusError as error:
             return error
 
@@ -134,8 +137,8 @@ async def back_up_shard(
     assert router.placement is not None
     owner = router.placement.shards[store][shard]
 
-    def request(number: int, budget_us: int, _sent_us: int) -> Backup:
-        return Backup(number, budget_us, store, shard, owner.serving_epoch, path, rate_bytes_s)
+    def request(number: int, budget_us: int, sent_us: int) -> Backup:
+        return Backup(number, budget_us, sent_us, None, store, shard, owner.serving_epoch, path, rate_bytes_s)
 
     return await _BackupCall(owner.node, time.monotonic() + deadline_s, 1 << 10, BackedUp, request).run(router)
 
@@ -152,7 +155,7 @@ async def scan_shard(
     owner = router.placement.shards[store][shard]
 
     def request(number: int, budget_us: int, sent_us: int) -> Scan:
-        return Scan(number, budget_us, store, shard, owner.serving_epoch, after, agents_max, sent_us, prefix)
+        return Scan(number, budget_us, sent_us, None, store, shard, owner.serving_epoch, after, agents_max, prefix)
 
     scanned = await _Call(owner.node, time.monotonic() + deadline_s, 1 << 16, Scanned, request).run(router)
     reason = "" if scanned.status == SectionStatus.OK else _status_name(scanned.status)

@@ -134,7 +134,7 @@ class _CommitExchange(Exchange):
     def encode(self, budget_us: int, sent_us: int) -> bytes:
         repeated = self.sendings - self.unserved > 1
         sections = [section.to_message(repeated=repeated) for section in self.sections.values()]
-        return encode(Commit(self.number, budget_us, sections, sent_us))
+        return encode(Commit(self.number, budget_us, sent_us, None, sections))
 
     def handle_reply(self, reply: Answer) -> bool:
         if not isinstance(reply, Committed):

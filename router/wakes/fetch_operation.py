@@ -227,7 +227,7 @@ class Fetching:
             group = groups[part.group]
             asked = agents[group.start : group.stop]
             sections.append(FetchSection(stores[part.store].name, part.shard, part.epoch, asked))
-        return encode(Fetch(number, budget_us, sections, self._kinds, sent_us))
+        return encode(Fetch(number, budget_us, sent_us, None, sections, self._kinds))
 
     def handle_images(self, parts: list[Part], images: Images) -> None:
         """Take in a reply, and hand over the groups that it completed."""

@@ -142,7 +142,7 @@ def job(
     epoch: int = 1,
     frame_bytes: int | None = None,
 ) -> CommitJob:
-    commit = Commit(request, 1, [CommitSection("live", shard, epoch, writes) for shard, writes in sections])
+    commit = Commit(request, 1, 0, None, [CommitSection("live", shard, epoch, writes) for shard, writes in sections])
     size = len(encode(commit)) if frame_bytes is None else frame_bytes
     return CommitJob(b"peer", commit, time.monotonic() + deadline_s, size)
 

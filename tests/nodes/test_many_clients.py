@@ -80,7 +80,7 @@ class Crowd:
     def ask(self, number: int) -> StatusReply:
         """Ask the node how it is, as one of those that were taken."""
         asking = self.welcomed[number]
-        asking.send(encode(Status(1, BUDGET_US)))
+        asking.send(encode(Status(1, BUDGET_US, 0, None)))
         while True:
             assert asking.poll(30_000), "the node does not answer"
             frame = asking.recv()

@@ -67,6 +67,7 @@ from tests.support.raw_nodes import (
 from tests.support.write_ids import new_write_id
 
 HELLO = encode(Hello(PROTOCOL, "", b"test", ""))
+SMALLEST = Write(b"a", b"", 0, [])
 
 
 def value(image: bytes | int, kind: str = "session") -> bytes | int:
@@ -99,8 +100,8 @@ async def test_hello_is_answered_with_everything_that_a_router_needs(serving: Se
     [
         fetch_of([b"a"], request=5),
         commit_of({b"a": b"v"}, request=5),
-        Scan(5, BUDGET_US, "live", 0, 1, b"", 10),
-        Status(5, BUDGET_US),
+        Scan(5, BUDGET_US, 0, None, "live", 0, 1, b"", 10),
+        Status(5, BUDGET_US, 0, None),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -136,7 +137,7 @@ async def test_a_router_of_another_cluster_is_refused(serving: Served, cluster: 
         assert fault.code == FaultCode.NO_HELLO, "it was not let in"
 
 
-@pytest.mark.parametrize("protocol", [0, PROTOCOL + 1, -1])
+@pytest.mark.parametrize("protocol", [0, PROTOCOL - 1, PROTOCOL + 1, -1])
 async def test_a_router_of_another_protocol_is_refused(serving: Served, protocol: int) -> None:
     async with RawClient(serving.endpoint) as client:
         fault = await client.ask(Hello(protocol, "test", b"", ""), Fault)
@@ -157,10 +158,10 @@ async def test_first_request_on_new_connection_ends_the_earlier(serving: Served)
         await earlier.ask(Hello(PROTOCOL, "", b"12345678", ""), Welcome)
         await other.ask(Hello(PROTOCOL, "", b"87654321", ""), Welcome)
         await later.ask(Hello(PROTOCOL, "", b"12345678", ""), Welcome)
-        await earlier.ask(Status(4, BUDGET_US), StatusReply)  # a Hello beside it ends nothing
+        await earlier.ask(Status(4, BUDGET_US, 0, None), StatusReply)  # a Hello beside it ends nothing
         for client in (later, other):
-            await client.ask(Status(5, BUDGET_US), StatusReply)
-        fault = await earlier.ask(Status(6, BUDGET_US), Fault)
+            await client.ask(Status(5, BUDGET_US, 0, None), StatusReply)
+        fault = await earlier.ask(Status(6, BUDGET_US, 0, None), Fault)
         assert (fault.request, fault.code) == (6, FaultCode.NO_HELLO)
 
 
@@ -183,7 +184,7 @@ async def test_sections_of_several_stores_travel_in_one_message(client: RawClien
     await client.commit({b"a": b"2"}, store="archive", kind="history")
     shard = shard_of(b"a", SHARDS)
     sections = [FetchSection(store, shard, 1, [b"a"]) for store in ("live", "archive", "identity")]
-    reply = await client.ask(Fetch(9, BUDGET_US, sections), Images)
+    reply = await client.ask(Fetch(9, BUDGET_US, 0, None, sections), Images)
     assert reply.last
     assert [section.sizes[0] > 0 for section in reply.sections] == [True, True, False]
 
@@ -242,7 +243,7 @@ async def test_bad_writes_fail_alone(client: RawClient) -> None:
         Write(b"a", new_write_id(), 0, [Put("context", 0, 0, b"v")]),
     ]
     sections = [CommitSection("live", shard, 1, writes), CommitSection("live", 99, 1, writes[:1])]
-    committed = await client.ask(Commit(3, BUDGET_US, sections), Committed)
+    committed = await client.ask(Commit(3, BUDGET_US, 0, None, sections), Committed)
     first, second = committed.sections
     assert (first.status, second.status) == (SectionStatus.OK, SectionStatus.MOVED)
     shown = ["refused" if isinstance(result, Refusal) else bool(result) for result in first.results]
@@ -262,7 +263,7 @@ async def test_a_scan_pages_through_a_shard(client: RawClient) -> None:
             scanned = Scanned(0, 0, [], False)
             while not scanned.last:
                 position = listed[-1] if listed else b""
-                scanned = await client.ask(Scan(4, BUDGET_US, "live", shard, 1, position, page), Scanned)
+                scanned = await client.ask(Scan(4, BUDGET_US, 0, None, "live", shard, 1, position, page), Scanned)
                 assert (scanned.request, scanned.status) == (4, SectionStatus.OK)
                 assert len(scanned.agents) <= page
                 listed += scanned.agents
@@ -273,16 +274,16 @@ async def test_a_scan_pages_through_a_shard(client: RawClient) -> None:
 
 async def test_a_scan_of_nothing_or_of_too_much_is_bounded(client: RawClient) -> None:
     await client.commit(dict.fromkeys([b"agent-%05d" % number for number in range(10_000)], b""))
-    one = await client.ask(Scan(1, BUDGET_US, "live", 0, 1, b"", 0), Scanned)
+    one = await client.ask(Scan(1, BUDGET_US, 0, None, "live", 0, 1, b"", 0), Scanned)
     assert (len(one.agents), one.last) == (1, False)
-    many = await client.ask(Scan(1, BUDGET_US, "live", 0, 1, b"", 1 << 60), Scanned)
+    many = await client.ask(Scan(1, BUDGET_US, 0, None, "live", 0, 1, b"", 1 << 60), Scanned)
     assert (len(many.agents), many.last) == (4_096, False)
 
 
 async def test_scans_of_shards_that_are_elsewhere_and_bad_positions_are_told(client: RawClient) -> None:
-    moved = await client.ask(Scan(1, BUDGET_US, "live", 0, 2, b"", 10), Scanned)
+    moved = await client.ask(Scan(1, BUDGET_US, 0, None, "live", 0, 2, b"", 10), Scanned)
     assert (moved.status, moved.agents, moved.last) == (SectionStatus.MOVED, [], True)
-    fault = await client.ask(Scan(6, BUDGET_US, "live", 0, 1, b"x" * 600, 10), Fault)
+    fault = await client.ask(Scan(6, BUDGET_US, 0, None, "live", 0, 1, b"x" * 600, 10), Fault)
     assert (fault.request, fault.code) == (6, FaultCode.BAD_REQUEST)
 
 
@@ -322,7 +323,7 @@ async def test_a_node_serves_its_ipc_endpoint_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "request_message",
-    [fetch_of([b"a"], budget_us=0), Scan(1, 0, "live", 0, 1, b"", 10), Status(1, 0)],
+    [fetch_of([b"a"], budget_us=0), Scan(1, 0, 0, None, "live", 0, 1, b"", 10), Status(1, 0, 0, None)],
     ids=lambda value: type(value).__name__,
 )
 async def test_requests_whose_budget_is_spent_are_dropped_and_counted(
@@ -362,7 +363,7 @@ async def test_the_rest_of_a_fetch_is_dropped_when_its_budget_is_spent(serving: 
 
 
 async def test_messages_of_several_frames_are_dropped_and_counted(client: RawClient) -> None:
-    status = encode(Status(1, BUDGET_US))
+    status = encode(Status(1, BUDGET_US, 0, None))
     client.send(status, status)
     client.send(b"", status)
     client.send(*[b"x"] * 100)
@@ -390,12 +391,12 @@ async def test_a_large_bad_request_is_not_searched_for_its_number(client: RawCli
 @pytest.mark.parametrize(
     "request_message",
     [
-        Fetch(8, BUDGET_US, [FetchSection("live", 0, 1, [b""])]),
-        Fetch(8, BUDGET_US, [FetchSection("live", 0, 1, [b"a"], [])]),
-        Fetch(8, BUDGET_US, [FetchSection("live", 0, 1, [b"a"] * (REQUEST_AGENTS_MAX + 1))]),
-        Fetch(8, BUDGET_US, [FetchSection("live", 0, 1, [])] * 5_000),
-        Commit(8, BUDGET_US, [CommitSection("live", 0, 1, [])] * 5_000),
-        Commit(8, BUDGET_US, [CommitSection("live", 0, 1, [Write(b"a", b"", 0, [])] * (REQUEST_AGENTS_MAX + 1))]),
+        Fetch(8, BUDGET_US, 0, None, [FetchSection("live", 0, 1, [b""])]),
+        Fetch(8, BUDGET_US, 0, None, [FetchSection("live", 0, 1, [b"a"], [])]),
+        Fetch(8, BUDGET_US, 0, None, [FetchSection("live", 0, 1, [b"a"] * (REQUEST_AGENTS_MAX + 1))]),
+        Fetch(8, BUDGET_US, 0, None, [FetchSection("live", 0, 1, [])] * 5_000),
+        Commit(8, BUDGET_US, 0, None, [CommitSection("live", 0, 1, [])] * 5_000),
+        Commit(8, BUDGET_US, 0, None, [CommitSection("live", 0, 1, [SMALLEST] * (REQUEST_AGENTS_MAX + 1))]),
     ],
     ids=["empty id", "known missing", "too many agents", "too many sections", "sections of writes", "too many writes"],
 )
@@ -412,7 +413,7 @@ async def test_requests_outside_the_limits_are_refused(client: RawClient, reques
 async def test_sections_of_one_shard_by_the_thousand_are_served(client: RawClient) -> None:
     await client.commit({b"a": b"v"})
     shard = shard_of(b"a", SHARDS)
-    fetch = Fetch(1, BUDGET_US, [FetchSection("live", shard, 1, [b"a"])] * 2_000)
+    fetch = Fetch(1, BUDGET_US, 0, None, [FetchSection("live", shard, 1, [b"a"])] * 2_000)
     reply = await client.ask(fetch, Images)
     assert {section.status for section in reply.sections} == {SectionStatus.OK}
     assert len(reply.sections) == 2_000
@@ -427,11 +428,11 @@ async def test_a_mistake_of_ours_is_answered_logged_and_survived(
 
     with monkeypatch.context() as patched:
         patched.setattr(LMDBStore, "snapshot", fail)
-        fault = await client.ask(Scan(12, BUDGET_US, "live", 0, 1, b"", 1), Fault)
+        fault = await client.ask(Scan(12, BUDGET_US, 0, None, "live", 0, 1, b"", 1), Fault)
     assert (fault.request, fault.code, fault.detail) == (12, FaultCode.INTERNAL, "see the node's log")
     assert [record.message for record in caplog.records] == ["request fails"]
     assert serving.node.counters.internal_errors == 1
-    assert (await client.ask(Scan(12, BUDGET_US, "live", 0, 1, b"", 1), Scanned)).agents == []
+    assert (await client.ask(Scan(12, BUDGET_US, 0, None, "live", 0, 1, b"", 1), Scanned)).agents == []
 
 
 def nonsense(source: random.Random) -> bytes:
@@ -440,8 +441,8 @@ def nonsense(source: random.Random) -> bytes:
         HELLO,
         encode(fetch_of([b"x%d" % source.randrange(9) for _ in range(3)], request=source.randrange(99))),
         encode(commit_of({b"x": b"v"}, request=7)),
-        encode(Scan(7, BUDGET_US, "live", 0, 1, b"x", 10)),
-        encode(Status(7, BUDGET_US)),
+        encode(Scan(7, BUDGET_US, 0, None, "live", 0, 1, b"x", 10)),
+        encode(Status(7, BUDGET_US, 0, None)),
     ]
     frame = bytearray(source.choice(requests))
     match source.randrange(4):
@@ -501,7 +502,7 @@ async def test_one_clients_storm_does_not_hold_up_anothers_single_fetch(serving:
 async def test_requests_beyond_a_peers_queue_are_shed_and_told_so(client: RawClient) -> None:
     requests = 2 * PEER_QUEUE_LENGTH_MAX
     for number in range(requests):
-        client.send(encode(Status(number, BUDGET_US)))
+        client.send(encode(Status(number, BUDGET_US, 0, None)))
     replies = [await client.receive() for _ in range(requests)]
     faults = [reply for reply in replies if isinstance(reply, Fault)]
     served_ones = [reply for reply in replies if isinstance(reply, StatusReply)]
@@ -609,7 +610,7 @@ async def test_a_lost_shard_is_named_and_the_others_are_served(tmp_path: Path) -
         committed = await client.ask(commit_of(agents), Committed)
         assert [section.status for section in committed.sections] == [SectionStatus.OK, SectionStatus.DAMAGED]
         assert "missing" in committed.sections[1].detail
-        scanned = await client.ask(Scan(1, BUDGET_US, "live", 1, 1, b"", 10), Scanned)
+        scanned = await client.ask(Scan(1, BUDGET_US, 0, None, "live", 1, 1, b"", 10), Scanned)
         assert (scanned.status, scanned.last) == (SectionStatus.DAMAGED, True)
         states = {(shard.store, shard.shard): shard.state for shard in (await client.status()).shards}
         assert "missing" in states.pop(("live", 1))
@@ -677,7 +678,7 @@ async def test_garbage_from_many_does_not_disturb_one_that_behaves(serving: Serv
 
 
 async def test_status_carries_every_counter(serving: Served, client: RawClient) -> None:
-    reply = await client.ask(Status(77, BUDGET_US), StatusReply)
+    reply = await client.ask(Status(77, BUDGET_US, 0, None), StatusReply)
     assert reply.request == 77
     assert reply.counters.keys() == serving.node.counters.as_dict().keys()
     assert reply.counters["hellos"] == 1

@@ -106,7 +106,7 @@ class Flooded:
             assert decode_image(image)["session"].value == CHECKED[agent]
 
     def counters(self) -> dict[str, int]:
-        status = self.ask(Status(1, BUDGET_US))
+        status = self.ask(Status(1, BUDGET_US, 0, None))
         assert isinstance(status, StatusReply)
         assert status.pid == self.process.pid, "the node has ended and another serves"
         return status.counters
@@ -146,8 +146,8 @@ def nonsense(source: random.Random) -> Callable[[], bytes]:
         HELLO,
         encode(fetch_of([b"x%d" % number for number in range(3)], request=9)),
         encode(commit_of({b"x": b"v"}, request=7)),
-        encode(Scan(7, BUDGET_US, "live", 0, 1, b"x", 10)),
-        encode(Status(7, BUDGET_US)),
+        encode(Scan(7, BUDGET_US, 0, None, "live", 0, 1, b"x", 10)),
+        encode(Status(7, BUDGET_US, 0, None)),
         encode(Welcome("n", "u", b"p", b"t", "", 1)),
     ]
 
@@ -207,7 +207,7 @@ def is_undecodable(frame: bytes) -> bool:
 
 def work_through(offender: zmq.Socket[bytes]) -> None:
     """Read until the node has worked through everything that the socket sent: it answers a Status sent last."""
-    last = encode(Status(123_456_789, BUDGET_US))
+    last = encode(Status(123_456_789, BUDGET_US, 0, None))
     offender.send(HELLO)
     offender.send(last)
     end = time.monotonic() + PATIENCE_S
@@ -231,20 +231,20 @@ FLOODS: dict[str, tuple[Callable[[int], bytes], int]] = {
     "fetches": (large_and_small, 1_000),
     "fetches of nothing": (
         lambda number: encode(
-            Fetch(number, BUDGET_US, [FetchSection("live", 0, 1, [b"%05d" % agent for agent in range(50_000)])])
+            Fetch(number, BUDGET_US, 0, None, [FetchSection("live", 0, 1, [b"%05d" % each for each in range(50_000)])])
         ),
         200,
     ),
     "largest garbage": (lambda _: b"\x93\x03\x01\xdd\x00\x3f\xff\x00" + bytes(0x3FFF00), 100),
     "too large fetches": (
-        lambda number: encode(Fetch(number, BUDGET_US, [FetchSection("live", 0, 1, [b"ab"] * 65_536)] * 12)),
+        lambda number: encode(Fetch(number, BUDGET_US, 0, None, [FetchSection("live", 0, 1, [b"ab"] * 65_536)] * 12)),
         50,
     ),
     "commits of tiny writes": (
-        lambda number: encode(Commit(number, BUDGET_US, [CommitSection("live", 0, 1, [TINY] * 65_536)])),
+        lambda number: encode(Commit(number, BUDGET_US, 0, None, [CommitSection("live", 0, 1, [TINY] * 65_536)])),
         150,
     ),
-    "small requests": (lambda number: encode(Status(number, BUDGET_US)), 20_000),
+    "small requests": (lambda number: encode(Status(number, BUDGET_US, 0, None)), 20_000),
 }
 
 

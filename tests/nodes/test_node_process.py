@@ -129,7 +129,7 @@ def test_a_node_says_that_it_serves_and_shows_its_name(path: Path) -> None:
         assert len(facts["cluster_uuid"]) == 32
         assert psutil.Process(node.pid).cmdline()[0] == f"dawnchorus node {NODE} (test)"
         with asking(endpoint_of(path)) as ask:
-            status = ask(Status(1, BUDGET_US))
+            status = ask(Status(1, BUDGET_US, 0, None))
         assert isinstance(status, StatusReply)
         assert (status.pid, status.node) == (node.pid, NODE)
 
@@ -216,7 +216,7 @@ def test_a_second_node_on_the_same_folder_is_refused_and_the_first_undisturbed(p
             assert f"{data_of(path) / NODE}: in use by process {first.pid}; end it first" in second.refused()
         assert found(path) == 20
         with asking(first_ipc(path)) as ask:
-            status = ask(Status(1, BUDGET_US))
+            status = ask(Status(1, BUDGET_US, 0, None))
         assert isinstance(status, StatusReply)
         assert status.pid == first.pid, "the second took its ipc endpoint"
         assert first.end() == 0
@@ -368,7 +368,7 @@ def test_a_lost_shard_is_named_in_log_and_status_and_the_others_are_served(used:
     with NodeProcess(used) as node:
         node.serving()
         with asking(endpoint_of(used)) as ask:
-            reply, status = ask(fetch_of(AGENTS)), ask(Status(1, BUDGET_US))
+            reply, status = ask(fetch_of(AGENTS)), ask(Status(1, BUDGET_US, 0, None))
         assert isinstance(reply, Images)
         assert [section.status for section in reply.sections] == [SectionStatus.OK, SectionStatus.DAMAGED]
         assert isinstance(status, StatusReply)

@@ -60,7 +60,7 @@ def fill(shards: Shards, values: dict[bytes, bytes], shard: int = 0, kind: str =
 
 
 def fetch(*sections: tuple[int, list[bytes]], **fields: Any) -> Fetch:
-    return Fetch(7, 1, [FetchSection("live", shard, 1, agents) for shard, agents in sections], **fields)
+    return Fetch(7, 1, 0, None, [FetchSection("live", shard, 1, agents) for shard, agents in sections], **fields)
 
 
 def frames_of(asked: Fetch, shards: Shards) -> list[Images]:
@@ -202,7 +202,7 @@ def test_what_the_router_knows_already_is_not_sent(shards: Shards) -> None:
         version_of(cast("bytes", item)) for item in answers(*answered(fetch((0, [b"a", b"b", b"c"])), shards))[0]
     ]
     known = [versions[0], versions[1] - 1, 0, 5, 0]
-    asked = Fetch(7, 1, [FetchSection("live", 0, 1, [b"a", b"b", b"c", b"nobody", b"a"], known)])
+    asked = Fetch(7, 1, 0, None, [FetchSection("live", 0, 1, [b"a", b"b", b"c", b"nobody", b"a"], known)])
     [found] = answers(*answered(asked, shards))
     assert values_of(found) == [UNCHANGED, b"2", b"3", ABSENT, b"1"]
 
@@ -216,14 +216,14 @@ def test_known_versions_stay_with_their_agents_over_frames(shards: Shards) -> No
     fill(shards, dict.fromkeys(agents, b"v"))
     images = cast("list[bytes]", answers(*answered(fetch((0, agents)), shards))[0])
     known = [version_of(image) if number % 3 == 0 else number for number, image in enumerate(images)]
-    [found] = answers(*answered(Fetch(7, 1, [FetchSection("live", 0, 1, agents, known)]), shards))
+    [found] = answers(*answered(Fetch(7, 1, 0, None, [FetchSection("live", 0, 1, agents, known)]), shards))
     assert values_of(found) == [UNCHANGED if number % 3 == 0 else b"v" for number in range(len(agents))]
 
 
 @pytest.mark.parametrize("known", [[], [1], [1, 2, 3]])
 def test_known_versions_that_do_not_match_the_agents_are_the_askers_mistake(shards: Shards, known: list[int]) -> None:
     with pytest.raises(InvalidRequestError, match=f"2 agents and {len(known)} known versions"):
-        Read(Fetch(7, 1, [FetchSection("live", 0, 1, [b"a", b"b"], known)]), shards)
+        Read(Fetch(7, 1, 0, None, [FetchSection("live", 0, 1, [b"a", b"b"], known)]), shards)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_only_the_kinds_asked_for_are_sent(shards: Shards, kinds: list[str]) -> 
 def test_known_versions_hold_for_images_cut_down_too(shards: Shards) -> None:
     fill(shards, {b"a": b"1"})
     version = version_of(cast("bytes", answers(*answered(fetch((0, [b"a"])), shards))[0][0]))
-    asked = Fetch(7, 1, [FetchSection("live", 0, 1, [b"a", b"a"], [version, version - 1])], ["context"])
+    asked = Fetch(7, 1, 0, None, [FetchSection("live", 0, 1, [b"a", b"a"], [version, version - 1])], ["context"])
     [found] = answers(*answered(asked, shards))
     assert found[0] == UNCHANGED
     assert decode_image(cast("bytes", found[1])) == {}
@@ -305,7 +305,7 @@ def test_sections_of_shards_that_are_not_served_say_so(shards: Shards) -> None:
         ("live", 3, 2),
         ("live", 0, 1),
     ]
-    asked = Fetch(7, 1, [FetchSection(store, shard, epoch, [b"a"]) for store, shard, epoch in sections])
+    asked = Fetch(7, 1, 0, None, [FetchSection(store, shard, epoch, [b"a"]) for store, shard, epoch in sections])
     [reply] = frames_of(asked, shards)
     moved, damaged = SectionStatus.MOVED, SectionStatus.DAMAGED
     assert [section.status for section in reply.sections] == [moved, moved, moved, moved, damaged, moved, 0]

@@ -35,8 +35,8 @@ def mark(folder: Path, cluster_uuid: str) -> None:
 
 def backup(path: Path | str, **fields: Any) -> Backup:
     """A Backup of shard 0 of store live."""
-    values: dict[str, Any] = {"request": 7, "budget_us": BUDGET_US, "store": "live", "shard": 0, "epoch": 1}
-    return Backup(**(values | fields), path=str(path))
+    header: dict[str, Any] = {"request": 7, "budget_us": BUDGET_US, "sent_us": 0, "trace": None}
+    return Backup(**(header | {"store": "live", "shard": 0, "epoch": 1} | fields), path=str(path))
 
 
 async def fill(client: RawClient, agents: int = 200) -> None:

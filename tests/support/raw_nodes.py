@@ -105,7 +105,7 @@ def fetch_of(agents: Iterable[bytes], *, request: int = 1, store: str = "live", 
     for agent in agents:
         by_shard.setdefault(shard_of(agent, SHARDS), []).append(agent)
     sections = [FetchSection(store, shard, 1, asked) for shard, asked in sorted(by_shard.items())]
-    return Fetch(request, fields.pop("budget_us", BUDGET_US), sections, **fields)
+    return Fetch(request, fields.pop("budget_us", BUDGET_US), 0, None, sections, **fields)
 
 
 def commit_of(values: dict[bytes, bytes], *, request: int = 1, store: str = "live", kind: str = "session") -> Commit:
@@ -115,7 +115,7 @@ def commit_of(values: dict[bytes, bytes], *, request: int = 1, store: str = "liv
         write = Write(agent, new_write_id(), 0, [Put(kind, 0, 0, value)])
         by_shard.setdefault(shard_of(agent, SHARDS), []).append(write)
     sections = [CommitSection(store, shard, 1, writes) for shard, writes in sorted(by_shard.items())]
-    return Commit(request, BUDGET_US, sections)
+    return Commit(request, BUDGET_US, 0, None, sections)
 
 
 def images_in(fetch: Fetch, replies: Sequence[Images]) -> dict[bytes, bytes | int]:
@@ -201,7 +201,7 @@ class RawClient:
 
     async def status(self) -> StatusReply:
         """The node as it sees itself."""
-        return await self.ask(Status(1, BUDGET_US), StatusReply)
+        return await self.ask(Status(1, BUDGET_US, 0, None), StatusReply)
 
     def close(self) -> None:
         """Leave."""

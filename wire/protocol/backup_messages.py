@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final
+from typing import Final
 
 import msgspec
 
-__all__ = ["BACKUP_FILE_PATTERN", "BACKUP_MARKER_FILE", "BackedUp", "Backup", "BackupMarker"]
+from .request_header import Number, RequestHeader
 
-Number = Annotated[int, msgspec.Meta(ge=0)]
+__all__ = ["BACKUP_FILE_PATTERN", "BACKUP_MARKER_FILE", "BackedUp", "Backup", "BackupMarker"]
 
 BACKUP_MARKER_FILE: Final = "backup-in-progress.json"
 """The file by which a folder says that it takes a backup of one cluster now: a node writes nowhere else."""
@@ -24,20 +24,17 @@ class BackupMarker(msgspec.Struct, frozen=True):
     cluster_uuid: str
 
 
-class Backup(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=12):
+class Backup(RequestHeader, array_like=True, frozen=True, gc=False, tag=12):
     """Write a copy of one shard to `path`, a new file in a folder with a marker on the node's host.
 
     `rate_bytes_s`: no faster than this, 0 for as fast as it goes.
     """
 
-    request: Number
-    budget_us: Number
     store: str
     shard: int
     epoch: int
     path: str
     rate_bytes_s: Number = 0
-    sent_us: Number = 0
 
 
 class BackedUp(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=13):

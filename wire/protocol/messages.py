@@ -4,11 +4,8 @@
 appended, each with a default; nothing is reordered or retyped, so that an older peer skips what it does not know and a
 newer one fills in what it does not get (https://jcristharif.com/msgspec/schema-evolution.html).
 
-A request carries `request`, a number chosen by its sender, and `budget_us`, what is left of its deadline in
-microseconds: hosts' clocks differ, so no wall-clock time crosses the wire. The receiver counts it from when it took the
-frame off its socket. `sent_us` is the sender's monotonic clock when it sent the request: it means nothing by itself,
-but a receiver that knows the least that it ever differed from its own clock also knows how long a frame lay in the
-sockets between (`wire.transport.queueing_delay`). 0: not said.
+A request begins with a RequestHeader (`request_header`): its number, what is left of its deadline, when it was sent,
+and its trace. Hello, Cancel and Ping are no requests in that sense: they are about the connection.
 """
 
 from __future__ import annotations
@@ -19,8 +16,10 @@ import msgspec
 
 from ..errors import ProtocolError
 from .backup_messages import BackedUp, Backup
-from .liveness_messages import PING, PONG, Ping, Pong
+from .control_messages import PING, PONG, Cancel, Ping, Pong
+from .request_header import REQUEST_FIELD, Number, RequestHeader
 from .status_codes import FaultCode, RefusalCode, SectionStatus
+from .status_messages import ShardStatus, Status, StatusReply
 
 __all__ = [
     "ABSENT",
@@ -54,6 +53,7 @@ __all__ = [
     "RefusalCode",
     "Reply",
     "Request",
+    "RequestHeader",
     "Scan",
     "Scanned",
     "SectionStatus",
@@ -69,11 +69,10 @@ __all__ = [
     "read_request_number",
 ]
 
-PROTOCOL: Final = 1
-"""Grows when a peer of the old number could misunderstand; then Hello is answered with Fault UNSUPPORTED."""
+PROTOCOL: Final = 2
+"""Grows when a peer of the old number could misunderstand; then Hello is answered with Fault UNSUPPORTED. So Hello,
+Welcome and Fault are what peers of every number read alike. (2: every request begins with the same header.)"""
 
-
-Number = Annotated[int, msgspec.Meta(ge=0)]
 Size = Annotated[int, msgspec.Meta(ge=-1)]
 
 ABSENT: Final = 0
@@ -83,7 +82,10 @@ UNCHANGED: Final = -1
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):
-    """A router opens a connection. `cluster` is a uuid, a name, or "" where only an endpoint is known."""
+    """A router opens a connection. `cluster` is a uuid, a name, or "" if only an endpoint is known.
+
+    `topology_digest`: of the topology that the router works by, "" if it learns it from the Welcome.
+    """
 
     protocol: int
     cluster: str
@@ -116,14 +118,11 @@ class FetchSection(msgspec.Struct, array_like=True, frozen=True, gc=False):
     known: list[int] | None = None
 
 
-class Fetch(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=3):
+class Fetch(RequestHeader, array_like=True, frozen=True, gc=False, tag=3):
     """Read images. `kinds`: only these, where None is all kinds of each store."""
 
-    request: Number
-    budget_us: Number
     sections: list[FetchSection]
     kinds: list[str] | None = None
-    sent_us: Number = 0
 
 
 class ImageSection(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -209,13 +208,10 @@ class CommitSection(msgspec.Struct, array_like=True, frozen=True, gc=False):
     writes: list[Write]
 
 
-class Commit(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=5):
+class Commit(RequestHeader, array_like=True, frozen=True, gc=False, tag=5):
     """Write; acknowledged when durable."""
 
-    request: Number
-    budget_us: Number
     sections: list[CommitSection]
-    sent_us: Number = 0
 
 
 class Refusal(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -248,20 +244,17 @@ class Committed(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=6):
     sections: list[CommittedSection]
 
 
-class Scan(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=7):
+class Scan(RequestHeader, array_like=True, frozen=True, gc=False, tag=7):
     """List agent ids of one shard in byte order, after `position` (b"" to begin), at most `agents_max`.
 
     `prefix`: up to the first one that does not begin with it.
     """
 
-    request: Number
-    budget_us: Number
     store: str
     shard: int
     epoch: int
     position: bytes
     agents_max: Number
-    sent_us: Number = 0
     prefix: bytes = b""
 
 
@@ -274,54 +267,6 @@ class Scanned(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=8):
     last: bool
 
 
-class Status(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=9):
-    """Ask a node how it is."""
-
-    request: Number
-    budget_us: Number
-    sent_us: Number = 0
-
-
-class ShardStatus(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """One shard as its node sees it. `state` is "serving", or the reason why it is not served.
-
-    `trouble`: why its last commit failed, "" where it did not. `notice`: why its file could not be looked at.
-    `clock_ahead_ms`: how far its clock, by which fragments expire, is ahead of its host's; negative where it is behind.
-    """
-
-    store: str
-    shard: int
-    epoch: int
-    version: int
-    agents: int
-    disk_bytes: int
-    state: str
-    trouble: str = ""
-    notice: str = ""
-    clock_ahead_ms: int = 0
-
-
-class StatusReply(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=10):
-    """Answers Status. `counters` are totals since the start, by names of `wire.transport.counters`.
-
-    `clients`: routers that it has welcomed. `takes_clients`: false where it has no descriptors to spare for more.
-    `topology`: the digest of the topology that the node serves; "": not said.
-    """
-
-    request: int
-    node: str
-    pid: int
-    uptime_ms: int
-    rss_bytes: int
-    shards: list[ShardStatus]
-    counters: dict[str, int]
-    clients: int = 0
-    descriptors: int = 0
-    descriptors_max: int = 0
-    takes_clients: bool = True
-    topology: str = ""
-
-
 class Fault(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=11):
     """Answers a request that failed as a whole; `request` is 0 where it answers a Hello."""
 
@@ -329,12 +274,6 @@ class Fault(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=11):
     code: int
     detail: str = ""
     retry_after_us: int = 0
-
-
-class Cancel(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=14):
-    """Nobody waits any more for the answers to these requests of this connection: those not begun need not be."""
-
-    requests: list[Number]
 
 
 Request: TypeAlias = Hello | Fetch | Commit | Scan | Status | Backup | Cancel | Ping
@@ -394,5 +333,5 @@ def read_request_number(frame: bytes) -> int | None:
         fields = _any_decoder.decode(frame)
     except _UNDECODABLE:
         return None
-    number = fields[1] if len(fields) > 1 else None
+    number = fields[REQUEST_FIELD] if len(fields) > REQUEST_FIELD else None
     return number if isinstance(number, int) and not isinstance(number, bool) and number >= 0 else None

@@ -14,8 +14,8 @@ from __future__ import annotations
 from typing import Final, NamedTuple, Protocol
 
 from ..errors import ProtocolError
+from ..protocol.frame_peek import is_cancel, peek_request
 from ..protocol.messages import Cancel, decode_request
-from ..protocol.request_header import is_cancel, peek_request
 from .connections import Connections
 from .counters import ServerCounters
 from .fair_queue import PEER_QUEUE_BYTES_MAX, PEER_QUEUE_LENGTH_MAX, FairQueue

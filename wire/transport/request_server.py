@@ -50,6 +50,7 @@ from typing import Final
 import msgspec
 
 from ..errors import InvalidRequestError, ProtocolError
+from ..protocol.frame_peek import peek_request
 from ..protocol.messages import (
     PING,
     PONG,
@@ -59,11 +60,11 @@ from ..protocol.messages import (
     Hello,
     Ping,
     Reply,
+    RequestHeader,
     decode_request,
     encode,
     read_request_number,
 )
-from ..protocol.request_header import peek_request
 from .acceptance import Acceptance, Doors
 from .channel import RoutedChannel, Sent
 from .counters import ServerCounters
@@ -287,11 +288,10 @@ class RequestServer:
             self._counters.garbage += 1
             self._reject(call.peer, call.frame, FaultCode.BAD_REQUEST, str(error))
             return None
-        if isinstance(request, Hello):
-            self._welcome(call.peer, request)
-            return None
-        if isinstance(request, (Cancel, Ping)):
-            return None  # it is one though its first bytes are not: nothing is lost if it has no effect
+        if not isinstance(request, RequestHeader):
+            if isinstance(request, Hello):
+                self._welcome(call.peer, request)
+            return None  # a Cancel or Ping though its first bytes are not: nothing is lost if it has no effect
         call.number = request.request
         handler = self._handlers.get(type(request))
         if handler is None:

@@ -53,7 +53,8 @@ from dawnchorus.wire.protocol.messages import (
 REQUESTS: tuple[type[msgspec.Struct], ...] = get_args(Request)
 REPLIES: tuple[type[msgspec.Struct], ...] = get_args(Reply)
 
-# One of each message, and the bytes that it has always had. Whoever has to change a line here breaks every older peer.
+# One of each message, and the bytes that it has had since this number of PROTOCOL. If a line has to change here, which
+# breaks every older peer, PROTOCOL has to grow. Hello, Welcome and Fault never change: peers of every number read them.
 EXAMPLES: list[tuple[Message, str]] = [
     (Hello(1, "dev", b"\x01\x02", "00ff"), "950101a3646576c4020102a430306666"),
     (
@@ -64,11 +65,12 @@ EXAMPLES: list[tuple[Message, str]] = [
         Fetch(
             7,
             1_000_000,
+            77,
+            b"trace",
             [FetchSection("live", 3, 1, [b"a", "ä/1".encode()], [0, 5]), FetchSection("archive", 0, 2, [b"a"])],
             ["session"],
-            77,
         ),
-        "960307ce000f42409295a46c697665030192c40161c404c3a42f3192000595a761726368697665000291c40161c091a773657373696f6e4d",
+        "970307ce000f42404dc40574726163659295a46c697665030192c40161c404c3a42f3192000595a761726368697665000291c40161c091a773657373696f6e",
     ),
     (
         Images(
@@ -84,6 +86,8 @@ EXAMPLES: list[tuple[Message, str]] = [
         Commit(
             8,
             250,
+            77,
+            None,
             [
                 CommitSection(
                     "live",
@@ -92,9 +96,8 @@ EXAMPLES: list[tuple[Message, str]] = [
                     [Write(b"a", b"\x10", 6, [Put("session", 0, 1, b"\x01"), Drop("context"), Erase()], digest=9)],
                 )
             ],
-            77,
         ),
-        "950508ccfa9194a46c69766503019197c40161c4011006939701a773657373696f6e0001c4010100009202a7636f6e746578749103c0c2094d",
+        "960508ccfa4dc09194a46c69766503019197c40161c4011006939701a773657373696f6e0001c4010100009202a7636f6e746578749103c0c209",
     ),
     (
         Committed(
@@ -107,13 +110,13 @@ EXAMPLES: list[tuple[Message, str]] = [
         "930608929600000993090093a26e6f01c0a0810091a1619601010090a56d6f766564c0",
     ),
     (
-        Backup(10, 1_000, "live", 3, 1, "/b/live-0003.mdb", 0),
-        "980c0acd03e8a46c6976650301b02f622f6c6976652d303030332e6d646200",
+        Backup(10, 1_000, 77, None, "live", 3, 1, "/b/live-0003.mdb", 0),
+        "9a0c0acd03e84dc0a46c6976650301b02f622f6c6976652d303030332e6d646200",
     ),
     (BackedUp(10, 0, 9, 2, 4_096, "ab", ""), "980d0a000902cd1000a26162a0"),
-    (Scan(9, 1_000, "live", 0, 1, b"a", 100, 77, b"p"), "9a0709cd03e8a46c6976650001c40161644dc40170"),
+    (Scan(9, 1_000, 77, None, "live", 0, 1, b"a", 100, b"p"), "9b0709cd03e84dc0a46c6976650001c4016164c40170"),
     (Scanned(9, 0, [b"b", b"c"], False), "9508090092c40162c40163c2"),
-    (Status(10, 1_000, 77), "94090acd03e84d"),
+    (Status(10, 1_000, 77, None), "95090acd03e84dc0"),
     (
         StatusReply(
             10,
@@ -142,7 +145,7 @@ FIELDS = {
     "Hello": "protocol cluster client topology_digest",
     "Welcome": "node cluster_uuid placement topology ipc frame_bytes_max versions",
     "FetchSection": "store shard epoch agents known",
-    "Fetch": "request budget_us sections kinds sent_us",
+    "Fetch": "request budget_us sent_us trace sections kinds",
     "ImageSection": "index offset status version sizes",
     "Images": "request now_ms sections last body",
     "Put": "kind schema encoding value ttl_ms expires_ms",
@@ -150,20 +153,21 @@ FIELDS = {
     "Erase": "",
     "Write": "agent write_id seen operations expect repeated digest",
     "CommitSection": "store shard epoch writes",
-    "Commit": "request budget_us sections sent_us",
+    "Commit": "request budget_us sent_us trace sections",
     "Refusal": "reason code found",
     "CommittedSection": "index status version results detail removed",
     "Committed": "request sections",
-    "Scan": "request budget_us store shard epoch position agents_max sent_us prefix",
+    "Scan": "request budget_us sent_us trace store shard epoch position agents_max prefix",
     "Scanned": "request status agents last",
-    "Status": "request budget_us sent_us",
+    "RequestHeader": "request budget_us sent_us trace",
+    "Status": "request budget_us sent_us trace",
     "ShardStatus": "store shard epoch version agents disk_bytes state trouble notice clock_ahead_ms",
     "StatusReply": (
         "request node pid uptime_ms rss_bytes shards counters"
         " clients descriptors descriptors_max takes_clients topology"
     ),
     "Fault": "request code detail retry_after_us",
-    "Backup": "request budget_us store shard epoch path rate_bytes_s",
+    "Backup": "request budget_us sent_us trace store shard epoch path rate_bytes_s",
     "BackedUp": "request status version agents bytes checksum detail",
     "Cancel": "requests",
     "Ping": "",
@@ -172,9 +176,6 @@ FIELDS = {
 
 # What peers sent before fields were appended: read as ever, with the defaults of what they do not say.
 OLDER: list[tuple[Message, str]] = [
-    (Fetch(7, 1_000, [FetchSection("live", 3, 1, [b"a"])]), "950307cd03e89195a46c697665030191c40161c0c0"),
-    (Scan(9, 1_000, "live", 0, 1, b"a", 100), "980709cd03e8a46c6976650001c4016164"),
-    (Status(10, 1_000), "93090acd03e8"),
     (
         StatusReply(10, "live-1", 4, 5, 6, [ShardStatus("live", 0, 1, 2, 3, 4, "serving", "full")], {"fetches": 1}),
         "980a0aa66c6976652d310405069198a46c6976650001020304a773657276696e67a466756c6c81a76665746368657301",
@@ -191,20 +192,31 @@ OLDER: list[tuple[Message, str]] = [
         Welcome("live-1", "ab" * 16, b"{}", b"\x80", "ipc:///run/x.ipc", 4 << 20),
         "9702a66c6976652d31d9206162616261626162616261626162616261626162616261626162616261626162c4027b7dc40180b06970633a2f2f2f72756e2f782e697063ce00400000",
     ),
-    (Scan(9, 1_000, "live", 0, 1, b"a", 100, 77), "990709cd03e8a46c6976650001c40161644d"),
     (
         Commit(
             8,
             250,
+            77,
+            None,
             [
                 CommitSection(
                     "live", 3, 1, [Write(b"a", b"\x10", 6, [Put("session", 0, 1, b"\x01"), Drop("context"), Erase()])]
                 )
             ],
-            77,
         ),
-        "950508ccfa9194a46c69766503019196c40161c4011006939601a773657373696f6e0001c40101009202a7636f6e746578749103c0c24d",
+        "960508ccfa4dc09194a46c69766503019196c40161c4011006939601a773657373696f6e0001c40101009202a7636f6e746578749103c0c2",
     ),
+    (
+        Commit(
+            8,
+            250,
+            77,
+            None,
+            [CommitSection("live", 3, 1, [Write(b"a", b"\x10", 6, [Put("session", 0, 1, b"\x01"), Erase()])])],
+        ),
+        "960508ccfa4dc09194a46c69766503019194c40161c4011006929501a773657373696f6e0001c401019103",
+    ),
+    (Scan(9, 1_000, 77, None, "live", 0, 1, b"a", 100), "9a0709cd03e84dc0a46c6976650001c4016164"),
     (
         Committed(8, [CommittedSection(0, 0, 9, [9, 0, Refusal("no")]), CommittedSection(1, 1, 0, [], "moved")]),
         "930608929500000993090093a26e6f01c0a09501010090a56d6f766564",
@@ -213,12 +225,6 @@ OLDER: list[tuple[Message, str]] = [
         Welcome("live-1", "ab" * 16, b"{}", b"\x80", "ipc:///run/x.ipc", 4 << 20),
         "9802a66c6976652d31d9206162616261626162616261626162616261626162616261626162616261626162c4027b7dc40180b06970633a2f2f2f72756e2f782e697063ce0040000090",
     ),
-    (
-        Commit(
-            8, 250, [CommitSection("live", 3, 1, [Write(b"a", b"\x10", 6, [Put("session", 0, 1, b"\x01"), Erase()])])]
-        ),
-        "940508ccfa9194a46c69766503019194c40161c4011006929501a773657373696f6e0001c401019103",
-    ),
     (Committed(8, [CommittedSection(0, 0, 9, [9, 0, Refusal("no")])]), "930608919500000993090091a26e6fa0"),
 ]
 
@@ -226,6 +232,7 @@ names = st.text(max_size=20)
 blobs = st.binary(max_size=40)
 signed = st.integers(-(1 << 63), (1 << 64) - 1)
 numbers = st.integers(0, (1 << 64) - 1)
+header = (numbers, numbers, numbers, st.none() | st.binary(max_size=26))
 operations = st.one_of(
     st.builds(Put, names, signed, signed, blobs, numbers, numbers), st.builds(Drop, names), st.builds(Erase)
 )
@@ -236,17 +243,15 @@ anything: st.SearchStrategy[Any] = st.one_of(
     st.builds(
         Welcome, names, names, blobs, blobs, names, signed, st.lists(st.tuples(names, signed, signed), max_size=3)
     ),
-    st.builds(Backup, numbers, numbers, names, signed, signed, names, numbers),
+    st.builds(Backup, *header, names, signed, signed, names, numbers),
     st.builds(BackedUp, signed, signed, signed, signed, signed, names, names),
     st.builds(
         Fetch,
-        numbers,
-        numbers,
+        *header,
         st.lists(
             st.builds(FetchSection, names, signed, signed, st.lists(blobs), st.none() | st.lists(signed)), max_size=4
         ),
         st.none() | st.lists(names),
-        numbers,
     ),
     st.builds(
         Images,
@@ -261,8 +266,7 @@ anything: st.SearchStrategy[Any] = st.one_of(
     ),
     st.builds(
         Commit,
-        numbers,
-        numbers,
+        *header,
         st.lists(st.builds(CommitSection, names, signed, signed, st.lists(writes, max_size=4)), max_size=4),
     ),
     st.builds(
@@ -281,9 +285,9 @@ anything: st.SearchStrategy[Any] = st.one_of(
             max_size=4,
         ),
     ),
-    st.builds(Scan, numbers, numbers, names, signed, signed, blobs, numbers, numbers, blobs),
+    st.builds(Scan, *header, names, signed, signed, blobs, numbers, blobs),
     st.builds(Scanned, signed, signed, st.lists(blobs), st.booleans()),
-    st.builds(Status, numbers, numbers, numbers),
+    st.builds(Status, *header),
     st.builds(Cancel, st.lists(numbers, max_size=5)),
     st.just(Ping()),
     st.just(Pong()),
@@ -350,7 +354,7 @@ def test_the_order_of_fields_never_changes() -> None:
 
 
 def test_the_numbers_on_the_wire_never_change() -> None:
-    assert messages.PROTOCOL == 1
+    assert messages.PROTOCOL == 2
     assert (ABSENT, UNCHANGED) == (0, -1)
     assert {status.name: status.value for status in SectionStatus} == {
         "OK": 0,
@@ -410,10 +414,11 @@ def test_fields_that_a_newer_peer_appends_are_passed_over(message: Message) -> N
 
 
 def test_fields_that_a_newer_peer_appends_to_writes_and_operations_are_passed_over() -> None:
-    commit = Commit(1, 2, [CommitSection("live", 0, 1, [Write(b"a", b"w", 0, [Put("session", 0, 1, b"v"), Erase()])])])
+    write = Write(b"a", b"w", 0, [Put("session", 0, 1, b"v"), Erase()])
+    commit = Commit(1, 2, 0, None, [CommitSection("live", 0, 1, [write])])
     arrays = as_arrays(commit)
-    write = arrays[3][0][3][0]
-    for fields in [write, *write[3]]:
+    longer = arrays[commit.__struct_fields__.index("sections") + 1][0][3][0]
+    for fields in [longer, *longer[3]]:
         fields.append("new")
     assert decode(msgspec.msgpack.encode(arrays), commit) == commit
 
@@ -421,7 +426,7 @@ def test_fields_that_a_newer_peer_appends_to_writes_and_operations_are_passed_ov
 @pytest.mark.parametrize(
     ("message", "missing"),
     [
-        (Fetch(1, 2, [], None), 2),
+        (Fetch(1, 2, 0, None, [], None), 1),
         (Fault(1, 2, "", 0), 2),
     ],
 )
@@ -433,11 +438,11 @@ def test_trailing_fields_that_an_older_peer_leaves_out_are_filled_in(message: Me
 
 
 def test_trailing_fields_of_sections_are_filled_in_too() -> None:
-    fetch = as_arrays(Fetch(1, 2, [FetchSection("live", 0, 1, [b"a"])]))
-    del fetch[3][0][-1]
+    fetch = as_arrays(Fetch(1, 2, 0, None, [FetchSection("live", 0, 1, [b"a"])]))
+    del fetch[-2][0][-1]
     committed = as_arrays(Committed(1, [CommittedSection(0, 0, 1, [1])]))
     del committed[2][0][-1]
-    assert decode_request(msgspec.msgpack.encode(fetch)) == Fetch(1, 2, [FetchSection("live", 0, 1, [b"a"])])
+    assert decode_request(msgspec.msgpack.encode(fetch)) == Fetch(1, 2, 0, None, [FetchSection("live", 0, 1, [b"a"])])
     assert decode_reply(msgspec.msgpack.encode(committed)) == Committed(1, [CommittedSection(0, 0, 1, [1])])
 
 
@@ -495,7 +500,7 @@ def test_a_hundred_thousand_damaged_frames_raise_protocol_errors_and_nothing_els
         b"\x94\x03\x00\x00\xdd\xff\xff\xff\xff",
         b"\x95\x01\x01\xa1\xff\xc4\x00\xa0",
         b"\x84\x01\x02\x03\x04\x05\x06\x07\x08",
-        encode(Fetch(1, 1, []))[:1] + b"\x63" + encode(Fetch(1, 1, []))[2:],
+        encode(Fetch(1, 1, 0, None, []))[:1] + b"\x63" + encode(Fetch(1, 1, 0, None, []))[2:],
     ],
     ids=["empty", "a number", "no msgpack", "deep", "long array", "long list", "not UTF-8", "a map", "unknown tag"],
 )
@@ -508,7 +513,7 @@ def test_frames_that_lie_about_themselves_are_protocol_errors(frame: bytes) -> N
 
 @pytest.mark.parametrize("field", [1, 2])
 def test_negative_request_numbers_and_budgets_are_refused(field: int) -> None:
-    arrays = as_arrays(Status(1, 1))
+    arrays = as_arrays(Status(1, 1, 0, None))
     arrays[field] = -1
     with pytest.raises(ProtocolError):
         decode_request(msgspec.msgpack.encode(arrays))

@@ -32,7 +32,7 @@ from dawnchorus.wire.transport.sockets import SocketOwner, bind
 from tests.support.clusters import eventually
 
 HELLO = encode(Hello(PROTOCOL, "", b"test", ""))
-REQUEST = encode(Status(7, 1_000_000))
+REQUEST = encode(Status(7, 1_000_000, 0, None))
 
 
 class Node:

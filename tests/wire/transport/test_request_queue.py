@@ -28,7 +28,7 @@ def cancel(queue: RequestQueue, *numbers: int, peer: bytes = PEER) -> None:
 
 
 def fetch(number: int, budget_us: int = 1_000_000) -> Fetch:
-    return Fetch(number, budget_us, [])
+    return Fetch(number, budget_us, 0, None, [])
 
 
 def frames_left(queue: RequestQueue) -> Sequence[bytes]:
@@ -39,7 +39,7 @@ def frames_left(queue: RequestQueue) -> Sequence[bytes]:
 
 
 def test_what_is_cancelled_before_its_turn_is_dropped_and_counted() -> None:
-    scan, commit = Scan(3, 9, "s", 0, 1, b"", 5), Commit(4, 9, [])
+    scan, commit = Scan(3, 9, 0, None, "s", 0, 1, b"", 5), Commit(4, 9, 0, None, [])
     queue, counters = queue_of(fetch(1), fetch(2), scan, commit)
     cancel(queue, 1, 3, 4, 99)
     assert frames_left(queue) == [encode(fetch(2)), encode(commit)]  # a save is never dropped for it
@@ -174,7 +174,7 @@ def test_cancelled_parked_request_keeps_its_place() -> None:
 
 
 def test_cancel_leaves_other_parked_requests_alone() -> None:
-    commit = Commit(1, 9, [])
+    commit = Commit(1, 9, 0, None, [])
     queue, counters = queue_of(commit, fetch(2))
     calls = [parked(queue), parked(queue)]
     cancel(queue, 1, 3)

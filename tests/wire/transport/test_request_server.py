@@ -206,7 +206,7 @@ class NoReserve(Reserve):
 
 
 def scan(number: int, *, budget_us: int = BUDGET_US, store: str = "") -> Scan:
-    return Scan(number, budget_us, store, 0, 1, b"", 1)
+    return Scan(number, budget_us, 0, None, store, 0, 1, b"", 1)
 
 
 @pytest.fixture
@@ -270,7 +270,7 @@ def test_first_request_on_new_connection_abandons_the_earlier(served: Served) ->
 
 
 def test_request_of_no_handler_is_rejected(served: Served) -> None:
-    served.come(b"a", Fetch(3, BUDGET_US, []))
+    served.come(b"a", Fetch(3, BUDGET_US, 0, None, []))
     assert served.answer(b"a") == Fault(3, FaultCode.BAD_REQUEST, "Fetch is not served here")
 
 
@@ -303,7 +303,7 @@ def test_frames_of_one_answer_take_turns_with_other_peers(served: Served) -> Non
 
 
 def test_handler_answers_later_by_reply(served: Served) -> None:
-    served.come(b"a", Commit(4, BUDGET_US, []))
+    served.come(b"a", Commit(4, BUDGET_US, 0, None, []))
     [(call, commit)] = served.commits
     assert (call.peer, call.number, commit.request) == (b"a", 4, 4)
     served.server.reply(call.peer, Committed(4, []))
@@ -318,7 +318,7 @@ def test_late_request_is_dropped_unless_its_handler_is_always_asked(served: Serv
         served.loop.now += 0.5
 
     served.scans[1] = Script("slow", taking=stall)
-    served.come(b"a", scan(1), scan(2, budget_us=400_000), Commit(3, 400_000, []))
+    served.come(b"a", scan(1), scan(2, budget_us=400_000), Commit(3, 400_000, 0, None, []))
     served.loop.run()
     assert served.raw(b"a") == [b"slow"]
     assert served.counters.late == 1
@@ -338,7 +338,7 @@ def test_rest_of_an_answer_is_dropped_after_the_deadline(served: Served) -> None
 
 
 def test_cancelled_requests_are_not_begun(served: Served) -> None:
-    served.come(b"a", scan(1), Commit(2, BUDGET_US, []), scan(3), Cancel([1, 2]))
+    served.come(b"a", scan(1), Commit(2, BUDGET_US, 0, None, []), scan(3), Cancel([1, 2]))
     assert served.answer(b"a") == Scanned(3, 0, [], True)
     assert len(served.commits) == 1, "a handler that is always asked is asked"
     assert served.counters.cancelled == 1

@@ -1,4 +1,4 @@
-"""The messages by which both ends of a connection say that they are alive; `messages` has all the others."""
+"""The messages about a connection and its requests: Ping, Pong and Cancel; `messages` has all the others."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["PING", "PONG", "Ping", "Pong"]
+from .request_header import Number
+
+__all__ = ["PING", "PONG", "Cancel", "Ping", "Pong"]
+
+
+class Cancel(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=14):
+    """Nobody waits any more for the answers to these requests of this connection: those not begun need not be."""
+
+    requests: list[Number]
 
 
 class Ping(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=15):
