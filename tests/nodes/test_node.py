@@ -111,10 +111,15 @@ async def test_requests_without_a_hello_are_refused_and_not_served(serving: Serv
         assert (fault.request, fault.code) == (5, FaultCode.NO_HELLO)
         await client.hello()
         counters = await barrier(client)
-        assert (counters["faults"], counters["garbage"], counters["writes"], counters["fetches"]) == (1, 0, 0, 0)
+        assert (counters["faults"], counters["malformed_frames"], counters["writes"], counters["fetches"]) == (
+            1,
+            0,
+            0,
+            0,
+        )
 
 
-async def test_garbage_without_a_hello_is_answered_where_its_number_can_be_read(serving: Served) -> None:
+async def test_malformed_frame_without_hello_is_answered_by_number(serving: Served) -> None:
     async with RawClient(serving.endpoint) as client:
         client.send(b"\xc1garbage")
         client.send(b"")
@@ -123,7 +128,7 @@ async def test_garbage_without_a_hello_is_answered_where_its_number_can_be_read(
         assert isinstance(fault, Fault)
         assert (fault.request, fault.code) == (77, FaultCode.NO_HELLO)
         await client.hello()
-        assert (await barrier(client))["garbage"] == 3
+        assert (await barrier(client))["malformed_frames"] == 3
 
 
 @pytest.mark.parametrize("cluster", ["another", "ab" * 16, "TEST"])
@@ -302,7 +307,7 @@ async def test_status_tells_of_the_process_its_shards_and_its_work(client: RawCl
     assert all(shard.disk_bytes > 0 and shard.epoch == 1 for shard in status.shards)
     counters = status.counters
     assert (counters["hellos"], counters["fetches"], counters["images"]) == (1, 1, 2)
-    assert (counters["commits"], counters["writes"], counters["garbage"]) == (1, 2, 0)
+    assert (counters["commits"], counters["writes"], counters["malformed_frames"]) == (1, 2, 0)
     assert counters["image_bytes"] > 0
 
 
@@ -368,7 +373,7 @@ async def test_messages_of_several_frames_are_dropped_and_counted(client: RawCli
     client.send(b"", status)
     client.send(*[b"x"] * 100)
     counters = await barrier(client)
-    assert (counters["garbage"], client.waiting) == (3, 0)
+    assert (counters["malformed_frames"], client.waiting) == (3, 0)
 
 
 async def test_a_bad_request_is_answered_where_its_number_can_be_read(client: RawClient) -> None:
@@ -379,12 +384,12 @@ async def test_a_bad_request_is_answered_where_its_number_can_be_read(client: Ra
     assert "array" in fault.detail
     client.send(encode(fetch_of([b"a"]))[:-3])
     client.send(b"\x93\x03\x2a\xa1\xff")
-    assert (await barrier(client))["garbage"] == 3
+    assert (await barrier(client))["malformed_frames"] == 3
 
 
 async def test_a_large_bad_request_is_not_searched_for_its_number(client: RawClient) -> None:
     client.send(msgspec.msgpack.encode([3, 41, "x" * 100_000]))
-    assert (await barrier(client))["garbage"] == 1
+    assert (await barrier(client))["malformed_frames"] == 1
     assert client.waiting == 0
 
 
@@ -657,7 +662,7 @@ async def test_an_endpoint_in_use_is_refused_and_its_holder_undisturbed(serving:
     await client.commit({b"a": b"v"})
 
 
-async def test_garbage_from_many_does_not_disturb_one_that_behaves(serving: Served, client: RawClient) -> None:
+async def test_malformed_frames_of_many_disturb_nobody_else(serving: Served, client: RawClient) -> None:
     await client.commit({b"checked-%d" % number: b"%d" % number for number in range(10)})
     source = random.Random(3)
     async with AsyncExitStack() as stack:
@@ -671,10 +676,10 @@ async def test_garbage_from_many_does_not_disturb_one_that_behaves(serving: Serv
                 found = await client.fetch(fetch_of([b"checked-%d" % (number % 10)]))
                 assert value(found[b"checked-%d" % (number % 10)]) == b"%d" % (number % 10)
             await asyncio.sleep(0)
-        await until(lambda: serving.node.counters.garbage > 400)  # what others sent may still be under way
+        await until(lambda: serving.node.counters.malformed_frames > 400)  # what others sent may still be under way
         counters = await barrier(client)
     assert counters["internal_errors"] == 0
-    assert counters["garbage"] > 400
+    assert counters["malformed_frames"] > 400
 
 
 async def test_status_carries_every_counter(serving: Served, client: RawClient) -> None:

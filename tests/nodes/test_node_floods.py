@@ -1,4 +1,4 @@
-"""What a node as a process makes of floods: garbage, and a client that asks for much and never reads."""
+"""What a node as a process makes of floods: malformed frames, and a client that asks for much and never reads."""
 
 import random
 import time
@@ -165,7 +165,7 @@ def nonsense(source: random.Random) -> Callable[[], bytes]:
     return make
 
 
-def test_a_hundred_thousand_frames_of_garbage_are_counted_and_disturb_nobody(flooded: Flooded) -> None:
+def test_malformed_frames_are_counted_and_disturb_nobody(flooded: Flooded) -> None:
     flooded.commit(CHECKED)
     # Some have said Hello and some have not; some read the answers and some do not.
     offenders = [flooded.dealer() for _ in range(8)]
@@ -191,8 +191,8 @@ def test_a_hundred_thousand_frames_of_garbage_are_counted_and_disturb_nobody(flo
     assert counters["internal_errors"] == 0
     # What was shed, of those who sent more than they read, was not looked at.
     assert undecodable > 50_000
-    assert undecodable - lost - counters["shed"] <= counters["garbage"] <= undecodable
-    assert counters["garbage"] > 10_000
+    assert undecodable - lost - counters["shed"] <= counters["malformed_frames"] <= undecodable
+    assert counters["malformed_frames"] > 10_000
     flooded.check(fetch_of(CHECKED))
     flooded.commit({b"later": b"v"})
 
@@ -216,7 +216,7 @@ def work_through(offender: zmq.Socket[bytes]) -> None:
         reply = decode_reply(offender.recv())
         if isinstance(reply, StatusReply) and reply.request == 123_456_789:
             return
-        if isinstance(reply, Fault) and reply.request == 123_456_789:  # shed: too much of its garbage waits still
+        if isinstance(reply, Fault) and reply.request == 123_456_789:  # shed: too many of its frames wait still
             offender.send(last)
 
 
@@ -235,7 +235,7 @@ FLOODS: dict[str, tuple[Callable[[int], bytes], int]] = {
         ),
         200,
     ),
-    "largest garbage": (lambda _: b"\x93\x03\x01\xdd\x00\x3f\xff\x00" + bytes(0x3FFF00), 100),
+    "largest malformed frames": (lambda _: b"\x93\x03\x01\xdd\x00\x3f\xff\x00" + bytes(0x3FFF00), 100),
     "too large fetches": (
         lambda number: encode(Fetch(number, BUDGET_US, 0, None, [FetchSection("live", 0, 1, [b"ab"] * 65_536)] * 12)),
         50,

@@ -35,8 +35,9 @@ def mark(folder: Path, cluster_uuid: str) -> None:
 
 def backup(path: Path | str, **fields: Any) -> Backup:
     """A Backup of shard 0 of store live."""
-    header: dict[str, Any] = {"request": 7, "budget_us": BUDGET_US, "sent_us": 0, "trace": None}
-    return Backup(**(header | {"store": "live", "shard": 0, "epoch": 1} | fields), path=str(path))
+    values: dict[str, Any] = {"request": 7, "budget_us": BUDGET_US, "sent_us": 0, "trace": None}
+    values |= {"store": "live", "shard": 0, "epoch": 1} | fields
+    return Backup(**values, path=str(path))
 
 
 async def fill(client: RawClient, agents: int = 200) -> None:

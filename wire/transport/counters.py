@@ -16,7 +16,7 @@ class ServerCounters:
     """Routers that were told to come later: there were as many as may be, or no descriptors to spare."""
     faults: int = 0
     """Requests answered with a Fault."""
-    garbage: int = 0
+    malformed_frames: int = 0
     """Frames that are no request: dropped, or answered with Fault BAD_REQUEST where their number could be read."""
     late: int = 0
     """Requests dropped because their budget was spent; a Commit is told so (TOO_LATE)."""

@@ -33,7 +33,7 @@ _FULL_RETRY_S: Final = 0.05
 class Frames(Protocol):
     """An answer that is made a frame at a time: what a handler returns for a request that is not answered at once."""
 
-    def next_frame(self, call: Call) -> tuple[bytes, bool] | None:
+    def next_frame(self, call: Call, /) -> tuple[bytes, bool] | None:
         """Return the next frame and whether it was the last, or None to park the call until it is resumed.
 
         Raises:
@@ -202,7 +202,7 @@ class RequestQueue:
                 raise ProtocolError("a Cancel is small")
             cancel = decode_request(frame)
         except ProtocolError:
-            self._counters.garbage += 1
+            self._counters.malformed_frames += 1
             return []
         assert isinstance(cancel, Cancel), "its tag says so"
         return cancel.requests

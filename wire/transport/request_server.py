@@ -159,7 +159,7 @@ class RequestServer:
         queue, heard, fresh = self._queue, self._peers.heard, self._queue.fresh
         for message in messages:
             if len(message) != 2:
-                self._counters.garbage += 1
+                self._counters.malformed_frames += 1
                 continue
             peer, frame = message
             heard.add(peer)
@@ -201,7 +201,7 @@ class RequestServer:
         try:
             hello = decode_request(frame)
         except ProtocolError:
-            self._counters.garbage += 1
+            self._counters.malformed_frames += 1
             self._reject(peer, frame, FaultCode.NO_HELLO, "a connection begins with Hello")
             return
         if isinstance(hello, Hello):
@@ -285,7 +285,7 @@ class RequestServer:
         try:
             request = decode_request(call.frame)
         except ProtocolError as error:
-            self._counters.garbage += 1
+            self._counters.malformed_frames += 1
             self._reject(call.peer, call.frame, FaultCode.BAD_REQUEST, str(error))
             return None
         if not isinstance(request, RequestHeader):

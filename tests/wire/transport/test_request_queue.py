@@ -62,12 +62,12 @@ def test_one_peer_cannot_cancel_anothers_requests() -> None:
     assert counters.cancelled == 0
 
 
-def test_a_cancel_that_is_none_is_counted_as_garbage() -> None:
+def test_a_cancel_that_is_none_is_counted_as_malformed() -> None:
     queue, counters = queue_of(fetch(1))
     assert queue.put(PEER, b"\x92\x0e\xc1", 0.0) is None
     assert queue.put(PEER, encode(Cancel(list(range(1, 5_000)))), 0.0) is None  # far more than a router names
     queue.handle_drained()
-    assert counters.garbage == 2
+    assert counters.malformed_frames == 2
     assert frames_left(queue) == [encode(fetch(1))]
 
 

@@ -292,7 +292,7 @@ def test_malformed_frames_are_counted_and_answered_by_number(served: Served) -> 
     fault = served.answer(b"a")
     assert isinstance(fault, Fault)
     assert (fault.request, fault.code) == (9, FaultCode.BAD_REQUEST)
-    assert served.counters.garbage == 5
+    assert served.counters.malformed_frames == 5
 
 
 def test_frames_of_one_answer_take_turns_with_other_peers(served: Served) -> None:
