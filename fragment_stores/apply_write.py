@@ -18,10 +18,10 @@ from ..wire.protocol.limits import (
 )
 from ..wire.protocol.messages import Drop, Erase, Put, Refusal, RefusalCode, Write
 
-__all__ = ["merge", "removed_kinds"]
+__all__ = ["apply_write", "removed_kinds"]
 
 
-def merge(
+def apply_write(
     image: memoryview | bytes | None,
     write: Write,
     version: int,

@@ -1,26 +1,39 @@
-"""The engine of a shard as a node asks it: the FragmentStore protocol.
+"""The roles of an engine: what a node asks of the shards that it keeps.
 
-One store object is one shard. Any thread may take snapshots; one thread at a time commits. A commit is durable when it
-returns, and seen by every snapshot taken afterwards. `tests/fragment_stores/conformance.py` holds every rule as a test
-that any engine is run through.
+An `Engine` opens shards. Every shard is a ShardReader, a ShardWriter and a ShardLog; what not every engine can do is a
+capability, a role of its own that a node asks for (`isinstance(shard, ShardCopy)`). Any thread may read; one thread at
+a time commits. A commit is durable when it returns, and seen by every read that begins afterwards.
+
+`fragment_stores.registry` finds the engine that a topology names. `tests/fragment_stores/conformance.py` holds every
+rule as a test that any engine is run through.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
 from ..wire.protocol.messages import Refusal, Write
-from .image_batch import FoundImages
+from .image_batch import ImageBatch
 
-__all__ = ["NO_TURN", "CopiedShard", "FragmentStore", "LogRow", "ShardIdentity", "Snapshot", "StoreStatistics"]
-
-NO_TURN: AbstractContextManager[object] = nullcontext()
-"""Nobody else commits at the time."""
+__all__ = [
+    "CopiedShard",
+    "Engine",
+    "LogRow",
+    "Shard",
+    "ShardCopy",
+    "ShardIdentity",
+    "ShardLog",
+    "ShardReader",
+    "ShardSync",
+    "ShardWarmUp",
+    "ShardWriter",
+    "StoreStatistics",
+]
 
 FORMAT = 1
 """Number of the on-disk layout; a store of another number is refused."""
@@ -41,7 +54,7 @@ class LogRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One committed write as the shard's log keeps it, under its version.
 
     `operations`: (operation number as in `wire.protocol.messages`, kind; "" for all kinds). `digest` says what the
-    write was for (`wire.protocol.write_digest`), 0 where that is not known. `removed`: of a write that deletes, the
+    write was for (`wire.protocol.write_digest`), 0 if that is not known. `removed`: of a write that deletes, the
     kinds that were there.
     """
 
@@ -67,28 +80,27 @@ class CopiedShard(NamedTuple):
     agents: int
 
 
-class Snapshot(Protocol):
-    """One moment of a shard. Images lie where they are until it ends: encode or copy them before."""
+class ShardReader(Protocol):
+    """Reads, from any thread."""
 
-    @property
-    def version(self) -> int:
-        """A version that this moment includes; it may include newer ones."""
-        ...
+    def read(
+        self, agents: Sequence[bytes], kinds: frozenset[str] | None = None, known: Sequence[int] | None = None
+    ) -> ImageBatch:
+        """Return the present image of each agent, empty if there is none; close the batch.
 
-    def images(self, agents: Sequence[bytes]) -> list[bytes | memoryview]:
-        """Return the image of each agent, empty where there is none.
+        `kinds`: only these, None for all. `known`: for each agent the version that the asker has, 0 for none; an image
+        that still has it is UNCHANGED and nothing else. An image that cannot be decoded is given whole.
 
         Raises:
             InvalidRequestError: an id is empty. One that is too long has no image.
-            StoreDamaged: the data cannot be trusted.
+            StoreDamaged, StoreError: the data cannot be trusted, or not be read now.
         """
         ...
 
-    def find(self, agents: Sequence[bytes]) -> FoundImages:
-        """Find the image of each agent, to be joined into a frame.
+    def join(self, head: bytes, batches: Sequence[ImageBatch]) -> bytes:
+        """Return `head` and, one after another, the images of these batches, which readers of this engine gave.
 
-        Raises:
-            InvalidRequestError, StoreDamaged: as `images`.
+        Each image is copied once. The batches are open.
         """
         ...
 
@@ -99,41 +111,13 @@ class Snapshot(Protocol):
 
         Raises:
             InvalidRequestError: the position is too long for an id.
-            StoreDamaged: the data cannot be trusted.
+            StoreDamaged, StoreError: the data cannot be trusted, or not be read now.
         """
         ...
 
-    def log_after(self, version: int, rows_max: int) -> list[tuple[int, LogRow]]:
-        """Return what changed after `version`: committed writes in order, without gaps, at most `rows_max`.
 
-        Raises:
-            LogTrimmed: rows after this position have gone; read the images instead, and go on from `log_trimmed`.
-            StoreDamaged: the data cannot be trusted.
-        """
-        ...
-
-    def log_trimmed(self) -> int:
-        """Return the newest version whose row has gone from the log, 0 if none has: where `log_after` can begin."""
-        ...
-
-    def close(self) -> None:
-        """End the snapshot and every view that it gave."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-class FragmentStore(Protocol):
-    """One shard's images, log and identity in one engine."""
-
-    @property
-    def identity(self) -> ShardIdentity:
-        """Whose shard this is."""
-        ...
+class ShardWriter(Protocol):
+    """Commits, from one thread at a time."""
 
     @property
     def version(self) -> int:
@@ -155,42 +139,19 @@ class FragmentStore(Protocol):
         """
         ...
 
-    def snapshot(self) -> Snapshot:
-        """Return the present moment for reading."""
-        ...
-
-    def pin_log(self, position: int) -> AbstractContextManager[None]:
-        """Keep the rows of all versions greater than `position` in the log while the block runs; from any thread.
-
-        Raises:
-            LogTrimmed: some have gone already.
-        """
-        ...
-
-    def write_copy(self, sink: Callable[[bytes], None]) -> CopiedShard:
-        """Hand a consistent copy of the present moment to `sink`, piece by piece; commits go on meanwhile.
-
-        The pieces are one file that the engine can open. What `sink` raises ends the copy.
-
-        Raises:
-            StoreError: the data cannot be read, or contradicts itself.
-        """
-        ...
-
-    def commit(
-        self, writes: Sequence[Write], now_ms: int, turn: AbstractContextManager[object] = NO_TURN
-    ) -> list[int | Refusal]:
+    def commit(self, writes: Sequence[Write], now_ms: int, epoch: int) -> list[int | Refusal]:
         """Apply writes in order in one transaction, durable on return.
 
-        Each result is the write's version, 0 where there was nothing to delete, or a Refusal: a write that cannot be
+        Each result is the write's version, 0 if there was nothing to delete, or a Refusal: a write that cannot be
         applied fails alone. One whose id the log still has was applied before: it is answered with its first result,
-        and applied no second time; or refused, where it was for something else then. `now_ms` is the wall clock, UTC;
-        the shard's own clock never goes back.
+        and applied no second time; or rejected, if it was for something else then. `now_ms` is the wall clock, UTC;
+        the shard's own clock never goes back. `epoch` is that under which the writes were accepted.
 
-        `turn` is entered for the part that keeps the interpreter busy, and left before the sync: threads that commit to
-        several shards share a lock, so that one of them works while the others wait for the disk.
+        Several shards may be committed at once, in a thread each: an engine that keeps the interpreter busy sees to it
+        that they do not keep readers from it.
 
         Raises:
+            EpochMismatch: the shard has another epoch; nothing of it was applied.
             StoreFull, StoreError: nothing of it was applied.
         """
         ...
@@ -216,22 +177,110 @@ class FragmentStore(Protocol):
         """
         ...
 
+
+class ShardLog(Protocol):
+    """The log of committed writes, from any thread; the engine trims it to a length, as far as no pin holds it."""
+
+    def log_after(self, version: int, rows_max: int) -> list[tuple[int, LogRow]]:
+        """Return what changed after `version`: committed writes in order, without gaps, at most `rows_max`.
+
+        Raises:
+            LogTrimmed: rows after this position have gone; read the images instead, and go on from `log_trimmed`.
+            StoreDamaged, StoreError: the data cannot be trusted, or not be read now.
+        """
+        ...
+
+    def log_trimmed(self) -> int:
+        """Return the newest version whose row has gone from the log, 0 if none has: where `log_after` can begin."""
+        ...
+
+    def pin_log(self, position: int) -> AbstractContextManager[None]:
+        """Keep the rows of all versions greater than `position` in the log while the block runs.
+
+        Raises:
+            LogTrimmed: some have gone already.
+        """
+        ...
+
+
+class Shard(ShardReader, ShardWriter, ShardLog, Protocol):
+    """One shard, open once: its images, its log and its identity."""
+
+    @property
+    def identity(self) -> ShardIdentity:
+        """Whose shard this is."""
+        ...
+
+    def statistics(self) -> StoreStatistics:
+        """Return the sizes of the shard.
+
+        Raises:
+            StoreError: they cannot be had.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close it; every batch must be closed before."""
+        ...
+
+
+@runtime_checkable
+class ShardCopy(Protocol):
+    """Capability of a shard: consistent copies, for backups; from any thread."""
+
+    def write_copy(self, sink: Callable[[bytes], None]) -> CopiedShard:
+        """Hand a consistent copy of the present moment to `sink`, piece by piece; commits go on meanwhile.
+
+        The pieces are one file that the engine can open. What `sink` raises ends the copy.
+
+        Raises:
+            StoreError: the data cannot be read, or contradicts itself.
+        """
+        ...
+
+
+@runtime_checkable
+class ShardSync(Protocol):
+    """Capability of a shard: commits that are durable later (durability "async")."""
+
     def sync(self) -> None:
-        """Make every commit durable; needed only where commits are not so by themselves (durability "async").
+        """Make every commit durable.
 
         Raises:
             StoreError: what was committed since the last sync may not be durable.
         """
         ...
 
+
+@runtime_checkable
+class ShardWarmUp(Protocol):
+    """Capability of a shard: reading ahead what a start will need."""
+
     def warm_up(self) -> None:
         """Ask the operating system to read the data ahead; returns at once."""
         ...
 
-    def statistics(self) -> StoreStatistics:
-        """Return the sizes of the shard."""
+
+class Engine(Protocol):
+    """One way to keep shards, with the options of one store of a topology."""
+
+    def open(self, path: Path, identity: ShardIdentity, *, create: bool, durable: bool = True) -> Shard:
+        """Open a shard, whose directory `path` is the engine's to make and use.
+
+        `identity` is what the placement says of it; `create` permits to make it if it does not exist yet. With
+        `durable` every commit is durable when it returns; without, the shard is a ShardSync.
+
+        Raises:
+            StoreDamaged: it is missing though it should exist, or is damaged.
+            DataFolderError: it is another shard's or cluster's, or the directory cannot be made.
+            StoreFull, StoreError: it cannot be opened here.
+        """
         ...
 
-    def close(self) -> None:
-        """Close it; every snapshot must be closed before."""
+    def read_identity(self, path: Path) -> ShardIdentity | None:
+        """Return whose shard is in this directory, None if there is none; the shard is not open.
+
+        Raises:
+            StoreDamaged, StoreError: there is one that cannot be read.
+        """
         ...

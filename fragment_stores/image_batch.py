@@ -1,36 +1,104 @@
-"""Images where they lie: what a snapshot found, on its way into a frame without a copy in between."""
+"""Batches of images on their way into a frame: opaque, for only the engine that made a batch knows where they lie."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
-from .lmdb.lookup import Batch, join
+from ..wire.errors import ProtocolError
+from ..wire.protocol.image import select_kinds, version_of
+from ..wire.protocol.messages import UNCHANGED
 
-__all__ = ["FoundImages", "join_images"]
+__all__ = ["ImageBatch", "ImageList", "cut_down", "join_lists"]
+
+_NOTHING = b""
 
 
-class FoundImages:
-    """Images in the order in which they were asked for, empty where there is none; valid until their snapshot ends."""
+class ImageBatch(Protocol):
+    """The images of one read, in the order in which they were asked for; one moment of a shard, valid until `close`.
 
-    __slots__ = ("batch", "sizes")
+    The reader that gave it puts it into a frame (`fragment_stores.engine.ShardReader.join`).
+    """
 
-    def __init__(self, sizes: list[int], batch: Batch) -> None:
-        self.sizes = sizes
-        """Bytes of each."""
-        self.batch = batch
+    @property
+    def sizes(self) -> list[int]:
+        """What a reply says of each: its bytes, 0 if there is none, or UNCHANGED."""
+        ...
 
-    @classmethod
-    def of(cls, images: list[bytes | memoryview]) -> FoundImages:
-        """Return these images as found ones."""
-        return cls(list(map(len, images)), images)
+    @property
+    def version(self) -> int:
+        """A version that this moment includes; it may include newer ones."""
+        ...
 
     def cut(self, images_max: int) -> None:
         """Keep the first ones only."""
-        place_items = len(self.batch) // max(1, len(self.sizes))  # a view is one element, a place some bytes
-        self.batch = self.batch[: images_max * place_items]
+        ...
+
+    def close(self) -> None:
+        """Give up what keeps the images where they are."""
+        ...
+
+
+class ImageList:
+    """A batch of images that an engine has in memory: bytes, or views that are valid until `release` was called."""
+
+    __slots__ = ("_release", "images", "sizes", "version")
+
+    def __init__(
+        self,
+        images: list[bytes | memoryview],
+        version: int,
+        kinds: frozenset[str] | None = None,
+        known: Sequence[int] | None = None,
+        release: Callable[[], None] | None = None,
+    ) -> None:
+        """Make one of these images, cut down to `kinds` and `known` as in a read."""
+        self.images = images
+        self.sizes = cut_down(images, kinds, known)
+        self.version = version
+        self._release = release
+
+    def cut(self, images_max: int) -> None:
+        """Keep the first ones only."""
+        del self.images[images_max:]
         del self.sizes[images_max:]
 
+    def close(self) -> None:
+        """Call `release`, once."""
+        release, self._release = self._release, None
+        if release is not None:
+            release()
 
-def join_images(head: bytes, found: Sequence[FoundImages]) -> bytes:
-    """Return the bytes `head` and, one after another, the images; each is copied once."""
-    return join(head, [images.batch for images in found])
+
+def join_lists(head: bytes, batches: Sequence[ImageBatch]) -> bytes:
+    """Return the head and the images of these ImageLists, each copied once: what a reader's `join` has to do."""
+    parts: list[bytes | memoryview] = [head]
+    for batch in batches:
+        assert isinstance(batch, ImageList), "a frame has batches of one engine"
+        parts += batch.images
+    return b"".join(parts)
+
+
+def cut_down(images: list[bytes | memoryview], kinds: frozenset[str] | None, known: Sequence[int] | None) -> list[int]:
+    """Reduce images, in place, to these kinds, and to nothing if their version is the known one; return the sizes.
+
+    `kinds` None: all of them; `known` None: no version is known, as 0 for one of them.
+    """
+    if kinds is not None:
+        for index, image in enumerate(images):
+            if len(image):
+                images[index] = _select(image, kinds)
+    sizes = list(map(len, images))
+    if known is not None:
+        for index, version in enumerate(known):
+            if version and sizes[index] and version_of(images[index]) == version:
+                images[index], sizes[index] = _NOTHING, UNCHANGED
+    return sizes
+
+
+def _select(image: bytes | memoryview, kinds: frozenset[str]) -> bytes | memoryview:
+    try:
+        return select_kinds(image, kinds)
+    except ProtocolError:
+        # Served as it is: the client that decodes it finds the damage and shows it for this one agent.
+        return image

@@ -16,8 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from ..fragment_stores.lmdb.checker import FileVerifier
-from ..fragment_stores.lmdb.environment import DATA_FILE, has_data
+from ..fragment_stores.shard_files import ShardFiles
 from ..wire.private_files import private_opener
 
 __all__ = ["CRASH_CODES", "CrashRecord", "find_damaged"]
@@ -54,14 +53,14 @@ class CrashRecord:
             self._path.unlink(missing_ok=True)
 
 
-def find_damaged(folders: Iterable[Path]) -> dict[Path, str]:
+def find_damaged(engine: ShardFiles, folders: Iterable[Path]) -> dict[Path, str]:
     """Return of those shard folders that cannot be read safely why, each read whole in another process."""
     damaged: dict[Path, str] = {}
-    with FileVerifier() as verifier:
+    with engine.verifier() as verifier:
         for folder in folders:
-            if not has_data(folder):
+            if not engine.has_data(folder):
                 continue
-            found, _ = verifier.verify(folder / DATA_FILE)
+            found, _ = verifier.verify(folder / engine.data_file)
             broken = [finding.detail for finding in found if finding.where in ("structure", "meta")]
             if broken:
                 damaged[folder] = f"{folder}: the data is damaged: {broken[0]}; restore a backup"

@@ -5,9 +5,7 @@ have gathered while it was busy, puts the writes of each shard into one transact
 loop when every shard is synced.
 
 Several shards are committed by helper threads, so that their syncs overlap: a commit syncs twice, one after the other,
-and a disk takes many syncs at once. (Eight commits of one write each: 6.9 ms in one thread, 1.7 ms in four.) Only one
-thread at a time works in the interpreter, the others wait for the disk: four that did as they liked gave 2.75 times the
-p99 of reads.
+and a disk takes many syncs at once. (Eight commits of one write each: 6.9 ms in one thread, 1.7 ms in four.)
 """
 
 from __future__ import annotations
@@ -17,12 +15,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from ..fragment_stores.engine import NO_TURN, FragmentStore
+from ..fragment_stores.engine import Shard
 from ..wire.errors import StoreError
 from ..wire.protocol.messages import Commit, Committed, CommittedSection, Erase, Put, Refusal, SectionStatus, Write
 from ..wire.transport.loop_calls import LoopCalls
@@ -83,25 +81,25 @@ class _ShardGroup:
     removed: dict[int, list[str]] = field(default_factory=dict[int, list[str]])
     """Of writes that delete, by their index, the kinds that were there."""
 
-    def commit(self, now_ms: int, turn: AbstractContextManager[object]) -> None:
+    def commit(self, now_ms: int) -> None:
         """Commit it, and keep what became of it; in any thread."""
         fragments = self.shard.fragments
         assert fragments is not None, "require_served let it pass"
         try:
             # All of them together: 0.2 us a write of five kinds instead of 0.5, too little for a turn of its own.
             if _named_kinds(self.writes) <= self.shard.kinds:
-                self.results = fragments.commit(self.writes, now_ms, turn)
+                self.results = fragments.commit(self.writes, now_ms, self.shard.epoch)
                 self._look_up_removed(fragments)
                 return
             refusals = [_refuse_unknown_kinds(write, self.shard) for write in self.writes]
             sound = [write for write, refusal in zip(self.writes, refusals, strict=True) if refusal is None]
-            applied = iter(fragments.commit(sound, now_ms, turn))
+            applied = iter(fragments.commit(sound, now_ms, self.shard.epoch))
             self.results = [next(applied) if refusal is None else refusal for refusal in refusals]
             self._look_up_removed(fragments)
         except StoreError as error:
             self.status, self.detail = self.shard.note(error), str(error)
 
-    def _look_up_removed(self, fragments: FragmentStore) -> None:
+    def _look_up_removed(self, fragments: Shard) -> None:
         """Find in the log what the writes that delete have deleted, these or the first of that name: 5 us each.
 
         A client has its puts first, so a write that ends with one deletes nothing.
@@ -114,9 +112,9 @@ class _ShardGroup:
         applied = {index: version for index in deleting if isinstance(version := self.results[index], int) and version}
         if not applied:
             return
-        with suppress(StoreError), fragments.snapshot() as snapshot:  # a row that cannot be had says nothing
+        with suppress(StoreError):  # a row that cannot be had says nothing
             for index, version in applied.items():
-                for _, row in snapshot.log_after(version - 1, 1):
+                for _, row in fragments.log_after(version - 1, 1):
                     if row.removed is not None:
                         self.removed[index] = row.removed
 
@@ -165,7 +163,6 @@ class Writer:
         self._queued_bytes = 0  # changed in the loop's thread only
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._helpers = Helpers(_HELPERS, "writer-helper")
-        self._turn = threading.Lock()
 
     def start(self) -> None:
         """Begin to commit."""
@@ -247,9 +244,9 @@ class Writer:
         groups = list(by_shard.values())
         monotonic_ms = self._clock.look()
         if len(groups) > 1:
-            self._helpers.run([partial(each.commit, each.shard.now_ms(monotonic_ms), self._turn) for each in groups])
+            self._helpers.run([partial(each.commit, each.shard.now_ms(monotonic_ms)) for each in groups])
         elif groups:
-            groups[0].commit(groups[0].shard.now_ms(monotonic_ms), NO_TURN)
+            groups[0].commit(groups[0].shard.now_ms(monotonic_ms))
         for shard_group in groups:
             shard_group.hand_out()
 

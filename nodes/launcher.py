@@ -36,6 +36,7 @@ from .ends import EXIT_REFUSED
 from .neighbours import require_alone
 from .shard_table import any_shard_on_disk, locked_folder
 from .start_order import NEW_CLUSTER, StartOrder, encode_order, order_for
+from .store_engines import require_engines
 
 __all__ = ["Launcher", "NodeEvent", "shards_announced"]
 
@@ -119,6 +120,7 @@ class Launcher:
             LaunchError: a node refused or did not come up; the others are stopped again.
         """
         require_local_endpoints(self.topology)
+        require_engines(self.topology, self.topology.stores, self._path)
         require_no_restore(self.topology.data_dir)
         await self._require_alone()
         self._resources.enter_context(locked_folder(Path(self.topology.data_dir)))

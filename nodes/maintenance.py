@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from ..fragment_stores.engine import ShardSync
 from ..wire.errors import StoreError
 from .json_log import log_repeated
 from .node_clock import Clock
@@ -83,6 +84,7 @@ class Housekeeper:
     def _sync(self, shard: OwnedShard) -> None:
         if shard.fragments is None:
             return
+        assert isinstance(shard.fragments, ShardSync), "seen to where it was opened"
         try:
             shard.fragments.sync()
         except StoreError as error:

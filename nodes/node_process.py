@@ -22,7 +22,7 @@ import orjson
 import setproctitle
 import uvloop
 
-from ..fragment_stores.lmdb.lookup import find
+from ..fragment_stores.registry import file_engine
 from ..wire.cluster.control_store import FileControlStore, establish_placement, take_generation
 from ..wire.cluster.data_directory import directory_name, socket_name
 from ..wire.cluster.placement import Placement
@@ -51,6 +51,7 @@ from .shard_table import (
     shard_folder,
 )
 from .start_order import NEW_CLUSTER, read_order
+from .store_engines import require_engines
 
 __all__ = ["EXIT_REFUSED", "run_node"]
 
@@ -80,6 +81,7 @@ def run_node(
             known = ", ".join(topology.nodes)
             raise ConfigurationError(f"{topology_path}: there is no node {name!r}; its nodes are {known}")
         require_local_endpoints(topology)
+        require_engines(topology, topology.nodes[name].stores, topology_path)
         setproctitle.setproctitle(f"dawnchorus node {name} ({topology.name})")
         sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
         tune_process()
@@ -124,9 +126,10 @@ async def _serve(
     damaged: dict[Path, str] = {}
     if crashes.suspicious:
         _log.warning("a fault ended this node: its shards are verified before they are opened")
-        damaged = find_damaged(
-            [shard_folder(topology, name, store, shard) for store, shard, _ in placement.shards_of(name)]
-        )
+        for store in {store: None for store, _, _ in placement.shards_of(name)}:
+            if (engine := file_engine(topology.stores[store].engine)) is not None:
+                numbers = [shard for owned, shard, _ in placement.shards_of(name) if owned == store]
+                damaged |= find_damaged(engine, [shard_folder(topology, name, store, number) for number in numbers])
         crashes.damaged = bool(damaged)
     shards = open_shards(topology, placement, name, damaged)
     try:
@@ -143,8 +146,6 @@ async def _serve(
             raise
         node.start(placement)
         try:
-            if find is None:
-                _log.warning("images are looked up one by one: this package was installed without a C compiler")
             _announce(topology, placement, name, len(shards))
             gc.collect()
             gc.freeze()

@@ -1,9 +1,11 @@
-"""The read path: images from the memory map into the reply.
+"""The read path: images from where an engine has them into the reply.
 
-Runs in the node's event loop. No image is decoded, but where a fetch asks for some of a store's kinds only. Images are
-copied into the frame from where they lie in the map; that is valid while their snapshot is open, so the frame is made
-before it ends. A fetch is answered a frame at a time (`Read.next_frame`), each of about FRAME_BYTES_TARGET, so that
-other peers' requests get their turn in between.
+Runs in the node's event loop. No image is decoded, but if a fetch asks for some of a store's kinds only. The engine
+that found images copies them into the frame from where they are (`fragment_stores.engine.ShardReader.join`); that is
+valid while their batch is open, so the frame is made before it is closed. A fetch is answered a frame at a time
+(`Read.next_frame`), each of about FRAME_BYTES_TARGET, so that other peers' requests get their turn in between.
+
+A frame says one time and is joined by one engine: a section of a shard with another begins the next frame.
 """
 
 from __future__ import annotations
@@ -13,10 +15,8 @@ from collections.abc import Mapping
 from itertools import accumulate
 from typing import Final
 
-from ..fragment_stores.engine import Snapshot
-from ..fragment_stores.image_batch import FoundImages, join_images
-from ..wire.errors import InvalidRequestError, ProtocolError, StoreError
-from ..wire.protocol.image import select_kinds, version_of
+from ..fragment_stores.image_batch import ImageBatch
+from ..wire.errors import InvalidRequestError, StoreError
 from ..wire.protocol.limits import FRAME_BYTES_TARGET, REQUEST_AGENTS_MAX, SECTIONS_MAX
 from ..wire.protocol.messages import UNCHANGED, Fetch, FetchSection, ImageSection, SectionStatus, encode_images_head
 from .shard_table import OwnedShard
@@ -26,7 +26,10 @@ __all__ = ["TURN_AGENTS_MAX", "Read", "require_served"]
 TURN_AGENTS_MAX: Final = 2_048
 """Agents looked up for one frame: 0.2 to 0.45 us each, so less than 1 ms of the loop."""
 
-_NOTHING: Final = b""
+_BATCHES_MAX: Final = 256
+"""Reads of one frame: each takes one of a shard's 512 places for readers, and a peer may send many sections of one."""
+
+_NO_SIZES: Final[list[int]] = []
 
 
 class Read:
@@ -65,38 +68,39 @@ class Read:
     def next_frame(self, monotonic_ms: int) -> tuple[bytes, bool]:
         """Return the next Images frame and whether it was the last.
 
-        It says one time, so sections of shards with another clock (those of a node mostly have the same) wait for
-        the next frame.
-
         Raises:
             InvalidRequestError: an agent id is outside the limits.
         """
         sections: list[ImageSection] = []
-        found: list[FoundImages] = []
-        found_bytes = 0
-        # One for each shard, however many sections of it a peer sends: an environment has 512 readers' slots.
-        snapshots: dict[tuple[str, int], Snapshot] = {}
+        batches: list[ImageBatch] = []
+        first: OwnedShard | None = None
+        images_bytes = 0
         room_bytes, room_agents = FRAME_BYTES_TARGET, TURN_AGENTS_MAX
         requested = self._fetch.sections
-        offset_ms: int | None = None
         try:
             while self._section < len(requested) and room_bytes > 0 and room_agents > 0:
                 section = requested[self._section]
                 shard = self._shards.get((section.store, section.shard))
-                if shard is not None and shard.fragments is not None and shard.offset_ms != offset_ms:
-                    if offset_ms is not None:
+                status, sizes, version = require_served(shard, section.epoch), _NO_SIZES, 0
+                if shard is not None and status == SectionStatus.OK:
+                    if first is not None and (
+                        len(batches) == _BATCHES_MAX
+                        or shard.offset_ms != first.offset_ms
+                        or shard.engine != first.engine
+                    ):
                         break
-                    offset_ms = shard.offset_ms
-                images, status, version = self._read_section(section, snapshots, room_agents)
-                taken, taken_bytes = _fitting(images.sizes, room_bytes, first=not sections)
-                if taken < len(images.sizes):
+                    batch, status = self._read_section(section, shard, room_agents)
+                    if batch is not None:
+                        first = first or shard
+                        batches.append(batch)
+                        sizes, version = batch.sizes, batch.version
+                taken, taken_bytes = _fitting(sizes, room_bytes, first=not sections)
+                if taken < len(sizes):
+                    batches[-1].cut(taken)
                     if not taken:
                         break
-                    images.cut(taken)
-                # What is in `found` belongs to snapshots that stay open until the frame is made.
-                found.append(images)
-                found_bytes += taken_bytes
-                sections.append(ImageSection(self._section, self._offset, status, version, images.sizes))
+                images_bytes += taken_bytes
+                sections.append(ImageSection(self._section, self._offset, status, version, sizes))
                 room_bytes -= taken_bytes
                 room_agents -= taken
                 self._offset += taken
@@ -105,42 +109,30 @@ class Read:
                     self._offset = 0
             last = self._section >= len(requested)
             self.agents_read += TURN_AGENTS_MAX - room_agents
-            now_ms = monotonic_ms + (offset_ms or 0)
-            head = encode_images_head(self._fetch.request, now_ms, sections, last, found_bytes)
-            return join_images(head, found), last
+            now_ms = monotonic_ms + (0 if first is None else first.offset_ms)
+            head = encode_images_head(self._fetch.request, now_ms, sections, last, images_bytes)
+            if first is None or first.fragments is None:
+                return head, last
+            return first.fragments.join(head, batches), last
         finally:
-            for snapshot in snapshots.values():
-                snapshot.close()
+            for batch in batches:
+                batch.close()
 
     def _read_section(
-        self, section: FetchSection, snapshots: dict[tuple[str, int], Snapshot], agents_max: int
-    ) -> tuple[FoundImages, SectionStatus, int]:
-        """Return images with their sizes as the reply says them, the section's status and the shard's version."""
-        key = section.store, section.shard
-        shard = self._shards.get(key)
-        status = require_served(shard, section.epoch)
-        if shard is None or shard.fragments is None or status != SectionStatus.OK:
-            return FoundImages.of([]), status, 0
+        self, section: FetchSection, shard: OwnedShard, agents_max: int
+    ) -> tuple[ImageBatch | None, SectionStatus]:
+        """Return the images of at most so many agents, from where the section has come to, and the section's status."""
+        assert shard.fragments is not None, "require_served let it pass"
         start, end = self._offset, self._offset + agents_max
-        agents = section.agents if len(section.agents) <= agents_max and not start else section.agents[start:end]
+        agents, known = section.agents, section.known
+        if start or len(agents) > agents_max:
+            agents = agents[start:end]
+            known = None if known is None else known[start:end]
+        kinds = None if self._kinds is None or shard.kinds <= self._kinds else self._kinds
         try:
-            snapshot = snapshots.get(key)
-            if snapshot is None:
-                snapshot = snapshots[key] = shard.fragments.snapshot()
-            kinds = None if self._kinds is None or shard.kinds <= self._kinds else self._kinds
-            if kinds is None and section.known is None:
-                return snapshot.find(agents), SectionStatus.OK, snapshot.version
-            images = snapshot.images(agents)
+            return shard.fragments.read(agents, kinds, known), SectionStatus.OK
         except StoreError as error:
-            return FoundImages.of([]), shard.note(error), 0
-        if kinds is not None:
-            images = [_select(image, kinds) for image in images]
-        found = FoundImages.of(images)
-        if section.known is not None:
-            for index, known in enumerate(section.known[start : start + len(images)]):
-                if known and found.sizes[index] and version_of(images[index]) == known:
-                    images[index], found.sizes[index] = _NOTHING, UNCHANGED
-        return found, SectionStatus.OK, snapshot.version
+            return None, shard.note(error)
 
 
 def require_served(shard: OwnedShard | None, epoch: int) -> SectionStatus:
@@ -161,11 +153,3 @@ def _fitting(sizes: list[int], room_bytes: int, *, first: bool) -> tuple[int, in
     if taken == 0 and first:
         taken = 1
     return taken, sum(lengths[:taken])
-
-
-def _select(image: bytes | memoryview, kinds: frozenset[str]) -> bytes | memoryview:
-    try:
-        return select_kinds(image, kinds) if len(image) else image
-    except ProtocolError:
-        # Served as it is: whoever decodes it finds the damage and shows it for this one agent.
-        return image

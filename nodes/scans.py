@@ -28,8 +28,7 @@ def scan_shard(scan: Scan, shards: Mapping[tuple[str, int], OwnedShard]) -> Scan
         return Scanned(scan.request, status, [], True)
     agents_max = max(1, min(scan.agents_max, _SCAN_AGENTS_MAX))
     try:
-        with shard.fragments.snapshot() as snapshot:
-            agents = snapshot.agents_after(scan.position, agents_max, scan.prefix)
+        agents = shard.fragments.agents_after(scan.position, agents_max, scan.prefix)
     except StoreError as error:
         return Scanned(scan.request, shard.note(error), [], True)
     return Scanned(scan.request, status, agents, len(agents) < agents_max)

@@ -1,6 +1,6 @@
 """Copies of shards for a backup, made by the node in a thread of their own, one at a time.
 
-    request -> loop -> Backups.submit -> thread: LMDB's copy, at the pace asked for -> a file, synced -> loop -> reply
+    request -> loop -> Backups.submit -> thread: the engine's copy, at the pace asked for -> a file -> loop -> reply
 
 Neither the loop nor the writer waits for it. The copy is one moment of the shard; its version is read in the same
 transaction. What a peer asks for can do no harm: a node writes only into a folder in which somebody has put a marker
@@ -26,6 +26,7 @@ from typing import Final, NamedTuple
 import msgspec
 import xxhash
 
+from ..fragment_stores.engine import ShardCopy
 from ..wire.errors import StoreError
 from ..wire.private_files import FILE_MODE
 from ..wire.protocol.backup_messages import BACKUP_FILE_PATTERN, BACKUP_MARKER_FILE, BackedUp, Backup, BackupMarker
@@ -138,6 +139,8 @@ class Backups:
     def _copy(self, shard: OwnedShard, job: BackupJob) -> BackedUp:
         backup = job.backup
         assert shard.fragments is not None, "require_served let it pass"
+        if not isinstance(shard.fragments, ShardCopy):
+            raise _Refused(f"store {shard.store!r}: its engine {shard.engine!r} makes no copies of shards")
         path = Path(backup.path)
         if not path.is_absolute() or "\0" in backup.path or BACKUP_FILE_PATTERN.fullmatch(path.name) is None:
             raise _Refused(f"{backup.path}: not a place for a shard's copy")

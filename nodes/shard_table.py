@@ -17,15 +17,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ..fragment_stores.engine import FORMAT, FragmentStore, ShardIdentity
-from ..fragment_stores.lmdb.store import LMDBStore, read_identity
+from ..fragment_stores.engine import FORMAT, Engine, Shard, ShardIdentity, ShardSync, ShardWarmUp
+from ..fragment_stores.registry import DEFAULT_ENGINE
 from ..wire.cluster.placement import Placement
 from ..wire.cluster.topology import Topology
 from ..wire.durable_files import make_folder_durably
-from ..wire.errors import DataFolderError, PlacementError, StoreDamaged, StoreError, StoreFull
+from ..wire.errors import (
+    DataFolderError,
+    EpochMismatch,
+    PlacementError,
+    StoreDamaged,
+    StoreError,
+    StoreFull,
+    TopologyError,
+)
 from ..wire.private_files import FILE_MODE, make_private
 from ..wire.protocol.messages import SectionStatus, ShardStatus
 from ..wire.protocol.versions import ORIGINS, generation_of
+from .store_engines import all_engines, store_engine
 
 __all__ = [
     "OwnedShard",
@@ -51,10 +60,12 @@ class OwnedShard:
     shard: int
     epoch: int
     kinds: frozenset[str]
-    fragments: FragmentStore | None
+    fragments: Shard | None
     damage: str = ""
     trouble: str = ""
     """Why its last commit failed."""
+    engine: str = DEFAULT_ENGINE
+    """The name of what keeps it: readers of one engine can join their images into one frame."""
     sync_interval_s: float = 0.0
     """How often it is synced; 0 where every commit is."""
     offset_ms: int = 0
@@ -73,6 +84,8 @@ class OwnedShard:
 
     def note(self, error: StoreError) -> SectionStatus:
         """Return the status of a section that met this error, having logged it."""
+        if isinstance(error, EpochMismatch):
+            return SectionStatus.MOVED
         _log.error("shard fails", extra={"store": self.store, "shard": self.shard, "detail": str(error)})
         if isinstance(error, StoreDamaged):
             self.damage = str(error)
@@ -104,12 +117,14 @@ def shard_folder(topology: Topology, node: str, store: str, shard: int) -> Path:
 
 def any_shard_on_disk(topology: Topology) -> str | None:
     """Return the folder of some shard that was written by any node of this data_dir, None where there is none."""
-    for data in sorted(Path(topology.data_dir).glob("*/*/*/data.mdb")):
-        try:
-            if read_identity(data.parent) is not None:
-                return str(data.parent)
-        except StoreError:
-            return str(data.parent)
+    engines = all_engines(topology)
+    for folder in sorted(path for path in Path(topology.data_dir).glob("*/*/*") if path.is_dir()):
+        for engine in engines:
+            try:
+                if engine.read_identity(folder) is not None:
+                    return str(folder)
+            except StoreError:
+                return str(folder)
     return None
 
 
@@ -152,25 +167,36 @@ def open_shards(
     and why, and are not opened.
 
     Raises:
+        TopologyError: a store's engine cannot be had, or not do what its store asks for.
         DataFolderError: data of another cluster, store, shard, count or epoch lies in a shard's place.
         StoreFull, StoreError: a shard cannot be opened, for a reason that concerns the machine.
     """
     opened: dict[tuple[str, int], OwnedShard] = {}
+    engines: dict[str, Engine] = {}
     try:
         for store, shard, epoch in placement.shards_of(node):
             identity = ShardIdentity(
                 FORMAT, placement.cluster_uuid, store, shard, len(placement.shards[store]), max(epoch, 1)
             )
-            owned = OwnedShard(store, shard, identity.epoch, frozenset(topology.kinds_of(store)), None)
             spec = topology.stores[store]
+            if store not in engines:
+                engines[store] = store_engine(topology, store)
+            kinds = frozenset(topology.kinds_of(store))
+            owned = OwnedShard(store, shard, identity.epoch, kinds, None, engine=spec.engine)
             owned.sync_interval_s = spec.sync_interval_ms / 1_000 if spec.durability == "async" else 0.0
             opened[store, shard] = owned
             folder = shard_folder(topology, node, store, shard)
             try:
                 if folder in damaged:
                     raise StoreDamaged(damaged[folder])
-                owned.fragments = LMDBStore(folder, identity, create=epoch == 0, durable=not owned.sync_interval_s)
-                owned.fragments.warm_up()
+                durable = not owned.sync_interval_s
+                owned.fragments = engines[store].open(folder, identity, create=epoch == 0, durable=durable)
+                if not durable and not isinstance(owned.fragments, ShardSync):
+                    raise TopologyError(
+                        f'stores.{store}.durability: engine "{spec.engine}" has no "async"; permitted: "sync"'
+                    )
+                if isinstance(owned.fragments, ShardWarmUp):
+                    owned.fragments.warm_up()
             except StoreDamaged as error:
                 owned.note(error)
     except BaseException:

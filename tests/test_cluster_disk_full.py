@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from dawnchorus import Cluster, Saved, SaveError, SaveRefused, connect
-from dawnchorus.fragment_stores.lmdb.check import Verified, open_copy, verify_environment
+from dawnchorus.fragment_stores.lmdb.check import open_copy, verify_environment
+from dawnchorus.fragment_stores.shard_files import Verified
 from dawnchorus.wire.protocol.messages import StatusReply
 from tests.support.clusters import RunningCluster, eventually, running, write_topology
 

@@ -22,7 +22,8 @@ import pytest
 
 from dawnchorus import connect
 from dawnchorus.fragment_stores.engine import LogRow
-from dawnchorus.fragment_stores.lmdb.check import Verified, open_copy, verify_environment
+from dawnchorus.fragment_stores.lmdb.check import open_copy, verify_environment
+from dawnchorus.fragment_stores.shard_files import Verified
 from dawnchorus.wire.protocol.image import decode_image, version_of
 from dawnchorus.wire.protocol.shard_hash import shard_of
 from tests.support.clusters import write_topology

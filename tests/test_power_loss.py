@@ -17,9 +17,10 @@ from typing import NamedTuple
 import pytest
 
 from dawnchorus import Cluster, connect
-from dawnchorus.fragment_stores.lmdb.check import Verified, open_copy, verify_environment
+from dawnchorus.fragment_stores.lmdb.check import open_copy, verify_environment
 from dawnchorus.fragment_stores.lmdb.identity import read_identity
 from dawnchorus.fragment_stores.lmdb.store import LMDBStore
+from dawnchorus.fragment_stores.shard_files import Verified
 from dawnchorus.wire.cluster.topology_file import load_topology
 from dawnchorus.wire.errors import StoreError
 from dawnchorus.wire.protocol.shard_hash import shard_of
@@ -110,8 +111,7 @@ def problems(shard: Path, expected: Sequence[Acknowledged]) -> list[str]:
     except StoreError as error:
         return [str(error)]
     try:
-        with store.snapshot() as snapshot:
-            versions = {version for version, _ in snapshot.log_after(0, 1_000_000)}
+        versions = {version for version, _ in store.log_after(0, 1_000_000)}
     finally:
         store.close()
     with open_copy(shard / "data.mdb") as environment:

@@ -24,9 +24,10 @@
     |-- ClusterUnavailable (ConnectionError) no node answered, or the cluster is closed; a retry may help
     |-- PeerFault                           a peer answered with a Fault: `.code`, `.detail`
     |-- ProtocolError                       a frame that is none of ours: the peer's mistake, or damage on the way
-    `-- StoreError                          a state store (LMDB) failed
+    `-- StoreError                          a state store failed
         |-- StoreDamaged                    data that cannot be trusted; never served, never overwritten
         |-- StoreFull                       no space left on the disk or in the map
+        |-- EpochMismatch                   writes for another owner of a shard; nothing was done
         |-- LogTrimmed                      a position of the log that it no longer reaches back to
         `-- BackupDamaged                   a backup that is incomplete or damaged; nothing was made of it
 
@@ -320,6 +321,10 @@ class StoreDamaged(StoreError):
 
 class StoreFull(StoreError):
     """No space is left on the disk or in the memory map; a retry helps once there is."""
+
+
+class EpochMismatch(StoreError):
+    """A shard has another epoch than that under which writes were accepted: its owner has changed; nothing was done."""
 
 
 class LogTrimmed(StoreError):

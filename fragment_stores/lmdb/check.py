@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import lmdb
 import msgspec
@@ -25,41 +25,31 @@ from ...wire.protocol.image import HEADER_BYTES, decode_image, version_of
 from ...wire.protocol.limits import AGENT_ID_BYTES_MAX
 from ...wire.protocol.shard_hash import shard_of
 from ...wire.protocol.versions import begins_generation, generation_of
-from ..engine import LogRow, ShardIdentity
-from .rows import CLOCK
-from .snapshot import row_decoder
+from ..engine import LogRow
+from ..shard_files import Finding, Verified
+from .schema import (
+    CLOCK_KEY,
+    DATABASES,
+    EXPIRY,
+    IDENTITY_KEY,
+    IMAGES,
+    LOG,
+    META,
+    TRIMMED_KEY,
+    decode_clock,
+    expiry_row,
+    identity_decoder,
+    row_decoder,
+    version_of_key,
+)
 
-__all__ = ["Finding", "Verified", "open_copy", "verify_environment"]
+__all__ = ["open_copy", "verify_environment"]
 
-_DATABASES: Final = (b"images", b"log", b"expiry", b"meta")
 _TELL_EVERY: Final = 1_024
 """Entries between two words to the progress bar."""
 
 _PUT: Final = 1
 """An operation's number in a row of the log: what a write with one leaves is there."""
-
-_identity_decoder = msgspec.msgpack.Decoder(ShardIdentity)
-
-
-class Finding(NamedTuple):
-    """Something that is wrong. `where`: format, structure, meta, images, log or expiry."""
-
-    where: str
-    detail: str
-
-
-class Verified(msgspec.Struct):
-    """What was seen; filled in while findings are yielded."""
-
-    identity: ShardIdentity | None = None
-    version: int = 0
-    clock_ms: int = 0
-    trimmed: int = 0
-    agents: int = 0
-    fragments: int = 0
-    log_rows: int = 0
-    expiry_rows: int = 0
-    stale_expiry_rows: int = 0
 
 
 def open_copy(path: Path) -> lmdb.Environment:
@@ -80,12 +70,12 @@ def verify_environment(
     """
     try:
         databases: dict[bytes, Any] = {}
-        for name in _DATABASES:
+        for name in DATABASES:
             try:
                 databases[name] = environment.open_db(name, create=False)
             except lmdb.NotFoundError:
                 yield Finding("structure", f"there is no database {name.decode()!r}")
-        if len(databases) < len(_DATABASES):
+        if len(databases) < len(DATABASES):
             return
         with environment.begin(buffers=True) as transaction:
             yield from _Verification(transaction, databases, verified, tell).run()
@@ -139,23 +129,23 @@ class _Verification:
             self._misplaced.append(Finding("structure", text))
 
     def _verify_meta(self) -> Iterator[Finding]:
-        meta = {key: bytes(value) for key, value in self._walk(b"meta")}
+        meta = {key: bytes(value) for key, value in self._walk(META)}
         try:
-            self._verified.identity = _identity_decoder.decode(meta.get(b"identity", b""))
+            self._verified.identity = identity_decoder.decode(meta.get(IDENTITY_KEY, b""))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             yield Finding("meta", f"it does not say whose shard it is: {error}")
-        clock = meta.get(b"clock", b"")
-        if len(clock) == CLOCK.size:
-            self._verified.version, self._verified.clock_ms = CLOCK.unpack(clock)
+        clock = decode_clock(meta.get(CLOCK_KEY))
+        if clock is not None:
+            self._verified.version, self._verified.clock_ms = clock
         else:
             yield Finding("meta", "its clock is missing")
-        self._verified.trimmed = int.from_bytes(meta.get(b"trimmed", b""), "big")
+        self._verified.trimmed = version_of_key(meta.get(TRIMMED_KEY, b""))
 
     def _verify_log(self) -> Iterator[Finding]:
         last = trimmed = self._verified.trimmed
-        for key, value in self._walk(b"log"):
+        for key, value in self._walk(LOG):
             self._verified.log_rows += 1
-            version = int.from_bytes(key, "big")
+            version = version_of_key(key)
             if len(key) != 8 or version <= trimmed:
                 yield Finding("log", f"row {version}: should have gone, the log begins after {trimmed}")
                 continue
@@ -177,7 +167,7 @@ class _Verification:
 
     def _verify_images(self) -> Iterator[Finding]:
         rows = self._newest
-        for agent, image in self._walk(b"images"):
+        for agent, image in self._walk(IMAGES):
             self._verified.agents += 1
             name = agent.decode(errors="backslashreplace")
             yield from (Finding("images", f"agent {name!r}: {problem}") for problem in self._image(agent, image))
@@ -220,13 +210,13 @@ class _Verification:
             if not 0 < fragment.version <= version:
                 yield f"fragment {kind!r} has version {fragment.version}, its image {version}"
             if fragment.expires_ms:
-                row = fragment.expires_ms.to_bytes(8, "big") + agent
-                if self._transaction.get(row, db=self._databases[b"expiry"]) is None:
+                row = expiry_row(fragment.expires_ms, agent)
+                if self._transaction.get(row, db=self._databases[EXPIRY]) is None:
                     yield f"fragment {kind!r} expires, and has no row in the expiry index"
 
     def _verify_expiry(self) -> Iterator[Finding]:
-        images = self._databases[b"images"]
-        for key, _ in self._walk(b"expiry"):
+        images = self._databases[IMAGES]
+        for key, _ in self._walk(EXPIRY):
             self._verified.expiry_rows += 1
             if not 8 < len(key) <= 8 + AGENT_ID_BYTES_MAX:
                 yield Finding("expiry", f"row {key!r} is none")

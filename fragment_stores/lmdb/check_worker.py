@@ -13,7 +13,8 @@ from pathlib import Path
 import lmdb
 import msgspec
 
-from .check import Finding, Verified, open_copy, verify_environment
+from ..shard_files import Finding, Verified
+from .check import open_copy, verify_environment
 from .file_format import unreadable_format
 
 

@@ -13,7 +13,7 @@ from typing import Final, Self
 
 import msgspec
 
-from .check import Finding, Verified
+from ..shard_files import Finding, Verified
 
 __all__ = ["FileVerifier"]
 

@@ -13,14 +13,14 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import lmdb
 
-from ...wire.errors import StoreDamaged
 from ..engine import CopiedShard
 from .errors import translate
-from .rows import CLOCK
+from .identity import require_clock
+from .schema import Databases
 
 __all__ = ["copy_shard"]
 
@@ -30,7 +30,7 @@ process have (pipe-max-size, pipe(7))."""
 
 
 def copy_shard(
-    environment: lmdb.Environment, images: Any, meta: Any, path: Path, sink: Callable[[bytes], None]
+    environment: lmdb.Environment, databases: Databases, path: Path, sink: Callable[[bytes], None]
 ) -> CopiedShard:
     """Hand a copy of the shard in folder `path` to `sink`; return what is in it, read in the same transaction.
 
@@ -39,10 +39,8 @@ def copy_shard(
     """
     try:
         with environment.begin() as transaction:
-            clock = transaction.get(b"clock", db=meta)
-            if clock is None or len(clock) != CLOCK.size:
-                raise StoreDamaged(f"{path}: the shard's clock is missing; restore a backup")
-            copied = CopiedShard(CLOCK.unpack(clock)[0], transaction.stat(images)["entries"])
+            version, _ = require_clock(transaction, databases.meta, path)
+            copied = CopiedShard(version, transaction.stat(databases.images)["entries"])
             _copy_environment(environment, transaction, sink)
     except lmdb.Error as error:
         raise translate(error, path) from error

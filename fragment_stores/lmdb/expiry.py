@@ -9,7 +9,7 @@ import msgspec
 
 from ...wire.errors import ProtocolError
 from ...wire.protocol.image import Fragment, decode_fragment, encode_image, split_image, version_of
-from .schema import Databases
+from .schema import Databases, expiry_row
 
 __all__ = ["due_rows", "postpone"]
 
@@ -71,7 +71,7 @@ def _postpone_agent(
     if moved:
         transaction.put(agent, encode_image(version_of(image), fragments))
         for expires_ms in before - after:
-            transaction.delete(expires_ms.to_bytes(8, "big") + agent, db=expiry)
+            transaction.delete(expiry_row(expires_ms, agent), db=expiry)
         for expires_ms in after - before:
-            transaction.put(expires_ms.to_bytes(8, "big") + agent, b"", db=expiry)
+            transaction.put(expiry_row(expires_ms, agent), b"", db=expiry)
     return moved

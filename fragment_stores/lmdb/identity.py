@@ -1,9 +1,9 @@
-"""The identity of a shard, as its environment says itself."""
+"""The identity and the clock of a shard, as its environment says itself."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any
 
 import lmdb
 import msgspec
@@ -12,10 +12,9 @@ from ...wire.errors import DataFolderError, StoreDamaged
 from ..engine import ShardIdentity
 from .environment import DATA_FILE, require_whole
 from .errors import translate
+from .schema import CLOCK_KEY, IDENTITY_KEY, META, Clock, decode_clock, encode_clock, encoder, identity_decoder
 
-__all__ = ["decode_identity", "read_identity", "require_identity"]
-
-_decoder: Final = msgspec.msgpack.Decoder(ShardIdentity)
+__all__ = ["decode_identity", "read_identity", "require_clock", "require_identity", "take_identity"]
 
 
 def read_identity(path: Path) -> ShardIdentity | None:
@@ -32,9 +31,9 @@ def read_identity(path: Path) -> ShardIdentity | None:
         raise translate(error, path) from error
     try:
         require_whole(environment, path)
-        meta = environment.open_db(b"meta", create=False)
+        meta = environment.open_db(META, create=False)
         with environment.begin(meta) as transaction:
-            known = transaction.get(b"identity")
+            known = transaction.get(IDENTITY_KEY)
             return None if known is None else decode_identity(known, path)
     except lmdb.NotFoundError:
         return None
@@ -51,7 +50,7 @@ def decode_identity(known: bytes, path: Path) -> ShardIdentity:
         StoreDamaged: it is none.
     """
     try:
-        return _decoder.decode(known)
+        return identity_decoder.decode(known)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StoreDamaged(f"{path}: cannot tell whose shard this is: {error}; restore a backup") from error
 
@@ -71,3 +70,35 @@ def require_identity(known: ShardIdentity, expected: ShardIdentity, path: Path) 
                 f"{path}: the shard on disk has {field} {here!r}, the placement says {there!r}: it is not touched;"
                 " give the cluster its own data_dir, or put the shard's own data back"
             )
+
+
+def require_clock(transaction: lmdb.Transaction[Any], meta: Any, path: Path) -> Clock:
+    """Return a shard's version and time; `meta` is its database.
+
+    Raises:
+        StoreDamaged: they are missing.
+    """
+    clock = decode_clock(transaction.get(CLOCK_KEY, db=meta))
+    if clock is None:
+        raise StoreDamaged(f"{path}: the shard's clock is missing; restore a backup")
+    return clock
+
+
+def take_identity(
+    transaction: lmdb.Transaction[Any], meta: Any, identity: ShardIdentity, path: Path, *, create: bool
+) -> Clock:
+    """Require that a shard is the one expected, or give it the identity if it has none; return its version and time.
+
+    Raises:
+        DataFolderError: it is another one.
+        StoreDamaged: it does not say whose it is, and none may be made.
+    """
+    known = transaction.get(IDENTITY_KEY, db=meta)
+    if known is not None:
+        require_identity(decode_identity(known, path), identity, path)
+    elif create:
+        transaction.put(IDENTITY_KEY, encoder.encode(identity), db=meta)
+        transaction.put(CLOCK_KEY, encode_clock(0, 0), db=meta)
+    else:
+        raise StoreDamaged(f"{path}: the shard does not say whose it is; restore a backup")
+    return require_clock(transaction, meta, path)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
-__all__ = ["FIND_MIN", "Batch", "find", "join", "join_views"]
+__all__ = ["FIND_MIN", "Values", "find", "join", "join_views"]
 
-Batch: TypeAlias = "bytes | list[bytes | memoryview]"
-"""Values: their places, as `find` returned them, or themselves. Both are valid until their transaction ends."""
+Values: TypeAlias = "bytes | list[bytes | memoryview]"
+"""Values of a database: their places, as `find` returned them, or themselves; valid until their transaction ends."""
 
 FIND_MIN: Final = 16
 """Fewer keys are looked up one by one: finding the map takes 2 us, as long as eight of them with warm caches."""
@@ -16,11 +16,11 @@ FIND_MIN: Final = 16
 find: Callable[[memoryview, int, list[bytes]], tuple[list[int], bytes] | None] | None
 """`_lookup.find`; None where the package was installed without a C compiler."""
 
-join: Callable[[bytes, list[Batch]], bytes]
+join: Callable[[bytes, list[Values]], bytes]
 """`_lookup.join`; without it there are no places, and bytes.join does the same."""
 
 
-def join_views(head: bytes, batches: list[Batch]) -> bytes:
+def join_views(head: bytes, batches: list[Values]) -> bytes:
     """Return the head and, one after another, the values of batches that are lists."""
     parts: list[bytes | memoryview] = [head]
     for batch in batches:

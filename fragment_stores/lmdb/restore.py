@@ -12,7 +12,7 @@ from ...wire.private_files import FILE_MODE
 from ..engine import ShardIdentity
 from .errors import MAP_BYTES, translate
 from .identity import read_identity
-from .rows import CLOCK
+from .schema import CLOCK_KEY, IDENTITY_KEY, META, decode_clock, encoder
 
 __all__ = ["give_identity", "is_copy"]
 
@@ -27,12 +27,12 @@ def is_copy(folder: Path, identity: ShardIdentity, version: int) -> bool:
         return False
     try:
         with lmdb.open(str(folder), max_dbs=4, readonly=True, lock=False, create=False) as environment:
-            meta = environment.open_db(b"meta", create=False)
+            meta = environment.open_db(META, create=False)
             with environment.begin(meta) as transaction:
-                clock = transaction.get(b"clock", b"")
+                clock = decode_clock(transaction.get(CLOCK_KEY))
     except (lmdb.Error, OSError) as error:
         raise translate(error, folder) from error
-    return len(clock) == CLOCK.size and CLOCK.unpack(clock)[0] == version
+    return clock is not None and clock[0] == version
 
 
 def give_identity(folder: Path, identity: ShardIdentity) -> None:
@@ -49,8 +49,8 @@ def give_identity(folder: Path, identity: ShardIdentity) -> None:
         return
     try:
         with lmdb.open(str(folder), mode=FILE_MODE, map_size=MAP_BYTES, max_dbs=4) as environment:
-            meta = environment.open_db(b"meta", create=False)
+            meta = environment.open_db(META, create=False)
             with environment.begin(meta, write=True) as transaction:
-                transaction.put(b"identity", msgspec.msgpack.encode(identity))
+                transaction.put(IDENTITY_KEY, encoder.encode(identity))
     except (lmdb.Error, OSError) as error:
         raise translate(error, folder) from error

@@ -1,4 +1,4 @@
-"""The databases of a shard's environment.
+"""The layout of a shard's environment: its databases, and the keys, rows and numbers in them.
 
 images   agent id -> image
 log      version, 8 bytes big-endian -> LogRow; in the same transaction as the write, trimmed to a length
@@ -10,15 +10,57 @@ meta     "identity" -> ShardIdentity; "clock" -> version and clock_ms, 8 bytes e
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Any, Final
 
 import lmdb
+import msgspec
 
-__all__ = ["IMAGES", "Databases", "open_databases"]
+from ..engine import LogRow, ShardIdentity
+
+__all__ = [
+    "CLOCK_KEY",
+    "DATABASES",
+    "EXPIRY",
+    "IDENTITY_KEY",
+    "IMAGES",
+    "LOG",
+    "META",
+    "TRIMMED_KEY",
+    "Clock",
+    "Databases",
+    "decode_clock",
+    "encode_clock",
+    "encoder",
+    "expiry_row",
+    "identity_decoder",
+    "open_databases",
+    "row_decoder",
+    "version_key",
+    "version_of_key",
+]
 
 IMAGES: Final = b"images"
 """The name of the database of images, under which LMDB keeps its record (MDB_db) in the main database."""
+LOG: Final = b"log"
+EXPIRY: Final = b"expiry"
+META: Final = b"meta"
+
+DATABASES: Final = (IMAGES, LOG, EXPIRY, META)
+
+IDENTITY_KEY: Final = b"identity"
+CLOCK_KEY: Final = b"clock"
+TRIMMED_KEY: Final = b"trimmed"
+
+_CLOCK: Final = struct.Struct(">QQ")
+
+encoder: Final = msgspec.msgpack.Encoder()
+row_decoder: Final = msgspec.msgpack.Decoder(LogRow)
+identity_decoder: Final = msgspec.msgpack.Decoder(ShardIdentity)
+
+Clock = tuple[int, int]
+"""A shard's version and time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +85,36 @@ def open_databases(environment: lmdb.Environment, *, create: bool) -> Databases:
     return Databases(
         main=environment.open_db(None),
         images=environment.open_db(IMAGES, create=create),
-        log=environment.open_db(b"log", create=create),
-        expiry=environment.open_db(b"expiry", create=create),
-        meta=environment.open_db(b"meta", create=create),
+        log=environment.open_db(LOG, create=create),
+        expiry=environment.open_db(EXPIRY, create=create),
+        meta=environment.open_db(META, create=create),
         page_bytes=environment.stat()["psize"],
     )
+
+
+def encode_clock(version: int, clock_ms: int) -> bytes:
+    """Return the value under CLOCK_KEY."""
+    return _CLOCK.pack(version, clock_ms)
+
+
+def decode_clock(value: bytes | memoryview | None) -> Clock | None:
+    """Return the version and the time that the value under CLOCK_KEY says, None if it says none."""
+    if value is None or len(value) != _CLOCK.size:
+        return None
+    version, clock_ms = _CLOCK.unpack(value)
+    return version, clock_ms
+
+
+def version_key(version: int) -> bytes:
+    """Return the key of a version's row in the log, which is also the value under TRIMMED_KEY."""
+    return version.to_bytes(8, "big")
+
+
+def version_of_key(key: bytes | memoryview) -> int:
+    """Return the version of a key of the log, 0 of an empty one."""
+    return int.from_bytes(key, "big")
+
+
+def expiry_row(expires_ms: int, agent: bytes) -> bytes:
+    """Return the key of the row that says that something of an agent expires then."""
+    return expires_ms.to_bytes(8, "big") + agent

@@ -6,22 +6,50 @@ from collections.abc import Callable, Sequence
 from itertools import repeat
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 import lmdb
-import msgspec
 
 from ...wire.errors import InvalidRequestError, LogTrimmed
 from ...wire.protocol.limits import AGENT_ID_BYTES_MAX
 from ..engine import LogRow
-from ..image_batch import FoundImages
+from ..image_batch import ImageBatch, cut_down
 from .errors import FAILURES, translate
-from .lookup import FIND_MIN, find
-from .schema import IMAGES, Databases
+from .lookup import FIND_MIN, Values, find, join
+from .schema import IMAGES, TRIMMED_KEY, Databases, row_decoder, version_key, version_of_key
 
-__all__ = ["LMDBSnapshot", "row_decoder"]
+__all__ = ["LMDBBatch", "LMDBSnapshot", "join_batches"]
 
-row_decoder: Final = msgspec.msgpack.Decoder(LogRow)
+
+class LMDBBatch:
+    """Images of one read transaction, where they are in its map; the transaction ends with the batch."""
+
+    __slots__ = ("_snapshot", "sizes", "values", "version")
+
+    def __init__(self, sizes: list[int], values: Values, snapshot: LMDBSnapshot) -> None:
+        self.sizes = sizes
+        self.version = snapshot.version
+        self.values = values
+        self._snapshot = snapshot
+
+    def cut(self, images_max: int) -> None:
+        """Keep the first ones only."""
+        place_items = len(self.values) // max(1, len(self.sizes))  # a view is one element, a place some bytes
+        self.values = self.values[: images_max * place_items]
+        del self.sizes[images_max:]
+
+    def close(self) -> None:
+        """End the transaction."""
+        self._snapshot.close()
+
+
+def join_batches(head: bytes, batches: Sequence[ImageBatch]) -> bytes:
+    """Return the bytes `head` and, one after another, the images of LMDBBatches; each is copied once."""
+    values: list[Values] = []
+    for batch in batches:
+        assert isinstance(batch, LMDBBatch), "a frame has batches of one engine"
+        values.append(batch.values)
+    return join(head, values)
 
 
 class LMDBSnapshot:
@@ -52,17 +80,30 @@ class LMDBSnapshot:
         except lmdb.Error as error:
             raise translate(error, self._path) from error
 
-    def find(self, agents: Sequence[bytes]) -> FoundImages:
-        """Find the image of each agent; 0.3 us each for many, as `images` for a few."""
-        if find is not None and len(agents) >= FIND_MIN:
-            try:
-                record = self._transaction.get(IMAGES, db=self._databases.main)
-            except lmdb.Error as error:
-                raise translate(error, self._path) from error
-            found = None if record is None else find(record, self._databases.page_bytes, list(agents))
-            if found is not None:
-                return FoundImages(*found)
-        return FoundImages.of(self.images(agents))
+    def read(self, agents: Sequence[bytes], kinds: frozenset[str] | None, known: Sequence[int] | None) -> LMDBBatch:
+        """Find the image of each agent, 0.3 us each for many, as `images` for a few; the snapshot is the batch's then.
+
+        It ends here if that fails.
+        """
+        try:
+            if find is not None and len(agents) >= FIND_MIN and kinds is None and known is None:
+                found = self._find(list(agents))
+                if found is not None:
+                    return LMDBBatch(*found, self)
+            images = self.images(agents)
+            return LMDBBatch(cut_down(images, kinds, known), images, self)
+        except BaseException:
+            self.close()
+            raise
+
+    def _find(self, agents: list[bytes]) -> tuple[list[int], bytes] | None:
+        """Return the sizes and places of images, None if LMDB has to be asked."""
+        assert find is not None, "its caller has looked"
+        try:
+            record = self._transaction.get(IMAGES, db=self._databases.main)
+        except lmdb.Error as error:
+            raise translate(error, self._path) from error
+        return None if record is None else find(record, self._databases.page_bytes, agents)
 
     def agents_after(self, position: bytes, agents_max: int, prefix: bytes = b"") -> list[bytes]:
         """Return ids in byte order, those greater than `position`, at most `agents_max`, while they have the prefix."""
@@ -91,9 +132,9 @@ class LMDBSnapshot:
         rows: list[tuple[int, LogRow]] = []
         try:
             with self._transaction.cursor(self._databases.log) as cursor:
-                here = cursor.set_range((version + 1).to_bytes(8, "big"))
+                here = cursor.set_range(version_key(version + 1))
                 while here and len(rows) < rows_max:
-                    rows.append((int.from_bytes(cursor.key(), "big"), row_decoder.decode(cursor.value())))
+                    rows.append((version_of_key(cursor.key()), row_decoder.decode(cursor.value())))
                     here = cursor.next()
         except FAILURES as error:
             raise translate(error, self._path) from error
@@ -102,7 +143,7 @@ class LMDBSnapshot:
     def log_trimmed(self) -> int:
         """Return the newest version whose row has gone from the log, 0 if none has."""
         try:
-            return int.from_bytes(self._transaction.get(b"trimmed", b"", db=self._databases.meta), "big")
+            return version_of_key(self._transaction.get(TRIMMED_KEY, b"", db=self._databases.meta))
         except lmdb.Error as error:
             raise translate(error, self._path) from error
 

@@ -12,46 +12,42 @@ given it up because the meta page could not be written (MDB_PANIC): what that co
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
 import lmdb
-import msgspec
 
 from ...wire.durable_files import sync_folder
-from ...wire.errors import DawnchorusError, ProtocolError, StoreDamaged, StoreError
-from ...wire.protocol.image import decode_image
-from ...wire.protocol.messages import Drop, Refusal, Write
+from ...wire.errors import DawnchorusError, EpochMismatch, StoreDamaged, StoreError
+from ...wire.protocol.messages import Refusal, Write
 from ...wire.protocol.versions import first_version, generation_of
-from ..apply_write import merge
-from ..engine import NO_TURN, CopiedShard, ShardIdentity, StoreStatistics
+from ..engine import CopiedShard, LogRow, ShardIdentity, StoreStatistics
+from .commit_work import CommitWork
 from .compacting_copy import copy_shard
 from .environment import DATA_FILE, has_data, make_folder, open_environment, read_ahead, require_whole
 from .errors import FAILURES, MAP_BYTES, MAP_BYTES_MAX, translate
-from .expiry import due_rows, postpone
-from .identity import decode_identity, read_identity, require_identity
+from .expiry import due_rows
+from .identity import take_identity
 from .log_pins import LogPins
 from .readers_writer_lock import Gate
-from .rows import CLOCK, CommitWork, log_row, misused_id, trim_log, undecidable
-from .schema import open_databases
-from .snapshot import LMDBSnapshot, row_decoder
+from .schema import CLOCK_KEY, TRIMMED_KEY, encode_clock, open_databases, row_decoder, version_of_key
+from .snapshot import LMDBBatch, LMDBSnapshot, join_batches
 
-__all__ = ["LMDBSnapshot", "LMDBStore", "read_identity"]
+__all__ = ["LMDBStore"]
 
 LOG_ROWS_MAX: Final = 16_384
 """Rows of the log that are kept. Each costs about 200 bytes of the node's memory (its write id): 3 MiB a shard; ten
 minutes of retries at 25 saves a second a shard."""
 
-_KEY_BYTES_MAX: Final = 511
-"""LMDB's longest key; a read with a longer one is an error, not an absence."""
-
 _REOPEN_PATIENCE_S: Final = 0.1
 """How long reopening waits for readers to end, and new ones for it: the loop's take milliseconds, backups minutes."""
 
-
-_encoder = msgspec.msgpack.Encoder()
+_turn: Final = threading.Lock()
+"""Held by the thread that works in a write transaction, and left before its sync: the threads that commit to several
+shards wait for the disk together and for the interpreter one by one, or reads had 2.75 times their p99."""
 
 
 class LMDBStore:
@@ -106,24 +102,13 @@ class LMDBStore:
         environment.reader_check()
         self._databases = databases = open_databases(environment, create=create)
         with environment.begin(write=create) as transaction:
-            known = transaction.get(b"identity", db=databases.meta)
-            if known is None:
-                if not create:
-                    raise StoreDamaged(f"{self.path}: the shard does not say whose it is; restore a backup")
-                transaction.put(b"identity", _encoder.encode(identity), db=databases.meta)
-                transaction.put(b"clock", CLOCK.pack(0, 0), db=databases.meta)
-            else:
-                require_identity(decode_identity(known, self.path), identity, self.path)
-            clock = transaction.get(b"clock", db=databases.meta)
-            if clock is None or len(clock) != CLOCK.size:
-                raise StoreDamaged(f"{self.path}: the shard's clock is missing; restore a backup")
-            self.version, self.clock_ms = CLOCK.unpack(clock)
+            clock = take_identity(transaction, databases.meta, identity, self.path, create=create)
+            self.version, self.clock_ms = clock
             self._log_rows = transaction.stat(databases.log)["entries"]
             self._indexed = transaction.stat(databases.expiry)["entries"] > 0  # 1 us: not for each commit
-            self._trimmed = int.from_bytes(transaction.get(b"trimmed", b"", db=databases.meta), "big")
+            self._trimmed = version_of_key(transaction.get(TRIMMED_KEY, b"", db=databases.meta))
             self._applied = {
-                row_decoder.decode(row).write_id: int.from_bytes(key, "big")
-                for key, row in transaction.cursor(databases.log)
+                row_decoder.decode(row).write_id: version_of_key(key) for key, row in transaction.cursor(databases.log)
             }
             self._applied.pop(b"", None)  # the sweeper's writes have no id
 
@@ -171,6 +156,29 @@ class LMDBStore:
             raise translate(error, self.path) from error
         return LMDBSnapshot(transaction, self._databases, self.path, version, self._gate.leave)
 
+    def read(
+        self, agents: Sequence[bytes], kinds: frozenset[str] | None = None, known: Sequence[int] | None = None
+    ) -> LMDBBatch:
+        """Find the present image of each agent."""
+        return self.snapshot().read(agents, kinds, known)
+
+    join = staticmethod(join_batches)
+
+    def agents_after(self, position: bytes, agents_max: int, prefix: bytes = b"") -> list[bytes]:
+        """Return ids in byte order, those greater than `position`, at most `agents_max`, while they have the prefix."""
+        with self.snapshot() as snapshot:
+            return snapshot.agents_after(position, agents_max, prefix)
+
+    def log_after(self, version: int, rows_max: int) -> list[tuple[int, LogRow]]:
+        """Return committed writes in order, those with greater versions, at most `rows_max`."""
+        with self.snapshot() as snapshot:
+            return snapshot.log_after(version, rows_max)
+
+    def log_trimmed(self) -> int:
+        """Return the newest version whose row has gone from the log, 0 if none has."""
+        with self.snapshot() as snapshot:
+            return snapshot.log_trimmed()
+
     def pin_log(self, position: int) -> AbstractContextManager[None]:
         """Keep the rows after a position in the log."""
         return self._pins.pin(position)
@@ -178,58 +186,43 @@ class LMDBStore:
     def write_copy(self, sink: Callable[[bytes], None]) -> CopiedShard:
         """Hand a compacted copy to `sink`, from one read transaction."""
         with self._gate.passed():
-            return copy_shard(self._environment, self._databases.images, self._databases.meta, self.path, sink)
+            return copy_shard(self._environment, self._databases, self.path, sink)
 
-    def commit(
-        self, writes: Sequence[Write], now_ms: int, turn: AbstractContextManager[object] = NO_TURN
-    ) -> list[int | Refusal]:
-        """Apply writes in order in one transaction, synced on return; `turn` is held until the sync begins."""
+    def commit(self, writes: Sequence[Write], now_ms: int, epoch: int) -> list[int | Refusal]:
+        """Apply writes in order in one transaction, synced on return."""
+        if epoch != self.identity.epoch:
+            raise EpochMismatch(f"{self.path}: the shard has epoch {self.identity.epoch}, the writes have {epoch}")
 
-        def apply_all(transaction: lmdb.Transaction[memoryview], work: CommitWork) -> bool:
-            for write in writes:
-                before = self._applied.get(write.write_id) or work.applied.get(write.write_id)
-                if before is not None:
-                    work.results.append(self._first_result(transaction, write, before, work))
-                elif write.repeated and write.seen < self._trimmed:
-                    work.results.append(undecidable(self._trimmed))
-                else:
-                    work.results.append(self._apply(transaction, write, work))
+        def apply(work: CommitWork) -> bool:
+            work.apply_all(writes, self._applied, self._trimmed)
             return bool(work.rows)
 
-        return self._transact(apply_all, now_ms, turn).results
+        return self._transact(apply, now_ms).results
 
-    def _transact(
-        self,
-        fill: Callable[[lmdb.Transaction[memoryview], CommitWork], bool],
-        now_ms: int,
-        turn: AbstractContextManager[object] = NO_TURN,
-    ) -> CommitWork:
-        """Run `fill` in one write transaction, and commit it where it returns True; again where the map had to grow."""
+    def _transact(self, fill: Callable[[CommitWork], bool], now_ms: int) -> CommitWork:
+        """Run `fill` in one write transaction, and commit it if it returns True; again if the map had to grow."""
         while True:
-            work = CommitWork(self.version, max(now_ms, self.clock_ms), indexed=self._indexed)
+            work = None
             try:
                 # The turn ends before the transaction does: its commit, and so its sync, is outside.
-                with self._environment.begin(self._databases.images, write=True, buffers=True) as transaction, turn:
-                    if not fill(transaction, work):
+                with self._environment.begin(self._databases.images, write=True, buffers=True) as transaction, _turn:
+                    clock_ms = max(now_ms, self.clock_ms)
+                    work = CommitWork(transaction, self._databases, self.version, clock_ms, indexed=self._indexed)
+                    if not fill(work):
                         transaction.abort()
                         return work
-                    # Versions only grow, so the rows go behind the last: LMDB appends without a search.
-                    with transaction.cursor(self._databases.log) as log:
-                        # A row that is not behind the last is passed over without an error.
-                        _, added = log.putmulti(work.rows, append=True)
-                    if added != len(work.rows):
+                    if not work.add_rows():
                         raise StoreDamaged(
                             f"{self.path}: the data is damaged: the log has a row newer than the shard's clock, version"
                             f" {self.version}; restore a backup"
                         )
-                    rows = self._log_rows + len(work.rows) - LOG_ROWS_MAX
-                    work.forgotten = trim_log(transaction, self._databases, self._pins, rows)
-                    transaction.put(b"clock", CLOCK.pack(work.version, work.clock_ms), db=self._databases.meta)
+                    work.trim_log(self._pins, self._log_rows + len(work.rows) - LOG_ROWS_MAX)
+                    transaction.put(CLOCK_KEY, encode_clock(work.version, work.clock_ms), db=self._databases.meta)
             except lmdb.MapFullError as error:
                 if self._map_bytes >= MAP_BYTES_MAX or not self._grow():
                     raise translate(error, self.path) from error
             except FAILURES as error:
-                if not self._is_committed_nevertheless(work):
+                if not self._is_committed_nevertheless(work) or work is None:
                     raise translate(error, self.path) from error
                 return work
             else:
@@ -241,7 +234,7 @@ class LMDBStore:
         before = self._map_bytes
         return self._reopen(min(2 * before, MAP_BYTES_MAX)) and self._map_bytes > before
 
-    def _is_committed_nevertheless(self, work: CommitWork) -> bool:
+    def _is_committed_nevertheless(self, work: CommitWork | None) -> bool:
         """Return whether a commit that failed is in the file all the same; an environment given up is opened again.
 
         Where the meta page could not be written, LMDB tries to put back what was there, and that may fail, too.
@@ -254,7 +247,7 @@ class LMDBStore:
         except lmdb.Error:
             if not self._reopen(self._map_bytes):
                 raise StoreError(f"{self.path}: a write failed, and the file cannot be opened again yet") from None
-            if work.rows and self.version == work.version:
+            if work is not None and work.rows and self.version == work.version:
                 self.sync()
                 return True
         return False
@@ -268,47 +261,6 @@ class LMDBStore:
             self._trimmed = version
             self._applied.pop(write_id, None)
 
-    def _first_result(
-        self, transaction: lmdb.Transaction[memoryview], write: Write, version: int, work: CommitWork
-    ) -> int | Refusal:
-        """Return what a write that was applied before, maybe in this very transaction, is answered with."""
-        row: bytes | memoryview | None
-        if version > self.version:
-            row = work.rows[version - self.version - 1][1]
-        else:
-            row = transaction.get(version.to_bytes(8, "big"), db=self._databases.log)
-        misused = None if row is None else misused_id(row_decoder.decode(row), write)
-        return version if misused is None else misused
-
-    def _apply(self, transaction: lmdb.Transaction[memoryview], write: Write, work: CommitWork) -> int | Refusal:
-        version = work.version + 1
-        begun: set[int] = set()
-        ended: set[int] | None = set() if work.indexed else None
-        try:
-            before = transaction.get(write.agent) if 0 < len(write.agent) <= _KEY_BYTES_MAX else None
-            merged = merge(before, write, version, work.clock_ms, begun, ended)
-        except ProtocolError as error:
-            return Refusal(f"the agent's image is damaged: {error}")
-        if isinstance(merged, Refusal):
-            return merged
-        if merged is before:
-            return 0
-        row = log_row(write, before, work.clock_ms)  # before the image is replaced, of which it may be a view
-        if merged is None:
-            transaction.delete(write.agent)
-        else:
-            transaction.put(write.agent, merged)
-        for expires_ms in ended or ():  # a row that stayed would be there until its time is over
-            transaction.delete(expires_ms.to_bytes(8, "big") + write.agent, db=self._databases.expiry)
-        for expires_ms in begun:
-            work.indexed = True
-            transaction.put(expires_ms.to_bytes(8, "big") + write.agent, b"", db=self._databases.expiry)
-        work.rows.append((version.to_bytes(8, "big"), _encoder.encode(row)))
-        work.version = version
-        if write.write_id:
-            work.applied[write.write_id] = version
-        return version
-
     def sweep(self, before_ms: int, rows_max: int, now_ms: int) -> tuple[int, int]:
         """Remove fragments that expired by `before_ms`, in one logged commit."""
         try:
@@ -320,40 +272,21 @@ class LMDBStore:
             return 0, 0
         removed = 0
 
-        def sweep_all(transaction: lmdb.Transaction[memoryview], work: CommitWork) -> bool:
+        def sweep(work: CommitWork) -> bool:
             nonlocal removed
-            agents = dict.fromkeys(due.values())
-            removed = sum([self._sweep_agent(transaction, agent, before_ms, work) for agent in agents])
-            for row in due:
-                transaction.delete(row, db=self._databases.expiry)
-            work.indexed = transaction.stat(self._databases.expiry)["entries"] > 0
+            removed = work.sweep_all(due, before_ms)
             return True
 
-        self._transact(sweep_all, now_ms)
+        self._transact(sweep, now_ms)
         return len(due), removed
-
-    def _sweep_agent(
-        self, transaction: lmdb.Transaction[memoryview], agent: bytes, before_ms: int, work: CommitWork
-    ) -> int:
-        image = transaction.get(agent)
-        if image is None:
-            return 0
-        try:
-            fragments = decode_image(image)
-        except ProtocolError:
-            return 0  # damaged: whoever wakes the agent is told, and verify names it
-        gone = [kind for kind, fragment in fragments.items() if 0 < fragment.expires_ms <= before_ms]
-        if gone:
-            self._apply(transaction, Write(agent, b"", 0, [Drop(kind) for kind in gone]), work)
-        return len(gone)
 
     def postpone_expiry(self, since_ms: int, by_ms: int, now_ms: int) -> int:
         """Let fragments written at `since_ms` or later expire `by_ms` later."""
         postponed = 0
 
-        def postpone_all(transaction: lmdb.Transaction[memoryview], _: CommitWork) -> bool:
+        def postpone_all(work: CommitWork) -> bool:
             nonlocal postponed
-            postponed = postpone(transaction, self._databases, since_ms, by_ms)
+            postponed = work.postpone_all(since_ms, by_ms)
             return postponed > 0
 
         self._transact(postpone_all, now_ms)

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from dawnchorus.fragment_stores.engine import FORMAT, ShardIdentity
-from dawnchorus.fragment_stores.image_batch import join_images
 from dawnchorus.fragment_stores.lmdb.store import LMDBStore
 from dawnchorus.perf.harness.workload import SyntheticAgents
 from dawnchorus.wire.protocol.messages import Put, Write
@@ -24,7 +23,7 @@ def store(tmp_path: Path, workload: SyntheticAgents, agents: list[bytes]) -> Ite
     """A shard with 6,250 agents, its part of 100,000."""
     store = LMDBStore(tmp_path, ShardIdentity(FORMAT, "0" * 32, "state", 0, 16, 1), create=True)
     store.begin_generation(1)
-    store.commit([write_of(workload, agents, number) for number in range(6250)], 1_750_000_000_000)
+    store.commit([write_of(workload, agents, number) for number in range(6250)], 1_750_000_000_000, 1)
     yield store
     store.close()
 
@@ -39,17 +38,20 @@ def test_read_640_images(benchmark: Timed, store: LMDBStore, agents: list[bytes]
     asked = agents[:6250:9][:READ_AGENTS]
 
     def read() -> int:
-        with store.snapshot() as snapshot:
-            return len(join_images(b"", [snapshot.find(asked)]))
+        batch = store.read(asked)
+        frame = store.join(b"", [batch])
+        batch.close()
+        return len(frame)
 
     assert benchmark(read) > READ_AGENTS * 5 * 512
 
 
 def test_read_one_image(benchmark: Timed, store: LMDBStore, agents: list[bytes]) -> None:
     def read() -> int:
-        with store.snapshot() as snapshot:
-            (image,) = snapshot.images(agents[:1])
-            return len(image)
+        batch = store.read(agents[:1])
+        frame = store.join(b"", [batch])
+        batch.close()
+        return len(frame)
 
     assert benchmark(read) > 5 * 512
 
@@ -57,5 +59,5 @@ def test_read_one_image(benchmark: Timed, store: LMDBStore, agents: list[bytes])
 def test_commit_100_saves(benchmark: Timed, store: LMDBStore, workload: SyntheticAgents, agents: list[bytes]) -> None:
     """One group commit, synced: mostly the disk's time."""
     writes = [write_of(workload, agents, number) for number in range(100)]
-    results: list[object] = benchmark(store.commit, writes, 1_750_000_000_001)
+    results: list[object] = benchmark(store.commit, writes, 1_750_000_000_001, 1)
     assert all(isinstance(result, int) for result in results)

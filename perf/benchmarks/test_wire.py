@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dawnchorus.fragment_stores.image_batch import FoundImages, join_images
+from dawnchorus.fragment_stores.image_batch import ImageList, join_lists
 from dawnchorus.wire.protocol.image import Fragment, decode_image, encode_image
 from dawnchorus.wire.protocol.messages import (
     Fetch,
@@ -57,10 +57,10 @@ def test_encode_a_fetch_of_one_agent(benchmark: Timed, agents: list[bytes]) -> N
 
 
 def test_encode_images_of_a_frame(benchmark: Timed, section: ImageSection, bodies: list[bytes | memoryview]) -> None:
-    found = [FoundImages.of(bodies)]
+    batches = [ImageList(bodies, 1 << 41)]
 
     def frame_images() -> bytes:
-        return join_images(encode_images_head(7, NOW_MS, [section], True, sum(section.sizes)), found)
+        return join_lists(encode_images_head(7, NOW_MS, [section], True, sum(section.sizes)), batches)
 
     assert benchmark(frame_images).endswith(b"".join(bodies))
 

@@ -1,4 +1,4 @@
-"""The rules of the FragmentStore protocol for retries, expectations and expiry: they end those of `conformance`."""
+"""The rules of the engine roles for retries, expectations and expiry: they end those of `conformance`."""
 
 import threading
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dawnchorus.fragment_stores.engine import FragmentStore
+from dawnchorus.fragment_stores.engine import Shard
 from dawnchorus.wire.protocol.image import Fragment, decode_image
 from dawnchorus.wire.protocol.limits import TTL_MS_MAX
 from dawnchorus.wire.protocol.messages import Drop, Erase, Operation, Put, Refusal, RefusalCode, Write
 from dawnchorus.wire.protocol.versions import first_version
-from tests.fragment_stores.conformance import FragmentStoreConformance, new_write_id, put, values, versions, write
+from tests.fragment_stores.conformance import ShardConformance, commit, new_write_id, put, read, values, versions, write
 
 NEVER = 1 << 62
 
@@ -33,10 +33,9 @@ def again(first: Write, seen: int = 0) -> Write:
     return Write(first.agent, first.write_id, seen, first.operations, first.expect, repeated=True)
 
 
-def fragments(store: FragmentStore, agent: bytes) -> dict[str, Fragment]:
-    with store.snapshot() as snapshot:
-        [image] = snapshot.images([agent])
-        return decode_image(image) if len(image) else {}
+def fragments(store: Shard, agent: bytes) -> dict[str, Fragment]:
+    [image] = read(store, [agent])
+    return decode_image(image) if len(image) else {}
 
 
 def code(result: int | Refusal) -> int:
@@ -44,117 +43,115 @@ def code(result: int | Refusal) -> int:
     return result.code
 
 
-class SavesConformance(FragmentStoreConformance):
+class SavesConformance(ShardConformance):
     """The rules of `conformance`, and those for what makes saves safe; `engine` is a subclass's."""
 
     # --- retries ---
 
-    def test_a_repeated_write_is_answered_with_its_first_result(self, store: FragmentStore) -> None:
+    def test_a_repeated_write_is_answered_with_its_first_result(self, store: Shard) -> None:
         first = put("a", b"1")
-        [version] = versions(store.commit([first], 1))
-        assert store.commit([again(first)], 2) == [version]
-        assert store.commit([first], 3) == [version], "whether the client says that it repeats or not"
+        [version] = versions(commit(store, [first], 1))
+        assert commit(store, [again(first)], 2) == [version]
+        assert commit(store, [first], 3) == [version], "whether the client says that it repeats or not"
         assert store.version == version
         assert store.statistics().log_rows == 1
         assert fragments(store, b"a")["session"].updated_ms == 1
 
-    def test_a_write_repeated_within_its_own_group_is_applied_once(self, store: FragmentStore) -> None:
+    def test_a_write_repeated_within_its_own_group_is_applied_once(self, store: Shard) -> None:
         first = put("a", b"1")
-        results = versions(store.commit([first, put("a", b"2"), again(first), put("b")], 1))
+        results = versions(commit(store, [first, put("a", b"2"), again(first), put("b")], 1))
         assert results[2] == results[0]
         assert len(set(results)) == 3
         assert fragments(store, b"a")["session"].value == b"2"
         assert store.statistics().log_rows == 3
 
-    def test_a_repeated_write_undoes_nothing_that_came_in_between(self, store: FragmentStore) -> None:
+    def test_a_repeated_write_undoes_nothing_that_came_in_between(self, store: Shard) -> None:
         first = put("a", b"1")
-        [version] = versions(store.commit([first], 1))
-        store.commit([put("a", b"2")], 2)
-        assert store.commit([again(first)], 3) == [version]
+        [version] = versions(commit(store, [first], 1))
+        commit(store, [put("a", b"2")], 2)
+        assert commit(store, [again(first)], 3) == [version]
         assert fragments(store, b"a")["session"].value == b"2"
-        store.commit([write(b"a", Erase())], 4)
-        assert store.commit([again(first)], 5) == [version]
+        commit(store, [write(b"a", Erase())], 4)
+        assert commit(store, [again(first)], 5) == [version]
         assert fragments(store, b"a") == {}
 
-    def test_a_repeated_delete_deletes_nothing_that_was_saved_since(self, store: FragmentStore) -> None:
-        store.commit([put("a", b"1")], 1)
+    def test_a_repeated_delete_deletes_nothing_that_was_saved_since(self, store: Shard) -> None:
+        commit(store, [put("a", b"1")], 1)
         erase = write(b"a", Erase())
-        [gone] = versions(store.commit([erase], 2))
-        store.commit([put("a", b"2")], 3)
-        assert store.commit([again(erase)], 4) == [gone]
+        [gone] = versions(commit(store, [erase], 2))
+        commit(store, [put("a", b"2")], 3)
+        assert commit(store, [again(erase)], 4) == [gone]
         assert fragments(store, b"a")["session"].value == b"2"
 
     def test_a_repeated_write_is_known_after_reopening_and_other_writes(self, path: Path) -> None:
         first = put("a", b"1")
         with self.opened(path, create=True, generation=1) as store:
             seen = store.version
-            [version] = versions(store.commit([first], 1))
-            store.commit([put(f"other-{number}") for number in range(50)], 2)
+            [version] = versions(commit(store, [first], 1))
+            commit(store, [put(f"other-{number}") for number in range(50)], 2)
         for generation in (2, 3):
             with self.opened(path, generation=generation) as store:
-                store.commit([put("a", b"%d" % generation), put("b")], 3)
-                assert store.commit([again(first, seen)], 4) == [version]
+                commit(store, [put("a", b"%d" % generation), put("b")], 3)
+                assert commit(store, [again(first, seen)], 4) == [version]
                 assert fragments(store, b"a")["session"].value == b"%d" % generation
 
-    def test_a_repeated_write_whose_expectation_no_longer_holds_was_applied_all_the_same(
-        self, store: FragmentStore
-    ) -> None:
+    def test_a_repeated_write_whose_expectation_no_longer_holds_was_applied_all_the_same(self, store: Shard) -> None:
         first = expecting(b"a", {"session": 0}, session(b"1"))
-        [version] = versions(store.commit([first], 1))
-        assert store.commit([again(first)], 2) == [version]
+        [version] = versions(commit(store, [first], 1))
+        assert commit(store, [again(first)], 2) == [version]
 
-    def test_a_write_that_was_never_applied_is_applied_when_repeated(self, store: FragmentStore) -> None:
+    def test_a_write_that_was_never_applied_is_applied_when_repeated(self, store: Shard) -> None:
         seen = store.version
-        store.commit([put("other")], 1)
+        commit(store, [put("other")], 1)
         late = put("a", b"late")
-        [version] = versions(store.commit([again(late, seen)], 2))
+        [version] = versions(commit(store, [again(late, seen)], 2))
         assert version == store.version
         assert fragments(store, b"a")["session"].value == b"late"
 
-    def test_a_refused_write_may_be_applied_when_repeated(self, store: FragmentStore) -> None:
-        [version] = versions(store.commit([put("a")], 1))
+    def test_a_refused_write_may_be_applied_when_repeated(self, store: Shard) -> None:
+        [version] = versions(commit(store, [put("a")], 1))
         early = expecting(b"a", {"session": version + 1}, session(b"early"))
-        assert code(store.commit([early], 1)[0]) == RefusalCode.CONFLICT
-        store.commit([put("a")], 1)
-        assert versions(store.commit([again(early)], 1)) == [version + 2]
+        assert code(commit(store, [early], 1)[0]) == RefusalCode.CONFLICT
+        commit(store, [put("a")], 1)
+        assert versions(commit(store, [again(early)], 1)) == [version + 2]
 
-    def test_one_id_for_two_agents_is_refused(self, store: FragmentStore) -> None:
-        [version] = versions(store.commit([put("a", b"1", write_id=b"same")], 1))
-        refused, known = store.commit([put("b", b"2", write_id=b"same"), put("a", b"1", write_id=b"same")], 2)
+    def test_one_id_for_two_agents_is_refused(self, store: Shard) -> None:
+        [version] = versions(commit(store, [put("a", b"1", write_id=b"same")], 1))
+        refused, known = commit(store, [put("b", b"2", write_id=b"same"), put("a", b"1", write_id=b"same")], 2)
         assert code(refused) == RefusalCode.INVALID
         assert known == version
-        in_one_group = store.commit([put("c", b"1", write_id=b"other"), put("d", b"2", write_id=b"other")], 3)
+        in_one_group = commit(store, [put("c", b"1", write_id=b"other"), put("d", b"2", write_id=b"other")], 3)
         assert [isinstance(result, Refusal) for result in in_one_group] == [False, True]
-        with store.snapshot() as snapshot:
-            assert values(snapshot, [b"a", b"b", b"c", b"d"]) == [b"1", None, b"1", None]
+        assert values(store, [b"a", b"b", b"c", b"d"]) == [b"1", None, b"1", None]
 
     def test_writes_without_an_id_are_never_taken_for_one_another(self, path: Path) -> None:
         with self.opened(path, create=True, generation=1) as store:
             assert (
-                len(set(versions(store.commit([put("a", b"1", write_id=b""), put("a", b"2", write_id=b"")], 1)))) == 2
+                len(set(versions(commit(store, [put("a", b"1", write_id=b""), put("a", b"2", write_id=b"")], 1)))) == 2
             )
         with self.opened(path, generation=2) as store:
-            [version] = versions(store.commit([put("a", b"3", write_id=b"")], 2))
+            [version] = versions(commit(store, [put("a", b"3", write_id=b"")], 2))
             assert version == first_version(2) + 1
             assert fragments(store, b"a")["session"].value == b"3"
 
     # --- expectations ---
 
-    def test_a_conflict_says_what_is_there_and_changes_nothing(self, store: FragmentStore) -> None:
-        [version] = versions(store.commit([write(b"a", session(b"1"), Put("context", 0, 0, b"c"))], 1))
+    def test_a_conflict_says_what_is_there_and_changes_nothing(self, store: Shard) -> None:
+        [version] = versions(commit(store, [write(b"a", session(b"1"), Put("context", 0, 0, b"c"))], 1))
         wrong = expecting(
             b"a", {"session": version + 7, "context": version, "other": 0}, session(b"2"), Drop("context")
         )
-        [result] = store.commit([wrong], 2)
+        [result] = commit(store, [wrong], 2)
         assert isinstance(result, Refusal)
         assert result.code == RefusalCode.CONFLICT
         assert result.found == {"session": version, "context": version, "other": 0}
         assert (store.version, store.statistics().log_rows) == (version, 1)
         assert {kind: part.value for kind, part in fragments(store, b"a").items()} == {"session": b"1", "context": b"c"}
 
-    def test_of_a_group_only_the_conflicting_write_fails(self, store: FragmentStore) -> None:
-        [version] = versions(store.commit([put("a", b"1")], 1))
-        results = store.commit(
+    def test_of_a_group_only_the_conflicting_write_fails(self, store: Shard) -> None:
+        [version] = versions(commit(store, [put("a", b"1")], 1))
+        results = commit(
+            store,
             [
                 put("b", b"1"),
                 expecting(b"a", {"session": 0}, session(b"wrong")),
@@ -166,77 +163,73 @@ class SavesConformance(FragmentStoreConformance):
         )
         assert [isinstance(result, Refusal) for result in results] == [False, True, False, True, False]
         assert [code(results[1]), code(results[3])] == [RefusalCode.CONFLICT] * 2
-        with store.snapshot() as snapshot:
-            assert values(snapshot, [b"a", b"b", b"c"]) == [b"2", b"1", b"1"]
-            assert [row.agent for _, row in snapshot.log_after(version, 10)] == [b"b", b"a", b"c"]
+        assert values(store, [b"a", b"b", b"c"]) == [b"2", b"1", b"1"]
+        assert [row.agent for _, row in store.log_after(version, 10)] == [b"b", b"a", b"c"]
 
-    def test_zero_expects_that_nothing_is_there(self, store: FragmentStore) -> None:
-        assert versions(store.commit([expecting(b"a", {"session": 0}, session())], 1))
-        assert code(store.commit([expecting(b"a", {"session": 0}, session())], 1)[0]) == RefusalCode.CONFLICT
-        store.commit([write(b"a", Erase())], 1)
-        assert versions(store.commit([expecting(b"a", {"session": 0}, session())], 1))
+    def test_zero_expects_that_nothing_is_there(self, store: Shard) -> None:
+        assert versions(commit(store, [expecting(b"a", {"session": 0}, session())], 1))
+        assert code(commit(store, [expecting(b"a", {"session": 0}, session())], 1)[0]) == RefusalCode.CONFLICT
+        commit(store, [write(b"a", Erase())], 1)
+        assert versions(commit(store, [expecting(b"a", {"session": 0}, session())], 1))
 
-    def test_a_delete_expects_like_any_write(self, store: FragmentStore) -> None:
-        [version] = versions(store.commit([put("a")], 1))
-        assert code(store.commit([expecting(b"a", {"session": 1}, Erase())], 1)[0]) == RefusalCode.CONFLICT
-        assert versions(store.commit([expecting(b"a", {"session": version}, Erase())], 1)) == [version + 1]
+    def test_a_delete_expects_like_any_write(self, store: Shard) -> None:
+        [version] = versions(commit(store, [put("a")], 1))
+        assert code(commit(store, [expecting(b"a", {"session": 1}, Erase())], 1)[0]) == RefusalCode.CONFLICT
+        assert versions(commit(store, [expecting(b"a", {"session": version}, Erase())], 1)) == [version + 1]
         assert fragments(store, b"a") == {}
 
-    def test_many_who_expect_the_same_version_have_one_winner(self, store: FragmentStore) -> None:
+    def test_many_who_expect_the_same_version_have_one_winner(self, store: Shard) -> None:
         version = 0
         for _ in range(5):
             writes = [expecting(b"a", {"session": version}, session(b"%d" % number)) for number in range(20)]
-            won = [result for result in store.commit(writes, 1) if isinstance(result, int)]
+            won = [result for result in commit(store, writes, 1) if isinstance(result, int)]
             assert len(won) == 1
             [version] = won
 
     # --- expiry ---
 
-    def test_a_fragment_says_when_it_expires_by_the_shards_clock(self, store: FragmentStore) -> None:
-        store.commit([put("a")], 5_000)
-        store.commit([write(b"b", session(ttl_ms=100), Put("context", 0, 0, b"c"))], 4_000)
+    def test_a_fragment_says_when_it_expires_by_the_shards_clock(self, store: Shard) -> None:
+        commit(store, [put("a")], 5_000)
+        commit(store, [write(b"b", session(ttl_ms=100), Put("context", 0, 0, b"c"))], 4_000)
         assert {kind: part.expires_ms for kind, part in fragments(store, b"b").items()} == {
             "session": 5_100,
             "context": 0,
         }
 
-    def test_an_expired_fragment_counts_as_not_there(self, store: FragmentStore) -> None:
-        [version] = versions(store.commit([write(b"a", session(ttl_ms=100))], 1_000))
-        early = store.commit([expecting(b"a", {"session": 0}, session(b"2"))], 1_099)
+    def test_an_expired_fragment_counts_as_not_there(self, store: Shard) -> None:
+        [version] = versions(commit(store, [write(b"a", session(ttl_ms=100))], 1_000))
+        early = commit(store, [expecting(b"a", {"session": 0}, session(b"2"))], 1_099)
         assert code(early[0]) == RefusalCode.CONFLICT
-        late = store.commit([expecting(b"a", {"session": version}, session(b"2"))], 1_100)
+        late = commit(store, [expecting(b"a", {"session": version}, session(b"2"))], 1_100)
         assert code(late[0]) == RefusalCode.CONFLICT
         assert isinstance(late[0], Refusal)
         assert late[0].found == {"session": 0}
-        assert versions(store.commit([expecting(b"a", {"session": 0}, session(b"2"))], 1_100)) == [version + 1]
+        assert versions(commit(store, [expecting(b"a", {"session": 0}, session(b"2"))], 1_100)) == [version + 1]
 
-    def test_the_sweeper_removes_what_expired_and_logs_it(self, store: FragmentStore) -> None:
-        store.commit([write(b"a", session(ttl_ms=100), Put("context", 0, 0, b"c")), put("b")], 1_000)
-        [version] = versions(store.commit([write(b"c", session(ttl_ms=100))], 1_000))
+    def test_the_sweeper_removes_what_expired_and_logs_it(self, store: Shard) -> None:
+        commit(store, [write(b"a", session(ttl_ms=100), Put("context", 0, 0, b"c")), put("b")], 1_000)
+        [version] = versions(commit(store, [write(b"c", session(ttl_ms=100))], 1_000))
         assert store.sweep(1_099, 10, 1_099) == (0, 0)
         assert store.sweep(1_100, 10, 2_000) == (2, 2)
         assert set(fragments(store, b"a")) == {"context"}
-        with store.snapshot() as snapshot:
-            assert values(snapshot, [b"b", b"c"]) == [b"v", None]
-            rows = [(row.agent, row.write_id, row.operations) for _, row in snapshot.log_after(version, 10)]
+        assert values(store, [b"b", b"c"]) == [b"v", None]
+        rows = [(row.agent, row.write_id, row.operations) for _, row in store.log_after(version, 10)]
         assert rows == [(b"a", b"", [(2, "session")]), (b"c", b"", [(2, "session")])]
         assert store.version == version + 2
         assert store.sweep(NEVER, 10, 2_000) == (0, 0)
 
-    def test_a_fragment_saved_again_outlives_its_first_expiry(self, store: FragmentStore) -> None:
-        store.commit([write(b"a", session(b"1", 100)), write(b"b", session(b"1", 100))], 1_000)
-        store.commit([write(b"a", session(b"2", 1_000)), put("b", b"2")], 1_050)
+    def test_a_fragment_saved_again_outlives_its_first_expiry(self, store: Shard) -> None:
+        commit(store, [write(b"a", session(b"1", 100)), write(b"b", session(b"1", 100))], 1_000)
+        commit(store, [write(b"a", session(b"2", 1_000)), put("b", b"2")], 1_050)
         assert store.sweep(1_500, 10, 1_500) == (0, 0), "their rows went with the fragments that they were for"
-        with store.snapshot() as snapshot:
-            assert values(snapshot, [b"a", b"b"]) == [b"2", b"2"]
+        assert values(store, [b"a", b"b"]) == [b"2", b"2"]
         assert store.sweep(2_050, 10, 2_050) == (1, 1)
-        with store.snapshot() as snapshot:
-            assert values(snapshot, [b"a", b"b"]) == [None, b"2"]
+        assert values(store, [b"a", b"b"]) == [None, b"2"]
 
-    def test_what_was_written_since_a_time_can_be_postponed(self, store: FragmentStore) -> None:
-        store.commit([write(b"a", session(b"old", 100)), write(b"b", session(b"old", 9_000))], 1_000)
-        store.commit([write(b"a", Put("context", 0, 0, b"new", 50), Put("history", 0, 0, b"new"))], 1_050)
-        store.commit([write(b"c", session(b"new", 50), Put("context", 0, 0, b"new", 50))], 1_050)
+    def test_what_was_written_since_a_time_can_be_postponed(self, store: Shard) -> None:
+        commit(store, [write(b"a", session(b"old", 100)), write(b"b", session(b"old", 9_000))], 1_000)
+        commit(store, [write(b"a", Put("context", 0, 0, b"new", 50), Put("history", 0, 0, b"new"))], 1_050)
+        commit(store, [write(b"c", session(b"new", 50), Put("context", 0, 0, b"new", 50))], 1_050)
         before = {agent: fragments(store, agent) for agent in (b"a", b"b", b"c")}
         version = store.version
         assert store.postpone_expiry(1_050, 500, 1_600) == 3
@@ -255,7 +248,7 @@ class SavesConformance(FragmentStoreConformance):
 
     def test_the_sweeper_looks_at_so_many_rows_and_goes_on_the_next_time(self, path: Path) -> None:
         with self.opened(path, create=True, generation=1) as store:
-            store.commit([write(b"agent-%d" % number, session(ttl_ms=100 + number)) for number in range(25)], 1_000)
+            commit(store, [write(b"agent-%d" % number, session(ttl_ms=100 + number)) for number in range(25)], 1_000)
             assert store.sweep(NEVER, 10, 9_000) == (10, 10)
             assert store.statistics().agents == 15
         with self.opened(path, generation=2) as store:
@@ -265,34 +258,33 @@ class SavesConformance(FragmentStoreConformance):
 
     def test_the_sweepers_writes_are_no_clients(self, path: Path) -> None:
         with self.opened(path, create=True, generation=1) as store:
-            store.commit([write(b"a", session(ttl_ms=1))], 1_000)
+            commit(store, [write(b"a", session(ttl_ms=1))], 1_000)
             store.sweep(NEVER, 10, 2_000)
         with self.opened(path, generation=2) as store:
-            [version] = versions(store.commit([put("a", b"2", write_id=b"")], 2_000))
+            [version] = versions(commit(store, [put("a", b"2", write_id=b"")], 2_000))
             assert version == first_version(2) + 1
 
     @pytest.mark.parametrize("ttl_ms", [TTL_MS_MAX + 1, (1 << 64) - 1])
-    def test_a_lifetime_beyond_all_limits_costs_its_sender_that_write(self, store: FragmentStore, ttl_ms: int) -> None:
-        results = store.commit([put("b"), write(b"a", session(ttl_ms=ttl_ms)), put("c")], 1_000)
+    def test_a_lifetime_beyond_all_limits_costs_its_sender_that_write(self, store: Shard, ttl_ms: int) -> None:
+        results = commit(store, [put("b"), write(b"a", session(ttl_ms=ttl_ms)), put("c")], 1_000)
         assert [isinstance(result, Refusal) for result in results] == [False, True, False]
-        assert versions(store.commit([write(b"a", session(ttl_ms=TTL_MS_MAX))], 1_000))
+        assert versions(commit(store, [write(b"a", session(ttl_ms=TTL_MS_MAX))], 1_000))
 
-    def test_sweeps_and_commits_from_one_thread_leave_snapshots_of_another_whole(self, store: FragmentStore) -> None:
+    def test_sweeps_and_commits_from_one_thread_leave_reads_of_another_whole(self, store: Shard) -> None:
         ended = threading.Event()
         torn: list[Sequence[bytes | None]] = []
 
         def look() -> None:
             while not ended.is_set():
-                with store.snapshot() as snapshot:
-                    seen = values(snapshot, [b"a", b"b"])
-                    if (seen[0] is None) != (seen[1] is None):
-                        torn.append(seen)
+                seen = values(store, [b"a", b"b"])
+                if (seen[0] is None) != (seen[1] is None):
+                    torn.append(seen)
 
         looker = threading.Thread(target=look)
         looker.start()
         try:
             for number in range(60):
-                store.commit([write(b"a", session(ttl_ms=1)), write(b"b", session(ttl_ms=1))], number * 10)
+                commit(store, [write(b"a", session(ttl_ms=1)), write(b"b", session(ttl_ms=1))], number * 10)
                 assert store.sweep(number * 10 + 5, 10, number * 10 + 5) == (2, 2)
         finally:
             ended.set()
@@ -324,7 +316,7 @@ class SavesConformance(FragmentStoreConformance):
                         expect = None if version is None else {"session": version}
                         group.append(expecting(agent, expect, session(b"%d" % len(sent))))
                         sent.append(group[-1])
-                    for each, result in zip(group, store.commit(group, 1), strict=True):
+                    for each, result in zip(group, commit(store, group, 1), strict=True):
                         known = applied.get(each.write_id)
                         there = current.get(each.agent, (0, b""))[0]
                         if known is not None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dawnchorus.fragment_stores.apply_write import merge
+from dawnchorus.fragment_stores.apply_write import apply_write
 from dawnchorus.wire.errors import ProtocolError
 from dawnchorus.wire.protocol.image import Fragment, decode_image, encode_image, version_of
 from dawnchorus.wire.protocol.limits import (
@@ -30,19 +30,19 @@ def put(kind: str, value: bytes = b"v") -> Put:
 
 def merged(image: bytes | None, *operations: Operation) -> dict[str, Fragment] | None:
     """The fragments after the write of version 9 at 900 ms; fails where it is refused."""
-    after = merge(image, write(*operations), 9, 900)
+    after = apply_write(image, write(*operations), 9, 900)
     assert not isinstance(after, Refusal), after
     return None if after is None else decode_image(after)
 
 
 def refusal(image: bytes | None, refused: Write) -> str:
-    after = merge(image, refused, 9, 900)
+    after = apply_write(image, refused, 9, 900)
     assert isinstance(after, Refusal)
     return after.reason
 
 
 def test_a_put_makes_an_image_of_the_writes_version_and_time() -> None:
-    after = merge(None, write(Put("session", 3, 1, b"v")), 9, 900)
+    after = apply_write(None, write(Put("session", 3, 1, b"v")), 9, 900)
     assert after == encode_image(9, {"session": Fragment(9, 3, 1, 900, 0, b"v")})
 
 
@@ -54,11 +54,11 @@ def test_a_put_leaves_other_kinds_as_they_are() -> None:
 
 
 def test_a_view_serves_as_the_image_before() -> None:
-    assert merge(memoryview(BEFORE), write(put("new")), 9, 900) == merge(BEFORE, write(put("new")), 9, 900)
+    assert apply_write(memoryview(BEFORE), write(put("new")), 9, 900) == apply_write(BEFORE, write(put("new")), 9, 900)
 
 
 def test_an_image_has_the_version_of_its_newest_write_whatever_the_write_did() -> None:
-    after = merge(BEFORE, write(Drop("session")), 9, 900)
+    after = apply_write(BEFORE, write(Drop("session")), 9, 900)
     assert isinstance(after, bytes)
     assert version_of(after) == 9
     assert decode_image(after) == {"context": Fragment(7, 0, 1, 200, 0, b"c")}
@@ -78,17 +78,17 @@ def test_operations_are_applied_in_their_order() -> None:
 
 @pytest.mark.parametrize("operations", [(), (Drop("other"),), (Drop("other"), Drop("another"))])
 def test_a_write_that_changes_nothing_gives_back_the_image_itself(operations: tuple[Operation, ...]) -> None:
-    assert merge(BEFORE, write(*operations), 9, 900) is BEFORE
+    assert apply_write(BEFORE, write(*operations), 9, 900) is BEFORE
 
 
 @pytest.mark.parametrize("operations", [(), (Drop("session"),), (Erase(),), (Erase(), Drop("session"))])
 def test_deleting_from_an_agent_that_has_nothing_leaves_nothing(operations: tuple[Operation, ...]) -> None:
-    assert merge(None, write(*operations), 9, 900) is None
+    assert apply_write(None, write(*operations), 9, 900) is None
 
 
 @pytest.mark.parametrize("agent", [b"a", b"a" * AGENT_ID_BYTES_MAX, "ä/1".encode(), b"\x00"])
 def test_agent_ids_within_the_limits_are_taken(agent: bytes) -> None:
-    assert isinstance(merge(None, write(put("session"), agent=agent), 9, 900), bytes)
+    assert isinstance(apply_write(None, write(put("session"), agent=agent), 9, 900), bytes)
 
 
 @pytest.mark.parametrize(
@@ -107,19 +107,19 @@ def test_agent_ids_outside_the_limits_are_refused(agent: bytes, reason: str) -> 
 
 
 def test_a_fragment_of_just_the_limit_is_taken_and_one_byte_more_is_refused() -> None:
-    assert isinstance(merge(None, write(put("session", bytes(FRAGMENT_BYTES_MAX))), 9, 900), bytes)
+    assert isinstance(apply_write(None, write(put("session", bytes(FRAGMENT_BYTES_MAX))), 9, 900), bytes)
     too_large = write(put("session", bytes(FRAGMENT_BYTES_MAX + 1)))
     assert refusal(None, too_large) == "fragment 'session' has 1,048,577 bytes; the limit is 1,048,576"
 
 
 def test_an_image_of_just_the_limit_is_taken_and_one_byte_more_is_refused() -> None:
     first = put("session", bytes(FRAGMENT_BYTES_MAX))
-    without = merge(None, write(first, put("context", bytes(1 << 20))), 9, 900)
+    without = apply_write(None, write(first, put("context", bytes(1 << 20))), 9, 900)
     assert isinstance(without, Refusal), "two largest fragments are too much with their header"
-    empty = merge(None, write(first, put("context", bytes(70_000))), 9, 900)
+    empty = apply_write(None, write(first, put("context", bytes(70_000))), 9, 900)
     assert isinstance(empty, bytes)
     room = 70_000 + IMAGE_BYTES_MAX - len(empty)
-    largest = merge(None, write(first, put("context", bytes(room))), 9, 900)
+    largest = apply_write(None, write(first, put("context", bytes(room))), 9, 900)
     assert isinstance(largest, bytes)
     assert len(largest) == IMAGE_BYTES_MAX
     over = refusal(None, write(first, put("context", bytes(room + 1))))
@@ -133,7 +133,7 @@ def test_an_image_may_be_too_large_between_the_operations_of_a_write() -> None:
 
 def test_write_ids_and_operations_are_bounded_because_the_log_keeps_them() -> None:
     longest = write(*[put("session")] * WRITE_OPERATIONS_MAX, write_id=b"w" * WRITE_ID_BYTES_MAX)
-    assert isinstance(merge(None, longest, 9, 900), bytes)
+    assert isinstance(apply_write(None, longest, 9, 900), bytes)
     assert "at most 64 bytes" in refusal(None, write(put("session"), write_id=b"w" * (WRITE_ID_BYTES_MAX + 1)))
     assert "at most 256 operations" in refusal(None, write(*[put("session")] * (WRITE_OPERATIONS_MAX + 1)))
 
@@ -152,13 +152,13 @@ def test_a_write_that_finds_what_it_expects_is_applied() -> None:
         conditional(put("session")),
         conditional(put("other"), other=0),
     ):
-        assert isinstance(merge(BEFORE, write_, 9, 900), bytes)
-    assert isinstance(merge(None, conditional(put("session"), session=0), 9, 900), bytes)
+        assert isinstance(apply_write(BEFORE, write_, 9, 900), bytes)
+    assert isinstance(apply_write(None, conditional(put("session"), session=0), 9, 900), bytes)
 
 
 @pytest.mark.parametrize("expect", [{"session": 5}, {"session": 0}, {"session": 6, "context": 0}, {"other": 1}])
 def test_a_write_that_finds_something_else_is_a_conflict_that_says_what_is_there(expect: dict[str, int]) -> None:
-    after = merge(BEFORE, conditional(put("session"), Drop("context"), **expect), 9, 900)
+    after = apply_write(BEFORE, conditional(put("session"), Drop("context"), **expect), 9, 900)
     assert isinstance(after, Refusal)
     assert after.code == RefusalCode.CONFLICT
     there = {"session": 6, "context": 7, "other": 0}
@@ -167,9 +167,9 @@ def test_a_write_that_finds_something_else_is_a_conflict_that_says_what_is_there
 
 
 def test_expired_counts_as_nothing_from_its_millisecond_on() -> None:
-    assert isinstance(merge(EXPIRING, conditional(put("session"), session=0, context=7), 9, 900), bytes)
-    assert isinstance(merge(EXPIRING, conditional(put("session"), session=6, context=7), 9, 899), bytes)
-    late = merge(EXPIRING, conditional(put("session"), session=6), 9, 900)
+    assert isinstance(apply_write(EXPIRING, conditional(put("session"), session=0, context=7), 9, 900), bytes)
+    assert isinstance(apply_write(EXPIRING, conditional(put("session"), session=6, context=7), 9, 899), bytes)
+    late = apply_write(EXPIRING, conditional(put("session"), session=6), 9, 900)
     assert isinstance(late, Refusal)
     assert late.found == {"session": 0}
 
@@ -187,7 +187,7 @@ def test_a_time_of_expiry_is_kept_as_it_is() -> None:
     after = merged(None, Put("session", 0, 0, b"v", 50, 901), Put("context", 0, 0, b"v", 50, 3))
     assert after is not None
     assert (after["session"].expires_ms, after["context"].expires_ms) == (901, 3), "whether it is over or not"
-    assert isinstance(merge(None, write(Put("session", 0, 0, b"v", 0, 900 + TTL_MS_MAX)), 9, 900), bytes)
+    assert isinstance(apply_write(None, write(Put("session", 0, 0, b"v", 0, 900 + TTL_MS_MAX)), 9, 900), bytes)
     assert "lives at most" in refusal(None, write(Put("session", 0, 0, b"v", 1, 901 + TTL_MS_MAX)))
 
 
@@ -195,28 +195,28 @@ def test_times_that_begin_and_end_are_told() -> None:
     both = write(Put("session", 0, 0, b"v", 50), Put("context", 0, 0, b"v", 50), put("history"))
     begun: set[int] = set()
     ended: set[int] = set()
-    image = merge(None, both, 9, 900, begun, ended)
+    image = apply_write(None, both, 9, 900, begun, ended)
     assert isinstance(image, bytes)
     assert (begun, ended) == ({950}, set())
     begun.clear()
-    half = merge(image, write(put("session")), 10, 901, begun, ended)
+    half = apply_write(image, write(put("session")), 10, 901, begun, ended)
     assert isinstance(half, bytes)
     assert (begun, ended) == (set(), set()), "the other of that time is still there"
-    merge(half, write(Put("context", 0, 0, b"v", 0, 960)), 11, 902, begun, ended)
+    apply_write(half, write(Put("context", 0, 0, b"v", 0, 960)), 11, 902, begun, ended)
     assert (begun, ended) == ({960}, {950})
 
 
 def test_lifetimes_and_expectations_are_bounded() -> None:
-    assert isinstance(merge(None, write(Put("session", 0, 0, b"v", TTL_MS_MAX)), 9, 900), bytes)
+    assert isinstance(apply_write(None, write(Put("session", 0, 0, b"v", TTL_MS_MAX)), 9, 900), bytes)
     assert "lives at most" in refusal(None, write(Put("session", 0, 0, b"v", TTL_MS_MAX + 1)))
     many = {f"k{number}": 0 for number in range(WRITE_OPERATIONS_MAX)}
-    assert isinstance(merge(None, conditional(put("session"), **many), 9, 900), bytes)
+    assert isinstance(apply_write(None, conditional(put("session"), **many), 9, 900), bytes)
     assert "expects at most" in refusal(None, conditional(put("session"), one_more=0, **many))
 
 
 def test_a_damaged_image_is_not_written_over() -> None:
     with pytest.raises(ProtocolError):
-        merge(BEFORE[:-1], write(put("session")), 9, 900)
+        apply_write(BEFORE[:-1], write(put("session")), 9, 900)
 
 
 kinds = st.sampled_from(["session", "context", "history"])
@@ -238,7 +238,7 @@ def test_a_row_of_writes_ends_as_a_mapping_would(rows: list[list[Operation]]) ->
                 expected.pop(operation.kind, None)
             else:
                 expected.clear()
-        after = merge(image, write(*row), version, version)
+        after = apply_write(image, write(*row), version, version)
         assert not isinstance(after, Refusal)
         assert (after is None) == (not expected)
         if not any(isinstance(operation, Put) for operation in row) and before == expected:

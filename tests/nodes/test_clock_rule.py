@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from dawnchorus.fragment_stores.engine import FragmentStore
+from dawnchorus.fragment_stores.engine import Shard
 from dawnchorus.nodes.maintenance import Housekeeper
 from dawnchorus.nodes.node_clock import SWEEP_IN_DOUBT_MS, Clock
 from dawnchorus.nodes.node_counters import NodeCounters
@@ -91,7 +91,7 @@ class ExpiryMachine(RuleBasedStateMachine):
         return self.monotonic_ms - self.agreed_since_ms >= AGREED_MS + LOOK_MS
 
     def start(self) -> None:
-        self.shard = OwnedShard("live", 0, 1, frozenset(), cast(FragmentStore, self.store))
+        self.shard = OwnedShard("live", 0, 1, frozenset(), cast(Shard, self.store))
         self.clock = Clock(
             [self.shard], self.record, self.keep, f"boot {self.boot}", lambda: self.wall_ms, lambda: self.monotonic_ms
         )

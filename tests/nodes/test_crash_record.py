@@ -10,6 +10,7 @@ import pytest
 
 from dawnchorus.fragment_stores.engine import FORMAT, ShardIdentity
 from dawnchorus.fragment_stores.lmdb.store import LMDBStore
+from dawnchorus.fragment_stores.registry import file_engine
 from dawnchorus.nodes.crash_record import CrashRecord, find_damaged
 from dawnchorus.wire.protocol.messages import Put, Write
 
@@ -54,13 +55,15 @@ def test_only_damaged_shards_are_found(tmp_path: Path) -> None:
     for shard, folder in enumerate(folders[:3]):
         store = LMDBStore(folder, ShardIdentity(FORMAT, "ab" * 16, "live", shard, 4, 1), create=True)
         store.begin_generation(1)
-        store.commit([Write(b"agent-%d" % n, b"%d" % n, 0, [Put("a", 0, 0, bytes(3_000))]) for n in range(50)], 1)
+        store.commit([Write(b"agent-%d" % n, b"%d" % n, 0, [Put("a", 0, 0, bytes(3_000))]) for n in range(50)], 1, 1)
         store.close()
     file = folders[1] / "data.mdb"
     whole = file.read_bytes()
     file.write_bytes(whole[: 2 * PAGE_BYTES] + bytes(len(whole) - 2 * PAGE_BYTES))
     # Agents of other shards in shards 0 and 2 are findings too, but no reason not to serve them.
-    damaged = find_damaged(folders)
+    files = file_engine("lmdb")
+    assert files is not None
+    damaged = find_damaged(files, folders)
     assert list(damaged) == [folders[1]]
     assert str(folders[1]) in damaged[folders[1]]
 

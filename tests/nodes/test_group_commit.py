@@ -4,13 +4,13 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
 
 import pytest
 
-from dawnchorus.fragment_stores.engine import FORMAT, NO_TURN, FragmentStore, ShardIdentity
+from dawnchorus.fragment_stores.engine import FORMAT, Shard, ShardIdentity
 from dawnchorus.fragment_stores.lmdb.store import LMDBStore
 from dawnchorus.nodes.group_commit import QUEUE_BYTES_MAX, CommitJob, Writer
 from dawnchorus.nodes.maintenance import Housekeeper
@@ -34,6 +34,7 @@ from dawnchorus.wire.protocol.messages import (
     encode,
 )
 from dawnchorus.wire.transport.loop_calls import LoopCalls
+from tests.fragment_stores.conformance import read
 from tests.support.raw_nodes import PATIENCE_S, until
 from tests.support.write_ids import new_write_id
 
@@ -57,20 +58,17 @@ class GatedStore:
     def version(self) -> int:
         return int(self.inner.version)
 
-    def commit(
-        self, writes: Sequence[Write], now_ms: int, turn: AbstractContextManager[object] = NO_TURN
-    ) -> list[int | Refusal]:
+    def commit(self, writes: Sequence[Write], now_ms: int, epoch: int) -> list[int | Refusal]:
         self.groups.append([write.agent for write in writes])
         self.entered.set()
         assert self.gate.wait(PATIENCE_S)
         if self.error is not None:
             raise self.error
-        return self.inner.commit(writes, now_ms, turn)
+        return self.inner.commit(writes, now_ms, epoch)
 
     def value(self, agent: bytes) -> bytes | None:
-        with self.inner.snapshot() as snapshot:
-            [image] = snapshot.images([agent])
-            return decode_image(image)["session"].value if len(image) else None
+        [image] = read(self.inner, [agent])
+        return decode_image(image)["session"].value if len(image) else None
 
 
 class Bench:
@@ -80,7 +78,7 @@ class Bench:
         self.stores = [GatedStore(folder, shard) for shard in (0, 1)]
         kinds = frozenset({"session", "context"})
         self.shards = {
-            ("live", shard): OwnedShard("live", shard, 1, kinds, cast("FragmentStore", store))
+            ("live", shard): OwnedShard("live", shard, 1, kinds, cast("Shard", store))
             for shard, store in enumerate(self.stores)
         }
         self.shards["live", 7] = OwnedShard("live", 7, 1, kinds, None, "it is lost")

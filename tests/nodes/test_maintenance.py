@@ -4,7 +4,7 @@ from typing import cast
 
 import pytest
 
-from dawnchorus.fragment_stores.engine import FragmentStore
+from dawnchorus.fragment_stores.engine import Shard
 from dawnchorus.nodes.maintenance import GRACE_MS, Housekeeper
 from dawnchorus.nodes.node_clock import Clock
 from dawnchorus.nodes.node_counters import NodeCounters
@@ -53,7 +53,7 @@ class House:
         self.counters = NodeCounters()
         self.stores = [Store() for _ in sync_intervals_s]
         self.shards = [
-            OwnedShard("live", number, 1, frozenset(), cast(FragmentStore, store), sync_interval_s=interval_s)
+            OwnedShard("live", number, 1, frozenset(), cast(Shard, store), sync_interval_s=interval_s)
             for number, (store, interval_s) in enumerate(zip(self.stores, sync_intervals_s, strict=True))
         ]
         clock = Clock(self.shards, wall_ms=lambda: self.wall_ms, monotonic_ms=lambda: int(self.monotonic_s * 1_000))

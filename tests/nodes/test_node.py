@@ -35,6 +35,7 @@ from dawnchorus.wire.protocol.messages import (
     FetchSection,
     Hello,
     Images,
+    ImageSection,
     Message,
     Put,
     Refusal,
@@ -419,10 +420,16 @@ async def test_sections_of_one_shard_by_the_thousand_are_served(client: RawClien
     await client.commit({b"a": b"v"})
     shard = shard_of(b"a", SHARDS)
     fetch = Fetch(1, BUDGET_US, 0, None, [FetchSection("live", shard, 1, [b"a"])] * 2_000)
-    reply = await client.ask(fetch, Images)
-    assert {section.status for section in reply.sections} == {SectionStatus.OK}
-    assert len(reply.sections) == 2_000
-    assert reply.last
+    client.send(encode(fetch))
+    sections: list[ImageSection] = []
+    last = False
+    while not last:
+        reply = await client.receive()
+        assert isinstance(reply, Images)
+        sections += reply.sections
+        last = reply.last
+    assert {section.status for section in sections} == {SectionStatus.OK}
+    assert [section.index for section in sections] == list(range(2_000))
 
 
 async def test_a_mistake_of_ours_is_answered_logged_and_survived(
@@ -432,7 +439,7 @@ async def test_a_mistake_of_ours_is_answered_logged_and_survived(
         raise RuntimeError("a bug")
 
     with monkeypatch.context() as patched:
-        patched.setattr(LMDBStore, "snapshot", fail)
+        patched.setattr(LMDBStore, "agents_after", fail)
         fault = await client.ask(Scan(12, BUDGET_US, 0, None, "live", 0, 1, b"", 1), Fault)
     assert (fault.request, fault.code, fault.detail) == (12, FaultCode.INTERNAL, "see the node's log")
     assert [record.message for record in caplog.records] == ["request fails"]

@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 
-from dawnchorus.fragment_stores.engine import FragmentStore
+from dawnchorus.fragment_stores.engine import Shard
 from dawnchorus.nodes.clock_record import RECORD_FILE, boot_name, read_record, write_record
 from dawnchorus.nodes.node_clock import SWEEP_IN_DOUBT_MS, Clock
 from dawnchorus.nodes.shard_table import OwnedShard
@@ -41,7 +41,7 @@ class House:
         self.full = False
         self.stores = [None if ms is None else StoreOfTime(ms) for ms in stored_ms]
         self.shards = [
-            OwnedShard("live", number, 1, frozenset(), None if store is None else cast(FragmentStore, store))
+            OwnedShard("live", number, 1, frozenset(), None if store is None else cast(Shard, store))
             for number, store in enumerate(self.stores)
         ]
         self.clock = Clock(
@@ -225,7 +225,7 @@ def test_the_record_is_kept_in_a_file_and_one_that_is_damaged_is_none(tmp_path: 
 
 
 def test_the_real_clocks_are_the_default() -> None:
-    shard = OwnedShard("live", 0, 1, frozenset(), cast(FragmentStore, StoreOfTime(0)))
+    shard = OwnedShard("live", 0, 1, frozenset(), cast(Shard, StoreOfTime(0)))
     clock = Clock([shard])
     assert shard.now_ms(clock.look()) > 1_700_000_000_000
     assert abs(clock.wall_offset_ms() - shard.offset_ms) < 1_000

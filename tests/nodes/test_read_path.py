@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dawnchorus.fragment_stores.engine import FORMAT, FragmentStore, ShardIdentity
+from dawnchorus.fragment_stores.engine import FORMAT, Shard, ShardIdentity
+from dawnchorus.fragment_stores.image_batch import ImageBatch, ImageList, join_lists
 from dawnchorus.fragment_stores.lmdb.store import LMDBStore
 from dawnchorus.nodes.read_path import TURN_AGENTS_MAX, Read, require_served
 from dawnchorus.nodes.shard_table import OwnedShard
@@ -54,7 +55,7 @@ def fill(shards: Shards, values: dict[bytes, bytes], shard: int = 0, kind: str =
     store = shards["live", shard].fragments
     assert store is not None
     results = store.commit(
-        [Write(agent, new_write_id(), 0, [Put(kind, 0, 0, value)]) for agent, value in values.items()], 1
+        [Write(agent, new_write_id(), 0, [Put(kind, 0, 0, value)]) for agent, value in values.items()], 1, 1
     )
     assert all(isinstance(result, int) for result in results)
 
@@ -250,27 +251,20 @@ def test_known_versions_hold_for_images_cut_down_too(shards: Shards) -> None:
 
 
 class Failing:
-    """A store whose snapshots fail, or whose images do."""
+    """A shard whose reads fail, and never leave a batch open."""
 
-    version = 9
+    def __init__(self, error: StoreError) -> None:
+        self.error = error
 
-    def __init__(self, error: StoreError, *, late: bool) -> None:
-        self.error, self.late, self.open = error, late, 0
-
-    def snapshot(self) -> "Failing":
-        if not self.late:
-            raise self.error
-        self.open += 1
-        return self
-
-    def find(self, _: object) -> list[bytes]:
+    def read(self, *_: object) -> ImageBatch:
         raise self.error
 
+    join = staticmethod(join_lists)
+
     def close(self) -> None:
-        self.open -= 1
+        pass
 
 
-@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize(
     ("error", "status"),
     [
@@ -279,17 +273,13 @@ class Failing:
         (StoreFull("full"), SectionStatus.DISK_FULL),
     ],
 )
-def test_a_shard_that_fails_fails_its_section_alone(
-    shards: Shards, error: StoreError, status: SectionStatus, late: bool
-) -> None:
+def test_a_shard_that_fails_fails_its_section_alone(shards: Shards, error: StoreError, status: SectionStatus) -> None:
     fill(shards, {b"a": b"1"})
-    failing = Failing(error, late=late)
-    shards["live", 2] = OwnedShard("live", 2, 1, KINDS, cast("FragmentStore", failing))
+    shards["live", 2] = OwnedShard("live", 2, 1, KINDS, cast("Shard", Failing(error)))
     asked = fetch((2, [b"a", b"b"]), (0, [b"a"]), (2, [b"c"]))
     [reply] = frames_of(asked, shards)
     assert [section.status for section in reply.sections] == [status, SectionStatus.OK, status]
     assert values_of(answers(asked, [reply])[1]) == [b"1"]
-    assert failing.open == 0, "a snapshot was left open"
     del shards["live", 2]
 
 
@@ -348,14 +338,18 @@ def test_an_image_that_is_damaged_is_sent_as_it_is_and_nobody_elses_suffers(shar
     fill(shards, {b"a": b"1"})
 
     class Damaged(Failing):
-        def images(self, _: object) -> list[bytes]:
-            return [b"\x00" * 8 + b"no image", b""]
+        def read(self, *_: object) -> ImageBatch:
+            return ImageList(
+                [b"\x00" * 8 + b"no image", b""], 1, frozenset(["session"]), release=lambda: closed.append(None)
+            )
 
-    shards["live", 2] = OwnedShard("live", 2, 1, KINDS, cast("FragmentStore", Damaged(StoreError(""), late=True)))
+    closed: list[None] = []
+    shards["live", 2] = OwnedShard("live", 2, 1, KINDS, cast("Shard", Damaged(StoreError(""))), engine="memory")
     asked = fetch((2, [b"x", b"y"]), (0, [b"a"]), kinds=["session"])
     [damaged, sound] = answers(*answered(asked, shards))
     assert damaged == [b"\x00" * 8 + b"no image", ABSENT]
     assert values_of(sound) == [b"1"]
+    assert closed == [None]
     del shards["live", 2]
 
 

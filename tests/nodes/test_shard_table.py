@@ -52,7 +52,9 @@ def written(topology: Topology) -> Placement:
         for owned in shards.values():
             assert owned.fragments is not None
             owned.fragments.begin_generation(placement.generation)
-            owned.fragments.commit([Write(b"a", new_write_id(), 0, [Put(min(owned.kinds), 0, 0, b"v")])], 1)
+            owned.fragments.commit(
+                [Write(b"a", new_write_id(), 0, [Put(min(owned.kinds), 0, 0, b"v")])], 1, owned.epoch
+            )
     return placement
 
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import msgspec
 import xxhash
 
-from dawnchorus.fragment_stores.engine import FragmentStore
+from dawnchorus.fragment_stores import engine as roles
+from dawnchorus.fragment_stores.engine import Shard
 from dawnchorus.nodes.shard_table import (
     OwnedShard,
     any_shard_on_disk,
@@ -26,6 +27,7 @@ from dawnchorus.wire.cluster.restore_marker import require_no_restore
 from dawnchorus.wire.cluster.topology import KindSpec, NodeSpec, StoreSpec, Topology
 from dawnchorus.wire.protocol.image import decode_image
 from dawnchorus.wire.protocol.messages import Put, Write
+from tests.fragment_stores.conformance import read
 from tests.support.write_ids import new_write_id
 
 __all__ = ["Backup", "Life"]
@@ -95,7 +97,9 @@ class Life:
                 assert shard.fragments is not None
                 for write in range(writes):
                     put = Put("session", 0, 0, b"%d" % write)
-                    results = shard.fragments.commit([Write(b"agent-%d" % write, new_write_id(), 0, [put])], 1)
+                    results = shard.fragments.commit(
+                        [Write(b"agent-%d" % write, new_write_id(), 0, [put])], 1, shard.epoch
+                    )
                     given += [(f"{store}/{number}", result) for result in results if isinstance(result, int)]
         return given
 
@@ -112,7 +116,9 @@ class Life:
             placement = self.placement()
             for (store, number), shard in shards.items():
                 pieces: list[bytes] = []
-                facts = _open(shard).write_copy(pieces.append)
+                fragments = _open(shard)
+                assert isinstance(fragments, roles.ShardCopy)
+                facts = fragments.write_copy(pieces.append)
                 content = b"".join(pieces)
                 file = f"{store}-{number:04d}.mdb"
                 (path / file).write_bytes(content)
@@ -127,13 +133,12 @@ class Life:
         return restore_all(self.topology, self.made(), backup.manifest, backup.path, tell)
 
 
-def _open(shard: OwnedShard) -> FragmentStore:
+def _open(shard: OwnedShard) -> Shard:
     assert shard.fragments is not None
     return shard.fragments
 
 
-def _agents(fragments: FragmentStore) -> dict[bytes, bytes]:
-    with fragments.snapshot() as snapshot:
-        agents = snapshot.agents_after(b"", 1_000)
-        images = snapshot.images(agents)
-        return {agent: bytes(decode_image(image)["session"].value) for agent, image in zip(agents, images, strict=True)}
+def _agents(fragments: Shard) -> dict[bytes, bytes]:
+    agents = fragments.agents_after(b"", 1_000)
+    images = read(fragments, agents)
+    return {agent: decode_image(image)["session"].value for agent, image in zip(agents, images, strict=True)}

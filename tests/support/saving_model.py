@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVarTuple
 
-from dawnchorus.fragment_stores.apply_write import merge
+from dawnchorus.fragment_stores.apply_write import apply_write
 from dawnchorus.fragment_stores.engine import LogRow
-from dawnchorus.fragment_stores.lmdb.rows import log_row, misused_id, undecidable
+from dawnchorus.fragment_stores.log_rows import log_row, misused_id, undecidable
 from dawnchorus.router.dispatch.exchange import Exchange
 from dawnchorus.router.saves.agent_write import AgentWrite
 from dawnchorus.router.saves.commit_operation import _CommitExchange  # pyright: ignore[reportPrivateUsage]  # what a message carries
@@ -121,7 +121,7 @@ class MemoryShard:
             return undecidable(self.trimmed), None
         before = self.images.get(write.agent)
         version = self.version + 1
-        after = merge(before, write, version, 0)
+        after = apply_write(before, write, version, 0)
         if isinstance(after, Refusal):
             return after, None
         if after is before:

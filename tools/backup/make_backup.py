@@ -132,9 +132,9 @@ async def _copy(cluster: Cluster, shard: ShardStatus, folder: Path, rate_bytes_s
                 raise
             continue
         _require_copied(answer, shard, path)
-        return ShardCopy(
-            shard.store, shard.shard, file, str(answer.version), answer.agents, answer.bytes, answer.checksum
-        )
+        engine = cluster.topology.stores[shard.store].engine
+        version = str(answer.version)
+        return ShardCopy(shard.store, shard.shard, file, version, answer.agents, answer.bytes, answer.checksum, engine)
     raise AssertionError("the last attempt returns or raises")
 
 

@@ -46,6 +46,7 @@ class ShardCopy(msgspec.Struct, frozen=True):
     agents: int
     bytes: int
     checksum: str
+    engine: str = "lmdb"
 
 
 class Manifest(msgspec.Struct, frozen=True):

@@ -33,9 +33,6 @@ import msgspec
 import xxhash
 
 from ...fragment_stores.engine import FORMAT, ShardIdentity
-from ...fragment_stores.lmdb.checker import FileVerifier
-from ...fragment_stores.lmdb.environment import DATA_FILE, has_data
-from ...fragment_stores.lmdb.restore import give_identity, is_copy
 from ...nodes.shard_table import shard_folder
 from ...wire.cluster.control_store import PLACEMENT_FILE, FileControlStore
 from ...wire.cluster.placement import (
@@ -60,7 +57,7 @@ from ...wire.errors import BackupDamaged, ConfigurationError, DataFolderError, P
 from ...wire.private_files import private_opener
 from ...wire.protocol.versions import generation_of
 from .manifest import PIECE_BYTES, Manifest, ShardCopy, digest_of
-from .shard_check import shards_of_data_folder, verify_shard
+from .shard_check import Verifiers, require_files, shards_of_data_folder, verify_shard
 
 __all__ = ["heal_shards", "restore_all"]
 
@@ -95,7 +92,7 @@ def _read_own_marker(folder: Path, manifest: Manifest) -> RestoreMarker | None:
         return marker
     if not marker.phase:
         # Of an earlier version, which built shards in their places: whose they are now, nobody can tell.
-        _require_no_data(folder, " (a restore by an earlier version was interrupted here)")
+        _require_no_data(folder, manifest, " (a restore by an earlier version was interrupted here)")
         return marker
     if (marker.cluster_uuid, marker.manifest) != (manifest.cluster_uuid, digest_of(manifest)):
         raise DataFolderError(
@@ -115,7 +112,7 @@ def _build_all(topology: Topology, folder: Path, manifest: Manifest, backup: Pat
         life=secrets.token_hex(16),
         draw=secrets.randbelow(GENERATIONS_SKIPPED),
     )
-    _require_no_data(folder)
+    _require_no_data(folder, manifest)
     for leftover in folder.glob(f"*/*/*{_ASIDE}"):
         shutil.rmtree(leftover)
     marker = RestoreMarker(
@@ -150,11 +147,12 @@ def _place_all(topology: Topology, folder: Path, manifest: Manifest, marker: Res
         reconcile(topology, placement)
         for copy in manifest.shards:
             target = _place(topology, placement, copy)
+            files = require_files(copy.engine)
             if _aside(target).exists():
-                if has_data(target):
+                if files.has_data(target):
                     raise DataFolderError(f"{folder}: holds a shard already ({target}); {_NOT_OVERWRITTEN}")
                 _rename(_aside(target), target)
-            elif not has_data(target) or not is_copy(target, _identity(placement, copy), int(copy.version)):
+            elif not files.has_data(target) or not files.is_copy(target, _identity(placement, copy), int(copy.version)):
                 raise DataFolderError(f"{target}: is not as the interrupted restore had built it; {_NOT_OVERWRITTEN}")
         if not control.put_restored(placement):
             raise DataFolderError(f"{folder}: another placement was made meanwhile; the restored one was not put in")
@@ -229,16 +227,17 @@ def _heal(
     return kept
 
 
-def _require_no_data(folder: Path, note: str = "") -> None:
+def _require_no_data(folder: Path, manifest: Manifest, note: str = "") -> None:
     if (folder / PLACEMENT_FILE).exists():
         raise DataFolderError(
             f"{folder}: holds a cluster already, and nothing of it is overwritten; give the cluster another data_dir,"
             " move the folder away, or heal single damaged shards with --shard STORE/N"
         )
-    for data in sorted(folder.glob(f"*/*/*/{DATA_FILE}")):
-        if not data.parent.name.endswith(_ASIDE):
+    engines = [require_files(engine) for engine in {copy.engine: None for copy in manifest.shards}]
+    for shard in sorted(folder.glob("*/*/*")):
+        if not shard.name.endswith(_ASIDE) and any(engine.has_data(shard) for engine in engines):
             raise DataFolderError(
-                f"{folder}: holds a shard already ({data.parent}), and no placement{note}; {_NOT_OVERWRITTEN}"
+                f"{folder}: holds a shard already ({shard}), and no placement{note}; {_NOT_OVERWRITTEN}"
             )
 
 
@@ -255,11 +254,12 @@ def _read_placement(topology: Topology, control: FileControlStore, manifest: Man
 
 def _require_damaged(topology: Topology, placement: Placement, shards: Sequence[tuple[str, int]]) -> None:
     """Refuse to replace a sound shard: what was saved since the backup would be lost."""
-    with FileVerifier() as verifier:
+    with Verifiers() as verifiers:
         for expected in shards_of_data_folder(topology, placement):
-            if (expected.store, expected.shard) not in shards or not has_data(expected.path.parent):
+            files = require_files(expected.engine)
+            if (expected.store, expected.shard) not in shards or not files.has_data(expected.path.parent):
                 continue
-            if not verify_shard(verifier, expected)[0]:
+            if not verify_shard(verifiers, expected)[0]:
                 raise ConfigurationError(
                     f"{expected.path.parent}: shard {expected.store}/{expected.shard} is sound, and has what was saved"
                     " since the backup; to go back to the backup all the same, move its folder away first"
@@ -283,7 +283,8 @@ def _build(backup: Path, copy: ShardCopy, target: Path, placement: Placement, te
     make_folder_durably(aside)
     checksum = xxhash.xxh3_128()
     source = backup / copy.file
-    with open(source, "rb") as file, open(aside / DATA_FILE, "wb", opener=private_opener) as built:
+    files = require_files(copy.engine)
+    with open(source, "rb") as file, open(aside / files.data_file, "wb", opener=private_opener) as built:
         while piece := file.read(PIECE_BYTES):
             checksum.update(piece)
             built.write(piece)
@@ -292,7 +293,7 @@ def _build(backup: Path, copy: ShardCopy, target: Path, placement: Placement, te
         os.fsync(built.fileno())
     if checksum.hexdigest() != copy.checksum:
         raise BackupDamaged(f"{source}: changed while it was read")
-    give_identity(aside, _identity(placement, copy))
+    files.give_identity(aside, _identity(placement, copy))
     for named in (aside, *aside.parents[:3]):  # store, node and data folder: a file is no safer than its folders' names
         sync_folder(named)
 

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 from ...fragment_stores.engine import ShardIdentity
-from ...fragment_stores.lmdb.check import Finding, Verified
-from ...fragment_stores.lmdb.checker import FileVerifier
-from ...fragment_stores.lmdb.environment import DATA_FILE
+from ...fragment_stores.registry import file_engine
+from ...fragment_stores.shard_files import Finding, ShardFiles, ShardVerifier, Verified
 from ...nodes.shard_table import shard_folder
 from ...wire.cluster.placement import Placement
 from ...wire.cluster.topology import Topology
+from ...wire.errors import ConfigurationError
 from ...wire.protocol.versions import generation_of
 from .manifest import Manifest
 
-__all__ = ["Expected", "shards_of_backup", "shards_of_data_folder", "verify_shard"]
+__all__ = ["Expected", "Verifiers", "require_files", "shards_of_backup", "shards_of_data_folder", "verify_shard"]
 
 
 class Expected(NamedTuple):
-    """A shard's file and what it should be. `version` is that of a copy; None where only the file knows."""
+    """A shard's file and what it should be. `version` is that of a copy; None if only the file knows."""
 
     store: str
     shard: int
+    engine: str
     path: Path
     cluster_uuid: str
     shards: int
@@ -32,21 +34,48 @@ class Expected(NamedTuple):
     agents: int | None = None
 
 
-def shards_of_data_folder(topology: Topology, placement: Placement) -> list[Expected]:
-    """Return every shard that was ever opened, where it should lie."""
-    return [
-        Expected(
-            store,
-            shard,
-            shard_folder(topology, owner.node, store, shard) / DATA_FILE,
-            placement.cluster_uuid,
-            len(owners),
-            placement.generation,
+class Verifiers(ExitStack):
+    """One verifier for each engine, made when it is first needed; they end with the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._verifiers: dict[str, ShardVerifier] = {}
+
+    def of(self, engine: str) -> ShardVerifier:
+        """Return the verifier of an engine that keeps shards as files."""
+        if engine not in self._verifiers:
+            self._verifiers[engine] = self.enter_context(require_files(engine).verifier())
+        return self._verifiers[engine]
+
+
+def require_files(engine: str) -> ShardFiles:
+    """Return the engine of this name.
+
+    Raises:
+        ConfigurationError: it is not known here, or keeps no shards as files.
+    """
+    files = file_engine(engine)
+    if files is None:
+        raise ConfigurationError(
+            f"engine {engine!r} keeps no shards as files; back it up and check it by its own means"
         )
-        for store, owners in placement.shards.items()
-        for shard, owner in enumerate(owners)
-        if owner.epoch
-    ]
+    return files
+
+
+def shards_of_data_folder(topology: Topology, placement: Placement) -> list[Expected]:
+    """Return every shard that was ever opened and is a file, where it should be."""
+    expected: list[Expected] = []
+    for store, owners in placement.shards.items():
+        engine = topology.stores[store].engine
+        files = file_engine(engine)
+        if files is None:
+            continue
+        for shard, owner in enumerate(owners):
+            if owner.epoch:
+                path = shard_folder(topology, owner.node, store, shard) / files.data_file
+                uuid = placement.cluster_uuid
+                expected.append(Expected(store, shard, engine, path, uuid, len(owners), placement.generation))
+    return expected
 
 
 def shards_of_backup(folder: Path, manifest: Manifest) -> list[Expected]:
@@ -56,6 +85,7 @@ def shards_of_backup(folder: Path, manifest: Manifest) -> list[Expected]:
         Expected(
             copy.store,
             copy.shard,
+            copy.engine,
             folder / copy.file,
             manifest.cluster_uuid,
             len(placement.shards[copy.store]),
@@ -68,12 +98,12 @@ def shards_of_backup(folder: Path, manifest: Manifest) -> list[Expected]:
 
 
 def verify_shard(
-    verifier: FileVerifier, expected: Expected, tell: Callable[[int], None] = lambda entries: None
+    verifiers: Verifiers, expected: Expected, tell: Callable[[int], None] = lambda entries: None
 ) -> tuple[list[Finding], Verified | None]:
     """Return what is wrong with a shard, and what was seen of it."""
     if not expected.path.is_file():
         return [Finding("structure", f"{expected.path} is missing")], None
-    found, seen = verifier.verify(expected.path, tell)
+    found, seen = verifiers.of(expected.engine).verify(expected.path, tell)
     if seen is not None:
         found += _contradictions(expected, seen)
     return found, seen

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import click
 
-from ...fragment_stores.lmdb.check import Verified
-from ...fragment_stores.lmdb.checker import FileVerifier
+from ...fragment_stores.shard_files import Verified
 from ...router.client.cluster import connect
 from ...wire.cluster.control_store import FileControlStore
 from ...wire.cluster.placement import reconcile
@@ -23,7 +22,7 @@ from ...wire.protocol.backup_messages import BACKUP_MARKER_FILE
 from ..backup.make_backup import make_backup
 from ..backup.manifest import MANIFEST_FILE, Manifest, ShardCopy, read_manifest, require_whole
 from ..backup.restore import heal_shards, restore_all
-from ..backup.shard_check import Expected, shards_of_backup, shards_of_data_folder, verify_shard
+from ..backup.shard_check import Expected, Verifiers, shards_of_backup, shards_of_data_folder, verify_shard
 from ..backup.stopped_cluster import stopped_cluster
 from ..console.async_runner import run
 from ..console.options import CONNECT_DEADLINE_S, json_option, topology_file_option
@@ -131,7 +130,7 @@ def restore(folder: Path, shards: tuple[str, ...], topology: str, as_json: bool)
 def verify(folder: Path | None, topology: str, as_json: bool) -> int:
     """Check the backup in DIR, or, without DIR, the data folder of the topology's cluster, which must be stopped.
 
-    Everything is read: LMDB's pages, every image, the log and the expiry index, and each is held against the others. A
+    Everything is read: every page, every image, the log and the expiry index, and each is held against the others. A
     backup's files are held against its manifest as well. What is wrong is named, shard by shard, and the exit code is
     then 1.
 
@@ -194,7 +193,7 @@ def _placed_shards(topology: Topology) -> list[Expected]:
 
 def _verify_all(shards: list[Expected], problems: Problems, bar: ProgressBar) -> list[Verified]:
     seen: list[Verified] = []
-    with FileVerifier() as verifier:
+    with Verifiers() as verifiers:
         for number, shard in enumerate(shards):
             name = f"{shard.store}/{shard.shard}"
 
@@ -202,7 +201,7 @@ def _verify_all(shards: list[Expected], problems: Problems, bar: ProgressBar) ->
                 bar.show(f"{name}, {entries:,} entries", number, len(shards))
 
             tell(0)
-            findings, verified = verify_shard(verifier, shard, tell)
+            findings, verified = verify_shard(verifiers, shard, tell)
             if verified is not None:
                 seen.append(verified)
             for finding in findings:

@@ -82,6 +82,7 @@ class StoreSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     `durability` "sync": acknowledged after the disk has it; "async": after the commit, and synced every
     `sync_interval_ms` milliseconds. `wake` "eager": every wake fetches it; "lazy": only one that names its kinds.
+    `options` are the engine's own.
     """
 
     engine: str = "lmdb"
@@ -89,6 +90,7 @@ class StoreSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     durability: str = "sync"
     wake: str = "eager"
     sync_interval_ms: int = 1_000
+    options: dict[str, Any] = {}
 
 
 class KindSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):

@@ -12,6 +12,7 @@ each against the rule that also stands in its message.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,6 +66,8 @@ _DEADLINE_MS_MAX: Final = DEADLINE_S_MAX * 1_000
 SYNC_INTERVAL_MS_MAX: Final = 60_000
 """What durability "async" may lose with the machine: a minute of saves at most."""
 
+_ENGINE_PATTERN: Final = re.compile(r"[A-Za-z0-9_.-]+(:[A-Za-z0-9_.]+)?", re.ASCII)
+
 _DEADLINE_RULE: Final = f"an integer from 1 to {_DEADLINE_MS_MAX} (milliseconds)"
 
 _CLUSTER_RULES: Final[Rules] = {
@@ -75,7 +78,7 @@ _CLUSTER_RULES: Final[Rules] = {
     "ipc": "true or false",
 }
 _STORE_RULES: Final[Rules] = {
-    "engine": '"lmdb"',
+    "engine": 'the name of an engine that the nodes have ("lmdb"), or "package.module:factory"',
     "shards": f"an integer from 1 to {SHARDS_MAX}",
     "durability": '"sync" or "async"',
     "sync_interval_ms": f"an integer from 1 to {SYNC_INTERVAL_MS_MAX} (milliseconds)",
@@ -238,8 +241,7 @@ def _read_cluster(table: Any) -> _ClusterTable:
 def _read_stores(section: Any) -> dict[str, StoreSpec]:
     stores: dict[str, StoreSpec] = {}
     for place, name, table in named_tables("stores", _SECTIONS["stores"], section, STORES_MAX):
-        spec = read_table(place, table, StoreSpec, _STORE_RULES, f"[stores.{name}]")
-        require_choice(place, "engine", spec.engine, ("lmdb",))
+        spec = _read_store(place, table, f"[stores.{name}]")
         require_choice(place, "durability", spec.durability, ("sync", "async"))
         rule = _STORE_RULES["sync_interval_ms"]
         require_range(place, "sync_interval_ms", spec.sync_interval_ms, 1, SYNC_INTERVAL_MS_MAX, rule)
@@ -250,6 +252,24 @@ def _read_stores(section: Any) -> dict[str, StoreSpec]:
     if total > SHARDS_TOTAL_MAX:
         raise Mistake(f"stores: all together have {total} shards; permitted: at most {SHARDS_TOTAL_MAX}")
     return stores
+
+
+def _read_store(place: Place, table: Any, header: str) -> StoreSpec:
+    """Read one store; the table in it that has its engine's name has the engine's options."""
+    options: Any = {}
+    values = cast("dict[str, Any]", table) if isinstance(table, dict) else {}
+    engine = values.get("engine", StoreSpec().engine)
+    if isinstance(engine, str) and engine in values and engine not in _STORE_RULES:
+        options = values[engine]
+        table = {key: value for key, value in values.items() if key != engine}
+        if not isinstance(options, dict):
+            place.refuse(engine, f"must be a table, not {toml_type(options)}; permitted: the options of this engine")
+    spec = read_table(place, table, StoreSpec, _STORE_RULES, header)
+    if _ENGINE_PATTERN.fullmatch(spec.engine) is None:
+        place.refuse("engine", f"{shown(spec.engine)} is no name of one; permitted: {_STORE_RULES['engine']}")
+    if not options:
+        return spec
+    return msgspec.structs.replace(spec, options=msgspec.msgpack.decode(msgspec.msgpack.encode(options)))
 
 
 def _read_kinds(section: Any, stores: Mapping[str, StoreSpec]) -> dict[str, KindSpec]:

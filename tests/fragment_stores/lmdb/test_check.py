@@ -11,11 +11,13 @@ import pytest
 
 from dawnchorus.fragment_stores.engine import FORMAT, ShardIdentity
 from dawnchorus.fragment_stores.lmdb import store as lmdb_store
-from dawnchorus.fragment_stores.lmdb.check import Finding, Verified, open_copy, verify_environment
+from dawnchorus.fragment_stores.lmdb.check import open_copy, verify_environment
 from dawnchorus.fragment_stores.lmdb.checker import FileVerifier
 from dawnchorus.fragment_stores.lmdb.store import LMDBStore
+from dawnchorus.fragment_stores.shard_files import Finding, Verified
 from dawnchorus.wire.protocol.image import decode_image, encode_image, version_of
 from dawnchorus.wire.protocol.messages import Drop, Erase, Put, Write
+from tests.fragment_stores.conformance import commit
 
 IDENTITY = ShardIdentity(FORMAT, "ab" * 16, "live", 0, 1, 1)
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")
@@ -31,9 +33,9 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for number in range(150):
             agent = b"agent-%d" % (number % 80)
             operations = [Put("session", 0, 0, bytes(number * 20), ttl_ms=(number % 3) * 1_000), Put("b", 0, 0, b"v")]
-            store.commit([Write(agent, b"%d-%d" % (generation, number), 0, [*operations])], 10_000)
-        store.commit([Write(b"agent-3", b"", 0, [Erase()]), Write(b"agent-4", b"", 0, [Drop("b")])], 10_000)
-        store.commit([Write(b"agent-3", b"", 0, [Put("b", 0, 0, b"again")]), Write(b"agent-5", b"", 0, [Erase()])], 1)
+            commit(store, [Write(agent, b"%d-%d" % (generation, number), 0, [*operations])], 10_000)
+        commit(store, [Write(b"agent-3", b"", 0, [Erase()]), Write(b"agent-4", b"", 0, [Drop("b")])], 10_000)
+        commit(store, [Write(b"agent-3", b"", 0, [Put("b", 0, 0, b"again")]), Write(b"agent-5", b"", 0, [Erase()])], 1)
         store.sweep(11_000, 10, 12_000)
         store.close()
     return tmp_path / "data.mdb"
@@ -145,7 +147,7 @@ def test_what_contradicts_itself_is_named(
 def test_an_agent_of_another_shard_is_named(tmp_path: Path) -> None:
     store = LMDBStore(tmp_path, ShardIdentity(FORMAT, "ab" * 16, "live", 3, 16, 1), create=True)
     store.begin_generation(1)
-    store.commit([Write(b"agent-%d" % number, b"%d" % number, 0, [Put("b", 0, 0, b"")]) for number in range(40)], 1)
+    commit(store, [Write(b"agent-%d" % number, b"%d" % number, 0, [Put("b", 0, 0, b"")]) for number in range(40)], 1)
     store.close()
     found, _ = findings(tmp_path / "data.mdb")
     assert len(found) > 30

@@ -12,7 +12,7 @@ from dawnchorus.fragment_stores.lmdb.store import LMDBStore
 from dawnchorus.wire.errors import StoreDamaged
 from dawnchorus.wire.protocol.image import decode_image
 from dawnchorus.wire.protocol.messages import Drop, Erase, Operation, Put
-from tests.fragment_stores.conformance import IDENTITY, put, write
+from tests.fragment_stores.conformance import IDENTITY, commit, put, write
 from tests.fragment_stores.conformance_saves import fragments
 
 AGENTS = [b"a", b"b"]
@@ -67,7 +67,7 @@ def test_the_index_has_a_row_for_each_fragment_that_expires_and_no_other(
             else:
                 agent, erase, changed = step
                 operations: list[Operation] = [Erase()] * erase
-                store.commit([write(agent, *operations, *changed)], now_ms)
+                commit(store, [write(agent, *operations, *changed)], now_ms)
         store.close()
         rows, wanted = contents(Path(folder))
         assert rows == wanted
@@ -76,7 +76,7 @@ def test_the_index_has_a_row_for_each_fragment_that_expires_and_no_other(
 def test_ten_thousand_saves_of_one_fragment_leave_one_row(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     for number in range(100):
-        store.commit([write(b"a", Put("session", 0, 0, b"%d" % turn, 86_400_000)) for turn in range(100)], number)
+        commit(store, [write(b"a", Put("session", 0, 0, b"%d" % turn, 86_400_000)) for turn in range(100)], number)
     store.close()
     rows, wanted = contents(tmp_path)
     assert rows == wanted
@@ -85,7 +85,7 @@ def test_ten_thousand_saves_of_one_fragment_leave_one_row(tmp_path: Path) -> Non
 
 def test_rows_that_an_older_version_left_go_when_they_are_due(tmp_path: Path) -> None:
     store = new_store(tmp_path)
-    store.commit([write(b"a", Put("session", 0, 0, b"v", 5_000))], 1_000)
+    commit(store, [write(b"a", Put("session", 0, 0, b"v", 5_000))], 1_000)
     store.close()
     with lmdb.open(str(tmp_path), max_dbs=4) as environment:
         expiry = environment.open_db(b"expiry")
@@ -96,7 +96,7 @@ def test_rows_that_an_older_version_left_go_when_they_are_due(tmp_path: Path) ->
     store = LMDBStore(tmp_path, IDENTITY, create=False)
     store.begin_generation(2)
     assert store.sweep(2_000, 10, 2_000) == (4, 0)
-    store.commit([write(b"a", Put("session", 0, 0, b"w", 5_000))], 2_500)
+    commit(store, [write(b"a", Put("session", 0, 0, b"w", 5_000))], 2_500)
     assert store.sweep(3_000, 10, 3_000) == (2, 0)
     assert fragments(store, b"a")["session"].value == b"w"
     store.close()
@@ -106,7 +106,7 @@ def test_rows_that_an_older_version_left_go_when_they_are_due(tmp_path: Path) ->
 
 def test_a_row_of_the_log_that_cannot_be_appended_is_damage_and_nothing_is_committed(tmp_path: Path) -> None:
     store = new_store(tmp_path)
-    store.commit([put("a", b"1")], 1_000)
+    commit(store, [put("a", b"1")], 1_000)
     future = (store.version + 1_000).to_bytes(8, "big")
     store.close()
     with lmdb.open(str(tmp_path), max_dbs=4) as environment:
@@ -117,6 +117,6 @@ def test_a_row_of_the_log_that_cannot_be_appended_is_damage_and_nothing_is_commi
     store = LMDBStore(tmp_path, IDENTITY, create=False)
     store.version += 1
     with pytest.raises(StoreDamaged, match="a row newer than the shard's clock"):
-        store.commit([put("a", b"2")], 1_000)
+        commit(store, [put("a", b"2")], 1_000)
     assert fragments(store, b"a")["session"].value == b"1"
     store.close()

@@ -11,9 +11,10 @@ import pytest
 
 from dawnchorus.fragment_stores.lmdb.checker import FileVerifier
 from dawnchorus.fragment_stores.lmdb.file_format import unreadable_format
-from dawnchorus.fragment_stores.lmdb.store import LMDBStore, read_identity
+from dawnchorus.fragment_stores.lmdb.identity import read_identity
+from dawnchorus.fragment_stores.lmdb.store import LMDBStore
 from dawnchorus.wire.errors import StoreDamaged, StoreError
-from tests.fragment_stores.conformance import IDENTITY, put, values
+from tests.fragment_stores.conformance import IDENTITY, commit, put, values
 
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 
@@ -54,12 +55,11 @@ def test_a_file_of_the_other_engine_is_served_where_it_is_there_and_named_where_
 ) -> None:
     lmdb.open(str(tmp_path), lib_version=1).close()
     made = new_store(tmp_path)
-    made.commit([put("a", b"1")], 1)
+    commit(made, [put("a", b"1")], 1)
     made.close()
     assert unreadable_format(tmp_path) == ""
     again = LMDBStore(tmp_path, IDENTITY, create=False)
-    with again.snapshot() as snapshot:
-        assert values(snapshot, [b"a"] * 40) == [b"1"] * 40
+    assert values(again, [b"a"] * 40) == [b"1"] * 40
     again.close()
 
     def only_the_older(*, lib_version: int) -> tuple[int, int, int]:

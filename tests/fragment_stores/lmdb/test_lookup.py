@@ -14,15 +14,13 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from dawnchorus.fragment_stores import image_batch
-from dawnchorus.fragment_stores.image_batch import join_images
 from dawnchorus.fragment_stores.lmdb import lookup as lmdb_lookup
 from dawnchorus.fragment_stores.lmdb import snapshot as lmdb_snapshot
 from dawnchorus.fragment_stores.lmdb.lookup import FIND_MIN, find, join
 from dawnchorus.fragment_stores.lmdb.schema import IMAGES, Databases, open_databases
 from dawnchorus.fragment_stores.lmdb.store import LMDBStore
 from dawnchorus.wire.errors import InvalidRequestError
-from tests.fragment_stores.conformance import IDENTITY, put
+from tests.fragment_stores.conformance import IDENTITY, commit, put
 
 pytestmark = pytest.mark.skipif(
     find is None and not shutil.which("cc"), reason="there is no C compiler here, so there is no compiled part"
@@ -145,30 +143,34 @@ def test_a_store_answers_alike_with_and_without(tmp_path: Path, monkeypatch: pyt
     store = LMDBStore(tmp_path / "shard", IDENTITY, create=True)
     store.begin_generation(1)
     agents = [b"agent-%d" % number for number in range(500)]
-    store.commit([put(agent, b"%d" % number * 300) for number, agent in enumerate(agents[::2])], 1_000)
+    commit(store, [put(agent, b"%d" % number * 300) for number, agent in enumerate(agents[::2])], 1_000)
     asked = [*agents, b"x" * 256]
     with store.snapshot() as snapshot:
         images = list(map(bytes, snapshot.images(asked)))
-        found = [snapshot.find(asked), snapshot.find(asked[:3]), snapshot.find(asked[7:])]
-        found[2].cut(100)
-        assert [len(some.sizes) for some in found] == [501, 3, 100]
-        compiled = join_images(b"head", found)
+
+    def joined() -> bytes:
+        batches = [store.read(asked), store.read(asked[:3]), store.read(asked[7:])]
+        batches[2].cut(100)
+        assert [len(batch.sizes) for batch in batches] == [501, 3, 100]
+        frame = store.join(b"head", batches)
+        for batch in batches:
+            batch.close()
+        return frame
+
+    compiled = joined()
     assert compiled == b"".join([b"head", *images, *images[:3], *images[7:107]])
     assert [bool(image) for image in images] == [True, False] * 250 + [False]
     monkeypatch.setattr(lmdb_snapshot, "find", None)
-    monkeypatch.setattr(image_batch, "join", lmdb_lookup.join_views)
-    with store.snapshot() as snapshot:
-        found = [snapshot.find(asked), snapshot.find(asked[:3]), snapshot.find(asked[7:])]
-        found[2].cut(100)
-        assert join_images(b"head", found) == compiled
+    monkeypatch.setattr(lmdb_snapshot, "join", lmdb_lookup.join_views)
+    assert joined() == compiled
     store.close()
 
 
 @pytest.mark.parametrize("agents", [1, FIND_MIN])
 def test_an_empty_id_is_refused_among_few_and_many(tmp_path: Path, agents: int) -> None:
     store = LMDBStore(tmp_path / "shard", IDENTITY, create=True)
-    with store.snapshot() as snapshot, pytest.raises(InvalidRequestError):
-        snapshot.find([*[b"agent"] * agents, b""])
+    with pytest.raises(InvalidRequestError):
+        store.read([*[b"agent"] * agents, b""])
     store.close()
 
 

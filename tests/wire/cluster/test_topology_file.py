@@ -119,13 +119,11 @@ MISTAKES: list[tuple[str, str, str, tuple[str, ...]]] = [
     ("shards = 4", "shards = 1025", "stores.live.shards: 1025 is out of range", ("an integer from 1 to 1024",)),
     ("shards = 4", 'shards = "4"', "stores.live.shards: must not be a string", ("an integer from 1 to 1024",)),
     ("shards = 4", "shards = [4]", "stores.live.shards: must not be an array", ("an integer from 1 to 1024",)),
-    ("shards = 4", 'engine = "rocksdb"', 'stores.live.engine: unknown value "rocksdb"', ('permitted: "lmdb"',)),
-    (
-        "shards = 4",
-        'engine = "LMDB"',
-        'stores.live.engine: unknown value "LMDB" (did you mean "lmdb"?)',
-        ('permitted: "lmdb"',),
-    ),
+    ("shards = 4", 'engine = ""', 'stores.live.engine: "" is no name', ('"lmdb"', "package.module:factory")),
+    ("shards = 4", 'engine = "a b"', 'stores.live.engine: "a b" is no name', ('"lmdb"',)),
+    ("shards = 4", "engine = 4", "stores.live.engine: must not be an integer", ('"lmdb"',)),
+    ("shards = 4", "lmdb = 4", "stores.live.lmdb: must be a table, not an integer", ("the options of this engine",)),
+    ("shards = 4", 'engine = "other"\nlmdb = {}', "stores.live.lmdb: unknown key", (STORE_KEYS,)),
     ('= "sync"', '= "none"', 'stores.live.durability: unknown value "none"', ('"sync", "async"',)),
     ('= "sync"', '= "async"\nsync_interval_ms = 0', "stores.live.sync_interval_ms: 0 is out of range", ("1 to 60000",)),
     ('= "sync"', '= "fsync"', 'stores.live.durability: unknown value "fsync"', ('permitted: "sync"',)),
@@ -268,6 +266,14 @@ def test_the_defences_of_a_router_are_set_in_sections_of_their_own(write: Callab
     assert topology.admission == AdmissionSpec(queue_share=0.3)
     assert not topology.ipc
     assert decode_topology(encode_topology(topology)) == msgspec.structs.replace(topology, data_dir="")
+
+
+@pytest.mark.parametrize(("engine", "key"), [("redis", "redis"), ("a.b:C", '"a.b:C"')])
+def test_an_engines_options_are_a_table_of_its_name(write: Callable[[str], Path], engine: str, key: str) -> None:
+    text = GOOD.replace("[stores.archive]", f'[stores.archive]\nengine = "{engine}"\n[stores.archive.{key}]\nsize = 3')
+    topology = load_topology(write(text))
+    assert topology.stores["archive"] == StoreSpec(engine=engine, options={"size": 3})
+    assert decode_topology(encode_topology(topology)).stores == topology.stores
 
 
 def test_defaults_that_are_written_out_change_no_digest(write: Callable[[str], Path]) -> None:
