@@ -16,7 +16,7 @@ COMPILED := fragment_stores nodes router wire
 FIND_LIBRARIES := find src/dawnchorus $(COMPILED) -name '*.so'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup servers storm up test check format bench wheel pin clean
+.PHONY: help setup servers storm up unit test check format bench wheel pin clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,9 +50,12 @@ storm: setup servers ## start the default cluster, wake 10,000 agents of 100,000
 up: setup ## start and supervise the nodes of topology.toml, in the foreground
 	@$(BIN)/dawnchorus up
 
+unit: $(REQUIRED) ## unit tests: in memory and virtual time, no sockets, processes or waiting
+	$(BIN)/python -m pytest -m "not real" --numprocesses=$(CORES) --durations=10
+
 test: ## everything: format, lint, types, tests
 	@$(MAKE) --no-print-directory --jobs=2 setup servers check
-	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal --durations=10
 
 check: $(REQUIRED) ## format, lint, spelling and types; changes nothing
 	$(BIN)/ruff format --check .

@@ -14,13 +14,13 @@ from setuptools.command.build_ext import build_ext
 COMPILED = {
     "wire/protocol": "frame_peek",
     "wire/transport": """channel connection connections counters fair_queue handlers queueing_delay reply_queues
-        request_queue request_server""",
+        request_queue request_server socket_connection""",
     "fragment_stores": "image_batch",
     "fragment_stores/lmdb": "lookup schema snapshot",
     "nodes": "node node_clock node_counters read_path",
     "router": "plain_values",
     "router/dispatch": """circuit_breaker congestion_window dispatcher exchange judgement load_shedding membership
-        node_flow resumptions retry_budget send_queue unary_call""",
+        node_flow retry_budget router send_queue unary_call""",
     "router/saves": "commit_operation save_coalescer save_order",
     "router/wakes": """acknowledged_versions fetch_operation fetch_plan fetch_results gather outcomes wake_batch
         wake_coalescer""",

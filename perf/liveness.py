@@ -23,7 +23,7 @@ import uvloop
 
 from ..nodes.launcher import Launcher
 from ..router.client.cluster import Cluster, connect
-from ..router.dispatch.dispatcher import Router
+from ..router.dispatch.router import Router
 from ..wire.cluster.topology_file import load_topology
 from ..wire.errors import DawnchorusError
 from ..wire.protocol.messages import StatusReply

@@ -1,8 +1,15 @@
-"""What every test shares: uvloop under async tests, hypothesis without time limits, one cluster of real nodes."""
+"""What every test shares: the loop that it runs on, hypothesis without time limits, one cluster of real nodes.
 
+Unit tests run in virtual time, kept away from sockets, processes, threads and sleeping; real ones, which
+`tests.support.real` lists, on uvloop, as nodes and hosts run.
+"""
+
+import functools
 import gc
+import inspect
 import signal
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +18,10 @@ from hypothesis import HealthCheck, settings
 
 from dawnchorus import Cluster, connect
 from tests.support.clusters import RunningCluster, running, runtime_folder, write_topology
+from tests.support.real import is_real, kept_away
+from tests.support.virtual_time import run_virtual
+
+TESTS = Path(__file__).parent
 
 # Whoever runs the tests in the background may have these ignored, which every process started here would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -49,6 +60,56 @@ def pytest_sessionstart() -> None:
         pytest.exit(f"changed since all was compiled: {', '.join(stale[:5])}{more}; `make setup` compiles it anew", 2)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark the tests that are listed as real."""
+    fixtures = item.fixturenames if isinstance(item, pytest.Function) else []
+    if is_real(item.path.relative_to(TESTS).as_posix(), fixtures):
+        item.add_marker(pytest.mark.real)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Keep the real world away from unit tests."""
+    if item.get_closest_marker("real") is not None:
+        return (yield)
+    with kept_away():
+        return (yield)
+
+
+async def _with_entered(test: Callable[..., Awaitable[None]], arguments: dict[str, Any]) -> None:
+    """Run a test; a fixture that is an asynchronous context manager is entered for it, in the test's own loop."""
+    async with AsyncExitStack() as stack:
+        for name, value in arguments.items():
+            if hasattr(value, "__aenter__"):
+                arguments[name] = await stack.enter_async_context(value)
+        await test(**arguments)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run the coroutines of unit tests in virtual time; real ones are run by anyio."""
+    test: Any = pyfuncitem.obj
+    drawn = getattr(test, "hypothesis", None)  # hypothesis calls the coroutine for each of its examples
+    inner = test if drawn is None else drawn.inner_test
+    if pyfuncitem.get_closest_marker("real") is not None or not inspect.iscoroutinefunction(inner):
+        return None
+    taken = inspect.signature(test).parameters
+    arguments = {name: value for name, value in pyfuncitem.funcargs.items() if name in taken}
+    if drawn is None:
+        run_virtual(functools.partial(_with_entered, test, arguments))
+    else:
+
+        def run(*args: Any, **kwargs: Any) -> None:
+            run_virtual(functools.partial(inner, *args, **kwargs))
+
+        drawn.inner_test = run
+        try:
+            test(**arguments)
+        finally:
+            drawn.inner_test = inner
+    return True
+
+
 def pytest_collection_finish() -> None:
     """Spare tests the collector's look at what pytest has collected: a stall of 65 ms in the middle of one of them."""
     gc.collect()
@@ -57,7 +118,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """Run async tests and async fixtures on uvloop, as nodes and hosts run."""
+    """Run real async tests, and async fixtures, on uvloop."""
     return "asyncio", {"use_uvloop": True}
 
 

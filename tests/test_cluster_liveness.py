@@ -66,7 +66,7 @@ async def test_a_stopped_node_is_silent_soon_and_answers_what_it_was_asked_when_
         assert (await asked).complete
         assert (await later).complete
         assert is_up(cluster, "archive-1")
-        assert sendings(cluster).all == sendings(cluster).needed, "it was never taken for dead: nothing is asked twice"
+        assert sendings(cluster).all == sendings(cluster).needed, "it was never marked down: nothing is asked twice"
 
 
 async def test_a_host_whose_loop_is_busy_loses_nothing_and_blames_nobody(nodes: RunningCluster) -> None:

@@ -16,7 +16,7 @@ from dawnchorus import AgentState, Cluster, DawnchorusError, Outcome, WakeIncomp
 from dawnchorus.perf.faults.proxy import delayed, tcp_proxy
 from dawnchorus.wire.cluster.topology import BreakerSpec, parse_endpoint
 from tests.support.clusters import RunningCluster, anonymous_bytes, eventually, write_topology
-from tests.support.internals import is_taken_for_dead, is_up, leftovers, sendings
+from tests.support.internals import is_marked_down, is_up, leftovers, sendings
 from tests.support.timing import bare_timer, percentile
 from tests.support.troubled import filled, recovering_client
 
@@ -118,7 +118,7 @@ async def test_once_its_breaker_is_open_a_stopped_node_costs_no_time_and_it_is_f
 async def taken_for_dead(cluster: Cluster, node: str) -> None:
     """Wake until the breaker of a node is open that does not answer."""
     async with asyncio.timeout(LONG_S):
-        while not is_taken_for_dead(cluster, node):
+        while not is_marked_down(cluster, node):
             await cluster.wake_many(IDS[:1], deadline_s=0.2)
 
 
@@ -249,6 +249,6 @@ async def test_a_stall_of_this_process_is_not_held_against_the_nodes(nodes: Runn
             stall(1.1)  # deadlines pass while the answers lie in the sockets
             states = await asyncio.gather(*waking)
             assert all(state.complete for state in states), "what has come by its deadline is shown"
-            assert not any(is_taken_for_dead(cluster, node) for node in cluster.topology.nodes)
+            assert not any(is_marked_down(cluster, node) for node in cluster.topology.nodes)
         assert (await cluster.wake(IDS[0], deadline_s=LONG_S)).complete
         await eventually(lambda: not leftovers(cluster))

@@ -57,6 +57,7 @@ PURE = [
     "fragment_stores/log_rows.py",
     "router/saves/agent_write.py",
     "router/dispatch/circuit_breaker.py",
+    "router/dispatch/dispatcher.py",
     "router/dispatch/exchange.py",
     "router/wakes/acknowledged_versions.py",
     "router/dispatch/node_flow.py",

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Final
 
 from ...wire.protocol.limits import AGENT_ID_BYTES_MAX
-from ..dispatch.dispatcher import Router
+from ..dispatch.router import Router
 from ..dispatch.unary_call import scan_shard
 
 __all__ = ["list_agents"]

@@ -5,7 +5,7 @@
 
 How a wake passes through: `wake` puts it into the batch of this turn of the loop (`wake_engine`, `wake_coalescer`); at
 the end of the turn each batch becomes a fetch (`fetch_operation`), planned into requests (`fetch_plan`), which the
-`dispatcher` sends as the nodes' windows allow (`node_flow`) over its links (`wire.transport.connection`); replies are
+`dispatcher` releases as the nodes' windows allow (`node_flow`) and the `router` sends over its links; replies are
 gathered (`gather`) until a group of agents is complete, and each wake gets its `agent_state`, or ends at its deadline
 with what has come.
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import ExitStack
 from threading import get_ident
@@ -29,7 +28,7 @@ from ...wire.cluster.topology_file import load_topology
 from ...wire.errors import ClusterUnavailable, DawnchorusError, InvalidRequestError
 from ...wire.protocol.messages import BackedUp, Operation, StatusReply
 from ..arguments import Seconds, by_agent, deadline, exact_id, exact_key, listed_ids, require_mapping, source_of
-from ..dispatch.dispatcher import Router
+from ..dispatch.router import Router
 from ..dispatch.unary_call import back_up_shard, node_status
 from ..ids import check_agent_id
 from ..saves.agent_write import Saved
@@ -111,6 +110,7 @@ class Cluster:
     _state_type: type[AgentState] = AgentState
     _again: Again | None = None
     """How states ask for more, if not by the engine itself."""
+    _open_router: Callable[[], Router] = Router
 
     def __init__(self, source: Topology | str, rules: ValueRules, connect_deadline_s: float) -> None:
         self._source = source
@@ -122,7 +122,7 @@ class Cluster:
         self._home.enter()
         with ExitStack() as undo:
             undo.callback(self._home.leave)
-            self._router = Router()
+            self._router = self._open_router()
             undo.callback(self._router.close)
             self._topology, _ = await self._router.connect(self._source, self._connect_deadline_s)
             self._wake_s = self._topology.wake_deadline_ms / 1_000
@@ -135,6 +135,7 @@ class Cluster:
                 lambda store: self._topology.kinds_of(store),
                 self._wakes.handle_acknowledged,
                 self._home.require_open,
+                clock=self._router.clock,
             )
             self._router.handle_grown = self._handle_grown
             undo.pop_all()
@@ -200,7 +201,7 @@ class Cluster:
             ClusterUnavailable: the cluster is closed.
         """
         asked = listed_ids(ids)
-        end = time.monotonic() + self._wake_budget(deadline_s)
+        end = self._wake_budget(deadline_s) + self._wakes.clock()
         states = await self._wakes.wake_many(asked, kinds, end)
         self._home.require_open()  # closed meanwhile: they are what it had by then, and no answer
         return states
@@ -212,7 +213,7 @@ class Cluster:
 
         Raises: as `wake_many`.
         """
-        end = time.monotonic() + self._wake_budget(deadline_s)
+        end = self._wake_budget(deadline_s) + self._wakes.clock()
         return HomeStream(self._home, while_open(self._home, self._wakes.wake_stream(listed_ids(ids), kinds, end)))
 
     # --- save ---

@@ -14,7 +14,7 @@ It!, 2nd edition, 2018, chapter 5.)
 It counts moments, not requests. A wake of ten thousand agents is dozens of requests to a node, and when its deadline
 falls into a pause of the node, all of them time out at once: that is one observation. So the outcomes of each twentieth
 of a second are one moment, which counts by the share of its requests that failed; the window's share is the mean of its
-moments'. And a time-out of what was sent before the breaker opened or closed last tells nothing about the node since.
+moments'. And a timeout of what was sent before the breaker opened or closed last tells nothing about the node since.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["MOMENT_S", "Breaker", "BreakerState"]
 
 MOMENT_S: Final = 0.05
 """What ends within so long is one moment's evidence: a hundred wakes that end together may have met one pause of the
-node, or of this process. For the same reason a time-out counts only if the node had at least this long."""
+node, or of this process. For the same reason a timeout counts only if the node had at least this long."""
 
 
 class BreakerState(enum.Enum):
@@ -59,11 +59,12 @@ class Breaker:
     """Outcomes of the requests to one node. Every `now` is in seconds of the monotonic clock."""
 
     __slots__ = (
+        "_consecutive_timeouts",
         "_counts_since",
         "_moment",
         "_moments",
         "_moments_min",
-        "_next_time_out",
+        "_next_timeout",
         "_past_failures",
         "_past_requests",
         "_past_shares",
@@ -71,7 +72,6 @@ class Breaker:
         "_retry_at",
         "_silent",
         "_spec",
-        "_time_outs",
         "opened",
         "state",
     )
@@ -80,9 +80,9 @@ class Breaker:
         self._spec = spec
         # Enough of them to judge by: as many as the requests that a person asked for, if the window can hold so many.
         self._moments_min = max(1, min(spec.requests_min, int(spec.window_s / MOMENT_S) // 2))
-        self._time_outs = 0  # moments in a row
-        self._next_time_out = 0.0
-        self._counts_since = -math.inf  # time-outs of what was sent before count nothing
+        self._consecutive_timeouts = 0  # moments in a row
+        self._next_timeout = 0.0
+        self._counts_since = -math.inf  # timeouts of what was sent before count nothing
         self._retry_at = 0.0
         self._probing = False
         self._silent = False  # while open: for want of any answer
@@ -115,7 +115,7 @@ class Breaker:
 
     def handle_success(self, now: float) -> None:
         """A request was answered, whatever with: the node is alive. 0.1 us."""
-        self._time_outs = 0
+        self._consecutive_timeouts = 0
         if self.state is BreakerState.CLOSED:
             if now >= self._moment.end:
                 self._roll(now)
@@ -137,24 +137,24 @@ class Breaker:
         elif self.state is BreakerState.HALF_OPEN:
             self._open(now, silent=self._silent)
 
-    def handle_time_out(self, now: float, sent_at: float) -> None:
+    def handle_timeout(self, now: float, sent_at: float) -> None:
         """A request got no answer in time; the node had it from `sent_at` on."""
         if sent_at < self._counts_since:
             return
         if now - sent_at < MOMENT_S:
             self.handle_abandoned()
             return
-        if now >= self._next_time_out:
-            self._next_time_out = now + MOMENT_S
-            self._time_outs += 1
-        if self.state is BreakerState.CLOSED and self._time_outs >= self._spec.time_outs_in_a_row:
+        if now >= self._next_timeout:
+            self._next_timeout = now + MOMENT_S
+            self._consecutive_timeouts += 1
+        if self.state is BreakerState.CLOSED and self._consecutive_timeouts >= self._spec.time_outs_in_a_row:
             self._open(now, silent=True)
         else:
             self.handle_failure(now)
 
     def handle_life(self, now: float) -> None:
-        """The node answered, too late: the time-out that this was is no failure, and an open breaker may try again."""
-        self._time_outs = 0
+        """The node answered, too late: the timeout that this was is no failure, and an open breaker may try again."""
+        self._consecutive_timeouts = 0
         if self.state is BreakerState.OPEN:
             self._retry_at = min(self._retry_at, now)
             return
@@ -174,7 +174,7 @@ class Breaker:
 
     def handle_up(self, now: float) -> None:
         """The node said Welcome anew: it is alive."""
-        self._time_outs = 0
+        self._consecutive_timeouts = 0
         if self.state is not BreakerState.CLOSED:
             self._close(now)
 
@@ -188,7 +188,7 @@ class Breaker:
         self.opened += 1
         self._silent = silent
         self._probing = False
-        self._time_outs = 0
+        self._consecutive_timeouts = 0
         self._retry_at = now + self._spec.retry_after_s
         self._forget_window()
 

@@ -75,7 +75,7 @@ class Window:
 
     def handle_slow(self, now: float, sent_at: float) -> None:
         """A request sent at `sent_at` was answered late, or not, or refused for too much work."""
-        # What was sent before a decrease tells nothing about it, nor a time-out after no time about the node.
+        # What was sent before a decrease tells nothing about it, nor a timeout after no time about the node.
         if sent_at > self._decreased_at and now - sent_at >= _PATIENCE_S:
             self._decreased_at = now
             used = min(self.bytes, float(self.expected_bytes))  # a window that is not filled limits nothing

@@ -1,7 +1,7 @@
 """One request to one node, on its way to its answer.
 
-Who makes one keeps its deadline, and calls `Router.cancel` when it has come. The router and its flow control keep here
-what they know of it.
+Who makes one keeps its deadline, and calls `Router.cancel` when it has come. The dispatcher and its flow control keep
+here what they know of it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Exchange:
         self.priority = priority
         self.required = required
         self.patient = False
-        """Whether it waits, until its deadline, for a node that is taken for dead; what is not is refused at once."""
+        """Whether it waits, until its deadline, for a node that is marked down; one that is not is rejected at once."""
         self.number = 0
         """A new one each time it is sent: no reply to an earlier sending can be taken for it."""
         self.sendings = 0
@@ -90,4 +90,4 @@ class Exchange:
 
     @abstractmethod
     def handle_failure(self, code: FaultCode | None, reason: str) -> None:
-        """It will get no answer: the node said so (`code`), or it cannot be had: not connected, or taken for dead."""
+        """It will get no answer: the node said so (`code`), or it cannot be had: not connected, or marked down."""

@@ -1,7 +1,7 @@
 """The judgement of a deadline, which takes in first what has come in time.
 
 A loop that stalled runs its timers before it looks at what has come, so that whoever judges a deadline takes that in
-first (`Router.take_in`). If the whole process stood still (stopped, starved, on a machine that was paused), libzmq's
+first (`Router.receive`). If the whole process stood still (stopped, starved, on a machine that was paused), libzmq's
 thread did too: what has come is in the kernel still, out of reach. So a judgement that comes very late is put off,
 once, for a moment in which that thread and the loop do their work.
 """

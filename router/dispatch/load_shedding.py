@@ -9,29 +9,29 @@ from ...wire.protocol.status_codes import FaultCode
 from .exchange import Exchange
 from .node_flow import NodeFlow, Offer
 
-__all__ = ["REFUSALS", "is_shed_whole", "refuse"]
+__all__ = ["REJECTIONS", "is_shed_whole", "reject"]
 
 _SHED_WHOLE_PRESSURE: Final = 0.5
 """From here on a required node counts as behind, where another is overloaded."""
 
-REFUSALS: Final[dict[Offer, tuple[FaultCode | None, str]]] = {
-    Offer.OPEN: (None, "the node is taken for dead (its breaker is open)"),
+REJECTIONS: Final[dict[Offer, tuple[FaultCode | None, str]]] = {
+    Offer.OPEN: (None, "the node is marked down (its breaker is open)"),
     Offer.FULL: (FaultCode.OVERLOADED, "too much waits for the node already"),
 }
 
 
-def refuse(refused: Iterable[tuple[Exchange, Offer]]) -> None:
-    """Tell exchanges that they were not taken, and why."""
-    for exchange, offer in refused:
-        exchange.handle_failure(*REFUSALS[offer])
+def reject(rejected: Iterable[tuple[Exchange, Offer]]) -> None:
+    """Notify exchanges that they were not accepted, and why."""
+    for exchange, offer in rejected:
+        exchange.handle_failure(*REJECTIONS[offer])
 
 
 def is_shed_whole(exchanges: Collection[Exchange], flows: Sequence[NodeFlow], now: float) -> bool:
     """Return whether a caller that would not get everything had better get nothing.
 
     One overloaded node costs its fragments. But where the required ones' nodes are behind as well (all nodes, where
-    nothing is required), a wake that is not whole takes from them what another needs to be whole: with three overloaded
-    nodes that each shed two thirds by themselves, one wake of 27 would be.
+    nothing is required), a wake that is not complete takes from them what another needs to be complete: with three
+    overloaded nodes that each shed two thirds by themselves, one wake of 27 would be.
     """
     pressures = [flow.pressure(exchange, now) for exchange, flow in zip(exchanges, flows, strict=True)]
     if max(pressures) < 1.0:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -21,9 +20,8 @@ from ...wire.cluster.topology import Topology, decode_topology, extend
 from ...wire.errors import ClusterUnavailable, PlacementError, TopologyError
 from ...wire.protocol.messages import PROTOCOL, Hello, Welcome, encode
 from ...wire.repeated_lines import limited_logger
-from ...wire.transport.connection import Link
+from ...wire.transport.connection import Link, Transport
 from ...wire.transport.liveness import LIVENESS_TICK_S
-from ...wire.transport.sockets import SocketOwner
 from .judgement import STALL_S
 
 __all__ = ["Membership", "MembershipOwner"]
@@ -62,10 +60,15 @@ class MembershipOwner(Protocol):
 class Membership:
     """The nodes of one cluster, their links, and what their Welcomes said; in the thread of one event loop."""
 
-    def __init__(self, owner: MembershipOwner) -> None:
+    def __init__(
+        self, owner: MembershipOwner, transport: Transport, clock: Callable[[], float], chance: Callable[[], float]
+    ) -> None:
+        """`transport` becomes this one's own; `clock` gives seconds on the time axis of the loop's timers."""
         self._owner = owner
         self._loop = asyncio.get_running_loop()
-        self._sockets = SocketOwner()
+        self._transport = transport
+        self._clock = clock
+        self._chance = chance
         self.links: dict[str, Link] = {}
         """Links by the name of their node."""
         self._bootstrap: Link | None = None
@@ -97,15 +100,15 @@ class Membership:
         if isinstance(source, Topology):
             self._connect_to(source)
         else:
-            self._bootstrap = Link(self._sockets, source, self._hello("", ""), self)
-        end = time.monotonic() + deadline_s
+            self._bootstrap = self._link(source, self._hello("", ""))
+        end = self._clock() + deadline_s
         while not self._answered():
             self._welcomed.clear()
             try:
                 async with asyncio.timeout_at(end):
                     await self._welcomed.wait()
             except TimeoutError:
-                now = time.monotonic()
+                now = self._clock()
                 if now - end <= STALL_S or is_late:
                     break
                 # This process stood still: what came meanwhile has its turn first.
@@ -133,7 +136,7 @@ class Membership:
         self._owner.handle_topology(topology)
         for name, node in topology.nodes.items():
             if name not in self.links:
-                self.links[name] = Link(self._sockets, node.endpoint, hello, self, name)
+                self.links[name] = self._link(node.endpoint, hello, name)
 
     def _extend(self, clusters: Topology) -> None:
         """Take in what the cluster has and the topology at hand, perhaps older, has not; connect to nodes among it."""
@@ -141,6 +144,9 @@ class Membership:
         extended = extend(self.topology, clusters)
         if extended is not self.topology:
             self._connect_to(extended)
+
+    def _link(self, endpoint: str, hello: bytes, node: str = "") -> Link:
+        return Link(self._transport, endpoint, hello, self, node, self._chance)
 
     def _hello(self, cluster: str, digest: str) -> bytes:
         return encode(Hello(PROTOCOL, cluster, self._client, digest))
@@ -229,7 +235,7 @@ class Membership:
         self._owner.handle_node_frames(link.node, frames)
 
     def poll(self) -> None:
-        """Hand over what has come and was not taken in yet."""
+        """Deliver what has come and was not received yet."""
         for link in self.links.values():
             link.poll()
 
@@ -255,4 +261,4 @@ class Membership:
             link.close()
         if self._bootstrap is not None:
             self._bootstrap.close()
-        self._sockets.close()
+        self._transport.close()

@@ -2,11 +2,11 @@
 
 Every request to a node passes through its NodeFlow, which says when it may go, and what became of those that went:
 
-    offer -> OPEN, FULL: refused at once, by the breaker or because the node is behind and newcomers only add to that
+    offer -> OPEN, FULL: rejected at once, by the breaker or because the node is behind and newcomers only add to that
           -> GO: it goes now
           -> WAITS: the node is not connected, asked to be left alone for a moment, or has enough on its way; or the
              breaker is open and it is patient; poll_send gives it out when its turn has come, `polls_at` says when
-    answered, timed out, refused, cancelled, or the connection broke: it is over, or waits to be sent again
+    answered, timed out, rejected, cancelled, or the connection broke: it is over, or waits to be sent again
 
 While the node is not connected everything waits; what was on its way when the connection broke waits again, if asking
 twice does no harm and the router's retry budget has one for it. Every `now` is in seconds of the monotonic clock.
@@ -42,7 +42,7 @@ class Offer(enum.Enum):
     WAITS = enum.auto()
     """`poll_send` gives it out when its turn comes."""
     OPEN = enum.auto()
-    """The breaker is open: the node is taken for dead."""
+    """The breaker is open: the node is marked down."""
     FULL = enum.auto()
     """Too much waits for this node already."""
 
@@ -69,7 +69,7 @@ class NodeFlow:
     # --- out ---
 
     def offer(self, exchange: Exchange, now: float) -> Offer:
-        """Take an exchange, or refuse it at once."""
+        """Accept an exchange, or reject it at once."""
         if exchange.guarded:
             if (self._waiting.length or now < self.paused_until) and self.pressure(exchange, now) >= 1.0:
                 return Offer.FULL
@@ -193,7 +193,7 @@ class NodeFlow:
         late = now >= exchange.deadline - _TIMER_SLACK_SECONDS
         if self._sent.get(exchange.number) is exchange:
             if late and exchange.guarded:
-                self.breaker.handle_time_out(now, exchange.sent_at)
+                self.breaker.handle_timeout(now, exchange.sent_at)
                 self.window.handle_slow(now, exchange.sent_at)
             elif exchange.guarded:
                 self.breaker.handle_abandoned()
@@ -203,7 +203,7 @@ class NodeFlow:
             del self._patient[exchange]  # it was not sent, nor a probe: nothing is learned by it
         elif self._waiting.remove(exchange) and exchange.guarded:
             if late and not self.up:
-                self.breaker.handle_time_out(now, exchange.queued_at)
+                self.breaker.handle_timeout(now, exchange.queued_at)
             else:
                 self.breaker.handle_abandoned()
         return False
@@ -242,19 +242,19 @@ class NodeFlow:
                 lost.append(exchange)
         return lost[::-1]
 
-    def refused_by_breaker(self) -> list[Exchange]:
+    def rejected_by_breaker(self) -> list[Exchange]:
         """Return and forget what waits while the breaker is open: there is no use in it. What is patient goes on."""
         if self.breaker.state is not BreakerState.OPEN or not self._waiting.length:
             return []
-        refused: list[Exchange] = []
+        rejected: list[Exchange] = []
         for exchange in self._waiting.drain():
             if not exchange.guarded:
                 self._waiting.add(exchange, exchange.queued_at)
             elif exchange.patient:
                 self._patient[exchange] = None
             else:
-                refused.append(exchange)
-        return refused
+                rejected.append(exchange)
+        return rejected
 
     def drain(self) -> list[Exchange]:
         """Return and forget everything (the router closes)."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from ...wire.cluster.topology import RetrySpec
@@ -34,10 +35,12 @@ class _Second:
 class RetryBudget:
     """Requests and retries of the last ten seconds. Every `now` is in seconds of the monotonic clock."""
 
-    __slots__ = ("_second", "_seconds", "_spec", "refused", "retries")
+    __slots__ = ("_chance", "_second", "_seconds", "_spec", "refused", "retries")
 
-    def __init__(self, spec: RetrySpec) -> None:
+    def __init__(self, spec: RetrySpec, chance: Callable[[], float] = random.random) -> None:
+        """`chance` draws from 0 to 1."""
         self._spec = spec
+        self._chance = chance
         self._second = _Second(0.0)
         self._seconds = deque([self._second])
         self.retries = 0
@@ -51,8 +54,12 @@ class RetryBudget:
             self._roll(now)
         self._second.requests += 1
 
+    def handle_unsent(self) -> None:
+        """The request of the last `handle_request` could not be sent after all."""
+        self._second.requests -= 1
+
     def withdraw(self, now: float) -> bool:
-        """Take one retry; return False where the budget has none."""
+        """Take one retry; return False if the budget has none."""
         if now >= self._second.end:
             self._roll(now)
         requests = sum([second.requests for second in self._seconds])
@@ -66,7 +73,7 @@ class RetryBudget:
 
     def jitter_s(self) -> float:
         """Return how long to wait before a retry, drawn by chance: not everybody is to come at the same moment."""
-        return random.random() * self._spec.jitter_ms / 1_000
+        return self._chance() * self._spec.jitter_ms / 1_000
 
     def _roll(self, now: float) -> None:
         """Begin a new second, and forget those that are ten seconds old."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -20,9 +19,9 @@ from ...wire.protocol.messages import (
     StatusReply,
     encode,
 )
-from .dispatcher import Router
 from .exchange import Exchange
 from .judgement import Judgement
+from .router import Router
 from .send_queue import Priority
 
 __all__ = ["back_up_shard", "node_status", "scan_shard"]
@@ -72,13 +71,13 @@ class _Call(Exchange, Generic[R]):
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._answer = answer
         judged: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        judgement = Judgement(self.deadline, lambda: judged.set_result(None))
+        judgement = Judgement(self.deadline, lambda: judged.set_result(None), clock=router.clock)
         router.submit([self])
         try:
             ends: set[asyncio.Future[Any]] = {answer, judged}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
-                router.take_in()  # a loop that stalled runs its timers before it looks at what has come
+                router.receive()  # a loop that stalled runs its timers before it looks at what has come
             if answer.done() and not answer.cancelled():
                 return answer.result()
             why = router.why_down(self.node)
@@ -112,7 +111,7 @@ async def node_status(
     router: Router, nodes: Sequence[str], deadline_s: float
 ) -> dict[str, StatusReply | DawnchorusError]:
     """Return what each node says of itself, or why it says nothing."""
-    deadline = time.monotonic() + deadline_s
+    deadline = router.clock() + deadline_s
 
     def request(number: int, budget_us: int, sent_us: int) -> Status:
         return Status(number, budget_us, sent_us, None)
@@ -140,7 +139,7 @@ async def back_up_shard(
     def request(number: int, budget_us: int, sent_us: int) -> Backup:
         return Backup(number, budget_us, sent_us, None, store, shard, owner.serving_epoch, path, rate_bytes_s)
 
-    return await _BackupCall(owner.node, time.monotonic() + deadline_s, 1 << 10, BackedUp, request).run(router)
+    return await _BackupCall(owner.node, router.clock() + deadline_s, 1 << 10, BackedUp, request).run(router)
 
 
 async def scan_shard(
@@ -157,7 +156,7 @@ async def scan_shard(
     def request(number: int, budget_us: int, sent_us: int) -> Scan:
         return Scan(number, budget_us, sent_us, None, store, shard, owner.serving_epoch, after, agents_max, prefix)
 
-    scanned = await _Call(owner.node, time.monotonic() + deadline_s, 1 << 16, Scanned, request).run(router)
+    scanned = await _Call(owner.node, router.clock() + deadline_s, 1 << 16, Scanned, request).run(router)
     reason = "" if scanned.status == SectionStatus.OK else _status_name(scanned.status)
     if scanned.agents and scanned.agents[0] <= after:
         reason = "it lists what it had listed before"

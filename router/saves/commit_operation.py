@@ -82,8 +82,8 @@ class CommitRouter(Protocol):
         """Return why a node is not connected, "" if it is."""
         ...
 
-    def take_in(self) -> None:
-        """Take in what has come already."""
+    def receive(self) -> None:
+        """Receive what has come already."""
 
 
 class _Section:
@@ -256,7 +256,7 @@ class Saving:
                 return exchange
             self._router.submit([exchange])
         exchange = self._filling[node] = _CommitExchange(self, node)
-        # Who tries again knows that the node may be taken for dead: it waits for it, as long as it may.
+        # Who tries again knows that the node may be marked down: it waits for it, as long as it may.
         exchange.patient = self._patient
         return exchange
 
@@ -339,7 +339,7 @@ class Saving:
                     self._handle_settled(write)
 
     def _expire(self) -> None:
-        self._router.take_in()
+        self._router.receive()
         self.end("")
 
     def end(self, reason: str) -> None:

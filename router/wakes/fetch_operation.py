@@ -24,8 +24,8 @@ from ...wire.protocol.messages import (
     SectionStatus,
     encode,
 )
-from ..dispatch.dispatcher import Router
 from ..dispatch.exchange import Exchange
+from ..dispatch.router import Router
 from .acknowledged_versions import Floors
 from .agent_state import AgentState
 from .fetch_plan import GROUP_AGENTS_MAX, MESSAGE_AGENTS_MAX, Routes, plan
@@ -165,9 +165,9 @@ class Fetching:
     def catch_up(self) -> None:
         """Take in what has come already: call it before a deadline is judged. What breaks in it breaks nothing here."""
         try:
-            self._router.take_in()
+            self._router.receive()
         except Exception:
-            _log.exception("replies could not be taken in")
+            _log.exception("replies could not be received")
 
     def expire(self) -> None:
         """The last deadline has come: hand over what there is, and forget the rest."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple, Protocol
 
 from ...wire.cluster.placement import Placement
@@ -32,9 +32,9 @@ class ReadSpec(NamedTuple):
     raises: bool = True
     """Whether a wake fails where it has not what is required; one that fills a state in does not."""
 
-    def context(self, again: Again) -> WakeContext:
+    def context(self, again: Again, clock: Callable[[], float]) -> WakeContext:
         """Return what the states of one fetch share; `again` asks for more of one agent."""
-        return WakeContext(self.views, len(self.routes.stores), again)
+        return WakeContext(self.views, len(self.routes.stores), again, clock)
 
 
 class Readable(Protocol):

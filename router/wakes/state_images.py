@@ -6,7 +6,6 @@ bytes of their own, and lets go of the group; an image is decoded when a kind of
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Self
 
@@ -66,7 +65,7 @@ class AgentImages(msgspec.Struct, gc=False, eq=False, repr_omit_defaults=True):
         """Return the time of the shard that the agent is of."""
         if self._clock_offsets_ms is None:
             return self._context.now_ms(store)
-        return self._clock_offsets_ms[store] + time.monotonic_ns() // 1_000_000
+        return self._clock_offsets_ms[store] + self._context.host_ms()
 
     def _own_moments(self) -> None:
         """Take note from when the images are, before the group is let go."""

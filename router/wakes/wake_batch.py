@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
 from itertools import chain
@@ -66,12 +65,13 @@ class WakeMany:
     They are fetched in slices: the next one is planned while the nodes serve those before it.
     """
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: float, clock: Callable[[], float]) -> None:
+        """`deadline` is in seconds of `clock`, the monotonic one."""
         self._states: list[list[AgentState | None]] = []
         self._left = 0
         self._slices: list[Fetching] = []
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._timer = Judgement(deadline, self._expire)
+        self._timer = Judgement(deadline, self._expire, clock=clock)
 
     def add(self, fetch: Callable[[Callable[[list[Group]], None]], Fetching]) -> None:
         """Fetch a slice of the agents; `fetch` makes their fetch, held, given who takes its groups."""
@@ -150,10 +150,11 @@ class _Waiter(NamedTuple):
 class WakeBatch:
     """Calls for one agent each, sent together."""
 
-    def __init__(self, reading: ReadSpec, now: float) -> None:
+    def __init__(self, reading: ReadSpec, clock: Callable[[], float]) -> None:
         self._loop = asyncio.get_running_loop()
+        self._clock = clock
         self.reading = reading
-        self.began = now
+        self.began = clock()
         """When its first wake was asked for: its deadlines count from then, in seconds of the monotonic clock."""
         self.over = False
         """Whether nobody waits any more."""
@@ -204,7 +205,7 @@ class WakeBatch:
         """Send it; `handle_over` is called once, when nobody waits for it any more."""
         self._fetching = fetching
         self._handle_over = handle_over
-        # Sent first: the nodes are at work while the rest is done here, and no reply is taken in before this turn ends.
+        # Sent first: the nodes are at work while the rest is done here, and no reply is received before this turn ends.
         fetching.start()
         self._positions = [0] * len(self.agents)
         for position, index in enumerate(fetching.plan.order):
@@ -286,8 +287,8 @@ class WakeBatch:
         due = [waiter.deadline for waiter in self._others[:1]]
         if self._common_deadline:
             due.append(self._common_deadline)
-        look = time.monotonic() + _LOOK_SECONDS
-        self._timer = Judgement(min(look, *due), self._expire) if due else None
+        look = self._clock() + _LOOK_SECONDS
+        self._timer = Judgement(min(look, *due), self._expire, self._loop, self._clock) if due else None
 
     def _expire(self) -> None:
         self._timer = None
@@ -307,7 +308,7 @@ class WakeBatch:
         if not self._is_awaited():
             self._end()
             return
-        now = time.monotonic() + _TIMER_SLACK_SECONDS
+        now = self._clock() + _TIMER_SLACK_SECONDS
         if fetching.deadline <= now or fetching.complete:
             fetching.expire()
             if not self.over:  # something broke before: whoever still waits is not to wait for ever

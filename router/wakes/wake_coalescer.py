@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple, Protocol
 
@@ -113,8 +112,9 @@ class _UnderWay:
 class Coalescer:
     """Batches of wakes, waiting for the end of the turn or under way."""
 
-    def __init__(self, reading: Callable[[Choice], ReadSpec], fetch: Fetch) -> None:
+    def __init__(self, reading: Callable[[Choice], ReadSpec], fetch: Fetch, clock: Callable[[], float]) -> None:
         self._loop = asyncio.get_running_loop()
+        self._clock = clock
         self._reading = reading
         self._fetch = fetch
         self._pending: dict[Choice, WakeBatch] = {}
@@ -156,7 +156,7 @@ class Coalescer:
     # --- batches ---
 
     def _begin(self, choice: Choice) -> WakeBatch:
-        batch = WakeBatch(self._reading(choice), time.monotonic())
+        batch = WakeBatch(self._reading(choice), self._clock)
         if not self._batch_agents:
             self._batch_agents = _BATCH_AGENTS
             self._loop.call_soon(self._end_turn)
@@ -211,7 +211,7 @@ class Coalescer:
 
     def _gather(self, choice: Choice, agent_id: str, hot: _HotAgent, budget_s: float) -> asyncio.Future[AgentState]:
         future: asyncio.Future[AgentState] = self._loop.create_future()
-        now = time.monotonic()
+        now = self._clock()
         patience_s = budget_s * _PATIENCE_SHARE
         hot.gathered.append(_Gathered(future, now + budget_s, patience_s, now + patience_s))
         if hot.timer is None or now + patience_s < hot.due:

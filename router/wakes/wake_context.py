@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -35,9 +35,17 @@ class KindView(NamedTuple):
 class WakeContext:
     """What the states of one fetch share: how to read their kinds, and the nodes' clocks."""
 
-    __slots__ = ("_clock_offsets_ms", "again", "kinds", "state_type")
+    __slots__ = ("_clock", "_clock_offsets_ms", "again", "kinds", "state_type")
 
-    def __init__(self, kinds: Mapping[str, KindView], stores: int, again: Again) -> None:
+    def __init__(
+        self,
+        kinds: Mapping[str, KindView],
+        stores: int,
+        again: Again,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        """`clock` is this host's monotonic clock, in seconds."""
+        self._clock = clock or time.monotonic
         self.kinds = kinds
         self.again = again
         """How to ask for more."""
@@ -51,11 +59,15 @@ class WakeContext:
         Returns how far it is ahead of this host's monotonic clock. States go by the clock of their agent's own shard
         (`Part`); the furthest one is that of copies, which have none.
         """
-        offset = now_ms - time.monotonic_ns() // 1_000_000
+        offset = now_ms - self.host_ms()
         if offset > self._clock_offsets_ms[store]:
             self._clock_offsets_ms[store] = offset
         return offset
 
     def now_ms(self, store: int) -> int:
         """Return a store's time: its clock in the replies, and this host's monotonic clock since."""
-        return self._clock_offsets_ms[store] + time.monotonic_ns() // 1_000_000
+        return self._clock_offsets_ms[store] + self.host_ms()
+
+    def host_ms(self) -> int:
+        """Return the time of this host's monotonic clock."""
+        return round(self._clock() * 1_000)

@@ -9,7 +9,6 @@ budget from now.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -17,7 +16,7 @@ from typing import Final
 
 from ...wire.protocol.limits import AGENT_ID_BYTES_MAX
 from ..arguments import Seconds, exact_id, exact_text
-from ..dispatch.dispatcher import Router
+from ..dispatch.router import Router
 from ..ids import check_agent_id, slices, sound_ids
 from .acknowledged_versions import Floors
 from .agent_state import AgentState
@@ -55,6 +54,8 @@ class WakeEngine:
         `state_type` is what states are made as; `again` how they ask for more, None: by `wake_again`.
         """
         self._router = router
+        self.clock = router.clock
+        """Seconds of the clock that deadlines are of."""
         self._kinds = kinds
         self._wake_budget = wake_budget
         self._state_type = state_type
@@ -65,7 +66,7 @@ class WakeEngine:
         self._choices: dict[tuple[str, ...], Choice] = {}  # by the names as given
         self._readings: dict[Choice, ReadSpec] = {}
         self._readings_revision = -1
-        self.coalescer = Coalescer(self._reading, self._fetching)
+        self.coalescer = Coalescer(self._reading, self._fetching, router.clock)
 
     def wake(self, agent_id: str, kinds: Iterable[str] | None, budget_s: float) -> asyncio.Future[AgentState]:
         """Return the future of an agent's state.
@@ -86,7 +87,7 @@ class WakeEngine:
     async def wake_many(self, asked: list[str], kinds: Iterable[str] | None, deadline: float) -> list[AgentState]:
         """Return the states of agents, in the order of their ids; of a cluster that is closed meanwhile not all."""
         reading = self._reading(_ALL_KINDS if kinds is None else self._choice(kinds))
-        waiting = WakeMany(deadline)
+        waiting = WakeMany(deadline, self.clock)
         fetch = partial(self._fetching, reading, held=True)
         try:
             for wanted in slices(asked):
@@ -126,7 +127,7 @@ class WakeEngine:
                     yield _unsound(agent_id, reading, self._context(reading))
         if sound:
             stores = [store.name for store in reading.routes.stores]
-            waiting = WakeStream(partial(self._fetching, reading), sound, agents, stores)
+            waiting = WakeStream(partial(self._fetching, reading), sound, agents, stores, self.clock)
             self._streams.add(waiting)
             try:
                 async with aclosing(waiting.run(deadline)) as states:
@@ -147,7 +148,7 @@ class WakeEngine:
     def handle_acknowledged(self, store: str, acknowledged: list[tuple[bytes, int]]) -> None:
         """Saves are durable: no wake that ends from now on may show what was there before."""
         if self.floors.are_needed:  # for 10,000 agents 3 ms, which a save_many by itself need not spend
-            now = time.monotonic()
+            now = self.clock()
             for agent, version in acknowledged:
                 self.floors.note(store, agent, version, now)
         for stream in self._streams:
@@ -160,7 +161,7 @@ class WakeEngine:
     # --- within ---
 
     def _context(self, reading: ReadSpec) -> WakeContext:
-        context = reading.context(self._again)
+        context = reading.context(self._again, self.clock)
         context.state_type = self._state_type
         return context
 

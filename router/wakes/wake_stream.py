@@ -47,8 +47,16 @@ class _Fetch(Protocol):
 class WakeStream:
     """One caller that takes states as they become usable."""
 
-    def __init__(self, fetch: _Fetch, ids: Sequence[str], agents: Sequence[bytes], stores: Sequence[str]) -> None:
+    def __init__(
+        self,
+        fetch: _Fetch,
+        ids: Sequence[str],
+        agents: Sequence[bytes],
+        stores: Sequence[str],
+        clock: Callable[[], float],
+    ) -> None:
         """`ids`, `agents`: whom to wake, and their UTF-8; `stores`: the names of the stores asked, in their order."""
+        self._clock = clock
         self._fetch = fetch
         self._agents = dict(zip(ids, agents, strict=True))
         self._stores = list(stores)
@@ -71,7 +79,7 @@ class WakeStream:
 
     async def run(self, deadline: float) -> AsyncGenerator[AgentState, None]:
         """Fetch, and yield states as they come; ends by the deadline."""
-        timer = Judgement(deadline, self._expire)
+        timer = Judgement(deadline, self._expire, clock=self._clock)
         try:
             self._begin(list(self._agents), deadline)
             left = len(self._agents)

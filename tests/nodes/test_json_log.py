@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from dawnchorus.nodes.json_log import JSONFormatter
 
 
@@ -48,6 +50,7 @@ def test_what_json_does_not_know_is_shown_as_text() -> None:
     assert line["large"] == 1 << 70
 
 
+@pytest.mark.real
 def test_a_process_logs_to_standard_error_only() -> None:
     program = """
 import logging

@@ -18,7 +18,7 @@ UUID = "ab" * 16
 def order(tmp_path: Path) -> StartOrder:
     """The order for a cluster whose data directory is there."""
     (tmp_path / "data").mkdir()
-    return order_for(load_topology(write_topology(tmp_path)), UUID)
+    return order_for(load_topology(write_topology(tmp_path, ports=[7701, 7702, 7703])), UUID)
 
 
 def read(said: bytes) -> tuple[StartOrder, bytes]:

@@ -1,7 +1,8 @@
 """Wrong arguments at the public edge: an error that says what is expected, and nothing left behind."""
 
 import enum
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -14,6 +15,7 @@ from dawnchorus import Cluster, InvalidRequestError, Saved, connect, connect_syn
 from dawnchorus.router.arguments import deadline, exact_id, exact_key, exact_text, seconds
 from dawnchorus.wire.protocol.messages import Hello, Put
 from tests.support.fake_nodes import FakeNodes, fake_client, fake_cluster, fake_topology
+from tests.support.fake_nodes import connect as connect_in_memory
 from tests.support.internals import leftovers
 
 NOT_TIMES: list[Any] = ["60", b"60", Decimal("1.5"), [1], {}, ..., True, 1j]
@@ -21,9 +23,8 @@ OUTSIDE: list[Any] = [0, -1, 0.0, -0.5, float("nan"), float("inf"), 1e9, 10**400
 
 
 @pytest.fixture
-async def client() -> AsyncGenerator[tuple[Cluster, FakeNodes]]:
-    async with fake_client() as pair:
-        yield pair
+def client() -> AbstractAsyncContextManager[tuple[Cluster, FakeNodes]]:
+    return fake_client()
 
 
 @pytest.mark.parametrize("given", NOT_TIMES, ids=repr)
@@ -211,5 +212,5 @@ async def test_connect_takes_timedelta_and_refuses_types_that_are_no_mapping(tmp
     types: Any = ["profile"]
     with pytest.raises(InvalidRequestError, match="types is a mapping of kinds to types"):
         connect(topology, types=types)
-    async with fake_cluster(topology), connect(topology, connect_deadline_s=timedelta(seconds=20)) as cluster:
+    async with fake_cluster(topology), connect_in_memory(topology, connect_deadline_s=timedelta(seconds=20)) as cluster:
         assert cluster.topology.name == "fake"

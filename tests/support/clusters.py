@@ -5,7 +5,6 @@ import contextlib
 import os
 import signal
 import tempfile
-import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from pathlib import Path
 
@@ -121,9 +120,10 @@ async def running(path: Path) -> AsyncGenerator[RunningCluster]:
 
 async def eventually(condition: Callable[[], bool], seconds: float = _PATIENCE_SECONDS) -> None:
     """Wait until a condition holds; fail where it never does."""
-    end = time.monotonic() + seconds
+    clock = asyncio.get_running_loop().time
+    end = clock() + seconds
     while not condition():
-        assert time.monotonic() < end, f"did not come true within {seconds:g} s"
+        assert clock() < end, f"did not come true within {seconds:g} s"
         await asyncio.sleep(0.01)
 
 

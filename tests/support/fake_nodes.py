@@ -1,4 +1,6 @@
-"""Nodes in the test's own event loop, on real sockets: they keep images in memory and answer as a test says.
+"""Nodes in the test's own event loop: they keep images in memory and answer as a test says.
+
+On a loop whose time is virtual their connections are in memory too, on any other they are sockets.
 
 A fake node serves agents as a real one does. A test may hold its answers back (`hold`, `release`), put an answer of its
 own in their place (`answer`), or look at what was asked (`requests`).
@@ -6,15 +8,17 @@ own in their place (`answer`), or look at what was asked (`requests`).
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from itertools import takewhile
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 import zmq
 
-from dawnchorus import AgentState, Cluster, WakeIncomplete, connect
+import dawnchorus
+from dawnchorus import AgentState, Cluster, WakeIncomplete
 from dawnchorus.perf.harness.topologies import free_ports
 from dawnchorus.wire.cluster.placement import Placement, encode_placement, initial_placement, with_new_generation
 from dawnchorus.wire.cluster.topology import BreakerSpec, KindSpec, NodeSpec, StoreSpec, Topology, encode_topology
@@ -54,12 +58,14 @@ from dawnchorus.wire.protocol.shard_hash import shard_of
 from dawnchorus.wire.transport.channel import Channel, Sent
 from dawnchorus.wire.transport.sockets import SocketOwner, bind
 from tests.support.clusters import eventually
-from tests.support.internals import sendings
+from tests.support.internals import open_routers_on, sendings
+from tests.support.memory_network import Listener, is_real_loop, network
 
 __all__ = [
     "NEVER_OPENS",
     "FakeNode",
     "FakeNodes",
+    "connect",
     "fake_client",
     "fake_cluster",
     "fake_topology",
@@ -78,20 +84,26 @@ NEVER_OPENS = BreakerSpec(requests_min=1_000_000, time_outs_in_a_row=1_000_000)
 """The breaker of tests about other things: their nodes fail as often as they like."""
 
 
+_made_up_ports: Final = itertools.count(10_001)
+
+
 def fake_topology(
     *,
     kinds: Mapping[str, KindSpec] | None = None,
     shards: Mapping[str, int] | None = None,
     name: str = "fake",
+    ports: Sequence[int] | None = None,
     **settings: Any,
 ) -> Topology:
-    """Return a topology with one node for each store, on free ports: profile, session and history, a store each.
+    """Return a topology with one node for each store: profile, session and history, a store each.
 
+    Nodes are on free ports of this host if a real loop runs; else on ports that are made up, if none are given.
     `settings` are further fields of the topology.
     """
     kinds = kinds or {"profile": KindSpec("id", required=True), "session": KindSpec("live"), "history": KindSpec("old")}
     stores = list(dict.fromkeys(spec.store for spec in kinds.values()))
-    ports = free_ports(len(stores))
+    if ports is None:
+        ports = free_ports(len(stores)) if is_real_loop() else [next(_made_up_ports) for _ in stores]
     return Topology(
         name,
         stores=settings.pop("stores", None)
@@ -155,22 +167,29 @@ class FakeNode:
         self.answer: Callable[[Request], list[bytes]] = self.serve
         """What a request is answered with, frame by frame; a test may put another in its place."""
         self._sockets: SocketOwner | None = None
+        self._channel: Channel[list[bytes]] | Listener | None = None
 
     # --- its life ---
 
     def start(self) -> None:
         """Bind and serve; again after `stop`."""
+        endpoints = [self.topology.nodes[self.name].endpoint, *([self.ipc] if self.ipc else [])]
+        memory = network()
+        if memory is not None:
+            self._channel = Listener(memory, endpoints, self._handle_messages)
+            return
         self._sockets = SocketOwner()
         replies = self._sockets.router()
-        bind(replies, self.topology.nodes[self.name].endpoint)
-        if self.ipc:
-            bind(replies, self.ipc)
+        for endpoint in endpoints:
+            bind(replies, endpoint)
         self._channel = Channel(asyncio.get_running_loop(), replies, _receive, self._handle_messages)
 
     def stop(self) -> None:
         """Break every connection; what was held is lost."""
-        if self._sockets is not None:
+        if self._channel is not None:
             self._channel.close()
+            self._channel = None
+        if self._sockets is not None:
             self._sockets.close()
             self._sockets = None
         self.held.clear()
@@ -192,6 +211,7 @@ class FakeNode:
                 self._send(peer, frames)
 
     def _send(self, peer: bytes, frames: list[bytes]) -> None:
+        assert self._channel is not None
         for frame in frames:
             assert self._channel.send_to(peer, frame) is not Sent.FULL
 
@@ -205,8 +225,12 @@ class FakeNode:
 
     def release_while_stalled(self) -> None:
         """Send all held answers while the loop stands still, which reads none: wait for room for each."""
+        if network() is not None:
+            self.release()
+            return
         self.hold.clear()
         held, self.held = self.held, []
+        assert self._channel is not None
         for peer, frames in held:
             for frame in frames:
                 while self._channel.send_to(peer, frame) is Sent.FULL:
@@ -331,6 +355,15 @@ class FakeNodes(dict[str, FakeNode]):
         for kind, value in values.items():
             node = next(iter(self.values()))
             self[node.topology.kinds[kind].store].put(agent_id, **{kind: value})
+
+
+def connect(source: Topology | str, **options: Any) -> Cluster:
+    """Return a client to be opened, as `dawnchorus.connect` does, that finds fake nodes where they listen."""
+    cluster = dawnchorus.connect(source, **options)
+    memory = network()
+    if memory is not None:
+        open_routers_on(cluster, memory)
+    return cluster
 
 
 @contextlib.asynccontextmanager

@@ -2,35 +2,46 @@
 
 # pyright: reportPrivateUsage=false
 
+import asyncio
 import random
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 from dawnchorus import Cluster, SyncCluster
 from dawnchorus.router.client.loop_thread import LoopThread
 from dawnchorus.router.client.sync_host import HostedCluster
 from dawnchorus.router.dispatch.circuit_breaker import BreakerState
-from dawnchorus.router.dispatch.dispatcher import Router
+from dawnchorus.router.dispatch.dispatcher import Dispatcher
 from dawnchorus.router.dispatch.exchange import Exchange
+from dawnchorus.router.dispatch.router import Router
 from dawnchorus.router.dispatch.send_queue import Priority
 from dawnchorus.router.dispatch.unary_call import _BackupCall, _Call, _StatusCall
 from dawnchorus.router.wakes.fetch_operation import Fetching
-from dawnchorus.wire.protocol.messages import BackedUp, Scan, Scanned, Status, StatusReply
+from dawnchorus.wire.protocol.messages import Answer, BackedUp, Scan, Scanned, Status, StatusReply
 from dawnchorus.wire.transport.connection import Link
+from tests.support.memory_network import Network
+from tests.support.virtual_time import VirtualLoop
 
 __all__ = [
     "ReplyDropper",
     "break_next_fetch",
+    "call_exchange",
     "drop_replies",
     "exchange",
-    "is_taken_for_dead",
+    "failure_of",
+    "is_marked_down",
     "is_up",
     "kept_choices",
+    "kept_exchanges",
     "leftovers",
+    "open_breaker",
+    "open_routers_by",
+    "open_routers_on",
+    "receive_together",
     "refusals",
+    "reply_of",
     "sendings",
     "stray_replies",
-    "take_in",
     "thread_of",
 ]
 
@@ -38,12 +49,8 @@ __all__ = [
 def leftovers(cluster: Cluster) -> dict[str, int]:
     """Return what a client still holds of requests, by table; empty once nobody waits for anything."""
     router, wakes = cluster._router, cluster._wakes.coalescer
-    flows = router._flows.values()
     tables = {
-        "exchanges": sum(map(len, flows)),
-        "delayed": len(router._delayed),
-        "in flight": sum(flow.window.in_flight for flow in flows),
-        "expected bytes": sum(flow.window.expected_bytes for flow in flows),
+        **kept_exchanges(router.dispatcher),
         "replies": len(router._replies),
         "pending": len(wakes._pending),
         "under way": sum(len(of_choice.batches) for of_choice in wakes._under_way.values()),
@@ -54,6 +61,16 @@ def leftovers(cluster: Cluster) -> dict[str, int]:
         "saves": len(cluster._saver),
     }
     return {name: count for name, count in tables.items() if count}
+
+
+def open_routers_on(cluster: Cluster, network: Network) -> None:
+    """Let a client that is not open yet connect in memory, by the time of the network's loop."""
+    open_routers_by(cluster, lambda: Router(network.loop.time, network, random.Random(1).random))
+
+
+def open_routers_by(cluster: Cluster, open_router: Callable[[], Router]) -> None:
+    """Let a client that is not open yet have the router that this makes."""
+    cluster._open_router = open_router
 
 
 def thread_of(cluster: SyncCluster) -> LoopThread[HostedCluster]:
@@ -91,14 +108,14 @@ def refusals(cluster: Cluster) -> dict[str, str]:
     return cluster._router.members._refusals
 
 
-def is_taken_for_dead(cluster: Cluster, node: str) -> bool:
+def is_marked_down(cluster: Cluster, node: str) -> bool:
     """Whether the client's breaker of a node is open."""
-    return cluster._router._flows[node].breaker.state is BreakerState.OPEN
+    return cluster._router.dispatcher.flows[node].breaker.state is BreakerState.OPEN
 
 
 def stray_replies(cluster: Cluster) -> int:
     """Return how many replies came that nobody waited for, or that were none."""
-    return cluster._router.stray_replies
+    return cluster._router.dispatcher.stray_replies
 
 
 class Sendings(NamedTuple):
@@ -110,11 +127,11 @@ class Sendings(NamedTuple):
 
 def sendings(cluster: Cluster) -> Sendings:
     """Return what a client has sent so far."""
-    router = cluster._router
-    return Sendings(router.requests_sent, router.requests_sent - router.retries.retries)
+    dispatcher = cluster._router.dispatcher
+    return Sendings(dispatcher.requests_sent, dispatcher.requests_sent - dispatcher.retries.retries)
 
 
-def take_in(cluster: Cluster, replies: Sequence[tuple[str, bytes]]) -> None:
+def receive_together(cluster: Cluster, replies: Sequence[tuple[str, bytes]]) -> None:
     """Hand a client replies of several nodes in one turn, as if they had just come in."""
     router = cluster._router
     router._replies.extend([(node, memoryview(frame)) for node, frame in replies])
@@ -169,6 +186,61 @@ def exchange(
         made = _BackupCall("node", deadline, expected_bytes, BackedUp, _never_sent, caller)
     made.priority = Priority.URGENT
     return made
+
+
+_loop_of_answers = VirtualLoop()
+_loop_of_answers.close()  # it never runs
+
+
+def call_exchange(node: str, deadline: float, *, durable: bool = False, status: bool = False) -> Exchange:
+    """Return an exchange that a dispatcher can be given, and that keeps what it is notified of.
+
+    A listing; `durable`: a backup, which is not repeated; `status`: a question for a node's status.
+    """
+    made: _Call[Any]
+    if status:
+        made = _StatusCall(node, deadline, 1_000, StatusReply, _never_sent)
+    elif durable:
+        made = _BackupCall(node, deadline, 1_000, BackedUp, _never_sent)
+    else:
+        made = _Call(node, deadline, 1_000, Scanned, _never_sent)
+    made._answer = asyncio.Future(loop=_loop_of_answers)
+    return made
+
+
+def reply_of(exchange: Exchange) -> Answer | None:
+    """Return the reply that an exchange of `call_exchange` got, None if none."""
+    answer = _answer_of(exchange)
+    return answer.result() if answer.done() and answer.exception() is None else None
+
+
+def failure_of(exchange: Exchange) -> str:
+    """Return why an exchange of `call_exchange` failed, "" if it did not."""
+    answer = _answer_of(exchange)
+    return str(answer.exception() or "") if answer.done() else ""
+
+
+def _answer_of(exchange: Exchange) -> "asyncio.Future[Any]":
+    answer = cast("_Call[Any]", exchange)._answer
+    assert answer is not None
+    return answer
+
+
+def kept_exchanges(dispatcher: Dispatcher) -> dict[str, int]:
+    """Return what a dispatcher still holds of exchanges, by table; empty once none is under way."""
+    flows = dispatcher.flows.values()
+    tables = {
+        "exchanges": sum(map(len, flows)),
+        "delayed": len(dispatcher._delayed),
+        "in flight": sum(flow.window.in_flight for flow in flows),
+        "expected bytes": sum(flow.window.expected_bytes for flow in flows),
+    }
+    return {name: count for name, count in tables.items() if count}
+
+
+def open_breaker(dispatcher: Dispatcher, node: str, now: float) -> None:
+    """Let a node be marked down."""
+    dispatcher.flows[node].breaker._open(now, silent=True)
 
 
 def _never_sent(*_: int) -> Scan | Status:

@@ -165,7 +165,7 @@ class HandRouter:
             node: deque() for node in self.nodes
         }
         self.open: set[str] = set()
-        """Nodes that are taken for dead: what is offered to them is refused."""
+        """Nodes that are marked down: what is offered to them is refused."""
         self._versions: dict[tuple[str, int], int] = {}
         self._numbers = 0
 
@@ -177,7 +177,7 @@ class HandRouter:
             assert isinstance(exchange, _CommitExchange)
             assert exchange.sections, "an empty message"
             if exchange.node in self.open:
-                self._loop.call_soon(exchange.handle_failure, None, "the node is taken for dead")
+                self._loop.call_soon(exchange.handle_failure, None, "the node is marked down")
             else:
                 self.waiting[exchange.node].append(exchange)
 
@@ -199,7 +199,7 @@ class HandRouter:
         """It answers, or a test holds it."""
         return ""
 
-    def take_in(self) -> None:
+    def receive(self) -> None:
         """Answers come in when a test says so."""
 
     # --- what a test does to them ---

@@ -5,12 +5,17 @@ import math
 import time
 from collections.abc import Sequence
 
-__all__ = ["bare_timer", "percentile"]
+__all__ = ["bare_timer", "loop_time", "percentile"]
 
 
 def percentile(values: Sequence[float], share: float) -> float:
     """The smallest value that at least this share does not exceed."""
     return sorted(values)[math.ceil(share * len(values)) - 1]
+
+
+def loop_time() -> float:
+    """The time of the running loop, real or virtual, in seconds."""
+    return asyncio.get_running_loop().time()
 
 
 def bare_timer(loop: asyncio.AbstractEventLoop, seconds: float) -> "asyncio.Future[float]":

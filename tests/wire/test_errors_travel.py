@@ -115,6 +115,7 @@ def raise_conflict(_: object) -> None:
     raise VersionConflict(found={"context": 3}, **NAMED)
 
 
+@pytest.mark.real
 def test_process_pool_hands_error_to_its_parent() -> None:
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:

@@ -1,9 +1,9 @@
 """The connection of a router to one node.
 
-A link opens the node's TCP endpoint and says Hello; Welcome brings the node's ipc endpoint, and where that path exists
-on this host the link moves there before it is used. A ZeroMQ socket would reconnect by itself and send what it had
-queued before any Hello; here a socket lives as long as its connection, and a broken one is replaced by a fresh one that
-begins with Hello again, after a pause of a back-off of ours. That a connection broke is told by the socket's monitor.
+A link opens the node's TCP endpoint and says Hello; Welcome brings the node's ipc endpoint, and if that path exists on
+this host the link moves there before it is used. A connection that broke is replaced by a fresh one that begins with
+Hello again, after a pause of a back-off of ours. The link opens its connections through a transport: ZeroMQ sockets
+(`wire.transport.socket_connection`), or memory in tests.
 
 A node that says nothing is asked (Ping), and taken for silent after a while (`wire.transport.liveness`). The connection
 is kept: a busy or stopped node goes on where it was. Meanwhile another is tried beside it, as this one may lead nowhere
@@ -15,21 +15,18 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import random
 import stat
 from collections.abc import Callable
 from typing import Final, Protocol
-
-from zmq.utils.monitor import parse_monitor_message
 
 from ..errors import ClusterUnavailable, ProtocolError
 from ..protocol.messages import PING, Fault, Reply, Welcome, decode_reply
 from ..repeated_lines import limited_logger
 from .backoff import Backoff
-from .channel import Channel, Sent, receive_frame, receive_parts
 from .liveness import SILENT_TICKS, Silence, is_asked
-from .sockets import BROKEN_EVENTS, SocketOwner
 
-__all__ = ["Link", "LinkOwner"]
+__all__ = ["Connection", "Link", "LinkOwner", "Transport"]
 
 _IPC_SECONDS: Final = 0.25
 """How long the ipc endpoint may take to welcome; then TCP stays in use."""
@@ -42,6 +39,41 @@ _GREETING_TICKS: Final = 5
 """Ticks that a node may take to answer a Hello; then the connection is opened anew, 3.8 to 4.75 s after it was."""
 
 _log = limited_logger(__name__)
+
+
+class Connection(Protocol):
+    """A way to one node, from connecting to its first break. Frames are delivered in order, none twice."""
+
+    def send(self, frame: bytes) -> bool:
+        """Send a frame; return False if there is no room for it now."""
+        ...
+
+    def poll(self) -> None:
+        """Deliver what has come and was not received yet."""
+
+    def close(self) -> None:
+        """Close it; what it had queued is dropped, and nothing is delivered afterwards."""
+
+
+class Transport(Protocol):
+    """Connections to nodes, by endpoint."""
+
+    def connect(
+        self,
+        endpoint: str,
+        hello: bytes,
+        handle_frames: Callable[[Connection, list[memoryview]], None],
+        handle_broken: Callable[[Connection], None],
+    ) -> Connection:
+        """Begin to connect; `hello` is the first frame that the node gets. Nothing is called before this returns.
+
+        Raises:
+            ClusterUnavailable: the endpoint is none, or no connection can be made just now.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close every connection."""
 
 
 class LinkOwner(Protocol):
@@ -66,66 +98,34 @@ class LinkOwner(Protocol):
         """Replies came in."""
 
 
-class _Connection:
-    """One socket, from connecting to its first break."""
-
-    def __init__(
-        self,
-        sockets: SocketOwner,
-        endpoint: str,
-        hello: bytes,
-        handle_frames: Callable[[_Connection, list[memoryview]], None],
-        handle_broken: Callable[[_Connection], None],
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        self._sockets = sockets
-        self._handle_broken = handle_broken
-        self._requests, self._monitor = sockets.monitored_dealer(endpoint)
-        self._channel = Channel(loop, self._requests, receive_frame, lambda frames: handle_frames(self, frames))
-        self._events = Channel(loop, self._monitor, receive_parts, self._handle_events)
-        self._open = True
-        self.ticks = 0
-        """Ticks since it was opened, up to its Welcome."""
-        # Queued before anything else, so it is the first frame that the node gets, whenever it can be reached.
-        self._channel.send(hello)
-
-    def send(self, frame: bytes) -> bool:
-        """Send a frame; return False where libzmq's queue is full."""
-        return self._channel.send(frame) is Sent.OK
-
-    def poll(self) -> None:
-        """Hand over what has come and was not taken in yet."""
-        self._channel.poll()
-
-    def close(self) -> None:
-        """Close the socket; what it had queued is dropped."""
-        if self._open:
-            self._open = False
-            self._channel.close()
-            self._events.close()
-            self._sockets.close_monitored(self._requests, self._monitor)
-
-    def _handle_events(self, messages: list[list[bytes]]) -> None:
-        if any(parse_monitor_message(message)["event"] & BROKEN_EVENTS for message in messages):
-            self._handle_broken(self)
-
-
 class Link:
     """A router's way to one node, kept open until `close`."""
 
-    def __init__(self, sockets: SocketOwner, endpoint: str, hello: bytes, owner: LinkOwner, node: str = "") -> None:
-        """Begin to connect. `node` is its name, "" where only the endpoint is known until Welcome says it."""
+    def __init__(
+        self,
+        transport: Transport,
+        endpoint: str,
+        hello: bytes,
+        owner: LinkOwner,
+        node: str = "",
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        """Begin to connect. `node` is its name, "" if only the endpoint is known until Welcome says it.
+
+        `chance` draws from 0 to 1, for the pauses between attempts.
+        """
         self.node = node
         self.endpoint = endpoint
-        self._sockets = sockets
+        self._transport = transport
         self._hello = hello
         self._owner = owner
         self._loop = asyncio.get_running_loop()
-        self._backoff = Backoff()
+        self._backoff = Backoff(chance)
         self._timer: asyncio.TimerHandle | None = None
-        self._tcp: _Connection | None = None  # greeted, not yet in use
-        self._ipc: _Connection | None = None  # as well; `_tcp` was welcomed then
-        self._used: _Connection | None = None
+        self._tcp: Connection | None = None  # greeted, not yet in use
+        self._tcp_ticks = 0  # since it was opened, up to its Welcome
+        self._ipc: Connection | None = None  # as well; `_tcp` was welcomed then
+        self._used: Connection | None = None
         self._silence = Silence()
         self._silent = False
         self._welcome: Welcome | None = None
@@ -158,8 +158,8 @@ class Link:
                 greeted.poll()
         self.poll()
         if self._tcp is not None:
-            self._tcp.ticks += 1
-            if self._tcp.ticks >= _GREETING_TICKS:
+            self._tcp_ticks += 1
+            if self._tcp_ticks >= _GREETING_TICKS:
                 self._try_again(self._backoff.next_pause_s())
         used = self._used
         if used is None:
@@ -177,11 +177,12 @@ class Link:
 
     # --- connections that are tried ---
 
-    def _connect(self, endpoint: str) -> _Connection:
-        return _Connection(self._sockets, endpoint, self._hello, self._handle_frames, self._handle_broken)
+    def _connect(self, endpoint: str) -> Connection:
+        return self._transport.connect(endpoint, self._hello, self._handle_frames, self._handle_broken)
 
     def _open(self) -> None:
         self._timer = None
+        self._tcp_ticks = 0
         try:
             self._tcp = self._connect(self.endpoint)
         except ClusterUnavailable as error:
@@ -213,7 +214,7 @@ class Link:
 
     # --- what comes in ---
 
-    def _handle_frames(self, connection: _Connection, frames: list[memoryview]) -> None:
+    def _handle_frames(self, connection: Connection, frames: list[memoryview]) -> None:
         if connection is self._used:
             self._silence.heard = True
             if self._silent:
@@ -227,7 +228,7 @@ class Link:
             if self._closed:
                 return
 
-    def _handle_greeting(self, connection: _Connection, frame: memoryview) -> None:
+    def _handle_greeting(self, connection: Connection, frame: memoryview) -> None:
         if connection is not self._tcp and connection is not self._ipc:
             return  # it was given up by a frame before this one
         try:
@@ -277,7 +278,7 @@ class Link:
             )
         return not reason
 
-    def _open_ipc(self, tcp: _Connection, welcome: Welcome) -> None:
+    def _open_ipc(self, tcp: Connection, welcome: Welcome) -> None:
         try:
             self._ipc = self._connect(welcome.ipc)
         except ClusterUnavailable as error:
@@ -300,14 +301,14 @@ class Link:
             self._timer.cancel()
         self._timer = self._loop.call_later(delay_s, action)
 
-    def _take(self, connection: _Connection, welcome: Welcome) -> None:
+    def _take(self, connection: Connection, welcome: Welcome) -> None:
         """Use a connection that was welcomed; the old one, if there is one, may still turn out to be alive."""
         if self._used is None:
             self._use(connection, welcome)
         else:
             self._set_timer(_GRACE_SECONDS, lambda: self._use(connection, welcome))
 
-    def _use(self, connection: _Connection, welcome: Welcome) -> None:
+    def _use(self, connection: Connection, welcome: Welcome) -> None:
         """Take a welcomed connection into use, and close the others."""
         if connection is self._tcp:
             self._tcp = None
@@ -331,7 +332,7 @@ class Link:
             self._silent = False
             self._owner.handle_down(self)
 
-    def _handle_broken(self, connection: _Connection) -> None:
+    def _handle_broken(self, connection: Connection) -> None:
         if connection is self._ipc:
             self._give_up_ipc()
         elif connection is self._tcp:

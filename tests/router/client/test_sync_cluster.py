@@ -27,6 +27,7 @@ from dawnchorus import (
     connect,
     connect_sync,
 )
+from dawnchorus.perf.harness.topologies import free_ports
 from dawnchorus.router.client.loop_thread import LoopThread
 from dawnchorus.wire.protocol.messages import Commit, Fetch
 from tests.router.client.test_home import in_fork
@@ -39,7 +40,7 @@ LONG_S = 30.0
 @contextlib.contextmanager
 def sync_client() -> Generator[tuple[SyncCluster, FakeNodes]]:
     """A blocking client of fake nodes, whose loop runs in a thread as well."""
-    topology = fake_topology(wake_deadline_ms=20_000)
+    topology = fake_topology(wake_deadline_ms=20_000, ports=free_ports(3))
     nodes: LoopThread[FakeNodes] = LoopThread(lambda: fake_cluster(topology), "nodes")
     nodes.start(LONG_S)
     try:
@@ -224,7 +225,7 @@ def test_no_node_is_said_when_it_is_entered() -> None:
     before = threading.active_count()
     with (
         pytest.raises(ClusterUnavailable, match="no node answered"),
-        connect_sync(fake_topology(), connect_deadline_s=0.1),
+        connect_sync(fake_topology(ports=free_ports(3)), connect_deadline_s=0.1),
     ):
         pass
     assert threading.active_count() == before

@@ -59,11 +59,11 @@ def test_one_pause_that_fails_a_thousand_requests_does_not_open_it(pause_s: floa
     for _ in range(20):
         breaker.handle_success(0.0)
     for request in range(1_000):
-        breaker.handle_time_out(1.0 + pause_s * request / 999, 0.5)
+        breaker.handle_timeout(1.0 + pause_s * request / 999, 0.5)
     assert breaker.admit(1.1) and state_of(breaker) is BreakerState.CLOSED
     breaker.handle_success(1.2)
     for request in range(1_000):
-        breaker.handle_time_out(2.0 + pause_s * request / 999, 1.5)
+        breaker.handle_timeout(2.0 + pause_s * request / 999, 1.5)
     assert breaker.admit(2.1) and state_of(breaker) is BreakerState.CLOSED
 
 
@@ -98,9 +98,9 @@ def test_a_run_of_time_outs_opens_it() -> None:
     for _ in range(200):
         breaker.handle_success(0.0)
     for second in range(4):
-        breaker.handle_time_out(float(second), second - 1.0)
+        breaker.handle_timeout(float(second), second - 1.0)
     assert state_of(breaker) is BreakerState.CLOSED
-    breaker.handle_time_out(4.0, 3.0)
+    breaker.handle_timeout(4.0, 3.0)
     assert state_of(breaker) is BreakerState.OPEN
 
 
@@ -108,16 +108,16 @@ def test_many_time_outs_of_one_moment_are_one() -> None:
     breaker = Breaker(BreakerSpec(requests_min=10_000))
     for moment in (0.0, 0.06, 0.12, 0.18):
         for _ in range(100):
-            breaker.handle_time_out(moment, moment - 1.0)
+            breaker.handle_timeout(moment, moment - 1.0)
     assert state_of(breaker) is BreakerState.CLOSED
-    breaker.handle_time_out(0.24, -0.76)
+    breaker.handle_timeout(0.24, -0.76)
     assert state_of(breaker) is BreakerState.OPEN
 
 
 def test_any_answer_ends_a_run_of_time_outs_also_a_late_one() -> None:
     breaker = Breaker(BreakerSpec(requests_min=1_000))
     for second in range(20):
-        breaker.handle_time_out(float(second), second - 1.0)
+        breaker.handle_timeout(float(second), second - 1.0)
         if second % 4 == 3:
             breaker.handle_life(float(second))
         elif second % 4 == 1:
@@ -128,7 +128,7 @@ def test_any_answer_ends_a_run_of_time_outs_also_a_late_one() -> None:
 def test_late_answers_take_their_time_outs_out_of_the_share() -> None:
     breaker = Breaker(SPEC)
     for tenth in range(200):  # a node that answers 200 ms late, and wakes that have 100 ms
-        breaker.handle_time_out(tenth / 10, tenth / 10 - 0.1)
+        breaker.handle_timeout(tenth / 10, tenth / 10 - 0.1)
         breaker.handle_life(tenth / 10 + 0.1)
     assert state_of(breaker) is BreakerState.CLOSED
 
@@ -144,7 +144,7 @@ def test_a_late_answer_of_a_node_taken_for_dead_is_worth_a_probe() -> None:
 def test_a_deadline_too_short_for_any_node_counts_nothing() -> None:
     breaker = Breaker(SPEC)
     for _ in range(100):
-        breaker.handle_time_out(0.0, -0.001)
+        breaker.handle_timeout(0.0, -0.001)
     assert state_of(breaker) is BreakerState.CLOSED
 
 
@@ -162,7 +162,7 @@ def test_after_its_pause_one_probe_goes_at_a_time() -> None:
 def test_a_probe_that_fails_opens_it_for_another_pause() -> None:
     breaker = opened()
     assert breaker.admit(5.0)
-    breaker.handle_time_out(6.0, 5.0)
+    breaker.handle_timeout(6.0, 5.0)
     assert state_of(breaker) is BreakerState.OPEN
     assert not breaker.admit(10.9)
     assert breaker.admit(11.0)
@@ -199,19 +199,19 @@ def test_the_first_answer_after_a_probe_closes_it_and_old_time_outs_do_not_open_
     assert not breaker.admit(4.9)
     assert breaker.admit(5.0)
     for tenth in range(5):
-        breaker.handle_time_out(5.0 + tenth / 10, -0.5)  # sent before it opened
+        breaker.handle_timeout(5.0 + tenth / 10, -0.5)  # sent before it opened
     assert state_of(breaker) is BreakerState.HALF_OPEN and not breaker.admit(5.5)
     breaker.handle_success(5.6)
     assert state_of(breaker) is BreakerState.CLOSED
     for tenth in range(50):
-        breaker.handle_time_out(5.7 + tenth / 10, -0.5)
+        breaker.handle_timeout(5.7 + tenth / 10, -0.5)
     assert state_of(breaker) is BreakerState.CLOSED
 
 
 def test_a_node_taken_for_dead_for_its_silence_is_probed_as_soon_as_it_answers_something() -> None:
     silent = Breaker(SPEC)
     for second in range(5):
-        silent.handle_time_out(float(second), second - 1.0)
+        silent.handle_timeout(float(second), second - 1.0)
     assert silent.admits_at == 9.0 and not silent.admit(5.0)
     silent.handle_success(5.0)  # one that was on its way when it opened
     assert silent.admits_at == 5.0 and silent.admit(5.0)
@@ -270,7 +270,7 @@ class BreakerAgainstItsRule(RuleBasedStateMachine):
     def time_out(self, times: int, waited_s: float) -> None:
         for _ in range(times):
             was, sent_at = self.breaker.state, self.now - waited_s
-            self.breaker.handle_time_out(self.now, sent_at)
+            self.breaker.handle_timeout(self.now, sent_at)
             if sent_at < self.changed_at or waited_s < MOMENT_S:
                 assert state_of(self.breaker) is was, "it tells nothing"
             else:
@@ -320,7 +320,7 @@ def test_it_lets_through_exactly_what_its_state_says(events: list[tuple[str, flo
         elif event == "f":
             breaker.handle_failure(now)
         elif event == "t":
-            breaker.handle_time_out(now, now - 1.0)
+            breaker.handle_timeout(now, now - 1.0)
         elif event == "l":
             breaker.handle_success(now)
         else:

@@ -1,320 +1,279 @@
-"""A router's connections: to whom it connects, whom it refuses and who refuses it, and how a broken one heals."""
+"""The dispatcher by itself: events in, what is to be sent and when out, with a clock driven by hand."""
 
-import asyncio
-import contextlib
-import socket
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
 
-import msgspec
 import pytest
 
-from dawnchorus import (
-    ClusterUnavailable,
-    Outcome,
-    PlacementError,
-    UnknownKindError,
-    connect,
-)
-from dawnchorus.perf.harness.topologies import free_ports
-from dawnchorus.wire.cluster.topology import KindSpec, StoreSpec, Topology
+from dawnchorus.router.dispatch.dispatcher import Dispatcher
+from dawnchorus.router.dispatch.exchange import Exchange
+from dawnchorus.router.dispatch.node_flow import Offer
+from dawnchorus.wire.cluster.topology import AdmissionSpec, RetrySpec
 from dawnchorus.wire.protocol.messages import (
+    PONG,
+    Cancel,
     Fault,
     FaultCode,
-    Fetch,
-    Hello,
-    Request,
-    Welcome,
-    decode_reply,
+    Scanned,
+    SectionStatus,
+    decode_request,
     encode,
 )
-from tests.support.clusters import eventually
-from tests.support.fake_nodes import (
-    FakeNode,
-    fake_client,
-    fake_cluster,
-    fake_topology,
-    placement_of,
-    wake_lacking,
-)
-from tests.support.internals import is_up, stray_replies, take_in
+from tests.support.fake_nodes import fake_topology
+from tests.support.internals import call_exchange, failure_of, kept_exchanges, open_breaker, reply_of
 
-LONG_S = 20.0
-SHORT_S = 0.3
+NODES = ("id-1", "live-1", "old-1")
 
 
-# --- connecting ---
-
-
-async def test_a_topology_connects_to_all_its_nodes() -> None:
-    async with fake_client() as (cluster, nodes):
-        assert all(is_up(cluster, node.name) for node in nodes.values())
-        (hello,) = nodes["id"].asked(Hello)
-        assert hello.cluster == "fake"
-        assert hello.topology_digest == cluster.topology.digest
-
-
-async def test_the_endpoint_of_one_node_leads_to_all() -> None:
-    topology = fake_topology()
-    async with fake_cluster(topology) as nodes:
-        nodes.put("a", profile=1, session=2, history=3)
-        async with connect(topology.nodes["live-1"].endpoint) as cluster:
-            assert cluster.topology == topology
-            assert all(is_up(cluster, node) for node in topology.nodes)
-            state = await cluster.wake("a", deadline_s=LONG_S)
-            assert (state["profile"], state["session"], state["history"]) == (1, 2, 3)
-
-
-async def test_nothing_that_listens_is_said_with_the_endpoints() -> None:
-    topology = fake_topology()
-    for source in (topology, topology.nodes["id-1"].endpoint):
-        with pytest.raises(ClusterUnavailable) as raised:
-            async with connect(source, connect_deadline_s=SHORT_S):
-                pass
-        assert "no node answered within 0.3 s" in str(raised.value)
-        assert topology.nodes["id-1"].endpoint in str(raised.value)
-        assert "dawnchorus up" in str(raised.value)
-        assert isinstance(raised.value, ConnectionError)
-
-
-@pytest.mark.parametrize("endpoint", ["tcp://", "tcp://nonsense", "tcp://127.0.0.1:0x", "smoke://signals", "://"])
-async def test_an_endpoint_that_is_none_is_named(endpoint: str) -> None:
-    with pytest.raises(ClusterUnavailable) as raised:
-        async with connect(endpoint, connect_deadline_s=SHORT_S):
-            pass
-    assert endpoint in str(raised.value)
-
-
-async def test_a_peer_that_speaks_no_zeromq_is_as_if_nothing_answered() -> None:
-    (port,) = free_ports(1)
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 10)
-        with contextlib.suppress(ConnectionError):
-            await reader.read()
-        writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", port)
-    async with server:
-        with pytest.raises(ClusterUnavailable, match=r"no node answered|greeting cannot be read"):
-            async with connect(f"tcp://127.0.0.1:{port}", connect_deadline_s=SHORT_S):
-                pass
-
-
-@pytest.mark.parametrize("code", [FaultCode.WRONG_CLUSTER, FaultCode.UNSUPPORTED])
-async def test_a_refusal_is_told_at_once_in_the_nodes_words(code: FaultCode) -> None:
-    topology = fake_topology()
-    async with fake_cluster(topology) as nodes:
-        for node in nodes.values():
-            node.answer = lambda _request: [encode(Fault(0, code, f"this is {code.name}, as the node says it"))]
-        for source in (topology, topology.nodes["id-1"].endpoint):
-            with pytest.raises(ClusterUnavailable, match=f"this is {code.name}, as the node says it"):
-                async with connect(source, connect_deadline_s=LONG_S):
-                    pass
-
-
-async def test_a_connection_is_made_though_some_nodes_do_not_answer() -> None:
-    topology = fake_topology()
-    async with fake_cluster(topology) as nodes:
-        nodes.put("a", profile=1, session=2)
-        nodes["old"].stop()
-        async with connect(topology, connect_deadline_s=0.8) as cluster:
-            state = await wake_lacking(cluster, "a", "history")
-            assert state.outcome("history") is Outcome.UNAVAILABLE
-            nodes["old"].start()
-            nodes.put("a", history=3)
-            await eventually(lambda: is_up(cluster, "old-1"))
-            assert (await cluster.wake("a", deadline_s=LONG_S))["history"] == 3
-
-
-async def test_a_node_of_another_cluster_is_not_used_and_not_asked_all_the_time() -> None:
-    topology = fake_topology()
-    async with fake_cluster(topology) as nodes:
-        nodes.put("a", profile=1, history="another cluster's")
-        nodes["old"].placement = placement_of(topology, "f" * 32)
-        async with connect(topology, connect_deadline_s=LONG_S) as cluster:
-            await asyncio.sleep(SHORT_S)
-            hellos = len(nodes["old"].asked(Hello))
-            state = (await cluster.wake_many(["a"], deadline_s=0.6))[0]
-            foreign, own = ("profile", "history") if state.outcome("history") is Outcome.OK else ("history", "profile")
-            assert state.outcome(foreign) is Outcome.UNAVAILABLE, "whose Welcome came first decides which cluster it is"
-            assert state.outcome(own) is Outcome.OK
-            assert hellos <= 2
-
-
-@pytest.mark.parametrize("field", ["placement", "topology"])
-async def test_a_welcome_that_cannot_be_read_is_a_refusal(field: str) -> None:
-    topology = fake_topology()
-    async with fake_cluster(topology) as nodes:
-        for node in nodes.values():
-            node.answer = with_damaged_welcome(node, field)
-        with pytest.raises(ClusterUnavailable, match=r"Welcome of node .* cannot be read"):
-            async with connect(topology, connect_deadline_s=LONG_S):
-                pass
-
-
-def with_damaged_welcome(node: FakeNode, field: str) -> Callable[[Request], list[bytes]]:
-    """Answer Hello with a Welcome of which one field is no placement or topology."""
-
-    def answer(request: Request) -> list[bytes]:
-        frames = node.serve(request)
-        welcome = decode_reply(frames[0])
-        return (
-            [encode(msgspec.structs.replace(welcome, **{field: b"\xff damaged"}))]
-            if isinstance(welcome, Welcome)
-            else frames
-        )
-
-    return answer
-
-
-async def test_a_greeting_of_random_bytes_is_a_refusal() -> None:
-    topology = fake_topology()
-    async with fake_cluster(topology) as nodes:
-        for node in nodes.values():
-            node.answer = lambda _request: [b"\xff\x00 nothing of ours"]
-        with pytest.raises(ClusterUnavailable, match="greeting cannot be read"):
-            async with connect(topology, connect_deadline_s=LONG_S):
-                pass
-
-
-async def test_nodes_that_changed_places_are_found_out() -> None:
-    topology = fake_topology()
-    swapped = dict(topology.nodes)
-    first, second = swapped["id-1"], swapped["live-1"]
-    swapped["id-1"] = msgspec.structs.replace(first, endpoint=second.endpoint)
-    swapped["live-1"] = msgspec.structs.replace(second, endpoint=first.endpoint)
-    wrong = msgspec.structs.replace(topology, nodes=swapped)
-    async with fake_cluster(topology), connect(wrong, connect_deadline_s=LONG_S) as cluster:
-        assert not is_up(cluster, "id-1")
-        assert not is_up(cluster, "live-1")
-        assert is_up(cluster, "old-1")
-
-
-def moved(topology: Topology) -> Topology:
-    """The topology with history in another store."""
-    return msgspec.structs.replace(topology, kinds={**topology.kinds, "history": KindSpec("live")})
-
-
-def with_new_kind(topology: Topology) -> Topology:
-    """The topology with one kind more."""
-    return msgspec.structs.replace(topology, kinds={**topology.kinds, "mood": KindSpec("live")})
-
-
-def with_new_store(topology: Topology) -> Topology:
-    """The topology with one kind more in a store of its own, on a node that is there."""
-    return msgspec.structs.replace(
-        topology,
-        stores={**topology.stores, "new": StoreSpec()},
-        kinds={**topology.kinds, "mood": KindSpec("new")},
+def dispatcher(*, up: Sequence[str] = NODES, in_flight_max: int = 256, retries: RetrySpec | None = None) -> Dispatcher:
+    """Return a dispatcher to three nodes, with no jitter, at time 0."""
+    made = Dispatcher(lambda: 0.0)
+    made.handle_topology(
+        fake_topology(admission=AdmissionSpec(in_flight_max=in_flight_max), retries=retries or RetrySpec())
     )
+    for node in up:
+        made.handle_up(node, 0.0)
+    return made
 
 
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [(moved, "kind 'history' is kept in store 'old'"), (with_new_kind, "'mood'"), (with_new_store, "'mood'")],
-)
-async def test_a_topology_that_contradicts_the_cluster_is_refused(
-    change: Callable[[Topology], Topology], why: str
-) -> None:
-    topology = fake_topology()
-    async with fake_cluster(topology):
-        with pytest.raises(PlacementError, match=why):
-            async with connect(change(topology), connect_deadline_s=LONG_S):
-                pass
+def call(node: str = "id-1", *, deadline: float = 10.0, durable: bool = False, status: bool = False) -> Exchange:
+    return call_exchange(node, deadline, durable=durable, status=status)
 
 
-async def test_a_topology_that_knows_fewer_kinds_learns_the_others() -> None:
-    topology = fake_topology()
-    async with fake_cluster(topology) as nodes:
-        nodes.put("a", profile=1, session=2, history=3)
-        fewer = {kind: spec for kind, spec in topology.kinds.items() if kind != "history"}
-        async with connect(msgspec.structs.replace(topology, kinds=fewer)) as cluster:
-            state = await cluster.wake("a", deadline_s=LONG_S)
-            assert (state["session"], state["history"]) == (2, 3)
-            assert cluster.topology.kinds == topology.kinds
+def sent(of: Dispatcher, now: float) -> list[Exchange]:
+    """Return all that is to be sent now."""
+    out: list[Exchange] = []
+    while (exchange := of.poll_send(now)) is not None:
+        out.append(exchange)
+    return out
 
 
-async def test_a_type_of_an_unknown_kind_is_refused() -> None:
-    topology = fake_topology()
-    async with fake_cluster(topology):
-        with pytest.raises(UnknownKindError, match="nonsense"):
-            async with connect(topology, types={"nonsense": int}):
-                pass
+def answer(number: int) -> memoryview:
+    return memoryview(encode(Scanned(number, SectionStatus.OK, [], True)))
 
 
-# --- the connection's life ---
+def overloaded(number: int, retry_after_s: float) -> memoryview:
+    return memoryview(encode(Fault(number, FaultCode.OVERLOADED, "busy", int(retry_after_s * 1e6))))
 
 
-async def test_a_node_that_forgot_this_router_is_greeted_again_and_asked_again() -> None:
-    async with fake_client() as (cluster, nodes):
-        nodes.put("a", profile=1, session=2, history=3)
-        live = nodes["live"]
-
-        def forget_once(request: Request) -> list[bytes]:
-            assert isinstance(request, Fetch)
-            live.answer = live.serve
-            return [encode(Fault(request.request, FaultCode.NO_HELLO, "a connection begins with Hello"))]
-
-        live.answer = forget_once
-        assert (await cluster.wake("a", deadline_s=LONG_S)).complete
-        assert len(live.asked(Hello)) == 2
+def test_submitted_exchanges_are_sent_once_in_order() -> None:
+    made, calls = dispatcher(), [call(node) for node in NODES]
+    assert made.submit(calls, 1.0) == []
+    assert sent(made, 1.0) == calls
+    assert sent(made, 1.0) == []
+    assert [exchange.number for exchange in calls] == [1, 1, 1]
+    assert made.requests_sent == 3
 
 
-async def test_replies_of_others_are_taken_in_once_where_one_node_forgot_this_router_in_the_same_turn() -> None:
-    async with fake_client() as (cluster, nodes):
-        nodes.put("a", profile=1, session=2, history=3)
-        for node in nodes.values():
-            node.hold.add(Fetch)
-        waking = cluster.wake("a", deadline_s=LONG_S)
-        await eventually(lambda: all(node.held for node in nodes.values()))
-        (fetch,) = nodes["old"].asked(Fetch)
-        forgotten = encode(Fault(fetch.request, FaultCode.NO_HELLO))
-        answers = [(node.name, frame) for node in (nodes["id"], nodes["live"]) for frame in node.held[0][1]]
-        nodes["old"].hold.clear()
-        take_in(cluster, [("old-1", forgotten), *answers])
-        assert (await waking).complete
-        assert stray_replies(cluster) == 0
+def test_last_reply_frees_the_window_for_the_next() -> None:
+    made = dispatcher(in_flight_max=1)
+    first, second = call(), call()
+    made.submit([first], 1.0)
+    made.submit([second], 1.0)
+    assert sent(made, 1.0) == [first]
+    assert made.handle_frame("id-1", answer(first.number), 1.001) is None
+    assert reply_of(first) and not failure_of(first)
+    assert sent(made, 1.001) == [second]
 
 
-async def test_a_connection_moves_to_the_nodes_ipc_endpoint(tmp_path_factory: pytest.TempPathFactory) -> None:
-    topology = fake_topology()
-    async with fake_cluster(topology) as nodes:
-        live = nodes["live"]
-        live.stop()
-        live.ipc = f"ipc://{tmp_path_factory.mktemp('ipc')}/n"
-        live.start()
-        nodes.put("a", profile=1, session=2)
-        async with connect(topology) as cluster:
-            assert (await cluster.wake("a", deadline_s=LONG_S))["session"] == 2
-            assert len(live.asked(Hello)) == 2
-            assert len(set(live.peers)) == 2
-            live.stop()
-            await eventually(lambda: not is_up(cluster, "live-1"))
-            live.start()
-            await eventually(lambda: is_up(cluster, "live-1"))
-            assert (await cluster.wake("a", deadline_s=LONG_S))["session"] == 2
+def test_node_not_connected_is_sent_nothing_until_it_is() -> None:
+    made, waiting = dispatcher(up=()), call()
+    made.submit([waiting], 1.0)
+    assert sent(made, 1.0) == []
+    made.handle_up("id-1", 2.0)
+    assert sent(made, 2.0) == [waiting]
 
 
-async def test_an_ipc_endpoint_that_nobody_serves_leaves_tcp_in_use(tmp_path_factory: pytest.TempPathFactory) -> None:
-    path = tmp_path_factory.mktemp("ipc") / "dead"
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(path))  # a socket file, as a killed node leaves one behind
-    topology = fake_topology()
-    async with fake_cluster(topology) as nodes:
-        for node in nodes.values():
-            node.ipc = ""
-        live = nodes["live"]
-        nodes.put("a", profile=1, session=2)
+def test_silent_node_is_sent_nothing_until_it_is_heard() -> None:
+    made, waiting = dispatcher(), call()
+    made.handle_silent("id-1")
+    made.submit([waiting], 1.0)
+    assert sent(made, 1.0) == [] and not made.is_up("id-1")
+    made.handle_heard("id-1", 2.0)
+    assert sent(made, 2.0) == [waiting]
 
-        def answer(request: Request) -> list[bytes]:
-            frames = live.serve(request)
-            welcome = decode_reply(frames[0])
-            return (
-                [encode(msgspec.structs.replace(welcome, ipc=f"ipc://{path}"))]
-                if isinstance(welcome, Welcome)
-                else frames
-            )
 
-        live.answer = answer
-        async with connect(topology) as cluster:
-            assert (await cluster.wake("a", deadline_s=LONG_S))["session"] == 2
+def test_connection_without_room_takes_the_rest_back_in_order() -> None:
+    made, calls = dispatcher(), [call() for _ in range(4)]
+    other = call("live-1")
+    made.submit([*calls, other], 1.0)
+    first = made.poll_send(1.0)
+    second = made.poll_send(1.0)
+    assert [first, second] == calls[:2] and second is not None
+    made.handle_unsent(second, 1.0)
+    assert sent(made, 1.0) == [other], "the other node has room"
+    assert made.requests_sent == 2
+    assert made.handle_frame("id-1", answer(calls[0].number), 1.1) is None
+    assert sent(made, 1.1) == calls[1:]
+    assert [exchange.sendings for exchange in calls] == [1, 1, 1, 1]
+    assert kept_exchanges(made) == {"exchanges": 4, "in flight": 4, "expected bytes": 4_000}
+
+
+def test_unsent_request_counts_once_in_the_retry_budget() -> None:
+    made, waiting = dispatcher(retries=RetrySpec(share=0.5, per_s=0.0)), call()
+    made.submit([waiting], 1.0)
+    for _ in range(10):
+        assert made.poll_send(1.0) is waiting
+        made.handle_unsent(waiting, 1.0)
+        made.handle_heard("id-1", 1.0)
+    assert not made.retries.withdraw(1.0), "ten attempts to send one request are no ten requests"
+
+
+def test_broken_connection_is_followed_by_the_same_requests_under_new_numbers() -> None:
+    made, calls = dispatcher(), [call(), call()]
+    made.submit(calls, 1.0)
+    sent(made, 1.0)
+    before = [exchange.number for exchange in calls]
+    made.handle_down("id-1", 1.1)
+    assert sent(made, 1.1) == []
+    made.handle_up("id-1", 1.2)
+    assert sent(made, 1.2) == calls
+    assert not set(before) & {exchange.number for exchange in calls}
+    assert made.handle_frame("id-1", answer(before[0]), 1.3) is None
+    assert made.stray_replies == 1 and reply_of(calls[0]) is None, "no reply to an earlier sending is taken for it"
+
+
+def test_broken_connection_fails_what_may_not_be_repeated() -> None:
+    made, lost = dispatcher(), call(durable=True)
+    made.submit([lost], 1.0)
+    sent(made, 1.0)
+    made.handle_down("id-1", 1.1)
+    assert failure_of(lost) == "the connection to node 'id-1' broke"
+    assert kept_exchanges(made) == {}
+
+
+def test_retries_beyond_the_budget_fail() -> None:
+    made, calls = dispatcher(retries=RetrySpec(share=0.0, per_s=0.1)), [call(), call()]
+    made.submit(calls, 1.0)
+    sent(made, 1.0)
+    made.handle_down("id-1", 1.1)
+    made.handle_up("id-1", 1.2)
+    assert len(sent(made, 1.2)) == 1
+    assert sum(bool(failure_of(exchange)) for exchange in calls) == 1
+
+
+def test_overloaded_node_is_left_alone_until_its_time() -> None:
+    made, refused, other = dispatcher(), call(), call()
+    made.submit([refused], 1.0)
+    sent(made, 1.0)
+    assert made.handle_frame("id-1", overloaded(refused.number, 0.5), 1.1) is None
+    assert sent(made, 1.1) == []
+    made.submit([other], 1.2)
+    assert sent(made, 1.2) == []
+    assert made.poll_timeout() == pytest.approx(1.6)
+    made.handle_timeout(1.59)  # a timer that fires early
+    assert sent(made, 1.59) == [] and made.poll_timeout() == pytest.approx(1.6)
+    made.handle_timeout(1.61)
+    assert sent(made, 1.61) == [refused, other]
+    assert made.poll_timeout() == math.inf
+
+
+def test_overloaded_node_is_not_asked_again_after_the_deadline() -> None:
+    made, refused = dispatcher(), call(deadline=1.5)
+    made.submit([refused], 1.0)
+    sent(made, 1.0)
+    made.handle_frame("id-1", overloaded(refused.number, 0.5), 1.1)
+    assert "OVERLOADED" in failure_of(refused)
+    made.handle_timeout(9.0)
+    assert sent(made, 9.0) == []
+
+
+def test_times_are_those_asked_for_earliest_first() -> None:
+    made, calls = dispatcher(), [call(node) for node in NODES]
+    made.submit(calls, 1.0)
+    sent(made, 1.0)
+    for exchange, pause_s in zip(calls, (0.9, 0.3, 0.6), strict=True):
+        made.handle_frame(exchange.node, overloaded(exchange.number, pause_s), 1.0)
+    sent(made, 1.0)
+    for at, node in ((1.3, "live-1"), (1.6, "old-1"), (1.9, "id-1")):
+        assert made.poll_timeout() == pytest.approx(at)
+        made.handle_timeout(at + 1e-9)
+        assert [exchange.node for exchange in sent(made, at + 1e-9)] == [node]
+
+
+def test_nothing_is_sent_between_frames_that_came_together() -> None:
+    made = dispatcher(in_flight_max=1)
+    first, second = call(), call()
+    made.submit([first], 1.0)
+    made.submit([second], 1.0)
+    sent(made, 1.0)
+    made.is_receiving = True
+    made.handle_frame("id-1", answer(first.number), 1.1)
+    assert sent(made, 1.1) == []
+    made.is_receiving = False
+    assert sent(made, 1.1) == [second]
+
+
+def test_cancelled_exchange_is_forgotten_and_its_node_told() -> None:
+    made, calls = dispatcher(), [call(), call("live-1"), call("old-1", deadline=1.002)]
+    made.submit(calls, 1.0)
+    sent(made, 1.0)
+    cancels = made.cancel(calls, 1.0)
+    assert [(node, decode_request(frame)) for node, frame in cancels] == [
+        ("id-1", Cancel([1])),
+        ("live-1", Cancel([1])),
+    ], "the third is nearly late: its node drops it by itself"
+    assert kept_exchanges(made) == {}
+    made.handle_frame("id-1", answer(1), 1.1)
+    assert reply_of(calls[0]) is None and made.stray_replies == 1
+
+
+def test_exchange_too_late_to_be_sent_is_dropped() -> None:
+    made, late = dispatcher(up=()), call(deadline=2.0)
+    made.submit([late], 1.0)
+    made.handle_up("id-1", 2.0)
+    assert sent(made, 2.0) == [] and made.requests_sent == 0
+
+
+def test_answer_of_another_kind_fails_its_exchange_alone() -> None:
+    made, calls = dispatcher(), [call(status=True), call()]
+    made.submit(calls, 1.0)
+    sent(made, 1.0)
+    stray = made.handle_frame("id-1", answer(calls[0].number), 1.1)
+    assert stray is not None and not stray.is_forgotten
+    assert "answered something else" in failure_of(calls[0]) and not failure_of(calls[1])
+    assert kept_exchanges(made) == {"exchanges": 1, "in flight": 1, "expected bytes": 1_000}
+
+
+@pytest.mark.parametrize("frame", [b"", b"\xff\x00 nothing of ours", PONG[:1]])
+def test_malformed_frame_is_told_and_ends_nothing(frame: bytes) -> None:
+    made, waiting = dispatcher(), call()
+    made.submit([waiting], 1.0)
+    sent(made, 1.0)
+    assert made.handle_frame("id-1", memoryview(frame), 1.1) is not None
+    assert made.handle_frame("id-1", memoryview(PONG), 1.1) is None
+    assert made.stray_replies == 1 and not failure_of(waiting)
+
+
+def test_node_that_forgot_this_router_is_to_be_greeted_again() -> None:
+    made, waiting = dispatcher(), call()
+    made.submit([waiting], 1.0)
+    sent(made, 1.0)
+    stray = made.handle_frame("id-1", memoryview(encode(Fault(waiting.number, FaultCode.NO_HELLO, "who?"))), 1.1)
+    assert stray is not None and stray.is_forgotten
+    assert not failure_of(waiting), "it is repeated on the next connection"
+
+
+def test_open_breaker_rejects_newcomers_and_notifies_those_that_wait() -> None:
+    made = dispatcher(in_flight_max=1)
+    first, waiting = call(), call()
+    made.submit([first], 1.0)
+    made.submit([waiting], 1.0)
+    sent(made, 1.0)
+    open_breaker(made, "id-1", 1.0)
+    made.cancel([first], 1.0)
+    assert "marked down" in failure_of(waiting)
+    newcomer = call()
+    assert made.submit([newcomer], 1.1) == [(newcomer, Offer.OPEN)]
+    assert kept_exchanges(made) == {}
+
+
+def test_close_fails_everything_once() -> None:
+    made, calls = dispatcher(up=["id-1"]), [call(), call("live-1"), call("id-1")]
+    made.submit(calls, 1.0)
+    sent(made, 1.0)
+    made.handle_frame("id-1", overloaded(calls[0].number, 0.5), 1.1)
+    made.close("closed")
+    assert [failure_of(exchange) for exchange in calls] == ["closed"] * 3
+    assert made.poll_timeout() == math.inf and sent(made, 9.0) == []
+    assert kept_exchanges(made) == {}

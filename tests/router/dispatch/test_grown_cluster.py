@@ -5,10 +5,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from dawnchorus import connect
 from dawnchorus.wire.cluster.topology import Topology, extend
 from tests.support.clusters import eventually
-from tests.support.fake_nodes import FakeNode, FakeNodes, fake_cluster, fake_topology, placement_of
+from tests.support.fake_nodes import FakeNode, FakeNodes, connect, fake_cluster, fake_topology, placement_of
 from tests.support.internals import is_up, refusals
 
 LONG_S = 20.0
@@ -70,6 +69,7 @@ async def test_a_client_learns_what_its_cluster_gets_while_it_is_connected() -> 
             new.stop()
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("field", ["directory", "node", "cluster_uuid"])
 async def test_a_socket_of_somebody_else_is_not_used(field: str, ipc_folder: Path) -> None:
     """The Unix socket that a node names is another's: the link stays with TCP."""

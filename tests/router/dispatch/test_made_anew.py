@@ -5,8 +5,16 @@ import contextlib
 
 import pytest
 
-from dawnchorus import Cluster, ClusterUnavailable, DawnchorusError, SaveError, connect
-from tests.support.fake_nodes import CLUSTER_UUID, FakeNode, FakeNodes, fake_cluster, fake_topology, placement_of
+from dawnchorus import Cluster, ClusterUnavailable, DawnchorusError, SaveError
+from tests.support.fake_nodes import (
+    CLUSTER_UUID,
+    FakeNode,
+    FakeNodes,
+    connect,
+    fake_cluster,
+    fake_topology,
+    placement_of,
+)
 
 ANOTHER_UUID = "fedcba9876543210" * 2
 SAYS = f"is of another cluster \\({ANOTHER_UUID}\\) than this client \\({CLUSTER_UUID}\\)"

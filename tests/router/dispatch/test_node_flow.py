@@ -224,7 +224,7 @@ def test_what_waits_is_bounded() -> None:
     assert offers[-2:] == [Offer.WAITS, Offer.FULL]
 
 
-def test_a_dead_node_is_taken_for_dead_after_a_run_of_time_outs_and_asked_again_after_a_while() -> None:
+def test_a_dead_node_is_marked_down_after_a_run_of_time_outs_and_asked_again_after_a_while() -> None:
     flow = flow_with(breaker=BreakerSpec(time_outs_in_a_row=2, retry_after_s=5.0))
     for second in range(2):
         request = exchange(deadline=second + 1.0)
@@ -253,9 +253,9 @@ def test_a_node_that_answers_too_late_is_slow_and_not_dead() -> None:
 def test_what_waits_for_a_node_taken_for_dead_is_given_back_but_for_questions_how_it_is() -> None:
     waiting, question = exchange(deadline=9.0), exchange(guarded=False)
     flow = flow_with(waiting, question, up=False, breaker=BreakerSpec(time_outs_in_a_row=1))
-    assert flow.refused_by_breaker() == []
+    assert flow.rejected_by_breaker() == []
     open_breaker(flow)
-    assert flow.refused_by_breaker() == [waiting]
+    assert flow.rejected_by_breaker() == [waiting]
     assert len(flow) == 1
 
 
@@ -278,16 +278,16 @@ def test_who_is_patient_waits_for_a_node_taken_for_dead_and_is_its_probe() -> No
     assert poll_all(flow, 6.1) == [third] and len(flow) == 1
 
 
-def test_what_waits_patiently_goes_on_waiting_when_the_node_is_taken_for_dead_and_when_a_probe_fails() -> None:
+def test_what_waits_patiently_goes_on_waiting_when_the_node_is_marked_down_and_when_a_probe_fails() -> None:
     flow = flow_with(up=False, breaker=BreakerSpec(time_outs_in_a_row=1, requests_min=1, retry_after_s=5.0))
     first, second, other = patient(), patient(deadline=20.0), exchange()
     for request in (first, second, other):
         assert flow.offer(request, 0.0) is Offer.WAITS
     open_breaker(flow)
-    assert flow.refused_by_breaker() == [other] and len(flow) == 2
+    assert flow.rejected_by_breaker() == [other] and len(flow) == 2
     flow.handle_up(1.0)
     assert poll_all(flow, 1.0) == [first, second], "its breaker is closed by that"
-    assert flow.handle_down(2.0, granted) == [] and flow.refused_by_breaker() == []
+    assert flow.handle_down(2.0, granted) == [] and flow.rejected_by_breaker() == []
     assert set(flow.drain()) == {first, second} and len(flow) == 0
 
 

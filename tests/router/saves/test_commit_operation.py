@@ -17,7 +17,6 @@ from dawnchorus import (
     SaveUndecidable,
     UnknownKindError,
     VersionConflict,
-    connect,
 )
 from dawnchorus.router.client.value_codec import ValueRules
 from dawnchorus.wire.cluster.topology import KindSpec
@@ -37,7 +36,7 @@ from dawnchorus.wire.protocol.messages import (
     encode,
 )
 from tests.support.clusters import eventually
-from tests.support.fake_nodes import FakeNode, fake_client, refusing
+from tests.support.fake_nodes import FakeNode, connect, fake_client, refusing
 from tests.support.internals import is_up, leftovers
 
 LONG_S = 20.0

@@ -1,7 +1,6 @@
-"""`error.retry()` while a node is taken for dead, and when its cluster is closed."""
+"""`error.retry()` while a node is marked down, and when its cluster is closed."""
 
 import asyncio
-import time
 
 import pytest
 
@@ -10,7 +9,8 @@ from dawnchorus.wire.cluster.topology import BreakerSpec
 from dawnchorus.wire.protocol.messages import Commit
 from tests.support.clusters import eventually
 from tests.support.fake_nodes import FakeNode, fake_client
-from tests.support.internals import is_taken_for_dead, leftovers
+from tests.support.internals import is_marked_down, leftovers
+from tests.support.timing import loop_time
 
 LONG_S = 20.0
 LASTS = BreakerSpec(requests_min=1_000_000, time_outs_in_a_row=1, retry_after_s=3_600.0)
@@ -22,7 +22,7 @@ async def open_breaker(cluster: Cluster, node: FakeNode) -> DeadlineExceeded:
     node.hold.add(Commit)
     with pytest.raises(DeadlineExceeded) as caught:
         await cluster.save("a", {"session": 1}, deadline_s=0.3)
-    await eventually(lambda: is_taken_for_dead(cluster, node.name))
+    await eventually(lambda: is_marked_down(cluster, node.name))
     return caught.value
 
 
@@ -34,10 +34,10 @@ async def test_a_save_that_was_never_sent_stays_refused_when_it_is_tried_again()
             await cluster.save("b", {"session": 2}, deadline_s=0.3)
         error = caught.value
         for _ in range(2):
-            began = time.monotonic()
+            began = loop_time()
             with pytest.raises(SaveRefused, match="nothing was sent") as again:
                 await error.retry()
-            assert time.monotonic() - began > 0.25, "it waits for the node within its deadline"
+            assert loop_time() - began > 0.25, "it waits for the node within its deadline"
             assert again.value.write_id == error.write_id
             error = again.value
         assert len(nodes["live"].asked(Commit)) == asked

@@ -259,7 +259,7 @@ def test_versions_are_the_fragments_own_and_0_where_there_is_none() -> None:
 
 def test_expiry_goes_by_the_nodes_clock_and_this_hosts_time_since(monkeypatch: pytest.MonkeyPatch) -> None:
     monotonic_ms = 50_000
-    monkeypatch.setattr("time.monotonic_ns", lambda: monotonic_ms * 1_000_000)
+    monkeypatch.setattr("time.monotonic", lambda: monotonic_ms / 1_000)
     context = state_of([])._context  # pyright: ignore[reportPrivateUsage]
     context.note_clock(1, 1_000_000)
     made = image(session=1, expires_ms=1_000_500)
@@ -277,7 +277,7 @@ def test_expiry_goes_by_the_nodes_clock_and_this_hosts_time_since(monkeypatch: p
 
 
 def test_when_a_kind_expires_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.monotonic_ns", lambda: 0)
+    monkeypatch.setattr("time.monotonic", lambda: 0.0)
     state = state_of([image(profile=1, preference=2), image(session=1, expires_ms=1_767_323_045_678), Outcome.TIMEOUT])
     assert state.expires_at("session") == datetime(2026, 1, 2, 3, 4, 5, 678_000, tzinfo=UTC)
     assert state.expires_at("profile") is None
@@ -292,7 +292,7 @@ def test_when_a_kind_expires_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_furthest_clock_of_a_stores_nodes_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.monotonic_ns", lambda: 0)
+    monkeypatch.setattr("time.monotonic", lambda: 0.0)
     context = state_of([])._context  # pyright: ignore[reportPrivateUsage]
     context.note_clock(1, 2_000)
     context.note_clock(1, 1_000)
@@ -301,7 +301,7 @@ def test_the_furthest_clock_of_a_stores_nodes_counts(monkeypatch: pytest.MonkeyP
 
 
 def test_each_agent_goes_by_the_clock_of_its_own_shard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.monotonic_ns", lambda: 7_000_000)
+    monkeypatch.setattr("time.monotonic", lambda: 0.007)
     context = state_of([])._context  # pyright: ignore[reportPrivateUsage]
     made = image(session=1, expires_ms=1_500)
     outcomes: list[Outcome] = []

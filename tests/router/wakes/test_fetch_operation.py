@@ -234,7 +234,7 @@ async def test_after_a_break_only_what_did_not_come_whole_is_asked_for_again() -
             [half_answer(live, request), b"\xc1"] if isinstance(request, Fetch) else live.serve(request)
         )
         waking = asyncio.ensure_future(cluster.wake_many(ids, deadline_s=LONG_S))
-        await eventually(lambda: stray_replies(cluster) == 1)  # what came before it was taken in
+        await eventually(lambda: stray_replies(cluster) == 1)  # what came before it was received
         live.stop()
         live.answer = live.serve
         live.start()

@@ -1,6 +1,6 @@
 """Wakes while several clients save: each fragment is a linearizable register, as docs/consistency.md says.
 
-Fake nodes answer late, in another order and with faults, as the machine decides. The values of an agent's kind grow by
+Fake nodes answer late, in another order and with faults, as each example decides. The values of an agent's kind grow by
 one with each save. A wake that begins after anybody was told of a value (by a save's acknowledgement, a conflict, or a
 wake) shows that or a newer one; and none older than what its own client was told by a save of it before it ended.
 """
@@ -15,11 +15,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from dawnchorus import AgentState, Cluster, VersionConflict, connect
+from dawnchorus import AgentState, Cluster, VersionConflict
 from dawnchorus.wire.cluster.topology import KindSpec
 from dawnchorus.wire.protocol.messages import Fetch
 from dawnchorus.wire.protocol.status_codes import FaultCode
-from tests.support.fake_nodes import FakeNodes, fake_cluster, fake_topology, refusing
+from tests.support.fake_nodes import FakeNodes, connect, fake_cluster, fake_topology, refusing
+from tests.support.virtual_time import VirtualLoop
 
 KINDS = {"profile": KindSpec("id"), "session": KindSpec("live"), "mood": KindSpec("live"), "history": KindSpec("old")}
 LONG_S = 60.0
@@ -32,7 +33,7 @@ class Bench:
     """Nodes and clients that all examples share, each with agents of its own."""
 
     def __init__(self) -> None:
-        self.runner = asyncio.Runner()
+        self.runner = asyncio.Runner(loop_factory=VirtualLoop)
         self.stack = contextlib.AsyncExitStack()
         self.nodes: FakeNodes
         self.clients: list[Cluster] = []

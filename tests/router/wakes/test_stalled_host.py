@@ -9,16 +9,20 @@ from dawnchorus.wire.protocol.messages import Commit, Fetch, Status, StatusReply
 from tests.support.clusters import eventually
 from tests.support.fake_nodes import FakeNode, FakeNodes, fake_client
 from tests.support.internals import leftovers
+from tests.support.virtual_time import VirtualLoop
 
 DEADLINE_S = 1.0
 
 
 def stall(*nodes: FakeNode, seconds: float = 1.1 * DEADLINE_S) -> None:
     """Let the loop stand still while these nodes give all their answers, and until deadlines are over."""
-    end = time.monotonic() + seconds
+    loop = asyncio.get_running_loop()
     for node in nodes:
         node.release_while_stalled()
-    time.sleep(max(end - time.monotonic(), 0.1))
+    if isinstance(loop, VirtualLoop):
+        loop.pass_time(seconds)
+        return
+    time.sleep(seconds)
 
 
 async def wakes_under_way(cluster: Cluster, nodes: FakeNodes, count: int) -> list[asyncio.Future[AgentState]]:

@@ -19,13 +19,12 @@ from dawnchorus import (
     Outcome,
     TopologyError,
     WakeIncomplete,
-    connect,
 )
 from dawnchorus.router.wakes.outcomes import Item
 from dawnchorus.wire.cluster.topology import KindSpec
 from dawnchorus.wire.protocol.messages import FaultCode, Fetch
 from tests.router.wakes.test_agent_state import image, state_of
-from tests.support.fake_nodes import FakeNodes, fake_client, fake_cluster, fake_topology, refusing
+from tests.support.fake_nodes import FakeNodes, connect, fake_client, fake_cluster, fake_topology, refusing
 from tests.support.internals import leftovers
 
 LONG_S = 20.0
@@ -78,7 +77,7 @@ def test_every_view_of_a_kind_agrees_that_it_expired_also_after_it_was_looked_at
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now_ms = 1_000
-    monkeypatch.setattr("time.monotonic_ns", lambda: now_ms * 1_000_000)
+    monkeypatch.setattr("time.monotonic", lambda: now_ms / 1_000)
     state = state_of([image(profile=1), image(session=["looked at"], expires_ms=2_000), None])
     value = state["session"]
     assert state["session"] is value and state.get("session") is value and state.as_dict()["session"] is value
@@ -130,7 +129,7 @@ def test_a_copy_of_a_damaged_image_is_a_fault_too() -> None:
 
 def test_a_fragment_goes_on_to_expire_in_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     wall_s, monotonic_ms = 1_000, 50_000
-    monkeypatch.setattr("time.monotonic_ns", lambda: monotonic_ms * 1_000_000)
+    monkeypatch.setattr("time.monotonic", lambda: monotonic_ms / 1_000)
     monkeypatch.setattr("time.time_ns", lambda: wall_s * 1_000_000_000)
     state = state_of([image(profile=1), image(session=1, expires_ms=50_000 + 60_000), None])
     pickled = pickle.dumps(state)
@@ -144,6 +143,7 @@ def test_a_fragment_goes_on_to_expire_in_a_copy(monkeypatch: pytest.MonkeyPatch)
     assert pickle.loads(pickled).outcome("session") is Outcome.OK
 
 
+@pytest.mark.real
 async def test_a_state_goes_through_a_process_pool_and_is_expected_from_there() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile={"name": "Ada"}, session=1)
@@ -172,6 +172,7 @@ async def test_a_copy_says_that_it_belongs_to_no_cluster() -> None:
         assert not leftovers(cluster)
 
 
+@pytest.mark.real
 async def test_copy_says_so_where_no_loop_runs_too() -> None:
     async with fake_client() as (cluster, nodes):
         nodes["live"].answer = refusing(FaultCode.INTERNAL, Fetch)

@@ -2,7 +2,6 @@
 
 import asyncio
 import enum
-import time
 from collections import Counter
 from typing import Any
 
@@ -22,6 +21,7 @@ from dawnchorus.wire.protocol.messages import FaultCode, Fetch, Reply
 from tests.support.clusters import eventually
 from tests.support.fake_nodes import fake_client, refusing, wake_lacking
 from tests.support.internals import break_next_fetch, kept_choices, leftovers
+from tests.support.timing import loop_time
 
 LONG_S = 20.0
 
@@ -215,12 +215,12 @@ async def test_each_wake_of_a_batch_ends_at_its_own_deadline() -> None:
         nodes.put("a", profile=1)
         nodes.put("b", profile=1)
         nodes["old"].hold.add(Fetch)
-        began = time.monotonic()
+        began = loop_time()
         ended: dict[str, float] = {}
 
         async def wake(name: str, agent_id: str, deadline_s: float) -> Outcome:
             state = await cluster.wake(agent_id, deadline_s=deadline_s)
-            ended[name] = time.monotonic() - began
+            ended[name] = loop_time() - began
             return state.outcome("history")
 
         outcomes = asyncio.gather(

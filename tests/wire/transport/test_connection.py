@@ -1,16 +1,16 @@
 """One link: what becomes of a node that is silent, and how often one is tried that does not take this router.
 
-The ticks by which it judges are given by hand; a node is a ROUTER socket in the same loop that says what it is told to.
+The ticks by which it judges are given by hand; a node in memory says what it is told to.
 """
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 import pytest
 
-from dawnchorus.perf.harness.topologies import free_ports
 from dawnchorus.wire.errors import ClusterUnavailable
 from dawnchorus.wire.protocol.messages import (
     PING,
@@ -25,24 +25,37 @@ from dawnchorus.wire.protocol.messages import (
     encode,
 )
 from dawnchorus.wire.transport.backoff import Backoff
-from dawnchorus.wire.transport.channel import Channel, Sent, receive_parts
-from dawnchorus.wire.transport.connection import Link
+from dawnchorus.wire.transport.channel import Sent
+from dawnchorus.wire.transport.connection import Connection, Link, Transport
 from dawnchorus.wire.transport.liveness import SILENT_TICKS
-from dawnchorus.wire.transport.sockets import SocketOwner, bind
+from dawnchorus.wire.transport.socket_connection import SocketTransport
 from tests.support.clusters import eventually
+from tests.support.memory_network import Listener, network
 
 HELLO = encode(Hello(PROTOCOL, "", b"test", ""))
 REQUEST = encode(Status(7, 1_000_000, 0, None))
+
+
+_ports = itertools.count(10_001)
+
+
+def free_endpoint() -> str:
+    """An endpoint where nobody listens."""
+    return f"tcp://127.0.0.1:{next(_ports)}"
+
+
+def transport() -> Transport:
+    """Connections in memory, or sockets on a real loop."""
+    return network() or SocketTransport()
 
 
 class Node:
     """Welcomes whoever says Hello, and otherwise says what a test has it say."""
 
     def __init__(self, endpoint: str) -> None:
-        self.sockets = SocketOwner()
-        replies = self.sockets.router()
-        bind(replies, endpoint)
-        self.channel = Channel(asyncio.get_running_loop(), replies, receive_parts, self._handle)
+        memory = network()
+        assert memory is not None
+        self.channel = Listener(memory, [endpoint], self._handle)
         self.welcomes = True
         self.ipc = ""
         self.peers: list[bytes] = []
@@ -64,7 +77,6 @@ class Node:
 
     def close(self) -> None:
         self.channel.close()
-        self.sockets.close()
 
 
 class Told:
@@ -98,7 +110,7 @@ class Linked:
 
     def __init__(self, endpoint: str) -> None:
         self.node = Node(endpoint)
-        self.sockets = SocketOwner()
+        self.sockets = transport()
         self.told = Told()
         self.link = Link(self.sockets, endpoint, HELLO, self.told, "n")
 
@@ -115,7 +127,7 @@ class Linked:
 
 @contextlib.asynccontextmanager
 async def linked() -> AsyncGenerator[Linked]:
-    made = Linked(f"tcp://127.0.0.1:{free_ports(1)[0]}")
+    made = Linked(free_endpoint())
     try:
         await eventually(lambda: made.link.up)
         yield made
@@ -129,7 +141,7 @@ async def test_socket_that_cannot_be_looked_at_is_logged(tmp_path: Path, caplog:
     (tmp_path / "file").touch()
     for path, line in (("nothing", []), ("file/socket", ["unix socket cannot be used: TCP is"])):
         caplog.clear()
-        made = Linked(f"tcp://127.0.0.1:{free_ports(1)[0]}")
+        made = Linked(free_endpoint())
         made.node.ipc = f"ipc://{tmp_path}/{path}"
         try:
             await eventually(lambda made=made: made.link.up)  # type: ignore[misc]
@@ -204,8 +216,8 @@ async def test_a_silent_node_that_refuses_anew_keeps_its_old_connection() -> Non
 
 
 async def test_a_hello_that_is_never_answered_is_said_again_on_a_fresh_connection() -> None:
-    endpoint = f"tcp://127.0.0.1:{free_ports(1)[0]}"
-    node, sockets, told = Node(endpoint), SocketOwner(), Told()
+    endpoint = free_endpoint()
+    node, sockets, told = Node(endpoint), transport(), Told()
     node.welcomes = False
     link = Link(sockets, endpoint, HELLO, told, "n")
     try:
@@ -223,6 +235,7 @@ async def test_a_hello_that_is_never_answered_is_said_again_on_a_fresh_connectio
         node.close()
 
 
+@pytest.mark.real
 async def test_a_peer_that_accepts_and_hangs_up_at_once_is_not_tried_every_moment() -> None:
     accepted = 0
 
@@ -232,7 +245,7 @@ async def test_a_peer_that_accepts_and_hangs_up_at_once_is_not_tried_every_momen
         writer.close()
 
     server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
-    sockets, told = SocketOwner(), Told()
+    sockets, told = transport(), Told()
     link = Link(sockets, f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}", HELLO, told)
     try:
         await asyncio.sleep(2.0)
@@ -247,16 +260,13 @@ async def test_a_peer_that_accepts_and_hangs_up_at_once_is_not_tried_every_momen
     assert told.words == []
 
 
-async def test_a_peer_that_refuses_is_not_tried_every_moment_and_found_when_it_is_there(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    endpoint = f"tcp://127.0.0.1:{free_ports(1)[0]}"
-    sockets, told = SocketOwner(), Told()
-    attempts = counted(monkeypatch, sockets)
+async def test_a_peer_that_refuses_is_not_tried_every_moment_and_found_when_it_is_there() -> None:
+    endpoint = free_endpoint()
+    sockets, told = WatchedTransport(), Told()
     link = Link(sockets, endpoint, HELLO, told, "n")
     try:
         await asyncio.sleep(1.5)
-        assert 3 <= attempts() <= most_attempts(1.5)
+        assert 3 <= sockets.attempts <= most_attempts(1.5)
         node = Node(endpoint)
         try:
             await eventually(lambda: told.words == ["up"])
@@ -275,44 +285,42 @@ def most_attempts(seconds: float) -> int:
     return attempts
 
 
-def counted(monkeypatch: pytest.MonkeyPatch, sockets: SocketOwner) -> Callable[[], int]:
-    """Return how often a connection has been tried since, when called."""
-    made = 0
-    make = sockets.monitored_dealer
+class WatchedTransport:
+    """Connections, counted; none while there are said to be no descriptors."""
 
-    def count(endpoint: str) -> object:
-        nonlocal made
-        made += 1
-        return make(endpoint)
+    def __init__(self) -> None:
+        self._sockets = transport()
+        self.attempts = 0
+        self.descriptors = True
+        self.close = self._sockets.close
 
-    monkeypatch.setattr(sockets, "monitored_dealer", count)
-    return lambda: made
+    def connect(
+        self,
+        endpoint: str,
+        hello: bytes,
+        handle_frames: Callable[[Connection, list[memoryview]], None],
+        handle_broken: Callable[[Connection], None],
+    ) -> Connection:
+        self.attempts += 1
+        if not self.descriptors:
+            raise ClusterUnavailable("cannot connect: no descriptors")
+        return self._sockets.connect(endpoint, hello, handle_frames, handle_broken)
 
 
 @pytest.mark.parametrize("when", ["at first", "again"])
-async def test_a_link_that_got_no_descriptor_heals_when_there_are_some(
-    monkeypatch: pytest.MonkeyPatch, when: str
-) -> None:
-    endpoint = f"tcp://127.0.0.1:{free_ports(1)[0]}"
-    sockets, told = SocketOwner(), Told()
-    make = sockets.monitored_dealer
-    missing = when == "at first"
-
-    def make_if_there_is_one(endpoint: str) -> object:
-        if missing:
-            raise ClusterUnavailable("cannot connect: no descriptors")
-        return make(endpoint)
-
-    monkeypatch.setattr(sockets, "monitored_dealer", make_if_there_is_one)
+async def test_a_link_that_got_no_descriptor_heals_when_there_are_some(when: str) -> None:
+    endpoint = free_endpoint()
+    sockets, told = WatchedTransport(), Told()
+    sockets.descriptors = when == "again"
     node = Node(endpoint)
     link = Link(sockets, endpoint, HELLO, told, "n")
     try:
         if when == "again":
             await eventually(lambda: told.words == ["up"])
-            missing = True
+            sockets.descriptors = False
             node.close()
         await eventually(lambda: told.words.count("refused: cannot connect: no descriptors") > 2)
-        missing = False
+        sockets.descriptors = True
         if when == "again":
             node = Node(endpoint)
         await eventually(lambda: told.words[-1] == "up")
