@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import psutil
 
@@ -22,14 +22,22 @@ class NodeStatus:
     """The answers of one node to Status."""
 
     def __init__(
-        self, topology: Topology, name: str, shards: Iterable[OwnedShard], counters: NodeCounters, clock: Clock
+        self,
+        topology: Topology,
+        name: str,
+        shards: Iterable[OwnedShard],
+        counters: NodeCounters,
+        clock: Clock,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`monotonic` gives seconds."""
         self._digest = topology.digest
         self._name = name
         self._shards = shards
         self._counters = counters
         self._clock = clock
-        self._started = time.monotonic()
+        self._monotonic = monotonic
+        self._started = monotonic()
         self._process = psutil.Process()
         self._resident_bytes = self._process.memory_info().rss
 
@@ -40,7 +48,7 @@ class NodeStatus:
             request,
             self._name,
             os.getpid(),
-            int((time.monotonic() - self._started) * 1_000),
+            int((self._monotonic() - self._started) * 1_000),
             self._memory(),
             [shard.status(wall_offset_ms) for shard in self._shards],
             self._counters.as_dict(),

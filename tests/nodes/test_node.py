@@ -5,7 +5,7 @@ import os
 import random
 import resource
 import tempfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
@@ -52,6 +52,7 @@ from dawnchorus.wire.protocol.messages import (
 )
 from dawnchorus.wire.protocol.shard_hash import shard_of
 from dawnchorus.wire.protocol.versions import generation_of
+from dawnchorus.wire.transport.channel import Sent
 from dawnchorus.wire.transport.fair_queue import PEER_QUEUE_LENGTH_MAX
 from tests.support.raw_nodes import (
     BUDGET_US,
@@ -322,6 +323,54 @@ async def test_a_node_serves_its_ipc_endpoint_too(tmp_path: Path) -> None:
                 assert (await other.hello()).ipc == ipc
                 assert value((await other.fetch(fetch_of([b"a"])))[b"a"]) == b"v"
         assert os.listdir(folder) == [], "a stopped node takes its socket with it"
+
+
+class MemoryTransport:
+    """Where one node is reached without a socket."""
+
+    def __init__(self) -> None:
+        self.deliver: Callable[[list[list[bytes]]], None] = lambda _: None
+        self.sent: list[Reply] = []
+        self.closed = False
+
+    def bind(self) -> None:
+        pass
+
+    def open_channel(
+        self, loop: asyncio.AbstractEventLoop, handle_messages: Callable[[list[list[bytes]]], None]
+    ) -> "MemoryTransport":
+        self.deliver = handle_messages
+        return self
+
+    def shut(self, shut: bool) -> None:
+        pass
+
+    def send_to(self, identity: bytes, frame: bytes) -> Sent:
+        self.sent.append(decode_reply(frame))
+        return Sent.OK
+
+    def poll(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+
+async def test_node_serves_in_memory_by_a_given_clock(tmp_path: Path) -> None:
+    transport, now = MemoryTransport(), [1_000.0]
+
+    def ask(*messages: Message) -> None:
+        transport.deliver([[b"peer", encode(message)] for message in messages])
+
+    async with served(make_topology(tmp_path), transport=transport, monotonic=lambda: now[0]) as serving:
+        ask(Hello(PROTOCOL, "", b"test", ""), commit_of({b"a": b"v"}))
+        await until(lambda: len(transport.sent) == 2)
+        ask(fetch_of([b"a"], sent_us=1))
+        now[0] += 61.0
+        ask(fetch_of([b"a"], sent_us=2))  # it lay somewhere for a minute longer than the first
+        assert [type(reply) for reply in transport.sent] == [Welcome, Committed, Images]
+        assert serving.node.counters.late == 1
+    assert transport.closed
 
 
 # --- deadlines ---

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +17,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from dawnchorus.nodes.group_commit import QUEUE_BYTES_MAX
-from dawnchorus.nodes.node import FragmentNode
+from dawnchorus.nodes.node import FragmentNode, Transport
 from dawnchorus.nodes.shard_table import OwnedShard, any_shard_on_disk, begin_generation, close_shards, open_shards
 from dawnchorus.wire.cluster.control_store import FileControlStore, establish_placement, take_generation
 from dawnchorus.wire.cluster.topology import Topology
@@ -105,7 +106,8 @@ def fetch_of(agents: Iterable[bytes], *, request: int = 1, store: str = "live", 
     for agent in agents:
         by_shard.setdefault(shard_of(agent, SHARDS), []).append(agent)
     sections = [FetchSection(store, shard, 1, asked) for shard, asked in sorted(by_shard.items())]
-    return Fetch(request, fields.pop("budget_us", BUDGET_US), 0, None, sections, **fields)
+    budget_us, sent_us = fields.pop("budget_us", BUDGET_US), fields.pop("sent_us", 0)
+    return Fetch(request, budget_us, sent_us, None, sections, **fields)
 
 
 def commit_of(values: dict[bytes, bytes], *, request: int = 1, store: str = "live", kind: str = "session") -> Commit:
@@ -241,6 +243,8 @@ async def served(
     ipc: str = "",
     peers_max: int = PEERS_MAX,
     queue_bytes_max: int = QUEUE_BYTES_MAX,
+    transport: Transport | None = None,
+    monotonic: Callable[[], float] = time.monotonic,
 ) -> AsyncGenerator[Served]:
     """Serve one node in this loop for a block; what a node's process does at its start is done before."""
     control = FileControlStore.in_folder(topology.data_dir)
@@ -248,7 +252,15 @@ async def served(
     shards = open_shards(topology, placement, name)
     try:
         node = FragmentNode(
-            topology, placement, name, shards, ipc=ipc, peers_max=peers_max, queue_bytes_max=queue_bytes_max
+            topology,
+            placement,
+            name,
+            shards,
+            ipc=ipc,
+            peers_max=peers_max,
+            queue_bytes_max=queue_bytes_max,
+            transport=transport,
+            monotonic=monotonic,
         )
         node.bind()
         placement = await take_generation(control, name)
