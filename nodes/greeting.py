@@ -36,7 +36,7 @@ class Greeting:
         self._topology = encode_topology(topology)
 
     def refusal(self, hello: Hello) -> Fault | None:
-        """Return why this node does not take a router, None where it does."""
+        """Return why this node does not take a router, None if it does."""
         if hello.protocol != PROTOCOL:
             return Fault(0, FaultCode.UNSUPPORTED, f"this node speaks protocol {PROTOCOL}, not {hello.protocol}")
         if hello.cluster not in ("", self._cluster, self._cluster_uuid):

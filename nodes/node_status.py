@@ -60,7 +60,7 @@ class NodeStatus:
         )
 
     def _memory(self) -> int:
-        """Return the resident bytes; as they were last where no descriptor is left to ask for them."""
+        """Return the resident bytes; as they were last if no descriptor is left to ask for them."""
         try:
             self._resident_bytes = self._process.memory_info().rss
         except OSError:

@@ -85,7 +85,7 @@ class Backups:
         self._thread: threading.Thread | None = None
 
     def submit(self, job: BackupJob) -> bool:
-        """Queue a job; return False where too many wait already, and nothing is queued."""
+        """Queue a job; return False if too many wait already, and nothing is queued."""
         try:
             self._jobs.put_nowait(job)
         except queue.Full:

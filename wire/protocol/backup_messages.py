@@ -15,11 +15,11 @@ BACKUP_MARKER_FILE: Final = "backup-in-progress.json"
 """The file by which a folder says that it takes a backup of one cluster now: a node writes nowhere else."""
 
 BACKUP_FILE_PATTERN: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}-[0-9]{4}(-[0-9]{1,3})?\.mdb", re.ASCII)
-"""Names that a shard's copy may have: store, shard, and a number where it was begun more than once."""
+"""Names that a shard's copy may have: store, shard, and a number if it was begun more than once."""
 
 
 class BackupMarker(msgspec.Struct, frozen=True):
-    """What stands in the marker file, as JSON."""
+    """The content of the marker file, as JSON."""
 
     cluster_uuid: str
 

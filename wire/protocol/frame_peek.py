@@ -17,7 +17,7 @@ __all__ = ["is_cancel", "peek_request"]
 def peek_request(frame: bytes) -> tuple[int, int, int] | None:
     """Return tag, request number and budget_us of a frame as `encode` makes it, without decoding the rest; 0.6 us.
 
-    None where it has none: this is to find a request in a queue, not to judge it.
+    None if it has none: this is to find a request in a queue, not to judge it.
     """
     if len(frame) < 4 or not 0x93 <= frame[0] <= 0x9F:
         return None
@@ -39,7 +39,7 @@ _SEEN: Final = max(_NUMBER, _BUDGET) + 1
 
 
 def _peek_unsigned(frame: bytes, start: int) -> tuple[int, int]:
-    """Return the unsigned number that begins there, -1 where none does, and where it ends."""
+    """Return the unsigned number that begins there, -1 if none does, and the place of its end."""
     if start >= len(frame):
         return -1, start
     first = frame[start]
@@ -54,7 +54,7 @@ _UNSIGNED_WIDTHS: Final = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
 
 
 def is_cancel(frame: bytes) -> bool:
-    """Whether a frame says that it is a Cancel: these are taken in before what waits in front of them."""
+    """Whether a frame says that it is a Cancel: these are received before what waits in front of them."""
     return len(frame) > 1 and frame[1] == _CANCEL_TAG and frame[0] & 0xF0 == 0x90
 
 

@@ -16,8 +16,8 @@ class Status(RequestHeader, array_like=True, frozen=True, gc=False, tag=9):
 class ShardStatus(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One shard as its node sees it. `state` is "serving", or the reason why it is not served.
 
-    `trouble`: why its last commit failed, "" where it did not. `notice`: why its file could not be looked at.
-    `clock_ahead_ms`: how far its clock, by which fragments expire, is ahead of its host's; negative where it is behind.
+    `trouble`: why its last commit failed, "" if it did not. `notice`: why its file could not be looked at.
+    `clock_ahead_ms`: how far its clock, by which fragments expire, is ahead of its host's; negative if it is behind.
     """
 
     store: str
@@ -35,7 +35,7 @@ class ShardStatus(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class StatusReply(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=10):
     """Answers Status. `counters` are totals since the start, by names of `wire.transport.counters`.
 
-    `clients`: routers that it has welcomed. `takes_clients`: false where it has no descriptors to spare for more.
+    `clients`: routers that it has welcomed. `takes_clients`: false if it has no descriptors to spare for more.
     `topology`: the digest of the topology that the node serves; "": not said.
     """
 

@@ -4,7 +4,7 @@ Every connection takes a descriptor, and so does much of what a node does for it
 those who come cannot take them, and before that there is a margin:
 
     OPEN  everybody is welcome
-    FULL  the margin is reached: who comes is told to come later
+    FULL  the margin is reached: a router that comes is asked to come later
     SHUT  half of it is gone, because many came at once or do not go: the kernel lets nobody in any more, and what was
           held is let go, for the node itself and for those whom the kernel had let in already
 
@@ -31,7 +31,7 @@ _MARGIN: Final = 64
 """Descriptors before that: a sixteenth of the limit if that is less, a sixty-fourth if that is more."""
 
 IPC_DESCRIPTORS_MIN: Final = 4_096
-"""Below this limit a node has no ipc endpoint. libzmq ends the process where it finds no descriptor for a connection
+"""Below this limit a node has no ipc endpoint. libzmq ends the process if it finds no descriptor for a connection
 that comes in over ipc (not over TCP): as nobody is sent there once half of them are in use, that takes thousands that
 come over TCP in the quarter of a second in which a router moves to ipc."""
 
@@ -77,7 +77,7 @@ class Acceptance:
         """Clients that there are descriptors for: to be made when the node has all its own, and no client yet."""
 
     def admits(self, clients: int) -> bool:
-        """Return whether one more may stay, where so many are welcome already."""
+        """Return whether one more may stay beside so many that are welcome already."""
         if clients < self.clients_max:
             return self.doors is Doors.OPEN
         if self.doors is Doors.OPEN:
@@ -89,7 +89,7 @@ class Acceptance:
         return self.doors is Doors.OPEN and self.limit >= IPC_DESCRIPTORS_MIN and self._free() < self.limit // 2
 
     def handle_tick(self, clients: int) -> None:
-        """Count what is in use, and judge anew, where so many clients are welcome."""
+        """Count what is in use, and judge anew, while so many clients are welcome."""
         self.used = self._count() - len(self._reserve)
         over = self.used - self._to_give
         room = min(-over, self.clients_max - clients)

@@ -51,7 +51,7 @@ _COPY_BYTES_MAX: Final = 1 << 16
 
 _UNCOPIED_DESCRIPTORS: Final = 16
 """Descriptors that have to be free before the first frame is sent without a copy: pyzmq then begins a context of its
-own, and libzmq ends the process where it finds none for that (docs/decisions/0009)."""
+own, and libzmq ends the process if it finds none for that (docs/decisions/0009)."""
 
 
 def _copied(frame: bytes) -> bool:
@@ -96,7 +96,7 @@ def receive_frame(raw: zmq.Socket[bytes]) -> memoryview:
 
 
 class Sent(enum.Enum):
-    """What became of a frame handed to a channel."""
+    """The fate of a frame that a channel was given."""
 
     OK = enum.auto()
     FULL = enum.auto()
@@ -165,7 +165,7 @@ class Channel(Generic[T]):
     def send_to(self, identity: bytes, frame: bytes) -> Sent:
         """Send one frame to one peer of a ROUTER socket."""
         try:
-            # 1.4 us, where send_multipart takes 2.4. What refuses a message refuses its first frame.
+            # 1.4 us, where send_multipart takes 2.4. What rejects a message rejects its first frame.
             self._socket.send(identity, _NOBLOCK_SNDMORE)
             self._socket.send(frame, _NOBLOCK, copy=_copied(frame))
         except zmq.Again:
@@ -184,7 +184,7 @@ class Channel(Generic[T]):
             self._on_readable()
 
     def close(self) -> None:
-        """Take the socket off the loop; nothing is handed over afterwards."""
+        """Take the socket off the loop; nothing is delivered afterwards."""
         if not self._closed:
             self._closed = True
             self._loop.remove_reader(self._fd)
@@ -214,7 +214,7 @@ class Channel(Generic[T]):
             messages.append(message)
             room -= _size(message)
             if room <= 0 or len(messages) == _DRAIN_FRAMES_MAX:
-                # What is left must not wait for another edge. Where nothing is, the look that found nothing was the
+                # What is left must not wait for another edge. If nothing is, the look that found nothing was the
                 # last at this socket, or a send of the handler's looks again.
                 self._look_again()
                 break

@@ -42,7 +42,7 @@ class Connections:
             self.fresh.add(peer)
 
     def handle_request(self, peer: bytes) -> bytes | None:
-        """A client uses a fresh connection; return its earlier one, None where that is forgotten already."""
+        """A client uses a fresh connection; return its earlier one, None if that is forgotten already."""
         self.fresh.discard(peer)
         client = self._clients[peer]
         before = self._peers.get(client)

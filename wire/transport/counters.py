@@ -13,17 +13,17 @@ class ServerCounters:
 
     hellos: int = 0
     turned_away: int = 0
-    """Routers that were told to come later: there were as many as may be, or no descriptors to spare."""
+    """Routers that were asked to come later: there were as many as may be, or no descriptors to spare."""
     faults: int = 0
     """Requests answered with a Fault."""
     malformed_frames: int = 0
-    """Frames that are no request: dropped, or answered with Fault BAD_REQUEST where their number could be read."""
+    """Frames that are no request: dropped, or answered with Fault BAD_REQUEST if their number could be read."""
     late: int = 0
-    """Requests dropped because their budget was spent; a Commit is told so (TOO_LATE)."""
+    """Requests dropped because their budget was spent; a Commit is answered (TOO_LATE)."""
     cancelled: int = 0
     """Requests dropped because their router said that nobody waits for them."""
     shed: int = 0
-    """Requests refused because their peer, or the writer, had too much waiting."""
+    """Requests rejected because their peer, or the writer, had too much waiting."""
     dropped_replies: int = 0
     """Replies that could not be handed to their peer: gone, or not reading."""
     internal_errors: int = 0

@@ -65,7 +65,7 @@ class FairQueue(Generic[T]):
         return len(self._queues)
 
     def put(self, peer: bytes, work: T, size: int) -> bool:
-        """Queue a known peer's work of `size` bytes; return False where its queue is full, and nothing is queued."""
+        """Queue a known peer's work of `size` bytes; return False if its queue is full, and nothing is queued."""
         queue = self._queues[peer]
         if len(queue.pieces) + queue.held >= self._length_max or queue.bytes + size > self._bytes_max:
             return False
@@ -116,7 +116,7 @@ class FairQueue(Generic[T]):
         queue.bytes -= size
 
     def take(self) -> tuple[bytes, T, int] | None:
-        """Return (peer, work, size) of the peer whose turn it is, None where nothing can be done now."""
+        """Return (peer, work, size) of the peer whose turn it is, None if nothing can be done now."""
         while self._turns:
             queue = self._turns.popleft()
             queue.takes_turns = False

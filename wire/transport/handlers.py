@@ -16,7 +16,7 @@ Answer: TypeAlias = Reply | Frames | None
 
 
 class Handler:
-    """What serves one type of request; `always`: however late it is, and whether or not it is cancelled."""
+    """Serves one type of request; `always`: however late it is, and whether or not it is cancelled."""
 
     __slots__ = ("always", "handle")
 

@@ -7,7 +7,7 @@ Silent is not dead. A process whose loop is busy, one that was stopped, and one 
 Only the kernel knows of the last: it closes the connection, and that is what dead means here. So silence costs nobody
 anything that could not be taken back when the other end speaks again (docs/decisions/0008).
 
-A tick that comes late counts as one however late it is, and before it is counted what has come is taken in: a loop
+A tick that comes late counts as one however late it is, and before it is counted what has come is received: a loop
 that was busy itself blames nobody for it.
 """
 
@@ -36,7 +36,7 @@ class Silence:
         """Whole ticks without a word."""
 
     def handle_tick(self) -> int:
-        """A tick is over, and everything that came in it is taken in; return `ticks`."""
+        """A tick is over, and everything that came in it is received; return `ticks`."""
         self.ticks = 0 if self.heard else self.ticks + 1
         self.heard = False
         return self.ticks

@@ -1,7 +1,7 @@
 """Calls that threads hand to an event loop for as long as it lives.
 
-A loop that is closed refuses calls by an exception, in a thread that can do nothing about it. So whoever ends the loop
-closes its calls first: what a thread hands over afterwards is dropped, and so is what the loop has not begun by then.
+A loop that is closed rejects calls by an exception, in a thread that can do nothing about it. So its owner closes its
+calls before it ends the loop: what a thread calls afterwards is dropped, and so is what the loop has not begun by then.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class LoopCalls:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._closed = False
-        self._lock = threading.Lock()  # held while a call is handed over: the loop is not closed meanwhile
+        self._lock = threading.Lock()  # held while a call is passed on: the loop is not closed meanwhile
 
     def call(self, function: Callable[[], object]) -> None:
         """Let the loop call a function, in the order in which they come; from any thread."""

@@ -6,7 +6,7 @@ request differs more than that, it was late. So a request that a stalled server 
 known to be seconds old, whatever the clocks show. (The same thought as NTP's clock filter, RFC 5905, section 10.)
 
 Then it waits in a queue for its peer's turn. How long the last one waited tells what the next one has to expect: a
-request that has less time than that had better be told at once (OVERLOADED) than be dropped unread in its turn.
+request that has less time than that is better rejected at once (OVERLOADED) than dropped unread in its turn.
 """
 
 from __future__ import annotations

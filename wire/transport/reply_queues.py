@@ -26,8 +26,8 @@ from .sockets import NODE_RECEIVE_FRAMES_MAX, NODE_SEND_FRAMES_MAX
 __all__ = ["PEERS_MAX", "PEER_BYTES_MAX", "Peers"]
 
 PEERS_MAX: Final = 4_096
-"""Routers that a node knows at once; beyond it one that is silent has to say Hello again, and where none is, a new one
-is told to come later: were another sent away for it, thousands would send each other away all the time."""
+"""Routers that a node knows at once; beyond it one that is silent has to say Hello again, and if none is, a new one
+is asked to come later: were another sent away for it, thousands would send each other away all the time."""
 
 _WAITING_BYTES_MAX: Final = 32 << 20
 """Replies that wait for a peer beside its socket: one of reads, and those of the writer, which answers hundreds of
@@ -43,7 +43,7 @@ PEER_BYTES_MAX: Final = (
     + (NODE_SEND_FRAMES_MAX + 1) * max(FRAME_BYTES_TARGET, IMAGE_BYTES_MAX)
     + _WAITING_BYTES_MAX
 )
-"""The most that a peer which sends without end and never reads can make a node hold, in bytes: 154 MiB, where its
+"""The most that a peer which sends without end and never reads can make a node hold, in bytes: 154 MiB, if its
 requests have the largest size, every reply is one largest image, and hundreds of thousands of its saves are answered;
 17 MiB with small requests for agents of ordinary size. Saves that wait for the disk come on top, bounded for all peers
 together (`nodes.group_commit`)."""
@@ -61,7 +61,7 @@ class _Waiting:
         self.stuck_ticks = 0  # that none of them was taken
 
     def add(self, frame: bytes) -> bool:
-        """Keep a frame; return False where too much waits already."""
+        """Keep a frame; return False if too much waits already."""
         size = len(frame) + _FRAME_OBJECT_BYTES
         if self.bytes + size > _WAITING_BYTES_MAX:
             return False
@@ -102,7 +102,7 @@ class Peers:
             self._waiting[peer] = _Waiting()
 
     def make_room(self) -> bytes | None:
-        """Forget the peer that has been silent longest, where there are as many as may be; return it, None for none."""
+        """Forget the peer that has been silent longest, if there are as many as may be; return it, None for none."""
         if len(self._waiting) < self._peers_max:
             return None
         silent = max(self._waiting, key=lambda peer: self._waiting[peer].silence.ticks)

@@ -1,7 +1,7 @@
 """Requests of a server's peers that are not done yet: pure.
 
 A frame that was drained from the socket is judged here before it may wait: it may be a Cancel, which takes effect at
-once; or its peer may have so much waiting that it had better be told. When its turn comes, its deadline is known: the
+once; or its peer may have so much waiting that it is rejected. When its turn comes, its deadline is known: the
 budget that it came with, less what it lost on its way (`queueing_delay`). A request that is past its deadline by then
 is dropped by the server, unread.
 
@@ -37,7 +37,7 @@ class Frames(Protocol):
         """Return the next frame and whether it was the last, or None to park the call until it is resumed.
 
         Raises:
-            InvalidRequestError: the request cannot be answered; its peer is told why.
+            InvalidRequestError: the request cannot be answered; its peer gets the reason.
         """
         ...
 

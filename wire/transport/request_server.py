@@ -193,7 +193,7 @@ class RequestServer:
 
     def _shed(self, peer: bytes, frame: bytes, shed: Shed) -> None:
         self._counters.shed += 1
-        seen = peek_request(frame)  # of any size: who is told at once does not wait, nor ask again
+        seen = peek_request(frame)  # of any size: a peer that is answered at once does not wait, nor ask again
         if seen is not None:
             self._fault(peer, seen[1], FaultCode.OVERLOADED, shed.detail, shed.retry_after_s)
 

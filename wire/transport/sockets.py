@@ -39,7 +39,7 @@ no room for more of it (TCP_USER_TIMEOUT, tcp(7); libzmq sets it by ZMQ_TCP_MAXR
 in what comes while a client's loop is busy: of a client that was stopped or is gone nothing is taken."""
 
 _ROUTER_UNTAKEN_MS: Final = 60_000
-"""The same towards a node. Its socket takes in no more than NODE_RECEIVE_FRAMES_MAX while its loop is busy, so this one
+"""The same towards a node. Its socket receives no more than NODE_RECEIVE_FRAMES_MAX while its loop is busy, so this one
 must not be short: a router judges by what it hears (`wire.transport.liveness`)."""
 
 _CONNECT_TIMEOUT_MS: Final = 1_000
