@@ -16,7 +16,7 @@ from ..wire.protocol.limits import (
     WRITE_ID_BYTES_MAX,
     WRITE_OPERATIONS_MAX,
 )
-from ..wire.protocol.messages import Drop, Erase, Put, Refusal, RefusalCode, Write
+from ..wire.protocol.messages import DeleteAgent, DeleteKind, Put, Refusal, RefusalCode, Write
 
 __all__ = ["apply_write", "removed_kinds"]
 
@@ -78,7 +78,7 @@ def apply_write(
                 version, operation.schema, operation.encoding, now_ms, expires_ms, operation.value
             )
             changed = True
-        elif isinstance(operation, Drop):
+        elif isinstance(operation, DeleteKind):
             changed |= fragments.pop(operation.kind, None) is not None
         else:
             changed |= bool(fragments)
@@ -115,9 +115,9 @@ def removed_kinds(image: memoryview | bytes | None, write: Write, now_ms: int) -
     """
     fragments = {} if image is None else split_image(image)
     there = [kind for kind, fragment in fragments.items() if _is_there(fragment, now_ms)]
-    if any([isinstance(operation, Erase) for operation in write.operations]):
+    if any([isinstance(operation, DeleteAgent) for operation in write.operations]):
         return there
-    dropped = {operation.kind for operation in write.operations if isinstance(operation, Drop)}
+    dropped = {operation.kind for operation in write.operations if isinstance(operation, DeleteKind)}
     return [kind for kind in there if kind in dropped]
 
 

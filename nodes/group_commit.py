@@ -22,7 +22,16 @@ from typing import Final
 
 from ..fragment_stores.engine import Shard
 from ..wire.errors import StoreError
-from ..wire.protocol.messages import Commit, Committed, CommittedSection, Erase, Put, Refusal, SectionStatus, Write
+from ..wire.protocol.messages import (
+    Commit,
+    Committed,
+    CommittedSection,
+    DeleteAgent,
+    Put,
+    Refusal,
+    SectionStatus,
+    Write,
+)
 from ..wire.transport.loop_calls import LoopCalls
 from .maintenance import Housekeeper
 from .node_clock import Clock
@@ -257,7 +266,9 @@ class Writer:
 
 def _named_kinds(writes: list[Write]) -> set[str]:
     """Return every kind that one of the writes names."""
-    kinds = {operation.kind for write in writes for operation in write.operations if not isinstance(operation, Erase)}
+    kinds = {
+        operation.kind for write in writes for operation in write.operations if not isinstance(operation, DeleteAgent)
+    }
     for write in writes:
         if write.expect:
             kinds.update(write.expect)
@@ -266,7 +277,7 @@ def _named_kinds(writes: list[Write]) -> set[str]:
 
 def _refuse_unknown_kinds(write: Write, shard: OwnedShard) -> Refusal | None:
     for operation in write.operations:
-        if not isinstance(operation, Erase) and operation.kind not in shard.kinds:
+        if not isinstance(operation, DeleteAgent) and operation.kind not in shard.kinds:
             return Refusal(f"store {shard.store!r} keeps no kind {operation.kind!r}")
     for kind in write.expect or ():
         if kind not in shard.kinds:

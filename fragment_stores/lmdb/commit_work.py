@@ -9,7 +9,7 @@ import lmdb
 
 from ...wire.errors import ProtocolError
 from ...wire.protocol.image import decode_image
-from ...wire.protocol.messages import Drop, Refusal, Write
+from ...wire.protocol.messages import DeleteKind, Refusal, Write
 from ..apply_write import apply_write
 from ..log_rows import log_row, misused_id, undecidable
 from .expiry import postpone
@@ -137,7 +137,7 @@ class CommitWork:
             return 0  # damaged: whoever wakes the agent is told, and verify names it
         gone = [kind for kind, fragment in fragments.items() if 0 < fragment.expires_ms <= before_ms]
         if gone:
-            self.apply(Write(agent, b"", 0, [Drop(kind) for kind in gone]))
+            self.apply(Write(agent, b"", 0, [DeleteKind(kind) for kind in gone]))
         return len(gone)
 
     def postpone_all(self, since_ms: int, by_ms: int) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 from ...wire.errors import InvalidRequestError
-from ...wire.protocol.messages import Drop, Erase, Operation
+from ...wire.protocol.messages import DeleteAgent, DeleteKind, Operation
 from ..arguments import Seconds, exact_key, listed_ids
 from ..saves.agent_write import AgentWrite, Saved, SavedVersions
 from ..saves.save_coalescer import NewWrite
@@ -62,7 +62,7 @@ def operations(
         raise InvalidRequestError(f"a save cannot both write and drop {', '.join(map(repr, both))}")
     by_store = kinds.by_store(fragments, ttl_s) if fragments or not dropped else {}
     for store, some in dropped.items():
-        by_store.setdefault(store, []).extend([Drop(kind) for kind in some or ()])
+        by_store.setdefault(store, []).extend([DeleteKind(kind) for kind in some or ()])
     return by_store
 
 
@@ -79,7 +79,7 @@ def deletions(kinds: Kinds, chosen: Iterable[str] | None) -> dict[str, list[Oper
         UnknownKindError, InvalidRequestError: nothing can be sent of it.
     """
     by_store: dict[str, list[Operation]] = {
-        store: [Erase()] if some is None else [Drop(kind) for kind in some]
+        store: [DeleteAgent()] if some is None else [DeleteKind(kind) for kind in some]
         for store, some in kinds.stores_of(chosen).items()
     }
     if not by_store:
@@ -153,7 +153,7 @@ def _written(kinds: Kinds, by_store: Mapping[str, list[Operation]]) -> list[str]
     written: list[str] = []
     for store, some in by_store.items():
         for operation in some:
-            written += kinds.of_store(store) if isinstance(operation, Erase) else [operation.kind]
+            written += kinds.of_store(store) if isinstance(operation, DeleteAgent) else [operation.kind]
     return written
 
 

@@ -25,7 +25,7 @@ from ...wire.errors import (
     VersionConflict,
 )
 from ...wire.protocol.limits import FRAME_BYTES_MAX, FRAME_BYTES_TARGET, IMAGE_BYTES_MAX
-from ...wire.protocol.messages import Drop, Operation, Put, Refusal, RefusalCode, Write
+from ...wire.protocol.messages import DeleteKind, Operation, Put, Refusal, RefusalCode, Write
 from ...wire.protocol.shard_hash import hash_agent
 from .write_token import WriteToken
 
@@ -252,7 +252,7 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
                     continue
                 deleted = [] if deleted is None else deleted
                 removed = self.removed.get(store)
-                for kind in [operation.kind] if isinstance(operation, Drop) else kinds_of(store):
+                for kind in [operation.kind] if isinstance(operation, DeleteKind) else kinds_of(store):
                     saved[kind] = version if removed is None or kind in removed else 0
                     deleted.append(kind)
         if not deleted:

@@ -25,7 +25,7 @@ from dawnchorus.fragment_stores.registry import engine_factory
 from dawnchorus.wire.errors import DataFolderError, EpochMismatch, InvalidRequestError, StoreDamaged
 from dawnchorus.wire.protocol.image import Fragment, decode_image, version_of
 from dawnchorus.wire.protocol.limits import AGENT_ID_BYTES_MAX, FRAGMENT_BYTES_MAX
-from dawnchorus.wire.protocol.messages import UNCHANGED, Drop, Erase, Operation, Put, Refusal, Write
+from dawnchorus.wire.protocol.messages import UNCHANGED, DeleteAgent, DeleteKind, Operation, Put, Refusal, Write
 from dawnchorus.wire.protocol.versions import GENERATION_MAX, first_version, generation_of, sequence_of
 from dawnchorus.wire.protocol.write_digest import operations_digest
 
@@ -154,14 +154,14 @@ class ShardConformance:
         }
 
     def test_writes_to_one_agent_in_one_commit_are_applied_in_order(self, store: Shard) -> None:
-        writes = [put("a", b"1"), put("a", b"2"), write(b"a", Drop("session")), put("a", b"3", "context")]
+        writes = [put("a", b"1"), put("a", b"2"), write(b"a", DeleteKind("session")), put("a", b"3", "context")]
         found = versions(commit(store, writes, 1))
         [image] = read(store, [b"a"])
         assert decode_image(image) == {"context": Fragment(found[3], 0, 0, 1, 0, b"3")}
 
     def test_a_deleted_agent_is_gone_and_stands_in_the_log(self, store: Shard) -> None:
         commit(store, [put("a"), put("b")], 1)
-        [gone] = versions(commit(store, [Write(b"a", b"w", 0, [Erase()])], 2))
+        [gone] = versions(commit(store, [Write(b"a", b"w", 0, [DeleteAgent()])], 2))
         assert store.statistics().agents == 1
         assert values(store, [b"a", b"b"]) == [None, b"v"]
         assert store.agents_after(b"", 10) == [b"b"]
@@ -251,7 +251,7 @@ class ShardConformance:
         batch = store.read([b"a", b"b", b"c", b"d"])
         version = batch.version
         for number in range(50):
-            commit(store, [put("a", b"%d" % number), put("b", b"new" * 5_000), write(b"c", Erase()), put("d")], 2)
+            commit(store, [put("a", b"%d" % number), put("b", b"new" * 5_000), write(b"c", DeleteAgent()), put("d")], 2)
         found = [value_of(image) for image in images_of(store, batch)]
         assert found == [b"old", b"old" * 5_000, b"old", None]
         assert batch.version == version
@@ -380,9 +380,13 @@ class ShardConformance:
         commit(store, [put("a")], 1)
         before = store.version
         assert commit(store, [], 2) == []
-        assert commit(store, [write(b"nobody", Erase()), write(b"a", Drop("context")), write(b"a")], 2) == [0, 0, 0]
+        assert commit(store, [write(b"nobody", DeleteAgent()), write(b"a", DeleteKind("context")), write(b"a")], 2) == [
+            0,
+            0,
+            0,
+        ]
         assert (store.version, store.statistics().log_rows) == (before, 1)
-        results = commit(store, [write(b"nobody", Erase()), put("b"), write(b"nobody", Drop("session"))], 2)
+        results = commit(store, [write(b"nobody", DeleteAgent()), put("b"), write(b"nobody", DeleteKind("session"))], 2)
         assert results == [0, before + 1, 0]
         assert [version for version, _ in store.log_after(0, 10)] == [before, before + 1]
 
@@ -419,8 +423,8 @@ class ShardConformance:
 
     def test_the_log_says_what_each_write_did(self, store: Shard) -> None:
         writes = [
-            Write(b"a", b"id-1", 0, [Put("session", 0, 0, b"v"), Put("context", 0, 0, b"v"), Drop("session")]),
-            Write(b"a", b"", 0, [Erase()]),
+            Write(b"a", b"id-1", 0, [Put("session", 0, 0, b"v"), Put("context", 0, 0, b"v"), DeleteKind("session")]),
+            Write(b"a", b"", 0, [DeleteAgent()]),
         ]
         first, second = versions(commit(store, writes, 1))
         digest = operations_digest(writes[0].operations)
@@ -497,7 +501,9 @@ class ShardConformance:
         kind = st.sampled_from(["session", "context"])
         sized = st.sampled_from([b"", b"v", b"v" * 700, b"v" * 9_000])
         operation = st.one_of(
-            st.builds(Put, kind, st.integers(0, 9), st.integers(0, 1), sized), st.builds(Drop, kind), st.builds(Erase)
+            st.builds(Put, kind, st.integers(0, 9), st.integers(0, 1), sized),
+            st.builds(DeleteKind, kind),
+            st.builds(DeleteAgent),
         )
         agent = st.sampled_from([b"a", b"b", b"c" * 256, "ä".encode(), b"", b"\xff"])
         some_writes = st.lists(
@@ -534,7 +540,7 @@ def apply(model: dict[bytes, dict[str, bytes]], writes: Sequence[Write], results
         for operation in each.operations:
             if isinstance(operation, Put):
                 after[operation.kind], changed = operation.value, True
-            elif isinstance(operation, Drop):
+            elif isinstance(operation, DeleteKind):
                 changed |= after.pop(operation.kind, None) is not None
             else:
                 changed |= bool(after)

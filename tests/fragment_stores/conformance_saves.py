@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dawnchorus.fragment_stores.engine import Shard
 from dawnchorus.wire.protocol.image import Fragment, decode_image
 from dawnchorus.wire.protocol.limits import TTL_MS_MAX
-from dawnchorus.wire.protocol.messages import Drop, Erase, Operation, Put, Refusal, RefusalCode, Write
+from dawnchorus.wire.protocol.messages import DeleteAgent, DeleteKind, Operation, Put, Refusal, RefusalCode, Write
 from dawnchorus.wire.protocol.versions import first_version
 from tests.fragment_stores.conformance import ShardConformance, commit, new_write_id, put, read, values, versions, write
 
@@ -71,13 +71,13 @@ class SavesConformance(ShardConformance):
         commit(store, [put("a", b"2")], 2)
         assert commit(store, [again(first)], 3) == [version]
         assert fragments(store, b"a")["session"].value == b"2"
-        commit(store, [write(b"a", Erase())], 4)
+        commit(store, [write(b"a", DeleteAgent())], 4)
         assert commit(store, [again(first)], 5) == [version]
         assert fragments(store, b"a") == {}
 
     def test_a_repeated_delete_deletes_nothing_that_was_saved_since(self, store: Shard) -> None:
         commit(store, [put("a", b"1")], 1)
-        erase = write(b"a", Erase())
+        erase = write(b"a", DeleteAgent())
         [gone] = versions(commit(store, [erase], 2))
         commit(store, [put("a", b"2")], 3)
         assert commit(store, [again(erase)], 4) == [gone]
@@ -139,7 +139,7 @@ class SavesConformance(ShardConformance):
     def test_a_conflict_says_what_is_there_and_changes_nothing(self, store: Shard) -> None:
         [version] = versions(commit(store, [write(b"a", session(b"1"), Put("context", 0, 0, b"c"))], 1))
         wrong = expecting(
-            b"a", {"session": version + 7, "context": version, "other": 0}, session(b"2"), Drop("context")
+            b"a", {"session": version + 7, "context": version, "other": 0}, session(b"2"), DeleteKind("context")
         )
         [result] = commit(store, [wrong], 2)
         assert isinstance(result, Refusal)
@@ -169,13 +169,13 @@ class SavesConformance(ShardConformance):
     def test_zero_expects_that_nothing_is_there(self, store: Shard) -> None:
         assert versions(commit(store, [expecting(b"a", {"session": 0}, session())], 1))
         assert code(commit(store, [expecting(b"a", {"session": 0}, session())], 1)[0]) == RefusalCode.CONFLICT
-        commit(store, [write(b"a", Erase())], 1)
+        commit(store, [write(b"a", DeleteAgent())], 1)
         assert versions(commit(store, [expecting(b"a", {"session": 0}, session())], 1))
 
     def test_a_delete_expects_like_any_write(self, store: Shard) -> None:
         [version] = versions(commit(store, [put("a")], 1))
-        assert code(commit(store, [expecting(b"a", {"session": 1}, Erase())], 1)[0]) == RefusalCode.CONFLICT
-        assert versions(commit(store, [expecting(b"a", {"session": version}, Erase())], 1)) == [version + 1]
+        assert code(commit(store, [expecting(b"a", {"session": 1}, DeleteAgent())], 1)[0]) == RefusalCode.CONFLICT
+        assert versions(commit(store, [expecting(b"a", {"session": version}, DeleteAgent())], 1)) == [version + 1]
         assert fragments(store, b"a") == {}
 
     def test_many_who_expect_the_same_version_have_one_winner(self, store: Shard) -> None:

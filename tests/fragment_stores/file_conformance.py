@@ -11,7 +11,7 @@ import pytest
 from dawnchorus.fragment_stores.engine import Shard, ShardCopy, ShardWarmUp
 from dawnchorus.fragment_stores.registry import file_engine
 from dawnchorus.wire.errors import DataFolderError
-from dawnchorus.wire.protocol.messages import Erase, Put, Write
+from dawnchorus.wire.protocol.messages import DeleteAgent, Put, Write
 from tests.fragment_stores.conformance import ShardConformance, commit, put, read, value_of, values, versions
 
 __all__ = ["FileConformance"]
@@ -23,7 +23,7 @@ import random, sys
 from pathlib import Path
 from dawnchorus.fragment_stores.engine import FORMAT, ShardIdentity
 from dawnchorus.fragment_stores.registry import engine_factory
-from dawnchorus.wire.protocol.messages import Erase, Put, Write
+from dawnchorus.wire.protocol.messages import DeleteAgent, Put, Write
 
 engine, folder, generation, seed = sys.argv[1:]
 store = engine_factory(engine)({}).open(Path(folder), ShardIdentity(FORMAT, "ab" * 16, "live", 3, 16, 1), create=False)
@@ -35,7 +35,7 @@ while True:
     agents = source.sample(range(40), source.randrange(1, 6))
     value = b"%d " % number + bytes(source.choice([10, 500, 20_000]))
     writes = [
-        Write(b"agent-%d" % agent, b"%d %d" % (number, agent), 0, [Erase(), Put("session", 0, 0, value)])
+        Write(b"agent-%d" % agent, b"%d %d" % (number, agent), 0, [DeleteAgent(), Put("session", 0, 0, value)])
         for agent in agents
     ]
     results = store.commit(writes, 1_000, 1)
@@ -118,7 +118,7 @@ class FileConformance(ShardConformance):
 
     def test_a_copy_is_one_moment_and_opens_as_the_same_shard(self, store: Shard, tmp_path: Path) -> None:
         commit(store, [write_number(number, b"agent-%d" % number, 2_000) for number in range(200)], 1)
-        commit(store, [Write(b"agent-7", b"gone", 0, [Erase()])], 1)
+        commit(store, [Write(b"agent-7", b"gone", 0, [DeleteAgent()])], 1)
         version = store.version
         pieces: list[bytes] = []
 

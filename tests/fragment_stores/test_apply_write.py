@@ -15,7 +15,7 @@ from dawnchorus.wire.protocol.limits import (
     WRITE_ID_BYTES_MAX,
     WRITE_OPERATIONS_MAX,
 )
-from dawnchorus.wire.protocol.messages import Drop, Erase, Operation, Put, Refusal, RefusalCode, Write
+from dawnchorus.wire.protocol.messages import DeleteAgent, DeleteKind, Operation, Put, Refusal, RefusalCode, Write
 
 BEFORE = encode_image(7, {"session": Fragment(6, 1, 0, 100, 0, b"s"), "context": Fragment(7, 0, 1, 200, 0, b"c")})
 
@@ -58,30 +58,32 @@ def test_a_view_serves_as_the_image_before() -> None:
 
 
 def test_an_image_has_the_version_of_its_newest_write_whatever_the_write_did() -> None:
-    after = apply_write(BEFORE, write(Drop("session")), 9, 900)
+    after = apply_write(BEFORE, write(DeleteKind("session")), 9, 900)
     assert isinstance(after, bytes)
     assert version_of(after) == 9
     assert decode_image(after) == {"context": Fragment(7, 0, 1, 200, 0, b"c")}
 
 
 def test_the_last_fragment_takes_the_image_with_it() -> None:
-    assert merged(BEFORE, Drop("session"), Drop("context")) is None
-    assert merged(BEFORE, Erase()) is None
+    assert merged(BEFORE, DeleteKind("session"), DeleteKind("context")) is None
+    assert merged(BEFORE, DeleteAgent()) is None
 
 
 def test_operations_are_applied_in_their_order() -> None:
-    assert merged(BEFORE, Erase(), put("session")) == {"session": Fragment(9, 0, 1, 900, 0, b"v")}
-    assert merged(BEFORE, put("session"), Erase()) is None
+    assert merged(BEFORE, DeleteAgent(), put("session")) == {"session": Fragment(9, 0, 1, 900, 0, b"v")}
+    assert merged(BEFORE, put("session"), DeleteAgent()) is None
     assert merged(None, put("session", b"1"), put("session", b"2")) == {"session": Fragment(9, 0, 1, 900, 0, b"2")}
-    assert merged(None, put("session"), Drop("session")) is None
+    assert merged(None, put("session"), DeleteKind("session")) is None
 
 
-@pytest.mark.parametrize("operations", [(), (Drop("other"),), (Drop("other"), Drop("another"))])
+@pytest.mark.parametrize("operations", [(), (DeleteKind("other"),), (DeleteKind("other"), DeleteKind("another"))])
 def test_a_write_that_changes_nothing_gives_back_the_image_itself(operations: tuple[Operation, ...]) -> None:
     assert apply_write(BEFORE, write(*operations), 9, 900) is BEFORE
 
 
-@pytest.mark.parametrize("operations", [(), (Drop("session"),), (Erase(),), (Erase(), Drop("session"))])
+@pytest.mark.parametrize(
+    "operations", [(), (DeleteKind("session"),), (DeleteAgent(),), (DeleteAgent(), DeleteKind("session"))]
+)
 def test_deleting_from_an_agent_that_has_nothing_leaves_nothing(operations: tuple[Operation, ...]) -> None:
     assert apply_write(None, write(*operations), 9, 900) is None
 
@@ -103,7 +105,7 @@ def test_agent_ids_within_the_limits_are_taken(agent: bytes) -> None:
 )
 def test_agent_ids_outside_the_limits_are_refused(agent: bytes, reason: str) -> None:
     assert reason in refusal(None, write(put("session"), agent=agent))
-    assert reason in refusal(BEFORE, write(Erase(), agent=agent))
+    assert reason in refusal(BEFORE, write(DeleteAgent(), agent=agent))
 
 
 def test_a_fragment_of_just_the_limit_is_taken_and_one_byte_more_is_refused() -> None:
@@ -128,7 +130,9 @@ def test_an_image_of_just_the_limit_is_taken_and_one_byte_more_is_refused() -> N
 
 def test_an_image_may_be_too_large_between_the_operations_of_a_write() -> None:
     large = [put(kind, bytes(FRAGMENT_BYTES_MAX)) for kind in "abc"]
-    assert merged(None, *large, Drop("a"), Drop("b")) == {"c": Fragment(9, 0, 1, 900, 0, bytes(FRAGMENT_BYTES_MAX))}
+    assert merged(None, *large, DeleteKind("a"), DeleteKind("b")) == {
+        "c": Fragment(9, 0, 1, 900, 0, bytes(FRAGMENT_BYTES_MAX))
+    }
 
 
 def test_write_ids_and_operations_are_bounded_because_the_log_keeps_them() -> None:
@@ -158,7 +162,7 @@ def test_a_write_that_finds_what_it_expects_is_applied() -> None:
 
 @pytest.mark.parametrize("expect", [{"session": 5}, {"session": 0}, {"session": 6, "context": 0}, {"other": 1}])
 def test_a_write_that_finds_something_else_is_a_conflict_that_says_what_is_there(expect: dict[str, int]) -> None:
-    after = apply_write(BEFORE, conditional(put("session"), Drop("context"), **expect), 9, 900)
+    after = apply_write(BEFORE, conditional(put("session"), DeleteKind("context"), **expect), 9, 900)
     assert isinstance(after, Refusal)
     assert after.code == RefusalCode.CONFLICT
     there = {"session": 6, "context": 7, "other": 0}
@@ -221,7 +225,8 @@ def test_a_damaged_image_is_not_written_over() -> None:
 
 kinds = st.sampled_from(["session", "context", "history"])
 operations = st.lists(
-    st.one_of(st.builds(put, kinds, st.binary(max_size=5)), st.builds(Drop, kinds), st.builds(Erase)), max_size=5
+    st.one_of(st.builds(put, kinds, st.binary(max_size=5)), st.builds(DeleteKind, kinds), st.builds(DeleteAgent)),
+    max_size=5,
 )
 
 
@@ -234,7 +239,7 @@ def test_a_row_of_writes_ends_as_a_mapping_would(rows: list[list[Operation]]) ->
         for operation in row:
             if isinstance(operation, Put):
                 expected[operation.kind] = operation.value
-            elif isinstance(operation, Drop):
+            elif isinstance(operation, DeleteKind):
                 expected.pop(operation.kind, None)
             else:
                 expected.clear()

@@ -24,8 +24,8 @@ from dawnchorus.wire.protocol.messages import (
     CommitSection,
     Committed,
     CommittedSection,
-    Drop,
-    Erase,
+    DeleteAgent,
+    DeleteKind,
     Operation,
     Put,
     Refusal,
@@ -236,8 +236,8 @@ async def test_a_late_commit_is_told_so_and_not_applied(bench: Bench) -> None:
     [
         [Put("history", 0, 0, b"v")],
         [Put("session", 0, 0, b"v"), Put("history", 0, 0, b"v")],
-        [Drop("history")],
-        [Put("session", 0, 0, b"v"), Drop("x" * 1_000_000)],
+        [DeleteKind("history")],
+        [Put("session", 0, 0, b"v"), DeleteKind("x" * 1_000_000)],
     ],
 )
 async def test_a_write_of_kinds_kept_elsewhere_is_refused_alone(bench: Bench, operations: list[Operation]) -> None:
@@ -263,7 +263,7 @@ async def test_a_write_that_expects_a_kind_kept_elsewhere_is_refused_alone(bench
 async def test_refusals_of_the_store_stand_at_their_writes(bench: Bench) -> None:
     writes = [put(b""), put(b"a"), Write(b"x", new_write_id(), 0, [Put("history", 0, 0, b"")]), put(b"\xff"), put(b"b")]
     bench.writer.submit(job((0, writes)))
-    bench.writer.submit(job((0, [Write(b"nobody", new_write_id(), 0, [Erase()])])))
+    bench.writer.submit(job((0, [Write(b"nobody", new_write_id(), 0, [DeleteAgent()])])))
     answers = await bench.answered(2)
     shown = [result if isinstance(result, int) else "refused" for result in answers[0].sections[0].results]
     assert shown == ["refused", FIRST + 1, "refused", "refused", FIRST + 2]
@@ -332,9 +332,9 @@ async def test_commits_beyond_the_queues_bytes_are_refused_and_room_comes_back(t
 
 
 def test_a_commit_of_many_small_writes_weighs_what_it_takes_in_memory() -> None:
-    small = Write(b"a", b"", 0, [Erase()])
+    small = Write(b"a", b"", 0, [DeleteAgent()])
     assert job((0, [small] * 1_000), frame_bytes=10_000).size == 10_000 + 1_000 * 200
-    assert job((0, [Write(b"a", b"", 0, [Erase()] * 1_000)]), frame_bytes=1_000).size == 1_000 + 1_001 * 100
+    assert job((0, [Write(b"a", b"", 0, [DeleteAgent()] * 1_000)]), frame_bytes=1_000).size == 1_000 + 1_001 * 100
 
 
 async def stop_in_thread(stop: Callable[[float], None]) -> None:

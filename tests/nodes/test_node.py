@@ -27,8 +27,8 @@ from dawnchorus.wire.protocol.messages import (
     Commit,
     CommitSection,
     Committed,
-    Drop,
-    Erase,
+    DeleteAgent,
+    DeleteKind,
     Fault,
     FaultCode,
     Fetch,
@@ -244,9 +244,9 @@ async def test_bad_writes_fail_alone(client: RawClient) -> None:
     writes = [
         Write(b"a", new_write_id(), 0, [Put("session", 0, 0, b"v")]),
         Write(b"a", new_write_id(), 0, [Put("no-such-kind", 0, 0, b"v")]),
-        Write(b"a", new_write_id(), 0, [Drop("history")]),
+        Write(b"a", new_write_id(), 0, [DeleteKind("history")]),
         Write(b"", new_write_id(), 0, [Put("session", 0, 0, b"v")]),
-        Write(b"nobody", new_write_id(), 0, [Erase()]),
+        Write(b"nobody", new_write_id(), 0, [DeleteAgent()]),
         Write(b"a", new_write_id(), 0, [Put("context", 0, 0, b"v")]),
     ]
     sections = [CommitSection("live", shard, 1, writes), CommitSection("live", 99, 1, writes[:1])]

@@ -19,7 +19,7 @@ from dawnchorus.wire.protocol.messages import (
     Commit,
     CommitSection,
     Committed,
-    Erase,
+    DeleteAgent,
     Fault,
     Fetch,
     FetchSection,
@@ -225,7 +225,7 @@ def large_and_small(number: int) -> bytes:
     return encode(fetch_of(agents, request=number))
 
 
-TINY = Write(b"ab", b"", 0, [Erase()])
+TINY = Write(b"ab", b"", 0, [DeleteAgent()])
 
 FLOODS: dict[str, tuple[Callable[[int], bytes], int]] = {
     "fetches": (large_and_small, 1_000),

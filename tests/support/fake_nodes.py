@@ -31,7 +31,7 @@ from dawnchorus.wire.protocol.messages import (
     CommitSection,
     Committed,
     CommittedSection,
-    Erase,
+    DeleteAgent,
     Fault,
     FaultCode,
     Fetch,
@@ -260,7 +260,7 @@ class FakeNode:
             if isinstance(operation, Put):
                 fragment = Fragment(self.version, operation.schema, operation.encoding, 0, 0, operation.value)
                 fragments = {**fragments, operation.kind: fragment}
-            elif isinstance(operation, Erase):
+            elif isinstance(operation, DeleteAgent):
                 fragments = {}
             else:
                 fragments.pop(operation.kind, None)

@@ -35,8 +35,8 @@ __all__ = [
     "CommitSection",
     "Committed",
     "CommittedSection",
-    "Drop",
-    "Erase",
+    "DeleteAgent",
+    "DeleteKind",
     "Fault",
     "FaultCode",
     "Fetch",
@@ -168,17 +168,17 @@ class Put(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):
     expires_ms: Number = 0
 
 
-class Drop(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2):
+class DeleteKind(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2):
     """Delete one kind."""
 
     kind: str
 
 
-class Erase(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=3):
+class DeleteAgent(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=3):
     """Delete all kinds of the agent in this store."""
 
 
-Operation: TypeAlias = Put | Drop | Erase
+Operation: TypeAlias = Put | DeleteKind | DeleteAgent
 
 
 class Write(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -14,7 +14,7 @@ from typing import Final
 
 from xxhash import xxh3_64_intdigest
 
-from .messages import Drop, Operation, Put
+from .messages import DeleteKind, Operation, Put
 
 __all__ = ["PUT", "operations_digest", "outline"]
 
@@ -47,7 +47,7 @@ def outline(operations: Iterable[Operation]) -> tuple[list[tuple[int, str]], int
             if seed is None:
                 seed = _seed(kind)
             total += xxh3_64_intdigest(operation.value, seed ^ operation.encoding)
-        elif isinstance(operation, Drop):
+        elif isinstance(operation, DeleteKind):
             rows.append((_DROP, operation.kind))
             total += xxh3_64_intdigest(operation.kind.encode(), _DROP_SEED)
         else:

@@ -16,7 +16,7 @@ from dawnchorus.fragment_stores.lmdb.checker import FileVerifier
 from dawnchorus.fragment_stores.lmdb.store import LMDBStore
 from dawnchorus.fragment_stores.shard_files import Finding, Verified
 from dawnchorus.wire.protocol.image import decode_image, encode_image, version_of
-from dawnchorus.wire.protocol.messages import Drop, Erase, Put, Write
+from dawnchorus.wire.protocol.messages import DeleteAgent, DeleteKind, Put, Write
 from tests.fragment_stores.conformance import commit
 
 IDENTITY = ShardIdentity(FORMAT, "ab" * 16, "live", 0, 1, 1)
@@ -34,8 +34,14 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             agent = b"agent-%d" % (number % 80)
             operations = [Put("session", 0, 0, bytes(number * 20), ttl_ms=(number % 3) * 1_000), Put("b", 0, 0, b"v")]
             commit(store, [Write(agent, b"%d-%d" % (generation, number), 0, [*operations])], 10_000)
-        commit(store, [Write(b"agent-3", b"", 0, [Erase()]), Write(b"agent-4", b"", 0, [Drop("b")])], 10_000)
-        commit(store, [Write(b"agent-3", b"", 0, [Put("b", 0, 0, b"again")]), Write(b"agent-5", b"", 0, [Erase()])], 1)
+        commit(
+            store, [Write(b"agent-3", b"", 0, [DeleteAgent()]), Write(b"agent-4", b"", 0, [DeleteKind("b")])], 10_000
+        )
+        commit(
+            store,
+            [Write(b"agent-3", b"", 0, [Put("b", 0, 0, b"again")]), Write(b"agent-5", b"", 0, [DeleteAgent()])],
+            1,
+        )
         store.sweep(11_000, 10, 12_000)
         store.close()
     return tmp_path / "data.mdb"

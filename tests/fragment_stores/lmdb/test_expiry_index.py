@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dawnchorus.fragment_stores.lmdb.store import LMDBStore
 from dawnchorus.wire.errors import StoreDamaged
 from dawnchorus.wire.protocol.image import decode_image
-from dawnchorus.wire.protocol.messages import Drop, Erase, Operation, Put
+from dawnchorus.wire.protocol.messages import DeleteAgent, DeleteKind, Operation, Put
 from tests.fragment_stores.conformance import IDENTITY, commit, put, write
 from tests.fragment_stores.conformance_saves import fragments
 
@@ -24,7 +24,7 @@ def put_of(kind: str, ttl_ms: int) -> Put:
 
 
 puts = st.builds(put_of, st.sampled_from(KINDS), st.sampled_from([0, 5, 7]))
-changes = st.lists(st.one_of(puts, st.builds(Drop, st.sampled_from(KINDS))), unique_by=lambda change: change.kind)
+changes = st.lists(st.one_of(puts, st.builds(DeleteKind, st.sampled_from(KINDS))), unique_by=lambda change: change.kind)
 steps = st.one_of(
     st.tuples(st.sampled_from(AGENTS), st.booleans(), changes),  # whether the rest of the agent is deleted first
     st.integers(0, 20),  # sweep after so many milliseconds
@@ -55,7 +55,7 @@ def contents(path: Path) -> tuple[set[bytes], set[bytes]]:
 @settings(max_examples=40, deadline=None)
 @given(st.lists(steps, max_size=12))
 def test_the_index_has_a_row_for_each_fragment_that_expires_and_no_other(
-    history: list[tuple[bytes, bool, list[Put | Drop]] | int],
+    history: list[tuple[bytes, bool, list[Put | DeleteKind]] | int],
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = new_store(Path(folder))
@@ -66,7 +66,7 @@ def test_the_index_has_a_row_for_each_fragment_that_expires_and_no_other(
                 store.sweep(now_ms, 2, now_ms)
             else:
                 agent, erase, changed = step
-                operations: list[Operation] = [Erase()] * erase
+                operations: list[Operation] = [DeleteAgent()] * erase
                 commit(store, [write(agent, *operations, *changed)], now_ms)
         store.close()
         rows, wanted = contents(Path(folder))

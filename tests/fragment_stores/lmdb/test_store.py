@@ -18,7 +18,7 @@ from dawnchorus.fragment_stores.lmdb import store as lmdb_store
 from dawnchorus.fragment_stores.lmdb.identity import read_identity
 from dawnchorus.fragment_stores.lmdb.store import LMDBStore
 from dawnchorus.wire.errors import StoreDamaged, StoreError, StoreFull
-from dawnchorus.wire.protocol.messages import Erase, Refusal, RefusalCode
+from dawnchorus.wire.protocol.messages import DeleteAgent, Refusal, RefusalCode
 from dawnchorus.wire.protocol.versions import first_version
 from tests.fragment_stores.conformance import IDENTITY, commit, images_of, put, read, value_of, values, versions, write
 from tests.fragment_stores.conformance_saves import SavesConformance, again
@@ -110,7 +110,7 @@ def test_a_sound_file_that_is_shorter_than_its_last_page_says_is_served(tmp_path
     commit(store, [put(f"kept-{number}", b"v" * 2_000) for number in range(20)], 1)
     short_lived = [f"agent-{number}" for number in range(500)]
     writes = [put(agent, b"x" * 3_000) for agent in short_lived]
-    writes += [write(agent.encode(), Erase()) for agent in short_lived]
+    writes += [write(agent.encode(), DeleteAgent()) for agent in short_lived]
     commit(store, writes, 1)
     store.close()
     environment = lmdb.open(str(tmp_path), readonly=True)
@@ -345,7 +345,7 @@ def test_a_log_that_was_longer_is_trimmed_by_the_next_commit(tmp_path: Path, mon
     store = new_store(tmp_path)
     commit(store, [put(f"agent-{number}") for number in range(30)], 1)
     monkeypatch.setattr(lmdb_store, "LOG_ROWS_MAX", 10)
-    assert commit(store, [write(b"nobody", Erase())], 1) == [0]
+    assert commit(store, [write(b"nobody", DeleteAgent())], 1) == [0]
     commit(store, [put("a")], 1)
     assert store.statistics().log_rows == 10
     store.close()

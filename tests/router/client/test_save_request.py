@@ -12,7 +12,7 @@ from dawnchorus.router.client.save_request import Expect, deletions, expectation
 from dawnchorus.router.saves.agent_write import SavedVersions
 from dawnchorus.router.saves.write_token import WriteToken
 from dawnchorus.wire.cluster.topology import KindSpec
-from dawnchorus.wire.protocol.messages import Drop, Put
+from dawnchorus.wire.protocol.messages import DeleteKind, Put
 from tests.support.fake_nodes import fake_client, fake_topology
 
 SPECS = {"a": KindSpec("one", required=True), "b": KindSpec("one"), "c": KindSpec("two"), "d": KindSpec("three")}
@@ -39,11 +39,11 @@ def expected(expect: Expect, *written: str) -> dict[str, dict[str, int]]:
 def test_what_is_dropped_stands_behind_what_is_written_of_its_store() -> None:
     by_store = operations(KINDS, {"a": 1}, None, ["b", "c"])
     kinds = {
-        store: [(type(one), one.kind) for one in some if isinstance(one, Put | Drop)]
+        store: [(type(one), one.kind) for one in some if isinstance(one, Put | DeleteKind)]
         for store, some in by_store.items()
     }
-    assert kinds == {"one": [(Put, "a"), (Drop, "b")], "two": [(Drop, "c")]}
-    assert operations(KINDS, {}, None, ["c"]) == {"two": [Drop("c")]}
+    assert kinds == {"one": [(Put, "a"), (DeleteKind, "b")], "two": [(DeleteKind, "c")]}
+    assert operations(KINDS, {}, None, ["c"]) == {"two": [DeleteKind("c")]}
 
 
 def test_a_kind_is_not_both_written_and_dropped() -> None:

@@ -18,11 +18,11 @@ from dawnchorus import (
 )
 from dawnchorus.router.saves.agent_write import AgentWrite, SavedVersions
 from dawnchorus.router.saves.write_token import WriteToken
-from dawnchorus.wire.protocol.messages import Drop, Erase, Operation, Put, Refusal, RefusalCode, Write
+from dawnchorus.wire.protocol.messages import DeleteAgent, DeleteKind, Operation, Put, Refusal, RefusalCode, Write
 
 TOKEN = WriteToken(b"\x01\x02", {"id": 7, "live": 0})
 KINDS = {"id": ["profile", "preference"], "live": ["session"]}
-OPERATIONS: Mapping[str, list[Operation]] = {"id": [Put("profile", 0, 1, b"v")], "live": [Drop("session")]}
+OPERATIONS: Mapping[str, list[Operation]] = {"id": [Put("profile", 0, 1, b"v")], "live": [DeleteKind("session")]}
 
 CONFLICT = Refusal("other versions are there", RefusalCode.CONFLICT, {"profile": 4})
 REFUSED = Refusal("too large")
@@ -111,7 +111,7 @@ def test_a_refusal_of_a_code_that_is_not_known_yet_is_a_refusal() -> None:
 
 
 def test_an_agent_erased_whole_names_every_kind() -> None:
-    write = AgentWrite("a", b"a", TOKEN, {"id": [Erase()], "live": [Erase()]})
+    write = AgentWrite("a", b"a", TOKEN, {"id": [DeleteAgent()], "live": [DeleteAgent()]})
     write.handle_result("id", 5)
     write.handle_result("live", 0)
     saved = outcome(write)
@@ -143,7 +143,7 @@ def test_a_stores_message_has_its_part_alone() -> None:
     assert write.to_message("id", repeated=False) == Write(
         b"a", b"\x01\x02", 7, [Put("profile", 0, 1, b"v")], {"profile": 3}, False
     )
-    assert write.to_message("live", repeated=True) == Write(b"a", b"\x01\x02", 0, [Drop("session")], None, True)
+    assert write.to_message("live", repeated=True) == Write(b"a", b"\x01\x02", 0, [DeleteKind("session")], None, True)
 
 
 def test_a_save_sent_again_keeps_its_name_and_goes_where_it_is_not_known_to_be() -> None:
@@ -153,7 +153,7 @@ def test_a_save_sent_again_keeps_its_name_and_goes_where_it_is_not_known_to_be()
     assert second.repeated == ("live",)
     assert second.versions == {"id": 5}
     assert second.unknown == ("live",)
-    assert second.to_message("live", repeated=False) == Write(b"a", b"\x01\x02", 0, [Drop("session")], None, True)
+    assert second.to_message("live", repeated=False) == Write(b"a", b"\x01\x02", 0, [DeleteKind("session")], None, True)
     second.handle_result("live", 6)
     saved = outcome(second)
     assert isinstance(saved, Saved)
@@ -207,7 +207,9 @@ def test_a_repeated_write_that_its_node_refuses_was_not_applied_before_either() 
 
 
 def test_a_deletion_says_where_nothing_was() -> None:
-    write = AgentWrite("a", b"a", TOKEN, {"id": [Put("profile", 0, 1, b"v"), Drop("preference")], "live": [Erase()]})
+    write = AgentWrite(
+        "a", b"a", TOKEN, {"id": [Put("profile", 0, 1, b"v"), DeleteKind("preference")], "live": [DeleteAgent()]}
+    )
     write.handle_result("id", 5)
     write.handle_result("live", 6)
     saved = outcome(write)

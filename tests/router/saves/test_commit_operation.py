@@ -24,8 +24,8 @@ from dawnchorus.wire.protocol.messages import (
     Commit,
     Committed,
     CommittedSection,
-    Drop,
-    Erase,
+    DeleteAgent,
+    DeleteKind,
     FaultCode,
     Put,
     Refusal,
@@ -95,7 +95,7 @@ async def test_a_large_batch_is_cut_into_messages_that_a_node_takes() -> None:
         assert max(sizes) <= MIB
 
 
-def puts(operations: list[Put | Drop | Erase]) -> list[Put]:
+def puts(operations: list[Put | DeleteKind | DeleteAgent]) -> list[Put]:
     """The operations that set something."""
     return [operation for operation in operations if isinstance(operation, Put)]
 

@@ -11,7 +11,7 @@ from dawnchorus import InvalidRequestError
 from dawnchorus.router.client.value_codec import ValueCodec
 from dawnchorus.router.saves.write_token import WriteToken, key_digest, key_token, parse_token
 from dawnchorus.wire.protocol.limits import WRITE_ID_BYTES_MAX, WRITE_KEY_BYTES_MAX
-from dawnchorus.wire.protocol.messages import Drop, Erase, Operation, Put
+from dawnchorus.wire.protocol.messages import DeleteAgent, DeleteKind, Operation, Put
 from dawnchorus.wire.protocol.write_digest import operations_digest
 
 STORES = {"live", "id"}
@@ -105,9 +105,9 @@ def test_a_digest_tells_kinds_values_encodings_and_operations_apart() -> None:
         [Put("a", 0, 1, b"v")],
         [Put("a", 0, 0, b"w")],
         [Put("a", 0, 0, b"v"), Put("b", 0, 0, b"v")],
-        [Drop("a")],
-        [Put("a", 0, 0, b"v"), Drop("b")],
-        [Erase()],
+        [DeleteKind("a")],
+        [Put("a", 0, 0, b"v"), DeleteKind("b")],
+        [DeleteAgent()],
         [],
     ]
     assert len({operations_digest(operations) for operations in made}) == len(made)
@@ -118,7 +118,7 @@ def test_a_digest_tells_kinds_values_encodings_and_operations_apart() -> None:
 
 
 def test_the_digest_stays_what_logs_on_disk_have() -> None:
-    operations: list[Operation] = [Put("session", 0, 1, b"v"), Drop("context"), Erase()]
+    operations: list[Operation] = [Put("session", 0, 1, b"v"), DeleteKind("context"), DeleteAgent()]
     assert operations_digest(operations) == DIGEST
 
 

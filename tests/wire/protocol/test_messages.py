@@ -19,8 +19,8 @@ from dawnchorus.wire.protocol.messages import (
     CommitSection,
     Committed,
     CommittedSection,
-    Drop,
-    Erase,
+    DeleteAgent,
+    DeleteKind,
     Fault,
     FaultCode,
     Fetch,
@@ -93,7 +93,15 @@ EXAMPLES: list[tuple[Message, str]] = [
                     "live",
                     3,
                     1,
-                    [Write(b"a", b"\x10", 6, [Put("session", 0, 1, b"\x01"), Drop("context"), Erase()], digest=9)],
+                    [
+                        Write(
+                            b"a",
+                            b"\x10",
+                            6,
+                            [Put("session", 0, 1, b"\x01"), DeleteKind("context"), DeleteAgent()],
+                            digest=9,
+                        )
+                    ],
                 )
             ],
         ),
@@ -149,8 +157,8 @@ FIELDS = {
     "ImageSection": "index offset status version sizes",
     "Images": "request now_ms sections last body",
     "Put": "kind schema encoding value ttl_ms expires_ms",
-    "Drop": "kind",
-    "Erase": "",
+    "DeleteKind": "kind",
+    "DeleteAgent": "",
     "Write": "agent write_id seen operations expect repeated digest",
     "CommitSection": "store shard epoch writes",
     "Commit": "request budget_us sent_us trace sections",
@@ -200,7 +208,10 @@ OLDER: list[tuple[Message, str]] = [
             None,
             [
                 CommitSection(
-                    "live", 3, 1, [Write(b"a", b"\x10", 6, [Put("session", 0, 1, b"\x01"), Drop("context"), Erase()])]
+                    "live",
+                    3,
+                    1,
+                    [Write(b"a", b"\x10", 6, [Put("session", 0, 1, b"\x01"), DeleteKind("context"), DeleteAgent()])],
                 )
             ],
         ),
@@ -212,7 +223,7 @@ OLDER: list[tuple[Message, str]] = [
             250,
             77,
             None,
-            [CommitSection("live", 3, 1, [Write(b"a", b"\x10", 6, [Put("session", 0, 1, b"\x01"), Erase()])])],
+            [CommitSection("live", 3, 1, [Write(b"a", b"\x10", 6, [Put("session", 0, 1, b"\x01"), DeleteAgent()])])],
         ),
         "960508ccfa4dc09194a46c69766503019194c40161c4011006929501a773657373696f6e0001c401019103",
     ),
@@ -234,7 +245,7 @@ signed = st.integers(-(1 << 63), (1 << 64) - 1)
 numbers = st.integers(0, (1 << 64) - 1)
 header = (numbers, numbers, numbers, st.none() | st.binary(max_size=26))
 operations = st.one_of(
-    st.builds(Put, names, signed, signed, blobs, numbers, numbers), st.builds(Drop, names), st.builds(Erase)
+    st.builds(Put, names, signed, signed, blobs, numbers, numbers), st.builds(DeleteKind, names), st.builds(DeleteAgent)
 )
 expectations = st.none() | st.dictionaries(names, signed, max_size=3)
 writes = st.builds(Write, blobs, blobs, signed, st.lists(operations, max_size=4), expectations, st.booleans(), numbers)
@@ -414,7 +425,7 @@ def test_fields_that_a_newer_peer_appends_are_passed_over(message: Message) -> N
 
 
 def test_fields_that_a_newer_peer_appends_to_writes_and_operations_are_passed_over() -> None:
-    write = Write(b"a", b"w", 0, [Put("session", 0, 1, b"v"), Erase()])
+    write = Write(b"a", b"w", 0, [Put("session", 0, 1, b"v"), DeleteAgent()])
     commit = Commit(1, 2, 0, None, [CommitSection("live", 0, 1, [write])])
     arrays = as_arrays(commit)
     longer = arrays[commit.__struct_fields__.index("sections") + 1][0][3][0]
