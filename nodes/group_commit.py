@@ -24,8 +24,8 @@ from ..fragment_stores.engine import Shard
 from ..wire.errors import StoreError
 from ..wire.protocol.messages import (
     Commit,
-    Committed,
-    CommittedSection,
+    CommitReply,
+    CommitReplySection,
     DeleteAgent,
     Put,
     Refusal,
@@ -65,7 +65,7 @@ class CommitJob:
     commit: Commit
     deadline: float
     frame_bytes: int
-    results: list[CommittedSection] = field(default_factory=list[CommittedSection])
+    results: list[CommitReplySection] = field(default_factory=list[CommitReplySection])
     size: int = field(init=False)
     """Bytes of memory that it takes while it waits."""
 
@@ -73,10 +73,10 @@ class CommitJob:
         objects = sum([1 + len(write.operations) for section in self.commit.sections for write in section.writes])
         self.size = self.frame_bytes + _OBJECT_BYTES * objects
 
-    def answer(self) -> Committed:
+    def answer(self) -> CommitReply:
         """Return the reply, sections in the order of the request."""
         self.results.sort(key=lambda section: section.index)
-        return Committed(self.commit.request, self.results)
+        return CommitReply(self.commit.request, self.results)
 
 
 @dataclass(slots=True)
@@ -141,7 +141,7 @@ class _ShardGroup:
                 end = start + count
                 removed = {number - start: kinds for number, kinds in self.removed.items() if start <= number < end}
             start += count
-            job.results.append(CommittedSection(index, self.status, version, part, self.detail, removed))
+            job.results.append(CommitReplySection(index, self.status, version, part, self.detail, removed))
 
 
 class Writer:
@@ -201,7 +201,7 @@ class Writer:
                     _log.exception("commit fails")
                     for job in group:
                         job.results = [
-                            CommittedSection(index, SectionStatus.INTERNAL, 0, [], "see the node's log")
+                            CommitReplySection(index, SectionStatus.INTERNAL, 0, [], "see the node's log")
                             for index in range(len(job.commit.sections))
                         ]
                 self._calls.call(partial(self._finish, group))
@@ -243,7 +243,7 @@ class Writer:
                 status = SectionStatus.TOO_LATE if late else require_served(shard, section.epoch)
                 if shard is None or status != SectionStatus.OK:
                     detail = shard.damage if shard is not None else ""
-                    job.results.append(CommittedSection(index, status, 0, [], detail))
+                    job.results.append(CommitReplySection(index, status, 0, [], detail))
                     continue
                 gathered = by_shard.get((section.store, section.shard))
                 if gathered is None:

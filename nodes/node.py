@@ -24,8 +24,8 @@ from ..wire.cluster.topology import Topology
 from ..wire.errors import InvalidRequestError
 from ..wire.protocol.limits import REQUEST_AGENTS_MAX, SECTIONS_MAX
 from ..wire.protocol.messages import (
-    BackedUp,
     Backup,
+    BackupReply,
     Commit,
     Fault,
     FaultCode,
@@ -224,7 +224,7 @@ class FragmentNode:
                 self.counters.refused_writes += len(section.results) - applied
             self.server.reply(job.peer, answer)
 
-    def _deliver_backup(self, peer: bytes, answer: BackedUp) -> None:
+    def _deliver_backup(self, peer: bytes, answer: BackupReply) -> None:
         self.counters.backups += answer.status == SectionStatus.OK
         self.server.reply(peer, answer)
 
@@ -240,7 +240,7 @@ class _FetchFrames:
         self._counters = counters
 
     def next_frame(self, _call: Call) -> tuple[bytes, bool] | None:
-        """Return the next Images frame, and whether it was the last."""
+        """Return the next frame of images, and whether it was the last."""
         images, last = self._read.next_frame(self._clock.monotonic_ms())
         self._counters.image_bytes += len(images)
         if last:

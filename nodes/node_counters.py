@@ -18,7 +18,7 @@ class NodeCounters(ServerCounters):
     images: int = 0
     """Agents looked up, found or not."""
     image_bytes: int = 0
-    """Bytes of Images frames."""
+    """Bytes of FetchReply frames."""
     commits: int = 0
     """Commit requests answered."""
     writes: int = 0

@@ -18,7 +18,14 @@ from typing import Final
 from ..fragment_stores.image_batch import ImageBatch
 from ..wire.errors import InvalidRequestError, StoreError
 from ..wire.protocol.limits import FRAME_BYTES_TARGET, REQUEST_AGENTS_MAX, SECTIONS_MAX
-from ..wire.protocol.messages import UNCHANGED, Fetch, FetchSection, ImageSection, SectionStatus, encode_images_head
+from ..wire.protocol.messages import (
+    UNCHANGED,
+    Fetch,
+    FetchSection,
+    ImageSection,
+    SectionStatus,
+    encode_fetch_reply_head,
+)
 from .shard_table import OwnedShard
 
 __all__ = ["TURN_AGENTS_MAX", "Read", "require_served"]
@@ -66,7 +73,7 @@ class Read:
         return self._fetch.request
 
     def next_frame(self, monotonic_ms: int) -> tuple[bytes, bool]:
-        """Return the next Images frame and whether it was the last.
+        """Return the next FetchReply frame and whether it was the last.
 
         Raises:
             InvalidRequestError: an agent id is outside the limits.
@@ -110,7 +117,7 @@ class Read:
             last = self._section >= len(requested)
             self.agents_read += TURN_AGENTS_MAX - room_agents
             now_ms = monotonic_ms + (0 if first is None else first.offset_ms)
-            head = encode_images_head(self._fetch.request, now_ms, sections, last, images_bytes)
+            head = encode_fetch_reply_head(self._fetch.request, now_ms, sections, last, images_bytes)
             if first is None or first.fragments is None:
                 return head, last
             return first.fragments.join(head, batches), last

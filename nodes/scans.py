@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from typing import Final
 
 from ..wire.errors import StoreError
-from ..wire.protocol.messages import Scan, Scanned, SectionStatus
+from ..wire.protocol.messages import Scan, ScanReply, SectionStatus
 from .read_path import require_served
 from .shard_table import OwnedShard
 
 __all__ = ["scan_shard"]
 
 _SCAN_AGENTS_MAX: Final = 4_096
-"""Ids in one Scanned: about 1 ms of the loop."""
+"""Ids in one ScanReply: about 1 ms of the loop."""
 
 
-def scan_shard(scan: Scan, shards: Mapping[tuple[str, int], OwnedShard]) -> Scanned:
+def scan_shard(scan: Scan, shards: Mapping[tuple[str, int], OwnedShard]) -> ScanReply:
     """Answer one Scan.
 
     Raises:
@@ -25,10 +25,10 @@ def scan_shard(scan: Scan, shards: Mapping[tuple[str, int], OwnedShard]) -> Scan
     shard = shards.get((scan.store, scan.shard))
     status = require_served(shard, scan.epoch)
     if shard is None or shard.fragments is None or status != SectionStatus.OK:
-        return Scanned(scan.request, status, [], True)
+        return ScanReply(scan.request, status, [], True)
     agents_max = max(1, min(scan.agents_max, _SCAN_AGENTS_MAX))
     try:
         agents = shard.fragments.agents_after(scan.position, agents_max, scan.prefix)
     except StoreError as error:
-        return Scanned(scan.request, shard.note(error), [], True)
-    return Scanned(scan.request, status, agents, len(agents) < agents_max)
+        return ScanReply(scan.request, shard.note(error), [], True)
+    return ScanReply(scan.request, status, agents, len(agents) < agents_max)

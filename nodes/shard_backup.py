@@ -29,7 +29,7 @@ import xxhash
 from ..fragment_stores.engine import ShardCopy
 from ..wire.errors import StoreError
 from ..wire.private_files import FILE_MODE
-from ..wire.protocol.backup_messages import BACKUP_FILE_PATTERN, BACKUP_MARKER_FILE, BackedUp, Backup, BackupMarker
+from ..wire.protocol.backup_messages import BACKUP_FILE_PATTERN, BACKUP_MARKER_FILE, Backup, BackupMarker, BackupReply
 from ..wire.protocol.messages import SectionStatus
 from ..wire.transport.loop_calls import LoopCalls
 from .read_path import require_served
@@ -71,7 +71,7 @@ class Backups:
         calls: LoopCalls,
         shards: Mapping[tuple[str, int], OwnedShard],
         cluster_uuid: str,
-        deliver: Callable[[bytes, BackedUp], None],
+        deliver: Callable[[bytes, BackupReply], None],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`monotonic` gives the seconds by which deadlines are judged."""
@@ -112,31 +112,31 @@ class Backups:
                 answer = self._serve(job)
             except Exception:
                 _log.exception("backup fails")
-                answer = BackedUp(job.backup.request, SectionStatus.INTERNAL, detail="see the node's log")
+                answer = BackupReply(job.backup.request, SectionStatus.INTERNAL, detail="see the node's log")
             self._calls.call(partial(self._deliver, job.peer, answer))
 
-    def _serve(self, job: BackupJob) -> BackedUp:
+    def _serve(self, job: BackupJob) -> BackupReply:
         backup = job.backup
         shard = self._shards.get((backup.store, backup.shard))
         status = require_served(shard, backup.epoch)
         if status == SectionStatus.OK and self._monotonic() > job.deadline:
             status = SectionStatus.TOO_LATE
         if shard is None or status != SectionStatus.OK:
-            return BackedUp(backup.request, status, detail=shard.damage if shard is not None else "")
+            return BackupReply(backup.request, status, detail=shard.damage if shard is not None else "")
         try:
             answer = self._copy(shard, job)
         except _Refused as refused:
-            return BackedUp(backup.request, SectionStatus.INTERNAL, detail=str(refused))
+            return BackupReply(backup.request, SectionStatus.INTERNAL, detail=str(refused))
         except StoreError as error:
-            return BackedUp(backup.request, shard.note(error), detail=str(error))
+            return BackupReply(backup.request, shard.note(error), detail=str(error))
         except OSError as error:
             detail = f"{backup.path}: cannot be written: {error.strerror}"
-            return BackedUp(backup.request, SectionStatus.INTERNAL, detail=detail)
+            return BackupReply(backup.request, SectionStatus.INTERNAL, detail=detail)
         facts = {"path": backup.path, "version": answer.version, "bytes": answer.bytes}
         _log.info("shard backed up", extra={"store": backup.store, "shard": backup.shard, **facts})
         return answer
 
-    def _copy(self, shard: OwnedShard, job: BackupJob) -> BackedUp:
+    def _copy(self, shard: OwnedShard, job: BackupJob) -> BackupReply:
         backup = job.backup
         assert shard.fragments is not None, "require_served let it pass"
         if not isinstance(shard.fragments, ShardCopy):
@@ -167,7 +167,7 @@ class Backups:
                 raise
             os.fsync(folder)
         checksum = copied.checksum.hexdigest()
-        return BackedUp(backup.request, SectionStatus.OK, facts.version, facts.agents, copied.bytes, checksum)
+        return BackupReply(backup.request, SectionStatus.OK, facts.version, facts.agents, copied.bytes, checksum)
 
     def _pace(self, backup: Backup) -> Callable[[int], None]:
         """Return what waits until so many bytes may have been written; a stopping node waits no longer."""

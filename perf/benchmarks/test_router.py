@@ -8,12 +8,12 @@ import pytest
 from dawnchorus.router.wakes.fetch_plan import Plan, Routes, StoreRoute, plan
 from dawnchorus.router.wakes.fetch_results import Group, Owner, Part
 from dawnchorus.router.wakes.gather import Gather
-from dawnchorus.wire.protocol.messages import Images, ImageSection
+from dawnchorus.wire.protocol.messages import FetchReply, ImageSection
 
 Timed = Callable[..., Any]
 """The `benchmark` fixture: calls a function many times and returns its result; its own class has no types."""
 
-Reply = tuple[Sequence[Part], Images]
+Reply = tuple[Sequence[Part], FetchReply]
 
 
 def routes_to(stores: int, nodes: int) -> Routes:
@@ -63,7 +63,7 @@ def test_gather_10000_agents(benchmark: Any, agents: list[bytes], routes: Routes
                 shown = all_images[: part.agents]
                 sections.append(ImageSection(index, 0, 0, 1, [len(image) for image in shown]))
                 bodies += shown
-            replies.append((parts, Images(1, 0, sections, True, memoryview(b"".join(bodies)))))
+            replies.append((parts, FetchReply(1, 0, sections, True, memoryview(b"".join(bodies)))))
         return (planned, replies), {}
 
     def gather(planned: Plan, replies: list[Reply]) -> Gather:

@@ -9,13 +9,13 @@ from dawnchorus.fragment_stores.image_batch import ImageList, join_lists
 from dawnchorus.wire.protocol.image import Fragment, decode_image, encode_image
 from dawnchorus.wire.protocol.messages import (
     Fetch,
+    FetchReply,
     FetchSection,
-    Images,
     ImageSection,
     decode_reply,
     decode_request,
     encode,
-    encode_images_head,
+    encode_fetch_reply_head,
 )
 
 Timed = Callable[..., Any]
@@ -32,7 +32,7 @@ def fetch(agents: list[bytes]) -> Fetch:
 
 @pytest.fixture
 def bodies(all_images: list[bytes]) -> list[bytes | memoryview]:
-    """About what an Images frame of 1 MiB holds."""
+    """About what a FetchReply frame of 1 MiB holds."""
     return [memoryview(image) for image in all_images[:384]]
 
 
@@ -60,14 +60,14 @@ def test_encode_images_of_a_frame(benchmark: Timed, section: ImageSection, bodie
     batches = [ImageList(bodies, 1 << 41)]
 
     def frame_images() -> bytes:
-        return join_lists(encode_images_head(7, NOW_MS, [section], True, sum(section.sizes)), batches)
+        return join_lists(encode_fetch_reply_head(7, NOW_MS, [section], True, sum(section.sizes)), batches)
 
     assert benchmark(frame_images).endswith(b"".join(bodies))
 
 
 def test_decode_images_of_a_frame(benchmark: Timed, section: ImageSection, bodies: list[bytes | memoryview]) -> None:
-    frame = encode_images_head(7, NOW_MS, [section], True, sum(section.sizes)) + b"".join(bodies)
-    images: Images = benchmark(decode_reply, frame)
+    frame = encode_fetch_reply_head(7, NOW_MS, [section], True, sum(section.sizes)) + b"".join(bodies)
+    images: FetchReply = benchmark(decode_reply, frame)
     assert images.sections == [section] and bytes(images.body) == b"".join(bodies)
 
 

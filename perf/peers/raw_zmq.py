@@ -1,6 +1,6 @@
 """The limits: what ZeroMQ alone takes for the same bytes, with nothing looked up, decoded or copied together.
 
-A storm asks as many processes as the cluster has nodes, with requests of a Fetch's size and replies of an Images
+A storm asks as many processes as the cluster has nodes, with requests of a Fetch's size and replies of a FetchReply
 frame's size, until the same total has come; all is held until the last has come, as the agents of a storm are. The
 sockets are made like the cluster's own. `run` sends and receives as pyzmq does it by itself, with a copy on both sides;
 `run_uncopied` spares the one where the frame is sent, as `wire.transport.channel` does. (Measured for 27 MB from two

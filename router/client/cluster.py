@@ -26,7 +26,7 @@ from ...wire.cluster.placement import Placement
 from ...wire.cluster.topology import Topology
 from ...wire.cluster.topology_file import load_topology
 from ...wire.errors import ClusterUnavailable, DawnchorusError, InvalidRequestError
-from ...wire.protocol.messages import BackedUp, Operation, StatusReply
+from ...wire.protocol.messages import BackupReply, Operation, StatusReply
 from ..arguments import Seconds, by_agent, deadline, exact_id, exact_key, listed_ids, require_mapping, source_of
 from ..dispatch.router import Router
 from ..dispatch.unary_call import back_up_shard, node_status
@@ -369,7 +369,7 @@ class Cluster:
 
     async def back_up_shard(
         self, store: str, shard: int, path: str, *, rate_bytes_s: int, deadline_s: Seconds
-    ) -> BackedUp:
+    ) -> BackupReply:
         """Let a shard's node write a copy of it to `path`, in a folder prepared for it: see `dawnchorus backup`.
 
         Raises:

@@ -9,11 +9,11 @@ from typing import Any, Generic, TypeVar
 from ...wire.errors import ClusterUnavailable, DawnchorusError, PeerFault, ProtocolError
 from ...wire.protocol.messages import (
     Answer,
-    BackedUp,
     Backup,
+    BackupReply,
     FaultCode,
     Scan,
-    Scanned,
+    ScanReply,
     SectionStatus,
     Status,
     StatusReply,
@@ -26,7 +26,7 @@ from .send_queue import Priority
 
 __all__ = ["back_up_shard", "node_status", "scan_shard"]
 
-R = TypeVar("R", Scanned, StatusReply, BackedUp)
+R = TypeVar("R", ScanReply, StatusReply, BackupReply)
 
 
 class _Call(Exchange, Generic[R]):
@@ -97,7 +97,7 @@ class _StatusCall(_Call[StatusReply]):
     guarded = False
 
 
-class _BackupCall(_Call[BackedUp]):
+class _BackupCall(_Call[BackupReply]):
     """A copy of a shard: the node may still write, or have written, the file when the connection is there again."""
 
     __slots__ = ()
@@ -127,7 +127,7 @@ async def node_status(
 
 async def back_up_shard(
     router: Router, store: str, shard: int, path: str, rate_bytes_s: int, deadline_s: float
-) -> BackedUp:
+) -> BackupReply:
     """Let the owner of a shard write a copy of it to `path`, a new file on the node's host.
 
     Raises:
@@ -139,12 +139,12 @@ async def back_up_shard(
     def request(number: int, budget_us: int, sent_us: int) -> Backup:
         return Backup(number, budget_us, sent_us, None, store, shard, owner.serving_epoch, path, rate_bytes_s)
 
-    return await _BackupCall(owner.node, router.clock() + deadline_s, 1 << 10, BackedUp, request).run(router)
+    return await _BackupCall(owner.node, router.clock() + deadline_s, 1 << 10, BackupReply, request).run(router)
 
 
 async def scan_shard(
     router: Router, store: str, shard: int, after: bytes, agents_max: int, deadline_s: float, prefix: bytes = b""
-) -> Scanned:
+) -> ScanReply:
     """Return the next ids of a shard behind `after`, in the order of their bytes, as far as they begin with `prefix`.
 
     Raises:
@@ -156,7 +156,7 @@ async def scan_shard(
     def request(number: int, budget_us: int, sent_us: int) -> Scan:
         return Scan(number, budget_us, sent_us, None, store, shard, owner.serving_epoch, after, agents_max, prefix)
 
-    scanned = await _Call(owner.node, router.clock() + deadline_s, 1 << 16, Scanned, request).run(router)
+    scanned = await _Call(owner.node, router.clock() + deadline_s, 1 << 16, ScanReply, request).run(router)
     reason = "" if scanned.status == SectionStatus.OK else _status_name(scanned.status)
     if scanned.agents and scanned.agents[0] <= after:
         reason = "it lists what it had listed before"

@@ -18,9 +18,9 @@ from ...wire.protocol.limits import FRAME_BYTES_TARGET
 from ...wire.protocol.messages import (
     Answer,
     Commit,
+    CommitReply,
+    CommitReplySection,
     CommitSection,
-    Committed,
-    CommittedSection,
     FaultCode,
     Refusal,
     RefusalCode,
@@ -137,7 +137,7 @@ class _CommitExchange(Exchange):
         return encode(Commit(self.number, budget_us, sent_us, None, sections))
 
     def handle_reply(self, reply: Answer) -> bool:
-        if not isinstance(reply, Committed):
+        if not isinstance(reply, CommitReply):
             raise ProtocolError(f"{type(reply).__name__} does not answer a Commit")
         asked = list(self.sections.values())
         for section in reply.sections:
@@ -278,7 +278,7 @@ class Saving:
         filling, self._filling = self._filling, {}
         self._router.submit([exchange for exchange in filling.values() if exchange in self._waiting])
 
-    def handle_section(self, section: _Section, committed: CommittedSection, *, sendings: int) -> None:
+    def handle_section(self, section: _Section, committed: CommitReplySection, *, sendings: int) -> None:
         """Take in the results of one section, sent that often."""
         if committed.status != SectionStatus.OK:
             if committed.status in _NOTHING_WRITTEN and sendings == 1:

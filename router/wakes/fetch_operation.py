@@ -19,8 +19,8 @@ from ...wire.protocol.messages import (
     Answer,
     FaultCode,
     Fetch,
+    FetchReply,
     FetchSection,
-    Images,
     SectionStatus,
     encode,
 )
@@ -92,7 +92,7 @@ class _FetchExchange(Exchange):
         return self._fetching.encode(self.number, budget_us, sent_us, parts)
 
     def handle_reply(self, reply: Answer) -> bool:
-        if not isinstance(reply, Images):
+        if not isinstance(reply, FetchReply):
             raise ProtocolError(f"{type(reply).__name__} does not answer a Fetch")
         self._fetching.handle_images(self._parts, reply)
         if all([part.whole for part in self._parts]):
@@ -229,7 +229,7 @@ class Fetching:
             sections.append(FetchSection(stores[part.store].name, part.shard, part.epoch, asked))
         return encode(Fetch(number, budget_us, sent_us, None, sections, self._kinds))
 
-    def handle_images(self, parts: list[Part], images: Images) -> None:
+    def handle_images(self, parts: list[Part], images: FetchReply) -> None:
         """Take in a reply, and hand over the groups that it completed."""
         complete: list[Group] = []
         try:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from ...wire.errors import ProtocolError
-from ...wire.protocol.messages import UNCHANGED, Images, ImageSection, SectionStatus
+from ...wire.protocol.messages import UNCHANGED, FetchReply, ImageSection, SectionStatus
 from .fetch_plan import Plan
 from .fetch_results import Group, Part, Piece
 from .outcomes import Item, Outcome
@@ -40,7 +40,7 @@ class Gather:
         """Whether every group is."""
         return self._groups_waiting == 0
 
-    def handle_images(self, parts: Sequence[Part], images: Images, complete: list[Group]) -> None:
+    def handle_images(self, parts: Sequence[Part], images: FetchReply, complete: list[Group]) -> None:
         """Take in one reply to a request of these parts; groups that it completed are added to `complete`.
 
         Raises:

@@ -21,9 +21,9 @@ from dawnchorus.wire.errors import StoreDamaged, StoreError, StoreFull
 from dawnchorus.wire.protocol.image import decode_image
 from dawnchorus.wire.protocol.messages import (
     Commit,
+    CommitReply,
+    CommitReplySection,
     CommitSection,
-    Committed,
-    CommittedSection,
     DeleteAgent,
     DeleteKind,
     Operation,
@@ -101,10 +101,10 @@ class Bench:
         self.delivered.append(jobs)
 
     @property
-    def answers(self) -> list[Committed]:
+    def answers(self) -> list[CommitReply]:
         return [job.answer() for jobs in self.delivered for job in jobs]
 
-    async def answered(self, count: int) -> list[Committed]:
+    async def answered(self, count: int) -> list[CommitReply]:
         await until(lambda: len(self.answers) >= count)
         return self.answers
 
@@ -153,7 +153,7 @@ async def test_a_commit_is_answered_once_it_is_in_the_store(bench: Bench) -> Non
     assert not bench.delivered, "answered before it is durable"
     bench.stores[0].gate.set()
     [answer] = await bench.answered(1)
-    assert answer == Committed(5, [CommittedSection(0, OK, FIRST + 2, [FIRST + 1, FIRST + 2])])
+    assert answer == CommitReply(5, [CommitReplySection(0, OK, FIRST + 2, [FIRST + 1, FIRST + 2])])
     assert bench.stores[0].value(b"a") == b"v"
     assert bench.threads == {threading.get_ident()}, "answers come in the loop's thread"
 
@@ -172,8 +172,8 @@ async def test_what_has_gathered_is_one_transaction_a_shard(bench: Bench) -> Non
     assert [answer.request for answer in answers] == list(range(1, 12)), "in order of arrival"
     for place, answer in enumerate(answers[1:], 1):
         assert answer.sections == [
-            CommittedSection(0, OK, FIRST + 11, [FIRST + 1 + place]),
-            CommittedSection(1, OK, FIRST + 10, [FIRST + place]),
+            CommitReplySection(0, OK, FIRST + 11, [FIRST + 1 + place]),
+            CommitReplySection(1, OK, FIRST + 10, [FIRST + place]),
         ]
 
 
@@ -212,7 +212,7 @@ async def test_sections_are_answered_in_the_order_of_the_request(bench: Bench) -
 async def test_a_write_under_another_epoch_is_told_so(bench: Bench) -> None:
     bench.writer.submit(job((0, [put(b"a")]), epoch=2))
     [answer] = await bench.answered(1)
-    assert answer.sections == [CommittedSection(0, SectionStatus.MOVED, 0, [])]
+    assert answer.sections == [CommitReplySection(0, SectionStatus.MOVED, 0, [])]
     assert bench.stores[0].groups == []
 
 
@@ -225,7 +225,7 @@ async def test_a_late_commit_is_told_so_and_not_applied(bench: Bench) -> None:
     bench.stores[0].gate.set()
     answers = await bench.answered(3)
     late = SectionStatus.TOO_LATE
-    assert answers[1] == Committed(2, [CommittedSection(0, late, 0, []), CommittedSection(1, late, 0, [])])
+    assert answers[1] == CommitReply(2, [CommitReplySection(0, late, 0, []), CommitReplySection(1, late, 0, [])])
     assert [section.status for section in answers[2].sections] == [OK]
     assert (bench.stores[0].value(b"late"), bench.stores[0].value(b"in time")) == (None, b"v")
     assert bench.stores[1].groups == []
@@ -274,7 +274,7 @@ async def test_a_section_without_writes_is_answered(bench: Bench) -> None:
     bench.writer.submit(job((0, [])))
     bench.writer.submit(job())
     answers = await bench.answered(2)
-    assert answers[0].sections == [CommittedSection(0, OK, FIRST, [])]
+    assert answers[0].sections == [CommitReplySection(0, OK, FIRST, [])]
     assert answers[1].sections == []
 
 
@@ -293,8 +293,8 @@ async def test_a_shard_that_fails_fails_its_sections_alone(
     bench.writer.submit(job((0, [put(b"a")]), (1, [put(b"b")])))
     [answer] = await bench.answered(1)
     assert answer.sections == [
-        CommittedSection(0, status, FIRST, [], str(error)),
-        CommittedSection(1, OK, FIRST + 1, [FIRST + 1]),
+        CommitReplySection(0, status, FIRST, [], str(error)),
+        CommitReplySection(1, OK, FIRST + 1, [FIRST + 1]),
     ]
     bench.stores[0].error = None
     bench.writer.submit(job((0, [put(b"a")])))

@@ -25,23 +25,23 @@ from dawnchorus.wire.protocol.messages import (
     ABSENT,
     PROTOCOL,
     Commit,
+    CommitReply,
     CommitSection,
-    Committed,
     DeleteAgent,
     DeleteKind,
     Fault,
     FaultCode,
     Fetch,
+    FetchReply,
     FetchSection,
     Hello,
-    Images,
     ImageSection,
     Message,
     Put,
     Refusal,
     Reply,
     Scan,
-    Scanned,
+    ScanReply,
     SectionStatus,
     Status,
     StatusReply,
@@ -191,7 +191,7 @@ async def test_sections_of_several_stores_travel_in_one_message(client: RawClien
     await client.commit({b"a": b"2"}, store="archive", kind="history")
     shard = shard_of(b"a", SHARDS)
     sections = [FetchSection(store, shard, 1, [b"a"]) for store in ("live", "archive", "identity")]
-    reply = await client.ask(Fetch(9, BUDGET_US, 0, None, sections), Images)
+    reply = await client.ask(Fetch(9, BUDGET_US, 0, None, sections), FetchReply)
     assert reply.last
     assert [section.sizes[0] > 0 for section in reply.sections] == [True, True, False]
 
@@ -205,7 +205,7 @@ async def test_a_large_fetch_is_answered_in_several_frames_of_whole_images(clien
 
 
 async def test_replies_carry_the_clock_of_the_node(client: RawClient) -> None:
-    reply = await client.ask(fetch_of([b"a"]), Images)
+    reply = await client.ask(fetch_of([b"a"]), FetchReply)
     assert 1_700_000_000_000 < reply.now_ms < 10_000_000_000_000
 
 
@@ -215,7 +215,7 @@ async def test_the_largest_agent_travels(client: RawClient) -> None:
     found = await client.fetch(fetch_of([b"a", b"nobody"]))
     assert value(found[b"a"]) == bytes(1 << 20)
     assert value(found[b"a"], "context") == b"c" * ((1 << 20) - 200)
-    larger = await client.ask(commit_of({b"a": bytes((1 << 20) + 1)}), Committed)
+    larger = await client.ask(commit_of({b"a": bytes((1 << 20) + 1)}), CommitReply)
     assert isinstance(larger.sections[0].results[0], Refusal)
 
 
@@ -224,7 +224,7 @@ async def test_saves_by_the_hundred_at_once_are_all_answered(serving: Served, cl
     for number in range(500):
         client.send(encode(commit_of({b"agent-%d" % number: b"v"}, request=number)))
     answers = [await client.receive() for _ in range(500)]
-    assert [answer.request for answer in answers if isinstance(answer, Committed)] == list(range(500))
+    assert [answer.request for answer in answers if isinstance(answer, CommitReply)] == list(range(500))
     assert serving.node.counters.dropped_replies == 0
 
 
@@ -236,7 +236,7 @@ async def test_writes_are_acknowledged_with_versions_that_grow(client: RawClient
         assert section.results == [section.version]
         seen.append(section.version)
     assert seen == sorted(set(seen))
-    assert (await client.ask(fetch_of([b"a"]), Images)).sections[0].version >= seen[-1]
+    assert (await client.ask(fetch_of([b"a"]), FetchReply)).sections[0].version >= seen[-1]
 
 
 async def test_bad_writes_fail_alone(client: RawClient) -> None:
@@ -250,7 +250,7 @@ async def test_bad_writes_fail_alone(client: RawClient) -> None:
         Write(b"a", new_write_id(), 0, [Put("context", 0, 0, b"v")]),
     ]
     sections = [CommitSection("live", shard, 1, writes), CommitSection("live", 99, 1, writes[:1])]
-    committed = await client.ask(Commit(3, BUDGET_US, 0, None, sections), Committed)
+    committed = await client.ask(Commit(3, BUDGET_US, 0, None, sections), CommitReply)
     first, second = committed.sections
     assert (first.status, second.status) == (SectionStatus.OK, SectionStatus.MOVED)
     shown = ["refused" if isinstance(result, Refusal) else bool(result) for result in first.results]
@@ -267,10 +267,10 @@ async def test_a_scan_pages_through_a_shard(client: RawClient) -> None:
         mine = [agent for agent in agents if shard_of(agent, SHARDS) == shard]
         for page in (1_000, 37, 1):
             listed: list[bytes] = []
-            scanned = Scanned(0, 0, [], False)
+            scanned = ScanReply(0, 0, [], False)
             while not scanned.last:
                 position = listed[-1] if listed else b""
-                scanned = await client.ask(Scan(4, BUDGET_US, 0, None, "live", shard, 1, position, page), Scanned)
+                scanned = await client.ask(Scan(4, BUDGET_US, 0, None, "live", shard, 1, position, page), ScanReply)
                 assert (scanned.request, scanned.status) == (4, SectionStatus.OK)
                 assert len(scanned.agents) <= page
                 listed += scanned.agents
@@ -281,14 +281,14 @@ async def test_a_scan_pages_through_a_shard(client: RawClient) -> None:
 
 async def test_a_scan_of_nothing_or_of_too_much_is_bounded(client: RawClient) -> None:
     await client.commit(dict.fromkeys([b"agent-%05d" % number for number in range(10_000)], b""))
-    one = await client.ask(Scan(1, BUDGET_US, 0, None, "live", 0, 1, b"", 0), Scanned)
+    one = await client.ask(Scan(1, BUDGET_US, 0, None, "live", 0, 1, b"", 0), ScanReply)
     assert (len(one.agents), one.last) == (1, False)
-    many = await client.ask(Scan(1, BUDGET_US, 0, None, "live", 0, 1, b"", 1 << 60), Scanned)
+    many = await client.ask(Scan(1, BUDGET_US, 0, None, "live", 0, 1, b"", 1 << 60), ScanReply)
     assert (len(many.agents), many.last) == (4_096, False)
 
 
 async def test_scans_of_shards_that_are_elsewhere_and_bad_positions_are_told(client: RawClient) -> None:
-    moved = await client.ask(Scan(1, BUDGET_US, 0, None, "live", 0, 2, b"", 10), Scanned)
+    moved = await client.ask(Scan(1, BUDGET_US, 0, None, "live", 0, 2, b"", 10), ScanReply)
     assert (moved.status, moved.agents, moved.last) == (SectionStatus.MOVED, [], True)
     fault = await client.ask(Scan(6, BUDGET_US, 0, None, "live", 0, 1, b"x" * 600, 10), Fault)
     assert (fault.request, fault.code) == (6, FaultCode.BAD_REQUEST)
@@ -368,7 +368,7 @@ async def test_node_serves_in_memory_by_a_given_clock(tmp_path: Path) -> None:
         ask(fetch_of([b"a"], sent_us=1))
         now[0] += 61.0
         ask(fetch_of([b"a"], sent_us=2))  # it lay somewhere for a minute longer than the first
-        assert [type(reply) for reply in transport.sent] == [Welcome, Committed, Images]
+        assert [type(reply) for reply in transport.sent] == [Welcome, CommitReply, FetchReply]
         assert serving.node.counters.late == 1
     assert transport.closed
 
@@ -393,7 +393,7 @@ async def test_requests_whose_budget_is_spent_are_dropped_and_counted(
 
 async def test_saves_whose_budget_is_spent_are_told_so(client: RawClient) -> None:
     commit = msgspec.structs.replace(commit_of({b"a": b"v"}), budget_us=0)
-    committed = await client.ask(commit, Committed)
+    committed = await client.ask(commit, CommitReply)
     assert [section.status for section in committed.sections] == [SectionStatus.TOO_LATE]
     counters = await barrier(client)
     assert (counters["late"], counters["writes"]) == (1, 0)
@@ -474,7 +474,7 @@ async def test_sections_of_one_shard_by_the_thousand_are_served(client: RawClien
     last = False
     while not last:
         reply = await client.receive()
-        assert isinstance(reply, Images)
+        assert isinstance(reply, FetchReply)
         sections += reply.sections
         last = reply.last
     assert {section.status for section in sections} == {SectionStatus.OK}
@@ -493,7 +493,7 @@ async def test_a_mistake_of_ours_is_answered_logged_and_survived(
     assert (fault.request, fault.code, fault.detail) == (12, FaultCode.INTERNAL, "see the node's log")
     assert [record.message for record in caplog.records] == ["request fails"]
     assert serving.node.counters.internal_errors == 1
-    assert (await client.ask(Scan(12, BUDGET_US, 0, None, "live", 0, 1, b"", 1), Scanned)).agents == []
+    assert (await client.ask(Scan(12, BUDGET_US, 0, None, "live", 0, 1, b"", 1), ScanReply)).agents == []
 
 
 def nonsense(source: random.Random) -> bytes:
@@ -554,9 +554,9 @@ async def test_one_clients_storm_does_not_hold_up_anothers_single_fetch(serving:
             await single.fetch(fetch_of([b"agent-5"]))
             served_before.append(serving.node.counters.fetches - already)
             # Taken to the end: every request of the storm is answered too.
-            while sum(isinstance(reply, Images) and reply.last for reply in replies) < 200:
+            while sum(isinstance(reply, FetchReply) and reply.last for reply in replies) < 200:
                 replies.append(await client.receive())
-            assert all(isinstance(reply, Images) for reply in replies)
+            assert all(isinstance(reply, FetchReply) for reply in replies)
         assert max(served_before) < 190, "the single fetch waited for the storm's end"
 
 
@@ -631,11 +631,13 @@ async def test_a_peer_that_does_not_read_waits_alone_and_gets_everything_once_it
             def take() -> bool:
                 while lazy.poll(0):
                     replies.append(decode_reply(lazy.recv()))
-                return bool(replies) and isinstance(replies[-1], Committed)
+                return bool(replies) and isinstance(replies[-1], CommitReply)
 
             await until(take)
             assert isinstance(replies.pop(0), Welcome)
-            assert [reply.request for reply in replies if isinstance(reply, Images) and reply.last] == list(range(50))
+            assert [reply.request for reply in replies if isinstance(reply, FetchReply) and reply.last] == list(
+                range(50)
+            )
             assert serving.node.counters.dropped_replies == 0
             assert not serving.node.server.peers.blocked
 
@@ -665,13 +667,13 @@ async def test_a_lost_shard_is_named_and_the_others_are_served(tmp_path: Path) -
     async with served(topology) as serving, RawClient(serving.endpoint) as client:
         await client.hello()
         fetch = fetch_of(agents)
-        reply = await client.ask(fetch, Images)
+        reply = await client.ask(fetch, FetchReply)
         assert [section.status for section in reply.sections] == [SectionStatus.OK, SectionStatus.DAMAGED]
         assert all(reply.sections[0].sizes)
-        committed = await client.ask(commit_of(agents), Committed)
+        committed = await client.ask(commit_of(agents), CommitReply)
         assert [section.status for section in committed.sections] == [SectionStatus.OK, SectionStatus.DAMAGED]
         assert "missing" in committed.sections[1].detail
-        scanned = await client.ask(Scan(1, BUDGET_US, 0, None, "live", 1, 1, b"", 10), Scanned)
+        scanned = await client.ask(Scan(1, BUDGET_US, 0, None, "live", 1, 1, b"", 10), ScanReply)
         assert (scanned.status, scanned.last) == (SectionStatus.DAMAGED, True)
         states = {(shard.store, shard.shard): shard.state for shard in (await client.status()).shards}
         assert "missing" in states.pop(("live", 1))
@@ -689,9 +691,9 @@ async def test_stopping_commits_what_is_queued_and_answers_it(tmp_path: Path) ->
                 client.send(encode(commit_of({b"agent-%d" % number: b"v"}, request=number)))
             await until(lambda: serving.node.counters.commits > 0)
         answers = [await client.receive() for _ in range(serving.node.counters.commits)]
-    assert all(isinstance(answer, Committed) for answer in answers)
+    assert all(isinstance(answer, CommitReply) for answer in answers)
     assert serving.node.counters.dropped_replies == 0
-    agents = [b"agent-%d" % answer.request for answer in answers if isinstance(answer, Committed)]
+    agents = [b"agent-%d" % answer.request for answer in answers if isinstance(answer, CommitReply)]
     async with served(topology) as again, RawClient(again.endpoint) as later:
         await later.hello()
         found = await later.fetch(fetch_of(agents))

@@ -17,14 +17,14 @@ from dawnchorus.wire.protocol.messages import (
     PONG,
     PROTOCOL,
     Commit,
+    CommitReply,
     CommitSection,
-    Committed,
     DeleteAgent,
     Fault,
     Fetch,
+    FetchReply,
     FetchSection,
     Hello,
-    Images,
     Message,
     Reply,
     Scan,
@@ -90,14 +90,14 @@ class Flooded:
 
     def commit(self, values: dict[bytes, bytes]) -> None:
         committed = self.ask(commit_of(values))
-        assert isinstance(committed, Committed)
+        assert isinstance(committed, CommitReply)
         assert all(isinstance(result, int) for section in committed.sections for result in section.results)
 
     def fetch(self, fetch: Fetch) -> dict[bytes, bytes | int]:
         replies = [self.ask(fetch)]
-        while isinstance(replies[-1], Images) and not replies[-1].last:
+        while isinstance(replies[-1], FetchReply) and not replies[-1].last:
             replies.append(self.receive())
-        return images_in(fetch, [reply for reply in replies if isinstance(reply, Images)])
+        return images_in(fetch, [reply for reply in replies if isinstance(reply, FetchReply)])
 
     def check(self, fetch: Fetch) -> None:
         """Fail unless the node serves what was saved before."""

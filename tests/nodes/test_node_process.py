@@ -20,9 +20,9 @@ from dawnchorus.wire.cluster.topology_file import load_topology
 from dawnchorus.wire.protocol.messages import (
     ABSENT,
     PROTOCOL,
-    Committed,
+    CommitReply,
+    FetchReply,
     Hello,
-    Images,
     Message,
     Reply,
     SectionStatus,
@@ -78,7 +78,7 @@ def save(path: Path, agents: dict[bytes, bytes] = AGENTS) -> list[int]:
     """Save agents at a node; return the shards' versions."""
     with asking(endpoint_of(path)) as ask:
         committed = ask(commit_of(agents))
-    assert isinstance(committed, Committed)
+    assert isinstance(committed, CommitReply)
     assert {section.status for section in committed.sections} == {SectionStatus.OK}
     return [section.version for section in committed.sections]
 
@@ -87,7 +87,7 @@ def found(path: Path) -> int:
     """How many of the agents a node has."""
     with asking(endpoint_of(path)) as ask:
         reply = ask(fetch_of(AGENTS))
-    assert isinstance(reply, Images)
+    assert isinstance(reply, FetchReply)
     images = images_in(fetch_of(AGENTS), [reply])
     return sum(image != ABSENT for image in images.values())
 
@@ -369,7 +369,7 @@ def test_a_lost_shard_is_named_in_log_and_status_and_the_others_are_served(used:
         node.serving()
         with asking(endpoint_of(used)) as ask:
             reply, status = ask(fetch_of(AGENTS)), ask(Status(1, BUDGET_US, 0, None))
-        assert isinstance(reply, Images)
+        assert isinstance(reply, FetchReply)
         assert [section.status for section in reply.sections] == [SectionStatus.OK, SectionStatus.DAMAGED]
         assert isinstance(status, StatusReply)
         states = {(shard.store, shard.shard): shard.state for shard in status.shards}

@@ -20,8 +20,8 @@ from dawnchorus.wire.protocol.messages import (
     ABSENT,
     UNCHANGED,
     Fetch,
+    FetchReply,
     FetchSection,
-    Images,
     ImageSection,
     Put,
     SectionStatus,
@@ -64,16 +64,16 @@ def fetch(*sections: tuple[int, list[bytes]], **fields: Any) -> Fetch:
     return Fetch(7, 1, 0, None, [FetchSection("live", shard, 1, agents) for shard, agents in sections], **fields)
 
 
-def frames_of(asked: Fetch, shards: Shards) -> list[Images]:
+def frames_of(asked: Fetch, shards: Shards) -> list[FetchReply]:
     """All frames of a fetch, as a client sees them."""
     read = Read(asked, shards)
-    frames: list[Images] = []
+    frames: list[FetchReply] = []
     last = False
     while not last:
         frame, last = read.next_frame(1_234)
         assert len(frame) <= FRAME_BYTES_MAX
         reply = decode_reply(frame)
-        assert isinstance(reply, Images)
+        assert isinstance(reply, FetchReply)
         assert (reply.request, reply.now_ms, reply.last) == (asked.request, 1_234, last)
         frames.append(reply)
         assert len(frames) < 10_000
@@ -81,7 +81,7 @@ def frames_of(asked: Fetch, shards: Shards) -> list[Images]:
     return frames
 
 
-def answers(asked: Fetch, frames: list[Images]) -> list[list[bytes | int]]:
+def answers(asked: Fetch, frames: list[FetchReply]) -> list[list[bytes | int]]:
     """For each section its agents' images, or ABSENT or UNCHANGED, in order; each exactly once."""
     found: list[list[bytes | int]] = [[] for _ in asked.sections]
     for reply in frames:
@@ -105,7 +105,7 @@ def test_shards_with_another_clock_answer_in_a_frame_of_their_own(shards: Shards
     while not last:
         frame, last = read.next_frame(1_234)
         reply = decode_reply(frame)
-        assert isinstance(reply, Images)
+        assert isinstance(reply, FetchReply)
         times.append((reply.now_ms, [section.index for section in reply.sections]))
     assert times == [(1_234, [0]), (1_734, [1, 2]), (1_234, [3, 4])]
 
@@ -189,8 +189,8 @@ def test_a_frame_is_one_moment_of_each_shard(shards: Shards) -> None:
     first = decode_reply(read.next_frame(1)[0])
     fill(shards, dict.fromkeys(agents, b"new"))
     second = decode_reply(read.next_frame(1)[0])
-    assert isinstance(first, Images)
-    assert isinstance(second, Images)
+    assert isinstance(first, FetchReply)
+    assert isinstance(second, FetchReply)
     # The second frame says that it is newer: whoever must not show older data can tell.
     assert second.sections[0].version > first.sections[0].version
     assert second.last
@@ -208,7 +208,7 @@ def test_what_the_router_knows_already_is_not_sent(shards: Shards) -> None:
     assert values_of(found) == [UNCHANGED, b"2", b"3", ABSENT, b"1"]
 
 
-def answered(asked: Fetch, shards: Shards) -> tuple[Fetch, list[Images]]:
+def answered(asked: Fetch, shards: Shards) -> tuple[Fetch, list[FetchReply]]:
     return asked, frames_of(asked, shards)
 
 

@@ -13,7 +13,7 @@ import xxhash
 
 from dawnchorus.fragment_stores.lmdb.checker import FileVerifier
 from dawnchorus.wire.protocol.backup_messages import BACKUP_MARKER_FILE
-from dawnchorus.wire.protocol.messages import BackedUp, Backup, Fault, FaultCode, SectionStatus
+from dawnchorus.wire.protocol.messages import Backup, BackupReply, Fault, FaultCode, SectionStatus
 from dawnchorus.wire.protocol.shard_hash import shard_of
 from tests.support.raw_nodes import BUDGET_US, SHARDS, RawClient, Served, until
 
@@ -47,7 +47,7 @@ async def fill(client: RawClient, agents: int = 200) -> None:
 
 async def test_a_copy_is_what_the_answer_says(client: RawClient, folder: Path) -> None:
     await fill(client)
-    answer = await client.ask(backup(folder / "live-0000.mdb"), BackedUp)
+    answer = await client.ask(backup(folder / "live-0000.mdb"), BackupReply)
     content = (folder / "live-0000.mdb").read_bytes()
     assert (answer.request, answer.status, answer.bytes) == (7, SectionStatus.OK, len(content))
     assert answer.checksum == xxhash.xxh3_128_hexdigest(content)
@@ -67,7 +67,7 @@ async def test_saves_and_wakes_go_on_while_a_copy_is_made(client: RawClient, fol
     late = next(agent for agent in (b"late-%d" % number for number in range(99)) if not shard_of(agent, SHARDS))
     before = (await client.commit({late: b"x"})).sections[0].version
     assert not (folder / "live-0000.mdb").exists(), "the copy was over too soon to tell"
-    while not isinstance(answer := await client.receive(), BackedUp):
+    while not isinstance(answer := await client.receive(), BackupReply):
         pass
     assert answer.status == SectionStatus.OK
     assert answer.version < before
@@ -76,7 +76,7 @@ async def test_saves_and_wakes_go_on_while_a_copy_is_made(client: RawClient, fol
 async def test_a_copy_takes_its_time(client: RawClient, folder: Path) -> None:
     await fill(client, 400)
     began = time.monotonic()
-    answer = await client.ask(backup(folder / "live-0000.mdb", rate_bytes_s=2_000_000), BackedUp)
+    answer = await client.ask(backup(folder / "live-0000.mdb", rate_bytes_s=2_000_000), BackupReply)
     assert answer.bytes > 800_000
     assert time.monotonic() - began >= answer.bytes / 2_000_000
 
@@ -109,7 +109,7 @@ async def test_nothing_is_written_where_nobody_asked_for_it(
     mark(folder.parent / "other", UUID)
     (folder.parent / "marked-by-link" / BACKUP_MARKER_FILE).symlink_to(folder / BACKUP_MARKER_FILE)
     before = sorted(found for found in folder.parent.rglob("*") if "data" not in found.parts)
-    answer = await client.ask(backup(path.format(folder=folder)), BackedUp)
+    answer = await client.ask(backup(path.format(folder=folder)), BackupReply)
     assert answer.status == SectionStatus.INTERNAL
     assert reason in answer.detail
     assert sorted(found for found in folder.parent.rglob("*") if "data" not in found.parts) == before
@@ -128,7 +128,7 @@ async def test_nothing_is_written_where_nobody_asked_for_it(
 async def test_what_is_not_served_is_not_copied(
     client: RawClient, folder: Path, fields: dict[str, Any], status: SectionStatus
 ) -> None:
-    answer = await client.ask(backup(folder / "live-0000.mdb", **fields), BackedUp)
+    answer = await client.ask(backup(folder / "live-0000.mdb", **fields), BackupReply)
     assert answer.status == status
     assert os.listdir(folder) == [BACKUP_MARKER_FILE]
 
@@ -138,7 +138,7 @@ async def test_a_damaged_shard_is_named_instead(serving: Served, client: RawClie
     assert shard.fragments is not None
     fragments, shard.fragments, shard.damage = shard.fragments, None, "a page is gone"
     try:
-        answer = await client.ask(backup(folder / "live-0000.mdb"), BackedUp)
+        answer = await client.ask(backup(folder / "live-0000.mdb"), BackupReply)
         assert (answer.status, answer.detail) == (SectionStatus.DAMAGED, "a page is gone")
     finally:
         shard.fragments, shard.damage = fragments, ""
@@ -146,7 +146,7 @@ async def test_a_damaged_shard_is_named_instead(serving: Served, client: RawClie
 
 async def test_a_copy_ends_when_its_marker_goes(client: RawClient, folder: Path) -> None:
     await fill(client, 1_000)
-    asking = asyncio.create_task(client.ask(backup(folder / "live-0000.mdb", rate_bytes_s=1_000_000), BackedUp))
+    asking = asyncio.create_task(client.ask(backup(folder / "live-0000.mdb", rate_bytes_s=1_000_000), BackupReply))
     await until(lambda: any(name.endswith(".partial") for name in os.listdir(folder)))
     (folder / BACKUP_MARKER_FILE).unlink()
     answer = await asking
@@ -157,7 +157,7 @@ async def test_a_copy_ends_when_its_marker_goes(client: RawClient, folder: Path)
 async def test_a_copy_ends_with_its_budget(client: RawClient, folder: Path) -> None:
     await fill(client, 1_000)
     slow = backup(folder / "live-0000.mdb", rate_bytes_s=500_000, budget_us=1_000_000)
-    answer = await client.ask(slow, BackedUp)
+    answer = await client.ask(slow, BackupReply)
     assert "deadline" in answer.detail
     assert os.listdir(folder) == [BACKUP_MARKER_FILE]
 

@@ -28,9 +28,9 @@ from dawnchorus.wire.protocol.messages import (
     PONG,
     Cancel,
     Commit,
+    CommitReply,
+    CommitReplySection,
     CommitSection,
-    Committed,
-    CommittedSection,
     DeleteAgent,
     Fault,
     FaultCode,
@@ -44,7 +44,7 @@ from dawnchorus.wire.protocol.messages import (
     Reply,
     Request,
     Scan,
-    Scanned,
+    ScanReply,
     SectionStatus,
     Status,
     StatusReply,
@@ -52,7 +52,7 @@ from dawnchorus.wire.protocol.messages import (
     Write,
     decode_request,
     encode,
-    encode_images_head,
+    encode_fetch_reply_head,
 )
 from dawnchorus.wire.protocol.shard_hash import shard_of
 from dawnchorus.wire.transport.channel import Channel, Sent
@@ -133,14 +133,14 @@ def images_frame(
     now_ms: int | None = None,
     status: int = SectionStatus.OK,
 ) -> bytes:
-    """Return the frame of an Images message; a section is (index, offset, shard version, images)."""
+    """Return the frame of a FetchReply; a section is (index, offset, shard version, images)."""
     made = [
         ImageSection(index, offset, status, version, [len(image or b"") for image in images])
         for index, offset, version, images in sections
     ]
     body = b"".join([image for *_, images in sections for image in images if image])
     clock_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
-    return encode_images_head(request, clock_ms, made, last, len(body)) + body
+    return encode_fetch_reply_head(request, clock_ms, made, last, len(body)) + body
 
 
 class FakeNode:
@@ -289,7 +289,7 @@ class FakeNode:
             return Welcome(self.name, uuid, placement, topology, self.ipc, FRAME_BYTES_MAX, [], self.directory)
         if isinstance(request, Commit):
             committed = [self._commit(index, section) for index, section in enumerate(request.sections)]
-            return Committed(request.request, committed)
+            return CommitReply(request.request, committed)
         if isinstance(request, Scan):
             shards = self.topology.stores[request.store].shards
             after = sorted(
@@ -299,11 +299,11 @@ class FakeNode:
             )
             wanted = list(takewhile(lambda agent: agent.startswith(request.prefix), after))
             page = wanted[: request.agents_max]
-            return Scanned(request.request, SectionStatus.OK, page, len(page) == len(wanted))
+            return ScanReply(request.request, SectionStatus.OK, page, len(page) == len(wanted))
         assert isinstance(request, Status), "a fake node keeps no backups, and leaves what is cancelled"
         return StatusReply(request.request, self.name, 0, 0, 0, [], {})
 
-    def _commit(self, index: int, section: CommitSection) -> CommittedSection:
+    def _commit(self, index: int, section: CommitSection) -> CommitReplySection:
         results: list[int | Refusal] = []
         for write in section.writes:
             found = self._found(section.store, write)
@@ -313,7 +313,7 @@ class FakeNode:
             if write.write_id not in self.applied:
                 self.applied[write.write_id] = self.write(section.store, write)
             results.append(self.applied[write.write_id])
-        return CommittedSection(index, SectionStatus.OK, self.version, results)
+        return CommitReplySection(index, SectionStatus.OK, self.version, results)
 
     def _found(self, store: str, write: Write) -> dict[str, int]:
         """Return the versions that are there of the kinds of which a write expects some."""

@@ -17,7 +17,7 @@ from dawnchorus.router.dispatch.router import Router
 from dawnchorus.router.dispatch.send_queue import Priority
 from dawnchorus.router.dispatch.unary_call import _BackupCall, _Call, _StatusCall
 from dawnchorus.router.wakes.fetch_operation import Fetching
-from dawnchorus.wire.protocol.messages import Answer, BackedUp, Scan, Scanned, Status, StatusReply
+from dawnchorus.wire.protocol.messages import Answer, BackupReply, Scan, ScanReply, Status, StatusReply
 from dawnchorus.wire.transport.connection import Link
 from tests.support.memory_network import Network
 from tests.support.virtual_time import VirtualLoop
@@ -181,9 +181,9 @@ def exchange(
     if not guarded:
         made = _StatusCall("node", deadline, expected_bytes, StatusReply, _never_sent, caller)
     elif repeatable:
-        made = _Call("node", deadline, expected_bytes, Scanned, _never_sent, caller)
+        made = _Call("node", deadline, expected_bytes, ScanReply, _never_sent, caller)
     else:
-        made = _BackupCall("node", deadline, expected_bytes, BackedUp, _never_sent, caller)
+        made = _BackupCall("node", deadline, expected_bytes, BackupReply, _never_sent, caller)
     made.priority = Priority.URGENT
     return made
 
@@ -201,9 +201,9 @@ def call_exchange(node: str, deadline: float, *, durable: bool = False, status: 
     if status:
         made = _StatusCall(node, deadline, 1_000, StatusReply, _never_sent)
     elif durable:
-        made = _BackupCall(node, deadline, 1_000, BackedUp, _never_sent)
+        made = _BackupCall(node, deadline, 1_000, BackupReply, _never_sent)
     else:
-        made = _Call(node, deadline, 1_000, Scanned, _never_sent)
+        made = _Call(node, deadline, 1_000, ScanReply, _never_sent)
     made._answer = asyncio.Future(loop=_loop_of_answers)
     return made
 

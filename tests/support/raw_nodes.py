@@ -28,12 +28,12 @@ from dawnchorus.wire.protocol.messages import (
     PROTOCOL,
     UNCHANGED,
     Commit,
+    CommitReply,
     CommitSection,
-    Committed,
     Fetch,
+    FetchReply,
     FetchSection,
     Hello,
-    Images,
     Message,
     Put,
     Reply,
@@ -120,7 +120,7 @@ def commit_of(values: dict[bytes, bytes], *, request: int = 1, store: str = "liv
     return Commit(request, BUDGET_US, 0, None, sections)
 
 
-def images_in(fetch: Fetch, replies: Sequence[Images]) -> dict[bytes, bytes | int]:
+def images_in(fetch: Fetch, replies: Sequence[FetchReply]) -> dict[bytes, bytes | int]:
     """Each agent's image, or ABSENT or UNCHANGED; fails unless the replies answer each agent of the fetch once."""
     found: dict[bytes, bytes | int] = {}
     for number, reply in enumerate(replies):
@@ -186,16 +186,16 @@ class RawClient:
 
     async def fetch(self, fetch: Fetch) -> dict[bytes, bytes | int]:
         """Fetch to the last frame."""
-        replies = [await self.ask(fetch, Images)]
+        replies = [await self.ask(fetch, FetchReply)]
         while not replies[-1].last:
             reply = await self.receive()
-            assert isinstance(reply, Images), reply
+            assert isinstance(reply, FetchReply), reply
             replies.append(reply)
         return images_in(fetch, replies)
 
-    async def commit(self, values: dict[bytes, bytes], store: str = "live", kind: str = "session") -> Committed:
+    async def commit(self, values: dict[bytes, bytes], store: str = "live", kind: str = "session") -> CommitReply:
         """Write a kind of some agents; fails where a write is not applied."""
-        committed = await self.ask(commit_of(values, store=store, kind=kind), Committed)
+        committed = await self.ask(commit_of(values, store=store, kind=kind), CommitReply)
         for section in committed.sections:
             assert section.status == SectionStatus.OK, section
             assert all(isinstance(result, int) and result for result in section.results), section

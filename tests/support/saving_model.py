@@ -19,8 +19,8 @@ from dawnchorus.router.saves.save_coalescer import Saver
 from dawnchorus.wire.cluster.placement import Placement
 from dawnchorus.wire.protocol.messages import (
     Commit,
-    Committed,
-    CommittedSection,
+    CommitReply,
+    CommitReplySection,
     FaultCode,
     Refusal,
     SectionStatus,
@@ -161,7 +161,7 @@ class HandRouter:
         self.nodes = sorted({owner.node for owners in placement.shards.values() for owner in owners})
         self.waiting: dict[str, list[_CommitExchange]] = {node: [] for node in self.nodes}
         self.inbox: dict[str, deque[_Frame]] = {node: deque() for node in self.nodes}
-        self.answers: dict[str, deque[tuple[_CommitExchange, int, Committed | None]]] = {
+        self.answers: dict[str, deque[tuple[_CommitExchange, int, CommitReply | None]]] = {
             node: deque() for node in self.nodes
         }
         self.open: set[str] = set()
@@ -221,17 +221,17 @@ class HandRouter:
         exchange, number, frame, origins = self.inbox[node].popleft()
         commit = decode_request(frame)
         assert isinstance(commit, Commit)
-        sections: list[CommittedSection] = []
+        sections: list[CommitReplySection] = []
         for index, section in enumerate(commit.sections):
             shard = self.shards[section.store, section.shard]
             if exchange.deadline <= self._loop.now:
-                sections.append(CommittedSection(index, SectionStatus.TOO_LATE, shard.version, []))
+                sections.append(CommitReplySection(index, SectionStatus.TOO_LATE, shard.version, []))
                 continue
             results = [shard.commit(*one) for one in zip(section.writes, origins[index], strict=True)]
             removed = {place: kinds for place, (_, kinds) in enumerate(results) if kinds is not None}
             outcomes = [result for result, _ in results]
-            sections.append(CommittedSection(index, SectionStatus.OK, shard.version, outcomes, "", removed or None))
-        self.answers[node].append((exchange, number, Committed(number, sections)))
+            sections.append(CommitReplySection(index, SectionStatus.OK, shard.version, outcomes, "", removed or None))
+        self.answers[node].append((exchange, number, CommitReply(number, sections)))
 
     def overload(self, node: str) -> None:
         """Let a node refuse the message that came first, as too much waits there."""

@@ -22,7 +22,7 @@ from ...wire.cluster.placement import encode_placement
 from ...wire.durable_files import make_folder_durably, sync_folder
 from ...wire.errors import ClusterUnavailable, DataFolderError
 from ...wire.private_files import private_opener
-from ...wire.protocol.backup_messages import BACKUP_FILE_PATTERN, BACKUP_MARKER_FILE, BackedUp, BackupMarker
+from ...wire.protocol.backup_messages import BACKUP_FILE_PATTERN, BACKUP_MARKER_FILE, BackupMarker, BackupReply
 from ...wire.protocol.messages import SectionStatus, ShardStatus, StatusReply
 from ..console.output import ProgressBar, format_bytes
 from .manifest import FORMAT, Manifest, ShardCopy, write_manifest
@@ -138,7 +138,7 @@ async def _copy(cluster: Cluster, shard: ShardStatus, folder: Path, rate_bytes_s
     raise AssertionError("the last attempt returns or raises")
 
 
-def _require_copied(answer: BackedUp, shard: ShardStatus, path: Path) -> None:
+def _require_copied(answer: BackupReply, shard: ShardStatus, path: Path) -> None:
     name = f"shard {shard.store}/{shard.shard}"
     if answer.status != SectionStatus.OK:
         try:

@@ -9,7 +9,7 @@ import msgspec
 
 from .request_header import Number, RequestHeader
 
-__all__ = ["BACKUP_FILE_PATTERN", "BACKUP_MARKER_FILE", "BackedUp", "Backup", "BackupMarker"]
+__all__ = ["BACKUP_FILE_PATTERN", "BACKUP_MARKER_FILE", "Backup", "BackupMarker", "BackupReply"]
 
 BACKUP_MARKER_FILE: Final = "backup-in-progress.json"
 """The file by which a folder says that it takes a backup of one cluster now: a node writes nowhere else."""
@@ -37,7 +37,7 @@ class Backup(RequestHeader, array_like=True, frozen=True, gc=False, tag=12):
     rate_bytes_s: Number = 0
 
 
-class BackedUp(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=13):
+class BackupReply(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=13):
     """Answers Backup. The file holds everything up to `version`; `checksum` is its XXH3-128, 32 hexadecimal digits."""
 
     request: int

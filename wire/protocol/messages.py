@@ -15,7 +15,7 @@ from typing import Annotated, Final, TypeAlias
 import msgspec
 
 from ..errors import ProtocolError
-from .backup_messages import BackedUp, Backup
+from .backup_messages import Backup, BackupReply
 from .control_messages import PING, PONG, Cancel, Ping, Pong
 from .request_header import REQUEST_FIELD, Number, RequestHeader
 from .status_codes import FaultCode, RefusalCode, SectionStatus
@@ -28,22 +28,22 @@ __all__ = [
     "PROTOCOL",
     "UNCHANGED",
     "Answer",
-    "BackedUp",
     "Backup",
+    "BackupReply",
     "Cancel",
     "Commit",
+    "CommitReply",
+    "CommitReplySection",
     "CommitSection",
-    "Committed",
-    "CommittedSection",
     "DeleteAgent",
     "DeleteKind",
     "Fault",
     "FaultCode",
     "Fetch",
+    "FetchReply",
     "FetchSection",
     "Hello",
     "ImageSection",
-    "Images",
     "Message",
     "Operation",
     "Ping",
@@ -55,7 +55,7 @@ __all__ = [
     "Request",
     "RequestHeader",
     "Scan",
-    "Scanned",
+    "ScanReply",
     "SectionStatus",
     "ShardStatus",
     "Status",
@@ -65,7 +65,7 @@ __all__ = [
     "decode_reply",
     "decode_request",
     "encode",
-    "encode_images_head",
+    "encode_fetch_reply_head",
     "read_request_number",
 ]
 
@@ -139,7 +139,7 @@ class ImageSection(msgspec.Struct, array_like=True, frozen=True, gc=False):
     sizes: list[Size]
 
 
-class Images(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=4):
+class FetchReply(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=4):
     """Answers Fetch, in as many messages as the frame size asks for. `now_ms`: the clock of these shards, UTC.
 
     `body`: all images, one behind the other, in the order of the sections and of their agents. Whoever decodes the
@@ -222,7 +222,7 @@ class Refusal(msgspec.Struct, array_like=True, frozen=True, gc=False):
     found: dict[str, int] | None = None
 
 
-class CommittedSection(msgspec.Struct, array_like=True, frozen=True, gc=False):
+class CommitReplySection(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Results of the request's section `index`, one for each write in order.
 
     A result is the write's version (0 where there was nothing to delete) or its refusal. `version` is the shard's.
@@ -237,11 +237,11 @@ class CommittedSection(msgspec.Struct, array_like=True, frozen=True, gc=False):
     removed: dict[int, list[str]] | None = None
 
 
-class Committed(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=6):
+class CommitReply(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=6):
     """Answers Commit, whole."""
 
     request: int
-    sections: list[CommittedSection]
+    sections: list[CommitReplySection]
 
 
 class Scan(RequestHeader, array_like=True, frozen=True, gc=False, tag=7):
@@ -258,7 +258,7 @@ class Scan(RequestHeader, array_like=True, frozen=True, gc=False, tag=7):
     prefix: bytes = b""
 
 
-class Scanned(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=8):
+class ScanReply(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=8):
     """Answers Scan. `last`: the shard has no agent beyond these."""
 
     request: int
@@ -277,7 +277,7 @@ class Fault(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=11):
 
 
 Request: TypeAlias = Hello | Fetch | Commit | Scan | Status | Backup | Cancel | Ping
-Answer: TypeAlias = Images | Committed | Scanned | StatusReply | BackedUp
+Answer: TypeAlias = FetchReply | CommitReply | ScanReply | StatusReply | BackupReply
 Reply: TypeAlias = Welcome | Answer | Fault | Pong
 Message: TypeAlias = Request | Reply
 
@@ -293,9 +293,11 @@ encode = _encoder.encode
 """Return a message's frame."""
 
 
-def encode_images_head(request: int, now_ms: int, sections: list[ImageSection], last: bool, images_bytes: int) -> bytes:
-    """Return the frame of an Images message up to its images, which follow one after another: `images_bytes` bytes."""
-    head = _encoder.encode(Images(request, now_ms, sections, last, _NO_BODY))
+def encode_fetch_reply_head(
+    request: int, now_ms: int, sections: list[ImageSection], last: bool, images_bytes: int
+) -> bytes:
+    """Return the frame of a FetchReply up to its images, which follow one after another: `images_bytes` bytes."""
+    head = _encoder.encode(FetchReply(request, now_ms, sections, last, _NO_BODY))
     # The head ends with the two bytes of an empty body (bin 8, length 0); a bin 32 with the images takes their place.
     return b"".join([head[:-2], b"\xc6", images_bytes.to_bytes(4, "big")])
 

@@ -14,7 +14,7 @@ from dawnchorus.wire.protocol.messages import (
     Cancel,
     Fault,
     FaultCode,
-    Scanned,
+    ScanReply,
     SectionStatus,
     decode_request,
     encode,
@@ -49,7 +49,7 @@ def sent(of: Dispatcher, now: float) -> list[Exchange]:
 
 
 def answer(number: int) -> memoryview:
-    return memoryview(encode(Scanned(number, SectionStatus.OK, [], True)))
+    return memoryview(encode(ScanReply(number, SectionStatus.OK, [], True)))
 
 
 def overloaded(number: int, retry_after_s: float) -> memoryview:

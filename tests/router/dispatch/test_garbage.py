@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from dawnchorus import AgentState, Cluster, FragmentUnavailable, FragmentUndecodable, Outcome
-from dawnchorus.wire.protocol.messages import Fault, FaultCode, Fetch, Images, Scanned, decode_reply, encode
+from dawnchorus.wire.protocol.messages import Fault, FaultCode, Fetch, FetchReply, ScanReply, decode_reply, encode
 from tests.support.clusters import eventually
 from tests.support.fake_nodes import FakeNodes, fake_client, images_frame
 from tests.support.internals import leftovers, stray_replies
@@ -60,12 +60,12 @@ def over_before_it_is(fetch: Fetch, _frames: list[bytes]) -> list[bytes]:
 
 def never_over(fetch: Fetch, frames: list[bytes]) -> list[bytes]:
     whole = decode_reply(frames[0])
-    assert isinstance(whole, Images)
+    assert isinstance(whole, FetchReply)
     return [encode(msgspec.structs.replace(whole, last=False))]
 
 
 def of_another_type(fetch: Fetch, _frames: list[bytes]) -> list[bytes]:
-    return [encode(Scanned(fetch.request, 0, [b"x"], True))]
+    return [encode(ScanReply(fetch.request, 0, [b"x"], True))]
 
 
 def unknown_fault(fetch: Fetch, _frames: list[bytes]) -> list[bytes]:
@@ -127,7 +127,7 @@ async def test_flipped_sizes_never_show_another_agents_fragment() -> None:
 
         def flip(fetch: Fetch, frames: list[bytes]) -> list[bytes]:
             whole = decode_reply(frames[0])
-            assert isinstance(whole, Images)
+            assert isinstance(whole, FetchReply)
             (section,) = whole.sections
             sizes = list(section.sizes)
             sizes[chance.randrange(len(sizes))] ^= 1 << chance.randrange(9)

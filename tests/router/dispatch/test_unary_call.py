@@ -7,7 +7,7 @@ from dawnchorus.wire.protocol.messages import (
     FaultCode,
     Request,
     Scan,
-    Scanned,
+    ScanReply,
     SectionStatus,
     Status,
     StatusReply,
@@ -61,7 +61,7 @@ async def test_a_shard_that_cannot_be_listed_is_named(status: int) -> None:
 
         def answer(request: Request) -> list[bytes]:
             if isinstance(request, Scan):
-                return [encode(Scanned(request.request, status, [], True))]
+                return [encode(ScanReply(request.request, status, [], True))]
             return old.serve(request)
 
         old.answer = answer
@@ -75,7 +75,7 @@ async def test_a_node_that_lists_the_same_page_again_ends_the_listing() -> None:
 
         def answer(request: Request) -> list[bytes]:
             if isinstance(request, Scan):
-                return [encode(Scanned(request.request, SectionStatus.OK, [b"b", b"c"], False))]
+                return [encode(ScanReply(request.request, SectionStatus.OK, [b"b", b"c"], False))]
             return old.serve(request)
 
         old.answer = answer

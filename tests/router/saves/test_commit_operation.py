@@ -22,8 +22,8 @@ from dawnchorus.router.client.value_codec import ValueRules
 from dawnchorus.wire.cluster.topology import KindSpec
 from dawnchorus.wire.protocol.messages import (
     Commit,
-    Committed,
-    CommittedSection,
+    CommitReply,
+    CommitReplySection,
     DeleteAgent,
     DeleteKind,
     FaultCode,
@@ -49,8 +49,10 @@ def answering(node: FakeNode, status: int, *results: int | Refusal, detail: str 
     def answer(request: Request) -> list[bytes]:
         if not isinstance(request, Commit):
             return node.serve(request)
-        sections = [CommittedSection(index, status, 0, [*results], detail) for index, _ in enumerate(request.sections)]
-        return [encode(Committed(request.request, sections))]
+        sections = [
+            CommitReplySection(index, status, 0, [*results], detail) for index, _ in enumerate(request.sections)
+        ]
+        return [encode(CommitReply(request.request, sections))]
 
     node.answer = answer
 

@@ -13,7 +13,7 @@ from dawnchorus.router.wakes.fetch_results import Group, Owner, Part
 from dawnchorus.router.wakes.gather import Gather
 from dawnchorus.router.wakes.outcomes import Item, Outcome
 from dawnchorus.wire.errors import ProtocolError
-from dawnchorus.wire.protocol.messages import Images, SectionStatus, decode_reply
+from dawnchorus.wire.protocol.messages import FetchReply, SectionStatus, decode_reply
 from tests.support.fake_nodes import images_frame
 
 Section = tuple[int, int, int, Sequence[bytes | None]]
@@ -31,10 +31,10 @@ def image(store: int, agent: bytes) -> bytes | None:
     return None if digest % 5 == 0 else (7).to_bytes(8, "big") + agent * (1 + digest % 3) + b"/%d" % store
 
 
-def images(*sections: Section, last: bool = True, status: int = SectionStatus.OK) -> Images:
+def images(*sections: Section, last: bool = True, status: int = SectionStatus.OK) -> FetchReply:
     """A reply as the router gets it."""
     reply = decode_reply(images_frame(1, sections, last=last, status=status))
-    assert isinstance(reply, Images)
+    assert isinstance(reply, FetchReply)
     return reply
 
 
@@ -163,7 +163,7 @@ def test_a_size_below_zero_makes_no_room_for_an_image_that_is_cut_short() -> Non
     sections = [type(sound.sections[0])(index, 0, SectionStatus.OK, 9, [size]) for index, size in enumerate((10, -1))]
     completed: list[Group] = []
     with pytest.raises(ProtocolError, match="unchanged"):
-        Gather(planned).handle_images(parts, Images(1, 0, sections, True, sound.body), completed)
+        Gather(planned).handle_images(parts, FetchReply(1, 0, sections, True, sound.body), completed)
     assert completed == [] and not any(part.pieces for part in parts)
 
 
@@ -174,7 +174,7 @@ def test_sizes_that_do_not_fill_the_body_show_nothing(sizes: list[int]) -> None:
     sound = images((0, 0, 9, [b"x" * 10, b"y" * 10]))
     section = type(sound.sections[0])(0, 0, SectionStatus.OK, 9, sizes)
     with pytest.raises(ProtocolError):
-        Gather(planned).handle_images([part], Images(1, 0, [section], True, sound.body), [])
+        Gather(planned).handle_images([part], FetchReply(1, 0, [section], True, sound.body), [])
     assert shown(planned) == [(Outcome.TIMEOUT,)] * 2
 
 
@@ -184,7 +184,9 @@ def test_images_of_a_failed_section_never_move_those_of_another() -> None:
     sound = images(right(planned, 0, first), right(planned, 1, second))
     failed = type(sound.sections[0])(0, 0, SectionStatus.DAMAGED, 9, sound.sections[0].sizes)
     with pytest.raises(ProtocolError):
-        Gather(planned).handle_images([first, second], Images(1, 0, [failed, sound.sections[1]], True, sound.body), [])
+        Gather(planned).handle_images(
+            [first, second], FetchReply(1, 0, [failed, sound.sections[1]], True, sound.body), []
+        )
     assert set(shown(planned)) == {(Outcome.TIMEOUT,)}
 
 

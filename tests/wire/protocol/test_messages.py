@@ -10,23 +10,23 @@ from hypothesis import strategies as st
 
 from dawnchorus.wire.errors import ProtocolError
 from dawnchorus.wire.protocol import messages
-from dawnchorus.wire.protocol.backup_messages import BackedUp, Backup
+from dawnchorus.wire.protocol.backup_messages import Backup, BackupReply
 from dawnchorus.wire.protocol.messages import (
     ABSENT,
     UNCHANGED,
     Cancel,
     Commit,
+    CommitReply,
+    CommitReplySection,
     CommitSection,
-    Committed,
-    CommittedSection,
     DeleteAgent,
     DeleteKind,
     Fault,
     FaultCode,
     Fetch,
+    FetchReply,
     FetchSection,
     Hello,
-    Images,
     ImageSection,
     Message,
     Ping,
@@ -36,7 +36,7 @@ from dawnchorus.wire.protocol.messages import (
     Reply,
     Request,
     Scan,
-    Scanned,
+    ScanReply,
     SectionStatus,
     ShardStatus,
     Status,
@@ -46,7 +46,7 @@ from dawnchorus.wire.protocol.messages import (
     decode_reply,
     decode_request,
     encode,
-    encode_images_head,
+    encode_fetch_reply_head,
     read_request_number,
 )
 
@@ -73,7 +73,7 @@ EXAMPLES: list[tuple[Message, str]] = [
         "970307ce000f42404dc40574726163659295a46c697665030192c40161c404c3a42f3192000595a761726368697665000291c40161c091a773657373696f6e",
     ),
     (
-        Images(
+        FetchReply(
             7,
             1_700_000_000_000,
             [ImageSection(0, 0, 0, 1 << 40, [3, ABSENT, UNCHANGED]), ImageSection(1, 0, 3, 0, [])],
@@ -108,11 +108,11 @@ EXAMPLES: list[tuple[Message, str]] = [
         "960508ccfa4dc09194a46c69766503019197c40161c4011006939701a773657373696f6e0001c4010100009202a7636f6e746578749103c0c209",
     ),
     (
-        Committed(
+        CommitReply(
             8,
             [
-                CommittedSection(0, 0, 9, [9, 0, Refusal("no")], removed={0: ["a"]}),
-                CommittedSection(1, 1, 0, [], "moved"),
+                CommitReplySection(0, 0, 9, [9, 0, Refusal("no")], removed={0: ["a"]}),
+                CommitReplySection(1, 1, 0, [], "moved"),
             ],
         ),
         "930608929600000993090093a26e6f01c0a0810091a1619601010090a56d6f766564c0",
@@ -121,9 +121,9 @@ EXAMPLES: list[tuple[Message, str]] = [
         Backup(10, 1_000, 77, None, "live", 3, 1, "/b/live-0003.mdb", 0),
         "9a0c0acd03e84dc0a46c6976650301b02f622f6c6976652d303030332e6d646200",
     ),
-    (BackedUp(10, 0, 9, 2, 4_096, "ab", ""), "980d0a000902cd1000a26162a0"),
+    (BackupReply(10, 0, 9, 2, 4_096, "ab", ""), "980d0a000902cd1000a26162a0"),
     (Scan(9, 1_000, 77, None, "live", 0, 1, b"a", 100, b"p"), "9b0709cd03e84dc0a46c6976650001c4016164c40170"),
-    (Scanned(9, 0, [b"b", b"c"], False), "9508090092c40162c40163c2"),
+    (ScanReply(9, 0, [b"b", b"c"], False), "9508090092c40162c40163c2"),
     (Status(10, 1_000, 77, None), "95090acd03e84dc0"),
     (
         StatusReply(
@@ -155,7 +155,7 @@ FIELDS = {
     "FetchSection": "store shard epoch agents known",
     "Fetch": "request budget_us sent_us trace sections kinds",
     "ImageSection": "index offset status version sizes",
-    "Images": "request now_ms sections last body",
+    "FetchReply": "request now_ms sections last body",
     "Put": "kind schema encoding value ttl_ms expires_ms",
     "DeleteKind": "kind",
     "DeleteAgent": "",
@@ -163,10 +163,10 @@ FIELDS = {
     "CommitSection": "store shard epoch writes",
     "Commit": "request budget_us sent_us trace sections",
     "Refusal": "reason code found",
-    "CommittedSection": "index status version results detail removed",
-    "Committed": "request sections",
+    "CommitReplySection": "index status version results detail removed",
+    "CommitReply": "request sections",
     "Scan": "request budget_us sent_us trace store shard epoch position agents_max prefix",
-    "Scanned": "request status agents last",
+    "ScanReply": "request status agents last",
     "RequestHeader": "request budget_us sent_us trace",
     "Status": "request budget_us sent_us trace",
     "ShardStatus": "store shard epoch version agents disk_bytes state trouble notice clock_ahead_ms",
@@ -176,7 +176,7 @@ FIELDS = {
     ),
     "Fault": "request code detail retry_after_us",
     "Backup": "request budget_us sent_us trace store shard epoch path rate_bytes_s",
-    "BackedUp": "request status version agents bytes checksum detail",
+    "BackupReply": "request status version agents bytes checksum detail",
     "Cancel": "requests",
     "Ping": "",
     "Pong": "",
@@ -229,14 +229,14 @@ OLDER: list[tuple[Message, str]] = [
     ),
     (Scan(9, 1_000, 77, None, "live", 0, 1, b"a", 100), "9a0709cd03e84dc0a46c6976650001c4016164"),
     (
-        Committed(8, [CommittedSection(0, 0, 9, [9, 0, Refusal("no")]), CommittedSection(1, 1, 0, [], "moved")]),
+        CommitReply(8, [CommitReplySection(0, 0, 9, [9, 0, Refusal("no")]), CommitReplySection(1, 1, 0, [], "moved")]),
         "930608929500000993090093a26e6f01c0a09501010090a56d6f766564",
     ),
     (
         Welcome("live-1", "ab" * 16, b"{}", b"\x80", "ipc:///run/x.ipc", 4 << 20),
         "9802a66c6976652d31d9206162616261626162616261626162616261626162616261626162616261626162c4027b7dc40180b06970633a2f2f2f72756e2f782e697063ce0040000090",
     ),
-    (Committed(8, [CommittedSection(0, 0, 9, [9, 0, Refusal("no")])]), "930608919500000993090091a26e6fa0"),
+    (CommitReply(8, [CommitReplySection(0, 0, 9, [9, 0, Refusal("no")])]), "930608919500000993090091a26e6fa0"),
 ]
 
 names = st.text(max_size=20)
@@ -255,7 +255,7 @@ anything: st.SearchStrategy[Any] = st.one_of(
         Welcome, names, names, blobs, blobs, names, signed, st.lists(st.tuples(names, signed, signed), max_size=3)
     ),
     st.builds(Backup, *header, names, signed, signed, names, numbers),
-    st.builds(BackedUp, signed, signed, signed, signed, signed, names, names),
+    st.builds(BackupReply, signed, signed, signed, signed, signed, names, names),
     st.builds(
         Fetch,
         *header,
@@ -265,7 +265,7 @@ anything: st.SearchStrategy[Any] = st.one_of(
         st.none() | st.lists(names),
     ),
     st.builds(
-        Images,
+        FetchReply,
         signed,
         signed,
         st.lists(
@@ -281,11 +281,11 @@ anything: st.SearchStrategy[Any] = st.one_of(
         st.lists(st.builds(CommitSection, names, signed, signed, st.lists(writes, max_size=4)), max_size=4),
     ),
     st.builds(
-        Committed,
+        CommitReply,
         signed,
         st.lists(
             st.builds(
-                CommittedSection,
+                CommitReplySection,
                 numbers,
                 signed,
                 signed,
@@ -297,7 +297,7 @@ anything: st.SearchStrategy[Any] = st.one_of(
         ),
     ),
     st.builds(Scan, *header, names, signed, signed, blobs, numbers, blobs),
-    st.builds(Scanned, signed, signed, st.lists(blobs), st.booleans()),
+    st.builds(ScanReply, signed, signed, st.lists(blobs), st.booleans()),
     st.builds(Status, *header),
     st.builds(Cancel, st.lists(numbers, max_size=5)),
     st.just(Ping()),
@@ -357,7 +357,7 @@ def test_what_older_peers_send_is_read(message: Message, frame: str) -> None:
 
 def test_the_order_of_fields_never_changes() -> None:
     structs = {name: value for name, value in vars(messages).items() if hasattr(value, "__struct_fields__")}
-    structs |= {"Backup": Backup, "BackedUp": BackedUp}
+    structs |= {"Backup": Backup, "BackupReply": BackupReply}
     for name, struct in structs.items():
         known = FIELDS[name].split()
         assert list(struct.__struct_fields__[: len(known)]) == known, "fields are only ever appended"
@@ -393,21 +393,23 @@ def test_a_head_and_images_are_the_message_that_the_encoder_would_make(
 ) -> None:
     sections = [ImageSection(index, 0, 0, 9, list(map(len, some))) for index, some in enumerate(images)]
     body = b"".join([image for some in images for image in some])
-    reply = decode_reply(encode_images_head(request_number, now_ms, sections, last, len(body)) + body)
-    assert reply == Images(request_number, now_ms, sections, last, memoryview(body))
+    reply = decode_reply(encode_fetch_reply_head(request_number, now_ms, sections, last, len(body)) + body)
+    assert reply == FetchReply(request_number, now_ms, sections, last, memoryview(body))
 
 
 def test_images_of_more_than_64_kib_are_framed_whole() -> None:
     body = b"a" * 70_000 + b"b" * 300
-    reply = decode_reply(encode_images_head(1, 2, [ImageSection(0, 0, 0, 9, [70_000, 0, 300])], True, 70_300) + body)
-    assert isinstance(reply, Images)
+    reply = decode_reply(
+        encode_fetch_reply_head(1, 2, [ImageSection(0, 0, 0, 9, [70_000, 0, 300])], True, 70_300) + body
+    )
+    assert isinstance(reply, FetchReply)
     assert reply.body == body
 
 
 @pytest.mark.parametrize("sizes", [[-5, 25], [25, -5], [-2], [-(1 << 62), 20]])
 def test_images_of_less_than_no_bytes_are_no_message(sizes: list[int]) -> None:
     with pytest.raises(ProtocolError):
-        decode_reply(encode(Images(1, 2, [ImageSection(0, 0, 0, 9, sizes)], True, memoryview(b"x" * 20))))
+        decode_reply(encode(FetchReply(1, 2, [ImageSection(0, 0, 0, 9, sizes)], True, memoryview(b"x" * 20))))
 
 
 # --- peers of other versions ---
@@ -451,10 +453,10 @@ def test_trailing_fields_that_an_older_peer_leaves_out_are_filled_in(message: Me
 def test_trailing_fields_of_sections_are_filled_in_too() -> None:
     fetch = as_arrays(Fetch(1, 2, 0, None, [FetchSection("live", 0, 1, [b"a"])]))
     del fetch[-2][0][-1]
-    committed = as_arrays(Committed(1, [CommittedSection(0, 0, 1, [1])]))
+    committed = as_arrays(CommitReply(1, [CommitReplySection(0, 0, 1, [1])]))
     del committed[2][0][-1]
     assert decode_request(msgspec.msgpack.encode(fetch)) == Fetch(1, 2, 0, None, [FetchSection("live", 0, 1, [b"a"])])
-    assert decode_reply(msgspec.msgpack.encode(committed)) == Committed(1, [CommittedSection(0, 0, 1, [1])])
+    assert decode_reply(msgspec.msgpack.encode(committed)) == CommitReply(1, [CommitReplySection(0, 0, 1, [1])])
 
 
 # --- garbage ---
@@ -558,11 +560,11 @@ def test_the_request_number_of_what_is_no_array_is_unknown() -> None:
 
 
 def test_a_decoded_image_body_is_a_view_and_what_else_is_decoded_owns_its_bytes() -> None:
-    frame = bytearray(encode(Scanned(1, 0, [b"agent"], True)))
+    frame = bytearray(encode(ScanReply(1, 0, [b"agent"], True)))
     scanned = decode_reply(bytes(frame))
-    assert isinstance(scanned, Scanned)
+    assert isinstance(scanned, ScanReply)
     assert type(scanned.agents[0]) is bytes
-    images = decode_reply(encode_images_head(1, 2, [ImageSection(0, 0, 0, 1, [2])], True, 2) + b"ab")
-    assert isinstance(images, Images)
+    images = decode_reply(encode_fetch_reply_head(1, 2, [ImageSection(0, 0, 0, 1, [2])], True, 2) + b"ab")
+    assert isinstance(images, FetchReply)
     assert isinstance(images.body, memoryview)
     assert bytes(images.body) == b"ab"

@@ -16,14 +16,14 @@ from dawnchorus.wire.protocol.messages import (
     PROTOCOL,
     Cancel,
     Commit,
-    Committed,
+    CommitReply,
     Fault,
     FaultCode,
     Fetch,
     Hello,
     Message,
     Scan,
-    Scanned,
+    ScanReply,
     Welcome,
     decode_reply,
     encode,
@@ -166,7 +166,7 @@ class Served:
             raise RuntimeError("a bug")
         if scan.store == "invalid":
             raise InvalidRequestError("no such thing")
-        return self.scans.get(scan.request) or Scanned(scan.request, 0, [], True)
+        return self.scans.get(scan.request) or ScanReply(scan.request, 0, [], True)
 
     def _commit(self, call: Call, commit: Commit) -> Answer:
         self.commits.append((call, commit))
@@ -230,7 +230,7 @@ def test_first_request_without_hello_is_rejected() -> None:
     assert served.answer(b"a") == Fault(0, FaultCode.NO_HELLO, "a connection begins with Hello")
     served.welcome(b"a")
     served.come(b"a", scan(6))
-    assert served.answer(b"a") == Scanned(6, 0, [], True)
+    assert served.answer(b"a") == ScanReply(6, 0, [], True)
     assert (served.counters.hellos, served.counters.faults) == (2, 3)
 
 
@@ -250,7 +250,7 @@ def test_peers_beyond_the_limit_are_turned_away_until_one_is_gone() -> None:
 
 def test_ping_is_answered_before_what_waits(served: Served) -> None:
     served.come(b"a", scan(1), PING)
-    assert served.raw(b"a") == [PONG, encode(Scanned(1, 0, [], True))]
+    assert served.raw(b"a") == [PONG, encode(ScanReply(1, 0, [], True))]
 
 
 def test_first_request_on_new_connection_abandons_the_earlier(served: Served) -> None:
@@ -259,7 +259,7 @@ def test_first_request_on_new_connection_abandons_the_earlier(served: Served) ->
         assert isinstance(served.answer(peer), Welcome)
     call = served.park(b"early", 1, "never sent")
     served.come(b"later", scan(2))
-    assert served.answer(b"later") == Scanned(2, 0, [], True)
+    assert served.answer(b"later") == ScanReply(2, 0, [], True)
     assert call.abandoned
     served.server.resume(call)
     served.loop.run(0.1)
@@ -306,8 +306,8 @@ def test_handler_answers_later_by_reply(served: Served) -> None:
     served.come(b"a", Commit(4, BUDGET_US, 0, None, []))
     [(call, commit)] = served.commits
     assert (call.peer, call.number, commit.request) == (b"a", 4, 4)
-    served.server.reply(call.peer, Committed(4, []))
-    assert served.answer(b"a") == Committed(4, [])
+    served.server.reply(call.peer, CommitReply(4, []))
+    assert served.answer(b"a") == CommitReply(4, [])
 
 
 # --- deadlines, cancels, shedding, peers that do not read ---
@@ -339,7 +339,7 @@ def test_rest_of_an_answer_is_dropped_after_the_deadline(served: Served) -> None
 
 def test_cancelled_requests_are_not_begun(served: Served) -> None:
     served.come(b"a", scan(1), Commit(2, BUDGET_US, 0, None, []), scan(3), Cancel([1, 2]))
-    assert served.answer(b"a") == Scanned(3, 0, [], True)
+    assert served.answer(b"a") == ScanReply(3, 0, [], True)
     assert len(served.commits) == 1, "a handler that is always asked is asked"
     assert served.counters.cancelled == 1
 
@@ -360,7 +360,7 @@ def test_peer_that_does_not_read_waits_alone(served: Served) -> None:
     served.come(b"a", scan(1))
     served.come(b"b", scan(2))
     assert served.raw(b"a") == [b"1"]
-    assert served.answer(b"b") == Scanned(2, 0, [], True)
+    assert served.answer(b"b") == ScanReply(2, 0, [], True)
     served.pipes.room[b"a"] = 5
     served.loop.run(0.1)
     assert served.raw(b"a") == [b"2", b"3"]
@@ -372,7 +372,7 @@ def test_peer_that_does_not_read_waits_alone(served: Served) -> None:
 def test_parked_call_is_answered_when_resumed(served: Served) -> None:
     call = served.park(b"a", 1, "cold 1", "cold 2")
     served.come(b"a", scan(2))
-    assert served.answer(b"a") == Scanned(2, 0, [], True), "others of the same peer are served meanwhile"
+    assert served.answer(b"a") == ScanReply(2, 0, [], True), "others of the same peer are served meanwhile"
     served.server.resume(call)
     assert served.raw(b"a") == [], "never in the midst of somebody's callback"
     served.loop.run()
@@ -447,7 +447,7 @@ def test_parked_calls_are_bounded_for_each_peer(served: Served) -> None:
     faults = [decode_reply(frame) for frame in served.raw(b"a")]
     assert len(faults) == served.counters.shed == 1_100 - 1_024
     served.come(b"b", scan(2_000))
-    assert served.answer(b"b") == Scanned(2_000, 0, [], True)
+    assert served.answer(b"b") == ScanReply(2_000, 0, [], True)
 
 
 def test_invalid_request_found_after_resuming_is_answered(served: Served) -> None:
@@ -461,8 +461,8 @@ def test_closing_abandons_parked_calls_and_serves_nothing(served: Served) -> Non
     call = served.park(b"a", 1, "cold")
     served.server.close_intake()
     assert served.pipes.closed
-    served.server.reply(b"a", Scanned(9, 0, [], True))
-    assert served.answer(b"a") == Scanned(9, 0, [], True)
+    served.server.reply(b"a", ScanReply(9, 0, [], True))
+    assert served.answer(b"a") == ScanReply(9, 0, [], True)
     served.server.close()
     assert call.abandoned
     served.server.resume(call)
