@@ -16,7 +16,7 @@ from ..wire.protocol.limits import (
     WRITE_ID_BYTES_MAX,
     WRITE_OPERATIONS_MAX,
 )
-from ..wire.protocol.messages import DeleteAgent, DeleteKind, Put, Refusal, RefusalCode, Write
+from ..wire.protocol.messages import DeleteAgent, DeleteKind, Put, Rejection, RejectionCode, Write
 
 __all__ = ["apply_write", "removed_kinds"]
 
@@ -28,11 +28,10 @@ def apply_write(
     now_ms: int,
     begun: set[int] | None = None,
     ended: set[int] | None = None,
-) -> bytes | memoryview | Refusal | None:
-    """Return the agent's image after the write, None where nothing is left of it, or why it cannot be applied.
+) -> bytes | memoryview | Rejection | None:
+    """Return the agent's image after the write, None if nothing is left of it, or why it cannot be applied.
 
-    `image` is the one before, None where there is none. A write that changes nothing (it deletes what is not there)
-    gives back `image` itself.
+    `image` is the one before, if any; a write that changes nothing (it deletes what is not there) gives it back.
 
     For an index of expiry: `begun` is given each time (ms) at which a fragment that is put here expires; `ended` each
     at which a fragment of the image before would have expired and none of the image after does.
@@ -41,37 +40,37 @@ def apply_write(
         ProtocolError: the image before cannot be decoded.
     """
     if not 0 < len(write.agent) <= AGENT_ID_BYTES_MAX:
-        return Refusal(f"an agent id has 1 to {AGENT_ID_BYTES_MAX} bytes, not {len(write.agent)}")
+        return Rejection(f"an agent id has 1 to {AGENT_ID_BYTES_MAX} bytes, not {len(write.agent)}")
     try:
         write.agent.decode()
     except UnicodeDecodeError:
-        return Refusal(f"an agent id is UTF-8: {write.agent!r} is not")
+        return Rejection(f"an agent id is UTF-8: {write.agent!r} is not")
     if len(write.write_id) > WRITE_ID_BYTES_MAX:
-        return Refusal(f"a write id has at most {WRITE_ID_BYTES_MAX} bytes, not {len(write.write_id)}")
+        return Rejection(f"a write id has at most {WRITE_ID_BYTES_MAX} bytes, not {len(write.write_id)}")
     if len(write.operations) > WRITE_OPERATIONS_MAX:
-        return Refusal(f"a write has at most {WRITE_OPERATIONS_MAX} operations, not {len(write.operations)}")
+        return Rejection(f"a write has at most {WRITE_OPERATIONS_MAX} operations, not {len(write.operations)}")
     if write.expect is not None and len(write.expect) > WRITE_OPERATIONS_MAX:
-        return Refusal(f"a write expects at most {WRITE_OPERATIONS_MAX} kinds, not {len(write.expect)}")
+        return Rejection(f"a write expects at most {WRITE_OPERATIONS_MAX} kinds, not {len(write.expect)}")
     # What is not written stays undecoded: it is views of `image` until the new image is made.
     fragments = {} if image is None else cast("dict[str, Fragment | msgspec.Raw]", split_image(image))
     if write.expect is not None:
         found = {kind: _live_version(fragments.get(kind), now_ms) for kind in write.expect}
         if found != write.expect:
             differing = ", ".join(f"{kind} {found[kind]}" for kind in found if found[kind] != write.expect[kind])
-            return Refusal(f"other versions are there: {differing}", RefusalCode.CONFLICT, found)
+            return Rejection(f"other versions are there: {differing}", RejectionCode.CONFLICT, found)
     before = None if ended is None or image is None else {**fragments}
     changed = False
     for operation in write.operations:
         if isinstance(operation, Put):
             if len(operation.value) > FRAGMENT_BYTES_MAX:
                 size = f"{len(operation.value):,} bytes; the limit is {FRAGMENT_BYTES_MAX:,}"
-                return Refusal(f"fragment {operation.kind!r} has {size}")
+                return Rejection(f"fragment {operation.kind!r} has {size}")
             expires_ms = 0
             if operation.ttl_ms or operation.expires_ms:
                 expires_ms = operation.expires_ms or now_ms + operation.ttl_ms
                 if expires_ms > now_ms + TTL_MS_MAX:
                     lives_ms = expires_ms - now_ms
-                    return Refusal(f"fragment {operation.kind!r} lives at most {TTL_MS_MAX} ms, not {lives_ms}")
+                    return Rejection(f"fragment {operation.kind!r} lives at most {TTL_MS_MAX} ms, not {lives_ms}")
                 if begun is not None:
                     begun.add(expires_ms)
             fragments[operation.kind] = Fragment(
@@ -87,7 +86,8 @@ def apply_write(
         return image
     merged = encode_image(version, fragments) if fragments else None
     if merged is not None and len(merged) > IMAGE_BYTES_MAX:
-        return Refusal(f"the agent's image would have {len(merged):,} bytes; the limit is {IMAGE_BYTES_MAX:,} (2 MiB)")
+        size = f"{len(merged):,} bytes; the limit is {IMAGE_BYTES_MAX:,} (2 MiB)"
+        return Rejection(f"the agent's image would have {size}")
     if ended is not None and before is not None:
         _note_ended(ended, before, fragments)
     return merged

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
-from ..wire.protocol.messages import Refusal, Write
+from ..wire.protocol.messages import Rejection, Write
 from .image_batch import ImageBatch
 
 __all__ = [
@@ -139,10 +139,10 @@ class ShardWriter(Protocol):
         """
         ...
 
-    def commit(self, writes: Sequence[Write], now_ms: int, epoch: int) -> list[int | Refusal]:
+    def commit(self, writes: Sequence[Write], now_ms: int, epoch: int) -> list[int | Rejection]:
         """Apply writes in order in one transaction, durable on return.
 
-        Each result is the write's version, 0 if there was nothing to delete, or a Refusal: a write that cannot be
+        Each result is the write's version, 0 if there was nothing to delete, or a Rejection: a write that cannot be
         applied fails alone. One whose id the log still has was applied before: it is answered with its first result,
         and applied no second time; or rejected, if it was for something else then. `now_ms` is the wall clock, UTC;
         the shard's own clock never goes back. `epoch` is that under which the writes were accepted.

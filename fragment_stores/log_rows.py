@@ -5,12 +5,12 @@ The log gives idempotent retries: a write whose id it still has was applied, and
 
 from __future__ import annotations
 
-from ..wire.protocol.messages import Refusal, RefusalCode, Write
+from ..wire.protocol.messages import Rejection, RejectionCode, Write
 from ..wire.protocol.write_digest import PUT, operations_digest, outline
 from .apply_write import removed_kinds
 from .engine import LogRow
 
-__all__ = ["log_row", "misused_id", "undecidable"]
+__all__ = ["indeterminate", "log_row", "misused_id"]
 
 
 def log_row(write: Write, image: memoryview | bytes | None, now_ms: int) -> LogRow:
@@ -22,20 +22,20 @@ def log_row(write: Write, image: memoryview | bytes | None, now_ms: int) -> LogR
     return LogRow(write.agent, write.write_id, operations, write.digest or digest, removed)
 
 
-def misused_id(row: LogRow, write: Write) -> Refusal | None:
-    """Return the refusal of a write whose id was that of another write, None if it is the same one again."""
+def misused_id(row: LogRow, write: Write) -> Rejection | None:
+    """Return the rejection of a write whose id was that of another write, None if it is the same one again."""
     if row.agent != write.agent:
-        return Refusal(f"write id {write.write_id.hex()} is that of a write to another agent")
+        return Rejection(f"write id {write.write_id.hex()} is that of a write to another agent")
     if row.digest and row.digest != (
         write.digest or operations_digest(write.operations)
     ):  # rows written before there were digests have none
-        return Refusal(
+        return Rejection(
             f"write id {write.write_id.hex()} is that of an earlier write of other kinds or values; give another one"
         )
     return None
 
 
-def undecidable(trimmed: int) -> Refusal:
-    """Return the refusal of a repeated write that the log does not reach back to."""
+def indeterminate(trimmed: int) -> Rejection:
+    """Return the rejection of a repeated write that the log does not reach back to."""
     reason = f"it may have been applied before, and the shard's log only reaches back to version {trimmed}"
-    return Refusal(reason, RefusalCode.UNDECIDABLE)
+    return Rejection(reason, RejectionCode.INDETERMINATE)

@@ -35,7 +35,7 @@ class Greeting:
         self._placement = encode_for_clients(placement)
         self._topology = encode_topology(topology)
 
-    def refusal(self, hello: Hello) -> Fault | None:
+    def rejection(self, hello: Hello) -> Fault | None:
         """Return why this node does not take a router, None if it does."""
         if hello.protocol != PROTOCOL:
             return Fault(0, FaultCode.UNSUPPORTED, f"this node speaks protocol {PROTOCOL}, not {hello.protocol}")

@@ -28,7 +28,7 @@ from ..wire.protocol.messages import (
     CommitReplySection,
     DeleteAgent,
     Put,
-    Refusal,
+    Rejection,
     SectionStatus,
     Write,
 )
@@ -86,7 +86,7 @@ class _ShardGroup:
     parts: list[tuple[CommitJob, int, int]]  # the job, the index of its section, how many writes are its
     status: SectionStatus = SectionStatus.OK
     detail: str = ""
-    results: list[int | Refusal] = field(default_factory=list[int | Refusal])
+    results: list[int | Rejection] = field(default_factory=list[int | Rejection])
     removed: dict[int, list[str]] = field(default_factory=dict[int, list[str]])
     """Of writes that delete, by their index, the kinds that were there."""
 
@@ -100,10 +100,10 @@ class _ShardGroup:
                 self.results = fragments.commit(self.writes, now_ms, self.shard.epoch)
                 self._look_up_removed(fragments)
                 return
-            refusals = [_refuse_unknown_kinds(write, self.shard) for write in self.writes]
-            sound = [write for write, refusal in zip(self.writes, refusals, strict=True) if refusal is None]
+            rejections = [_reject_unknown_kinds(write, self.shard) for write in self.writes]
+            sound = [write for write, rejection in zip(self.writes, rejections, strict=True) if rejection is None]
             applied = iter(fragments.commit(sound, now_ms, self.shard.epoch))
-            self.results = [next(applied) if refusal is None else refusal for refusal in refusals]
+            self.results = [next(applied) if rejection is None else rejection for rejection in rejections]
             self._look_up_removed(fragments)
         except StoreError as error:
             self.status, self.detail = self.shard.note(error), str(error)
@@ -275,11 +275,11 @@ def _named_kinds(writes: list[Write]) -> set[str]:
     return kinds
 
 
-def _refuse_unknown_kinds(write: Write, shard: OwnedShard) -> Refusal | None:
+def _reject_unknown_kinds(write: Write, shard: OwnedShard) -> Rejection | None:
     for operation in write.operations:
         if not isinstance(operation, DeleteAgent) and operation.kind not in shard.kinds:
-            return Refusal(f"store {shard.store!r} keeps no kind {operation.kind!r}")
+            return Rejection(f"store {shard.store!r} keeps no kind {operation.kind!r}")
     for kind in write.expect or ():
         if kind not in shard.kinds:
-            return Refusal(f"store {shard.store!r} keeps no kind {kind!r}, of which a version is expected")
+            return Rejection(f"store {shard.store!r} keeps no kind {kind!r}, of which a version is expected")
     return None

@@ -221,7 +221,7 @@ class FragmentNode:
             for section in answer.sections:
                 applied = sum([isinstance(result, int) for result in section.results])
                 self.counters.writes += applied
-                self.counters.refused_writes += len(section.results) - applied
+                self.counters.rejected_writes += len(section.results) - applied
             self.server.reply(job.peer, answer)
 
     def _deliver_backup(self, peer: bytes, answer: BackupReply) -> None:

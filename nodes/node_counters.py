@@ -23,7 +23,7 @@ class NodeCounters(ServerCounters):
     """Commit requests answered."""
     writes: int = 0
     """Writes applied and durable."""
-    refused_writes: int = 0
+    rejected_writes: int = 0
     expired: int = 0
     """Expired fragments that the sweeper removed."""
     scans: int = 0

@@ -9,9 +9,9 @@ import lmdb
 
 from ...wire.errors import ProtocolError
 from ...wire.protocol.image import decode_image
-from ...wire.protocol.messages import DeleteKind, Refusal, Write
+from ...wire.protocol.messages import DeleteKind, Rejection, Write
 from ..apply_write import apply_write
-from ..log_rows import log_row, misused_id, undecidable
+from ..log_rows import indeterminate, log_row, misused_id
 from .expiry import postpone
 from .log_pins import LogPins
 from .schema import TRIMMED_KEY, Databases, encoder, expiry_row, row_decoder, version_key, version_of_key
@@ -58,7 +58,7 @@ class CommitWork:
         self.clock_ms = clock_ms
         self.rows: list[tuple[bytes, bytes]] = []
         """What it adds to the log, by version, oldest first; put there all at once: 0.06 us a row, one by one 0.3."""
-        self.results: list[int | Refusal] = []
+        self.results: list[int | Rejection] = []
         self.applied: dict[bytes, int] = {}
         """Version by write id."""
         self.forgotten: list[tuple[int, bytes]] = []
@@ -73,11 +73,11 @@ class CommitWork:
             if before is not None:
                 self.results.append(self._first_result(write, before))
             elif write.repeated and write.seen < trimmed:
-                self.results.append(undecidable(trimmed))
+                self.results.append(indeterminate(trimmed))
             else:
                 self.results.append(self.apply(write))
 
-    def apply(self, write: Write) -> int | Refusal:
+    def apply(self, write: Write) -> int | Rejection:
         """Apply one write that was not applied before; return its result."""
         transaction, expiry = self._transaction, self._databases.expiry
         version = self.version + 1
@@ -87,8 +87,8 @@ class CommitWork:
             before = transaction.get(write.agent) if 0 < len(write.agent) <= _KEY_BYTES_MAX else None
             image = apply_write(before, write, version, self.clock_ms, begun, ended)
         except ProtocolError as error:
-            return Refusal(f"the agent's image is damaged: {error}")
-        if isinstance(image, Refusal):
+            return Rejection(f"the agent's image is damaged: {error}")
+        if isinstance(image, Rejection):
             return image
         if image is before:
             return 0
@@ -108,7 +108,7 @@ class CommitWork:
             self.applied[write.write_id] = version
         return version
 
-    def _first_result(self, write: Write, version: int) -> int | Refusal:
+    def _first_result(self, write: Write, version: int) -> int | Rejection:
         """Return what a write that was applied before, maybe in this very transaction, is answered with."""
         row: bytes | memoryview | None
         if version > self.first_version:

@@ -22,7 +22,7 @@ import lmdb
 
 from ...wire.durable_files import sync_folder
 from ...wire.errors import DawnchorusError, EpochMismatch, StoreDamaged, StoreError
-from ...wire.protocol.messages import Refusal, Write
+from ...wire.protocol.messages import Rejection, Write
 from ...wire.protocol.versions import first_version, generation_of
 from ..engine import CopiedShard, LogRow, ShardIdentity, StoreStatistics
 from .commit_work import CommitWork
@@ -188,7 +188,7 @@ class LMDBStore:
         with self._gate.passed():
             return copy_shard(self._environment, self._databases, self.path, sink)
 
-    def commit(self, writes: Sequence[Write], now_ms: int, epoch: int) -> list[int | Refusal]:
+    def commit(self, writes: Sequence[Write], now_ms: int, epoch: int) -> list[int | Rejection]:
         """Apply writes in order in one transaction, synced on return."""
         if epoch != self.identity.epoch:
             raise EpochMismatch(f"{self.path}: the shard has epoch {self.identity.epoch}, the writes have {epoch}")

@@ -51,7 +51,7 @@ class Sink:
     def call_later(self, delay: float, callback: Callable[[], object], /) -> "Sink":
         return self
 
-    def refusal(self, hello: Hello) -> Fault | None:
+    def rejection(self, hello: Hello) -> Fault | None:
         return None
 
     def welcome(self, *, ipc: bool) -> Welcome:

@@ -25,7 +25,7 @@ from ...wire.errors import (
     VersionConflict,
 )
 from ...wire.protocol.limits import FRAME_BYTES_MAX, FRAME_BYTES_TARGET, IMAGE_BYTES_MAX
-from ...wire.protocol.messages import DeleteKind, Operation, Put, Refusal, RefusalCode, Write
+from ...wire.protocol.messages import DeleteKind, Operation, Put, Rejection, RejectionCode, Write
 from ...wire.protocol.shard_hash import hash_agent
 from .write_token import WriteToken
 
@@ -148,14 +148,14 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
             self.digest,
         )
 
-    def handle_result(self, store: str, result: int | Refusal) -> None:
+    def handle_result(self, store: str, result: int | Rejection) -> None:
         """Take in what a node answered for one store."""
-        if not isinstance(result, Refusal):
+        if not isinstance(result, Rejection):
             # A write has one store as a rule; a mapping proxy takes 0.4 us to be copied.
             self.versions = {store: result} if self.versions is _NOTHING else {**self.versions, store: result}
-        elif result.code == RefusalCode.CONFLICT and result.found is not None:
+        elif result.code == RejectionCode.CONFLICT and result.found is not None:
             self.conflicts = {**self.conflicts, store: result.found}
-        elif result.code == RefusalCode.UNDECIDABLE:
+        elif result.code == RejectionCode.INDETERMINATE:
             self.undecidable = {**self.undecidable, store: result.reason}
         else:
             self.refused = {**self.refused, store: result.reason}

@@ -22,8 +22,8 @@ from ...wire.protocol.messages import (
     CommitReplySection,
     CommitSection,
     FaultCode,
-    Refusal,
-    RefusalCode,
+    Rejection,
+    RejectionCode,
     SectionStatus,
     encode,
 )
@@ -293,9 +293,9 @@ class Saving:
         acknowledged: list[tuple[bytes, int]] = []
         for write, result in zip(section.writes, committed.results, strict=True):
             write.handle_result(store, result)
-            if not isinstance(result, Refusal):
+            if not isinstance(result, Rejection):
                 acknowledged.append((write.agent, result))
-            elif result.code == RefusalCode.CONFLICT:
+            elif result.code == RejectionCode.CONFLICT:
                 # It names what was there when it was judged: no wake may show less from now on.
                 acknowledged.append((write.agent, committed.version))
         if committed.removed:

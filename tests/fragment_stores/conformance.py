@@ -25,7 +25,7 @@ from dawnchorus.fragment_stores.registry import engine_factory
 from dawnchorus.wire.errors import DataFolderError, EpochMismatch, InvalidRequestError, StoreDamaged
 from dawnchorus.wire.protocol.image import Fragment, decode_image, version_of
 from dawnchorus.wire.protocol.limits import AGENT_ID_BYTES_MAX, FRAGMENT_BYTES_MAX
-from dawnchorus.wire.protocol.messages import UNCHANGED, DeleteAgent, DeleteKind, Operation, Put, Refusal, Write
+from dawnchorus.wire.protocol.messages import UNCHANGED, DeleteAgent, DeleteKind, Operation, Put, Rejection, Write
 from dawnchorus.wire.protocol.versions import GENERATION_MAX, first_version, generation_of, sequence_of
 from dawnchorus.wire.protocol.write_digest import operations_digest
 
@@ -54,12 +54,12 @@ def value_of(image: bytes | memoryview, kind: str = "session") -> bytes | None:
     return decode_image(image)[kind].value if len(image) else None
 
 
-def versions(results: Sequence[int | Refusal]) -> list[int]:
-    assert not [result for result in results if isinstance(result, Refusal)]
+def versions(results: Sequence[int | Rejection]) -> list[int]:
+    assert not [result for result in results if isinstance(result, Rejection)]
     return [result for result in results if isinstance(result, int)]
 
 
-def commit(store: Shard, writes: Sequence[Write], now_ms: int) -> list[int | Refusal]:
+def commit(store: Shard, writes: Sequence[Write], now_ms: int) -> list[int | Rejection]:
     """Commit under the shard's own epoch."""
     return store.commit(writes, now_ms, store.identity.epoch)
 
@@ -351,7 +351,7 @@ class ShardConformance:
         assert not failures
         assert moments > 1
 
-    # --- refusals and writes without effect ---
+    # --- rejections and writes without effect ---
 
     @pytest.mark.parametrize("epoch", [0, 2])
     def test_writes_under_another_epoch_are_rejected_whole(self, store: Shard, epoch: int) -> None:
@@ -371,7 +371,7 @@ class ShardConformance:
             put("c", b"6"),
         ]
         results = commit(store, writes, 1)
-        assert [isinstance(result, Refusal) for result in results] == [False, True, True, True, True, True, False]
+        assert [isinstance(result, Rejection) for result in results] == [False, True, True, True, True, True, False]
         assert [result for result in results if isinstance(result, int)] == [first_version(1) + 1, first_version(1) + 2]
         assert values(store, [b"a", b"b", b"c"]) == [b"1", None, b"6"]
         assert [row.agent for _, row in store.log_after(0, 10)] == [b"a", b"c"]
@@ -392,7 +392,7 @@ class ShardConformance:
 
     def test_refusals_alone_change_nothing(self, store: Shard) -> None:
         [result] = commit(store, [put(b"")], 1)
-        assert isinstance(result, Refusal)
+        assert isinstance(result, Rejection)
         assert store.version == first_version(1)
         assert versions(commit(store, [put("a")], 1)) == [first_version(1) + 1]
 
@@ -527,13 +527,13 @@ class ShardConformance:
                 assert found == sorted(found)
 
 
-def apply(model: dict[bytes, dict[str, bytes]], writes: Sequence[Write], results: Sequence[int | Refusal]) -> int:
+def apply(model: dict[bytes, dict[str, bytes]], writes: Sequence[Write], results: Sequence[int | Rejection]) -> int:
     """Apply writes to a mapping of mappings; fail where a result differs; return how many took a version."""
     taken = 0
     assert len(results) == len(writes)
     for each, result in zip(writes, results, strict=True):
         if each.agent in (b"", b"\xff"):
-            assert isinstance(result, Refusal)
+            assert isinstance(result, Rejection)
             continue
         before = model.get(each.agent, {})
         after, changed = dict(before), False

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dawnchorus.fragment_stores.engine import Shard
 from dawnchorus.wire.protocol.image import Fragment, decode_image
 from dawnchorus.wire.protocol.limits import TTL_MS_MAX
-from dawnchorus.wire.protocol.messages import DeleteAgent, DeleteKind, Operation, Put, Refusal, RefusalCode, Write
+from dawnchorus.wire.protocol.messages import DeleteAgent, DeleteKind, Operation, Put, Rejection, RejectionCode, Write
 from dawnchorus.wire.protocol.versions import first_version
 from tests.fragment_stores.conformance import ShardConformance, commit, new_write_id, put, read, values, versions, write
 
@@ -38,8 +38,8 @@ def fragments(store: Shard, agent: bytes) -> dict[str, Fragment]:
     return decode_image(image) if len(image) else {}
 
 
-def code(result: int | Refusal) -> int:
-    assert isinstance(result, Refusal), result
+def code(result: int | Rejection) -> int:
+    assert isinstance(result, Rejection), result
     return result.code
 
 
@@ -111,17 +111,17 @@ class SavesConformance(ShardConformance):
     def test_a_refused_write_may_be_applied_when_repeated(self, store: Shard) -> None:
         [version] = versions(commit(store, [put("a")], 1))
         early = expecting(b"a", {"session": version + 1}, session(b"early"))
-        assert code(commit(store, [early], 1)[0]) == RefusalCode.CONFLICT
+        assert code(commit(store, [early], 1)[0]) == RejectionCode.CONFLICT
         commit(store, [put("a")], 1)
         assert versions(commit(store, [again(early)], 1)) == [version + 2]
 
     def test_one_id_for_two_agents_is_refused(self, store: Shard) -> None:
         [version] = versions(commit(store, [put("a", b"1", write_id=b"same")], 1))
         refused, known = commit(store, [put("b", b"2", write_id=b"same"), put("a", b"1", write_id=b"same")], 2)
-        assert code(refused) == RefusalCode.INVALID
+        assert code(refused) == RejectionCode.INVALID
         assert known == version
         in_one_group = commit(store, [put("c", b"1", write_id=b"other"), put("d", b"2", write_id=b"other")], 3)
-        assert [isinstance(result, Refusal) for result in in_one_group] == [False, True]
+        assert [isinstance(result, Rejection) for result in in_one_group] == [False, True]
         assert values(store, [b"a", b"b", b"c", b"d"]) == [b"1", None, b"1", None]
 
     def test_writes_without_an_id_are_never_taken_for_one_another(self, path: Path) -> None:
@@ -142,8 +142,8 @@ class SavesConformance(ShardConformance):
             b"a", {"session": version + 7, "context": version, "other": 0}, session(b"2"), DeleteKind("context")
         )
         [result] = commit(store, [wrong], 2)
-        assert isinstance(result, Refusal)
-        assert result.code == RefusalCode.CONFLICT
+        assert isinstance(result, Rejection)
+        assert result.code == RejectionCode.CONFLICT
         assert result.found == {"session": version, "context": version, "other": 0}
         assert (store.version, store.statistics().log_rows) == (version, 1)
         assert {kind: part.value for kind, part in fragments(store, b"a").items()} == {"session": b"1", "context": b"c"}
@@ -161,20 +161,20 @@ class SavesConformance(ShardConformance):
             ],
             2,
         )
-        assert [isinstance(result, Refusal) for result in results] == [False, True, False, True, False]
-        assert [code(results[1]), code(results[3])] == [RefusalCode.CONFLICT] * 2
+        assert [isinstance(result, Rejection) for result in results] == [False, True, False, True, False]
+        assert [code(results[1]), code(results[3])] == [RejectionCode.CONFLICT] * 2
         assert values(store, [b"a", b"b", b"c"]) == [b"2", b"1", b"1"]
         assert [row.agent for _, row in store.log_after(version, 10)] == [b"b", b"a", b"c"]
 
     def test_zero_expects_that_nothing_is_there(self, store: Shard) -> None:
         assert versions(commit(store, [expecting(b"a", {"session": 0}, session())], 1))
-        assert code(commit(store, [expecting(b"a", {"session": 0}, session())], 1)[0]) == RefusalCode.CONFLICT
+        assert code(commit(store, [expecting(b"a", {"session": 0}, session())], 1)[0]) == RejectionCode.CONFLICT
         commit(store, [write(b"a", DeleteAgent())], 1)
         assert versions(commit(store, [expecting(b"a", {"session": 0}, session())], 1))
 
     def test_a_delete_expects_like_any_write(self, store: Shard) -> None:
         [version] = versions(commit(store, [put("a")], 1))
-        assert code(commit(store, [expecting(b"a", {"session": 1}, DeleteAgent())], 1)[0]) == RefusalCode.CONFLICT
+        assert code(commit(store, [expecting(b"a", {"session": 1}, DeleteAgent())], 1)[0]) == RejectionCode.CONFLICT
         assert versions(commit(store, [expecting(b"a", {"session": version}, DeleteAgent())], 1)) == [version + 1]
         assert fragments(store, b"a") == {}
 
@@ -199,10 +199,10 @@ class SavesConformance(ShardConformance):
     def test_an_expired_fragment_counts_as_not_there(self, store: Shard) -> None:
         [version] = versions(commit(store, [write(b"a", session(ttl_ms=100))], 1_000))
         early = commit(store, [expecting(b"a", {"session": 0}, session(b"2"))], 1_099)
-        assert code(early[0]) == RefusalCode.CONFLICT
+        assert code(early[0]) == RejectionCode.CONFLICT
         late = commit(store, [expecting(b"a", {"session": version}, session(b"2"))], 1_100)
-        assert code(late[0]) == RefusalCode.CONFLICT
-        assert isinstance(late[0], Refusal)
+        assert code(late[0]) == RejectionCode.CONFLICT
+        assert isinstance(late[0], Rejection)
         assert late[0].found == {"session": 0}
         assert versions(commit(store, [expecting(b"a", {"session": 0}, session(b"2"))], 1_100)) == [version + 1]
 
@@ -267,7 +267,7 @@ class SavesConformance(ShardConformance):
     @pytest.mark.parametrize("ttl_ms", [TTL_MS_MAX + 1, (1 << 64) - 1])
     def test_a_lifetime_beyond_all_limits_costs_its_sender_that_write(self, store: Shard, ttl_ms: int) -> None:
         results = commit(store, [put("b"), write(b"a", session(ttl_ms=ttl_ms)), put("c")], 1_000)
-        assert [isinstance(result, Refusal) for result in results] == [False, True, False]
+        assert [isinstance(result, Rejection) for result in results] == [False, True, False]
         assert versions(commit(store, [write(b"a", session(ttl_ms=TTL_MS_MAX))], 1_000))
 
     def test_sweeps_and_commits_from_one_thread_leave_reads_of_another_whole(self, store: Shard) -> None:
@@ -322,7 +322,7 @@ class SavesConformance(ShardConformance):
                         if known is not None:
                             assert result == known
                         elif each.expect not in (None, {"session": there}):
-                            assert code(result) == RefusalCode.CONFLICT
+                            assert code(result) == RejectionCode.CONFLICT
                         else:
                             assert isinstance(result, int) and result > max([0, *applied.values()])
                             [operation] = each.operations

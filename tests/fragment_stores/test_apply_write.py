@@ -15,7 +15,7 @@ from dawnchorus.wire.protocol.limits import (
     WRITE_ID_BYTES_MAX,
     WRITE_OPERATIONS_MAX,
 )
-from dawnchorus.wire.protocol.messages import DeleteAgent, DeleteKind, Operation, Put, Refusal, RefusalCode, Write
+from dawnchorus.wire.protocol.messages import DeleteAgent, DeleteKind, Operation, Put, Rejection, RejectionCode, Write
 
 BEFORE = encode_image(7, {"session": Fragment(6, 1, 0, 100, 0, b"s"), "context": Fragment(7, 0, 1, 200, 0, b"c")})
 
@@ -31,13 +31,13 @@ def put(kind: str, value: bytes = b"v") -> Put:
 def merged(image: bytes | None, *operations: Operation) -> dict[str, Fragment] | None:
     """The fragments after the write of version 9 at 900 ms; fails where it is refused."""
     after = apply_write(image, write(*operations), 9, 900)
-    assert not isinstance(after, Refusal), after
+    assert not isinstance(after, Rejection), after
     return None if after is None else decode_image(after)
 
 
-def refusal(image: bytes | None, refused: Write) -> str:
+def rejection(image: bytes | None, refused: Write) -> str:
     after = apply_write(image, refused, 9, 900)
-    assert isinstance(after, Refusal)
+    assert isinstance(after, Rejection)
     return after.reason
 
 
@@ -104,27 +104,27 @@ def test_agent_ids_within_the_limits_are_taken(agent: bytes) -> None:
     ],
 )
 def test_agent_ids_outside_the_limits_are_refused(agent: bytes, reason: str) -> None:
-    assert reason in refusal(None, write(put("session"), agent=agent))
-    assert reason in refusal(BEFORE, write(DeleteAgent(), agent=agent))
+    assert reason in rejection(None, write(put("session"), agent=agent))
+    assert reason in rejection(BEFORE, write(DeleteAgent(), agent=agent))
 
 
 def test_a_fragment_of_just_the_limit_is_taken_and_one_byte_more_is_refused() -> None:
     assert isinstance(apply_write(None, write(put("session", bytes(FRAGMENT_BYTES_MAX))), 9, 900), bytes)
     too_large = write(put("session", bytes(FRAGMENT_BYTES_MAX + 1)))
-    assert refusal(None, too_large) == "fragment 'session' has 1,048,577 bytes; the limit is 1,048,576"
+    assert rejection(None, too_large) == "fragment 'session' has 1,048,577 bytes; the limit is 1,048,576"
 
 
 def test_an_image_of_just_the_limit_is_taken_and_one_byte_more_is_refused() -> None:
     first = put("session", bytes(FRAGMENT_BYTES_MAX))
     without = apply_write(None, write(first, put("context", bytes(1 << 20))), 9, 900)
-    assert isinstance(without, Refusal), "two largest fragments are too much with their header"
+    assert isinstance(without, Rejection), "two largest fragments are too much with their header"
     empty = apply_write(None, write(first, put("context", bytes(70_000))), 9, 900)
     assert isinstance(empty, bytes)
     room = 70_000 + IMAGE_BYTES_MAX - len(empty)
     largest = apply_write(None, write(first, put("context", bytes(room))), 9, 900)
     assert isinstance(largest, bytes)
     assert len(largest) == IMAGE_BYTES_MAX
-    over = refusal(None, write(first, put("context", bytes(room + 1))))
+    over = rejection(None, write(first, put("context", bytes(room + 1))))
     assert over == "the agent's image would have 2,097,153 bytes; the limit is 2,097,152 (2 MiB)"
 
 
@@ -138,8 +138,8 @@ def test_an_image_may_be_too_large_between_the_operations_of_a_write() -> None:
 def test_write_ids_and_operations_are_bounded_because_the_log_keeps_them() -> None:
     longest = write(*[put("session")] * WRITE_OPERATIONS_MAX, write_id=b"w" * WRITE_ID_BYTES_MAX)
     assert isinstance(apply_write(None, longest, 9, 900), bytes)
-    assert "at most 64 bytes" in refusal(None, write(put("session"), write_id=b"w" * (WRITE_ID_BYTES_MAX + 1)))
-    assert "at most 256 operations" in refusal(None, write(*[put("session")] * (WRITE_OPERATIONS_MAX + 1)))
+    assert "at most 64 bytes" in rejection(None, write(put("session"), write_id=b"w" * (WRITE_ID_BYTES_MAX + 1)))
+    assert "at most 256 operations" in rejection(None, write(*[put("session")] * (WRITE_OPERATIONS_MAX + 1)))
 
 
 def conditional(*operations: Operation, **expect: int) -> Write:
@@ -163,8 +163,8 @@ def test_a_write_that_finds_what_it_expects_is_applied() -> None:
 @pytest.mark.parametrize("expect", [{"session": 5}, {"session": 0}, {"session": 6, "context": 0}, {"other": 1}])
 def test_a_write_that_finds_something_else_is_a_conflict_that_says_what_is_there(expect: dict[str, int]) -> None:
     after = apply_write(BEFORE, conditional(put("session"), DeleteKind("context"), **expect), 9, 900)
-    assert isinstance(after, Refusal)
-    assert after.code == RefusalCode.CONFLICT
+    assert isinstance(after, Rejection)
+    assert after.code == RejectionCode.CONFLICT
     there = {"session": 6, "context": 7, "other": 0}
     assert after.found == {kind: there[kind] for kind in expect}
     assert all(f"{kind} {there[kind]}" in after.reason for kind in expect if expect[kind] != there[kind])
@@ -174,7 +174,7 @@ def test_expired_counts_as_nothing_from_its_millisecond_on() -> None:
     assert isinstance(apply_write(EXPIRING, conditional(put("session"), session=0, context=7), 9, 900), bytes)
     assert isinstance(apply_write(EXPIRING, conditional(put("session"), session=6, context=7), 9, 899), bytes)
     late = apply_write(EXPIRING, conditional(put("session"), session=6), 9, 900)
-    assert isinstance(late, Refusal)
+    assert isinstance(late, Rejection)
     assert late.found == {"session": 0}
 
 
@@ -192,7 +192,7 @@ def test_a_time_of_expiry_is_kept_as_it_is() -> None:
     assert after is not None
     assert (after["session"].expires_ms, after["context"].expires_ms) == (901, 3), "whether it is over or not"
     assert isinstance(apply_write(None, write(Put("session", 0, 0, b"v", 0, 900 + TTL_MS_MAX)), 9, 900), bytes)
-    assert "lives at most" in refusal(None, write(Put("session", 0, 0, b"v", 1, 901 + TTL_MS_MAX)))
+    assert "lives at most" in rejection(None, write(Put("session", 0, 0, b"v", 1, 901 + TTL_MS_MAX)))
 
 
 def test_times_that_begin_and_end_are_told() -> None:
@@ -212,10 +212,10 @@ def test_times_that_begin_and_end_are_told() -> None:
 
 def test_lifetimes_and_expectations_are_bounded() -> None:
     assert isinstance(apply_write(None, write(Put("session", 0, 0, b"v", TTL_MS_MAX)), 9, 900), bytes)
-    assert "lives at most" in refusal(None, write(Put("session", 0, 0, b"v", TTL_MS_MAX + 1)))
+    assert "lives at most" in rejection(None, write(Put("session", 0, 0, b"v", TTL_MS_MAX + 1)))
     many = {f"k{number}": 0 for number in range(WRITE_OPERATIONS_MAX)}
     assert isinstance(apply_write(None, conditional(put("session"), **many), 9, 900), bytes)
-    assert "expects at most" in refusal(None, conditional(put("session"), one_more=0, **many))
+    assert "expects at most" in rejection(None, conditional(put("session"), one_more=0, **many))
 
 
 def test_a_damaged_image_is_not_written_over() -> None:
@@ -244,7 +244,7 @@ def test_a_row_of_writes_ends_as_a_mapping_would(rows: list[list[Operation]]) ->
             else:
                 expected.clear()
         after = apply_write(image, write(*row), version, version)
-        assert not isinstance(after, Refusal)
+        assert not isinstance(after, Rejection)
         assert (after is None) == (not expected)
         if not any(isinstance(operation, Put) for operation in row) and before == expected:
             assert after is image

@@ -28,7 +28,7 @@ from dawnchorus.wire.protocol.messages import (
     DeleteKind,
     Operation,
     Put,
-    Refusal,
+    Rejection,
     SectionStatus,
     Write,
     encode,
@@ -58,7 +58,7 @@ class GatedStore:
     def version(self) -> int:
         return int(self.inner.version)
 
-    def commit(self, writes: Sequence[Write], now_ms: int, epoch: int) -> list[int | Refusal]:
+    def commit(self, writes: Sequence[Write], now_ms: int, epoch: int) -> list[int | Rejection]:
         self.groups.append([write.agent for write in writes])
         self.entered.set()
         assert self.gate.wait(PATIENCE_S)
@@ -245,7 +245,7 @@ async def test_a_write_of_kinds_kept_elsewhere_is_refused_alone(bench: Bench, op
     [answer] = await bench.answered(1)
     first, refused, last = answer.sections[0].results
     assert (first, last) == (FIRST + 1, FIRST + 2)
-    assert isinstance(refused, Refusal)
+    assert isinstance(refused, Rejection)
     assert refused.reason.startswith("store 'live' keeps no kind '")
     assert [bench.stores[0].value(agent) for agent in (b"a", b"b", b"c")] == [b"v", None, b"v"]
 
@@ -256,7 +256,7 @@ async def test_a_write_that_expects_a_kind_kept_elsewhere_is_refused_alone(bench
     [answer] = await bench.answered(1)
     first, refused = answer.sections[0].results
     assert first == FIRST + 1
-    assert isinstance(refused, Refusal)
+    assert isinstance(refused, Rejection)
     assert refused.reason == "store 'live' keeps no kind 'history', of which a version is expected"
 
 

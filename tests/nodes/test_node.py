@@ -38,7 +38,7 @@ from dawnchorus.wire.protocol.messages import (
     ImageSection,
     Message,
     Put,
-    Refusal,
+    Rejection,
     Reply,
     Scan,
     ScanReply,
@@ -216,7 +216,7 @@ async def test_the_largest_agent_travels(client: RawClient) -> None:
     assert value(found[b"a"]) == bytes(1 << 20)
     assert value(found[b"a"], "context") == b"c" * ((1 << 20) - 200)
     larger = await client.ask(commit_of({b"a": bytes((1 << 20) + 1)}), CommitReply)
-    assert isinstance(larger.sections[0].results[0], Refusal)
+    assert isinstance(larger.sections[0].results[0], Rejection)
 
 
 async def test_saves_by_the_hundred_at_once_are_all_answered(serving: Served, client: RawClient) -> None:
@@ -253,10 +253,10 @@ async def test_bad_writes_fail_alone(client: RawClient) -> None:
     committed = await client.ask(Commit(3, BUDGET_US, 0, None, sections), CommitReply)
     first, second = committed.sections
     assert (first.status, second.status) == (SectionStatus.OK, SectionStatus.MOVED)
-    shown = ["refused" if isinstance(result, Refusal) else bool(result) for result in first.results]
+    shown = ["refused" if isinstance(result, Rejection) else bool(result) for result in first.results]
     assert shown == [True, "refused", "refused", "refused", False, True]
     counters = await barrier(client)
-    assert (counters["commits"], counters["writes"], counters["refused_writes"]) == (1, 3, 3)
+    assert (counters["commits"], counters["writes"], counters["rejected_writes"]) == (1, 3, 3)
 
 
 async def test_a_scan_pages_through_a_shard(client: RawClient) -> None:

@@ -130,7 +130,7 @@ def test_data_of_another_cluster_is_refused(topology: Topology) -> None:
     with pytest.raises(DataFolderError, match=f"cluster_uuid '{UUID}', the placement says '{'cd' * 16}'"):
         open_shards(topology, other, NODE)
     with opened(topology, placement) as shards:
-        assert all(owned.fragments is not None for owned in shards.values()), "a refusal leaves nothing open"
+        assert all(owned.fragments is not None for owned in shards.values()), "a rejection leaves nothing open"
 
 
 def test_data_of_another_number_of_shards_is_refused(tmp_path: Path) -> None:

@@ -39,8 +39,8 @@ from dawnchorus.wire.protocol.messages import (
     ImageSection,
     Ping,
     Put,
-    Refusal,
-    RefusalCode,
+    Rejection,
+    RejectionCode,
     Reply,
     Request,
     Scan,
@@ -304,11 +304,11 @@ class FakeNode:
         return StatusReply(request.request, self.name, 0, 0, 0, [], {})
 
     def _commit(self, index: int, section: CommitSection) -> CommitReplySection:
-        results: list[int | Refusal] = []
+        results: list[int | Rejection] = []
         for write in section.writes:
             found = self._found(section.store, write)
             if self.expects and write.write_id not in self.applied and found != (write.expect or {}):
-                results.append(Refusal("other versions are there", RefusalCode.CONFLICT, found))
+                results.append(Rejection("other versions are there", RejectionCode.CONFLICT, found))
                 continue
             if write.write_id not in self.applied:
                 self.applied[write.write_id] = self.write(section.store, write)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVarTuple
 
 from dawnchorus.fragment_stores.apply_write import apply_write
 from dawnchorus.fragment_stores.engine import LogRow
-from dawnchorus.fragment_stores.log_rows import log_row, misused_id, undecidable
+from dawnchorus.fragment_stores.log_rows import indeterminate, log_row, misused_id
 from dawnchorus.router.dispatch.exchange import Exchange
 from dawnchorus.router.saves.agent_write import AgentWrite
 from dawnchorus.router.saves.commit_operation import _CommitExchange  # pyright: ignore[reportPrivateUsage]  # what a message carries
@@ -22,7 +22,7 @@ from dawnchorus.wire.protocol.messages import (
     CommitReply,
     CommitReplySection,
     FaultCode,
-    Refusal,
+    Rejection,
     SectionStatus,
     Write,
     decode_request,
@@ -110,7 +110,7 @@ class MemoryShard:
         self.applied: list[Applied] = []
         self._log_rows_max = log_rows_max
 
-    def commit(self, write: Write, origin: AgentWrite) -> tuple[int | Refusal, list[str] | None]:
+    def commit(self, write: Write, origin: AgentWrite) -> tuple[int | Rejection, list[str] | None]:
         """Apply a write; return its result and the kinds that it removed."""
         known = self.log.get(write.write_id)
         if known is not None:
@@ -118,11 +118,11 @@ class MemoryShard:
             misused = misused_id(row, write)
             return (version, row.removed) if misused is None else (misused, None)
         if write.repeated and write.seen < self.trimmed:
-            return undecidable(self.trimmed), None
+            return indeterminate(self.trimmed), None
         before = self.images.get(write.agent)
         version = self.version + 1
         after = apply_write(before, write, version, 0)
-        if isinstance(after, Refusal):
+        if isinstance(after, Rejection):
             return after, None
         if after is before:
             return 0, None

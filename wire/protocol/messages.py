@@ -18,7 +18,7 @@ from ..errors import ProtocolError
 from .backup_messages import Backup, BackupReply
 from .control_messages import PING, PONG, Cancel, Ping, Pong
 from .request_header import REQUEST_FIELD, Number, RequestHeader
-from .status_codes import FaultCode, RefusalCode, SectionStatus
+from .status_codes import FaultCode, RejectionCode, SectionStatus
 from .status_messages import ShardStatus, Status, StatusReply
 
 __all__ = [
@@ -49,8 +49,8 @@ __all__ = [
     "Ping",
     "Pong",
     "Put",
-    "Refusal",
-    "RefusalCode",
+    "Rejection",
+    "RejectionCode",
     "Reply",
     "Request",
     "RequestHeader",
@@ -214,25 +214,25 @@ class Commit(RequestHeader, array_like=True, frozen=True, gc=False, tag=5):
     sections: list[CommitSection]
 
 
-class Refusal(msgspec.Struct, array_like=True, frozen=True, gc=False):
+class Rejection(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Why a write was not applied; nothing of it was, now. `found`: kind -> version, of the kinds expected."""
 
     reason: str
-    code: int = RefusalCode.INVALID
+    code: int = RejectionCode.INVALID
     found: dict[str, int] | None = None
 
 
 class CommitReplySection(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Results of the request's section `index`, one for each write in order.
 
-    A result is the write's version (0 where there was nothing to delete) or its refusal. `version` is the shard's.
+    A result is the write's version (0 where there was nothing to delete) or its rejection. `version` is the shard's.
     `removed`: of writes that delete, by their index, the kinds that were there.
     """
 
     index: Number
     status: int
     version: int
-    results: list[int | Refusal]
+    results: list[int | Rejection]
     detail: str = ""
     removed: dict[int, list[str]] | None = None
 

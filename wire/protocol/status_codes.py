@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["FaultCode", "RefusalCode", "SectionStatus", "fault_code"]
+__all__ = ["FaultCode", "RejectionCode", "SectionStatus", "fault_code"]
 
 
 class SectionStatus(enum.IntEnum):
@@ -35,14 +35,14 @@ class FaultCode(enum.IntEnum):
     INTERNAL = 6
 
 
-class RefusalCode(enum.IntEnum):
+class RejectionCode(enum.IntEnum):
     """Why a write was not applied."""
 
     INVALID = 1
     """It is outside the limits, or not for this store."""
     CONFLICT = 2
     """What is there is not what it expects; `found` says what is."""
-    UNDECIDABLE = 3
+    INDETERMINATE = 3
     """It may have been applied before, and the log no longer reaches back far enough to tell."""
 
 

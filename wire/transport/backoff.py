@@ -46,7 +46,7 @@ class Backoff:
         return self._drawn(longest_s)
 
     def refused_pause_s(self) -> float:
-        """Return how long to stay away after a refusal, in seconds."""
+        """Return how long to stay away after a rejection, in seconds."""
         return self._drawn(REFUSED_S)
 
     def handle_welcome(self) -> None:

@@ -31,7 +31,7 @@ Handlers: TypeAlias = Mapping[type[msgspec.Struct], Handler]
 class Greeter(Protocol):
     """Answers of the server's owner to a router that opens a connection."""
 
-    def refusal(self, hello: Hello) -> Fault | None:
+    def rejection(self, hello: Hello) -> Fault | None:
         """Return why the router is not welcome, None if it is."""
         ...
 

@@ -212,8 +212,8 @@ class RequestServer:
 
     def _welcome(self, peer: bytes, hello: Hello) -> None:
         self._counters.hellos += 1
-        if (refusal := self._greeter.refusal(hello)) is not None:
-            self.reply(peer, refusal)
+        if (rejection := self._greeter.rejection(hello)) is not None:
+            self.reply(peer, rejection)
             return
         if peer not in self._peers and not self._has_room():
             self._counters.turned_away += 1

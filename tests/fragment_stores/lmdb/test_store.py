@@ -18,7 +18,7 @@ from dawnchorus.fragment_stores.lmdb import store as lmdb_store
 from dawnchorus.fragment_stores.lmdb.identity import read_identity
 from dawnchorus.fragment_stores.lmdb.store import LMDBStore
 from dawnchorus.wire.errors import StoreDamaged, StoreError, StoreFull
-from dawnchorus.wire.protocol.messages import DeleteAgent, Refusal, RefusalCode
+from dawnchorus.wire.protocol.messages import DeleteAgent, Rejection, RejectionCode
 from dawnchorus.wire.protocol.versions import first_version
 from tests.fragment_stores.conformance import IDENTITY, commit, images_of, put, read, value_of, values, versions, write
 from tests.fragment_stores.conformance_saves import SavesConformance, again
@@ -183,7 +183,7 @@ def test_a_damaged_image_refuses_writes_to_its_agent_alone(tmp_path: Path) -> No
     with TestLMDBStore.opened(tmp_path) as store:
         store.begin_generation(1)
         bad, good = commit(store, [put("bad"), put("good")], 1)
-        assert isinstance(bad, Refusal)
+        assert isinstance(bad, Rejection)
         assert "damaged" in bad.reason
         assert isinstance(good, int)
         assert [bytes(image) for image in read(store, [b"bad"])] == [b"no image"]
@@ -365,8 +365,8 @@ def test_a_repeated_write_that_the_log_no_longer_reaches_back_to_is_refused_as_u
     for generation in (2, 3):
         for write_ in (applied, never):
             [result] = commit(store, [again(write_, seen)], 1)
-            assert isinstance(result, Refusal)
-            assert result.code == RefusalCode.UNDECIDABLE
+            assert isinstance(result, Rejection)
+            assert result.code == RejectionCode.INDETERMINATE
             assert str(version) in result.reason, "it says how far the log reaches back"
         assert values(store, [b"a", b"never"]) == [b"2", None]
         store.close()

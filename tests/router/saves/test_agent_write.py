@@ -18,19 +18,19 @@ from dawnchorus import (
 )
 from dawnchorus.router.saves.agent_write import AgentWrite, SavedVersions
 from dawnchorus.router.saves.write_token import WriteToken
-from dawnchorus.wire.protocol.messages import DeleteAgent, DeleteKind, Operation, Put, Refusal, RefusalCode, Write
+from dawnchorus.wire.protocol.messages import DeleteAgent, DeleteKind, Operation, Put, Rejection, RejectionCode, Write
 
 TOKEN = WriteToken(b"\x01\x02", {"id": 7, "live": 0})
 KINDS = {"id": ["profile", "preference"], "live": ["session"]}
 OPERATIONS: Mapping[str, list[Operation]] = {"id": [Put("profile", 0, 1, b"v")], "live": [DeleteKind("session")]}
 
-CONFLICT = Refusal("other versions are there", RefusalCode.CONFLICT, {"profile": 4})
-REFUSED = Refusal("too large")
-UNDECIDABLE = Refusal("the log only reaches back to version 9", RefusalCode.UNDECIDABLE)
+CONFLICT = Rejection("other versions are there", RejectionCode.CONFLICT, {"profile": 4})
+REFUSED = Rejection("too large")
+INDETERMINATE = Rejection("the log only reaches back to version 9", RejectionCode.INDETERMINATE)
 DISK_FULL = "DISK_FULL: no space left on the disk"
 
 
-def written(**answers: int | Refusal | str | None) -> AgentWrite:
+def written(**answers: int | Rejection | str | None) -> AgentWrite:
     """A write to two stores that got these answers: of a node, "" for a section refused as a whole, None for none."""
     write = AgentWrite("a", b"a", TOKEN, OPERATIONS)
     for store, answer in answers.items():
@@ -67,13 +67,13 @@ def test_a_save_that_every_store_acknowledged_is_saved() -> None:
         ({"id": CONFLICT, "live": None}, SaveIncomplete),
         ({"id": CONFLICT, "live": REFUSED}, SaveIncomplete),
         ({"id": REFUSED, "live": None}, SaveIncomplete),
-        ({"id": 5, "live": UNDECIDABLE}, SaveUndecidable),
-        ({"id": UNDECIDABLE, "live": UNDECIDABLE}, SaveUndecidable),
-        ({"id": UNDECIDABLE, "live": None}, SaveUndecidable),
+        ({"id": 5, "live": INDETERMINATE}, SaveUndecidable),
+        ({"id": INDETERMINATE, "live": INDETERMINATE}, SaveUndecidable),
+        ({"id": INDETERMINATE, "live": None}, SaveUndecidable),
     ],
 )
 def test_each_mixture_of_answers_is_one_error(
-    answers: dict[str, int | Refusal | str | None], kind: type[SaveError]
+    answers: dict[str, int | Rejection | str | None], kind: type[SaveError]
 ) -> None:
     error = outcome(written(**answers))
     assert type(error) is kind
@@ -82,7 +82,7 @@ def test_each_mixture_of_answers_is_one_error(
 
 
 def test_a_conflict_everywhere_says_everything_that_is_there() -> None:
-    other = Refusal("", RefusalCode.CONFLICT, {"session": 0})
+    other = Rejection("", RejectionCode.CONFLICT, {"session": 0})
     error = outcome(written(id=CONFLICT, live=other))
     assert isinstance(error, VersionConflict)
     assert error.found == {"profile": 4, "session": 0}
@@ -101,13 +101,13 @@ def test_an_incomplete_save_lists_saved_conflicting_refused_and_unknown() -> Non
 
 
 def test_a_conflict_that_does_not_say_what_is_there_is_a_refusal() -> None:
-    error = outcome(written(id=Refusal("other versions", RefusalCode.CONFLICT), live=REFUSED))
+    error = outcome(written(id=Rejection("other versions", RejectionCode.CONFLICT), live=REFUSED))
     assert isinstance(error, SaveRefused)
     assert error.refused == {"id": "other versions", "live": "too large"}
 
 
 def test_a_refusal_of_a_code_that_is_not_known_yet_is_a_refusal() -> None:
-    assert isinstance(outcome(written(id=Refusal("new", 99), live=REFUSED)), SaveRefused)
+    assert isinstance(outcome(written(id=Rejection("new", 99), live=REFUSED)), SaveRefused)
 
 
 def test_an_agent_erased_whole_names_every_kind() -> None:
@@ -119,11 +119,11 @@ def test_an_agent_erased_whole_names_every_kind() -> None:
     assert saved.versions == {"profile": 5, "preference": 5, "session": 0}
 
 
-answers = st.sampled_from([None, 0, 5, CONFLICT, REFUSED, UNDECIDABLE, DISK_FULL])
+answers = st.sampled_from([None, 0, 5, CONFLICT, REFUSED, INDETERMINATE, DISK_FULL])
 
 
 @given(st.fixed_dictionaries({"id": answers, "live": answers}))
-def test_no_outcome_is_more_certain_than_the_answers(given_: dict[str, int | Refusal | str | None]) -> None:
+def test_no_outcome_is_more_certain_than_the_answers(given_: dict[str, int | Rejection | str | None]) -> None:
     write = written(**given_)
     result = outcome(write)
     unanswered = {store for store, answer in given_.items() if answer is None}

@@ -28,8 +28,8 @@ from dawnchorus.wire.protocol.messages import (
     DeleteKind,
     FaultCode,
     Put,
-    Refusal,
-    RefusalCode,
+    Rejection,
+    RejectionCode,
     Request,
     SectionStatus,
     Write,
@@ -43,7 +43,7 @@ LONG_S = 20.0
 MIB = 1 << 20
 
 
-def answering(node: FakeNode, status: int, *results: int | Refusal, detail: str = "") -> None:
+def answering(node: FakeNode, status: int, *results: int | Rejection, detail: str = "") -> None:
     """Let a node answer every section of a Commit with this status and these results."""
 
     def answer(request: Request) -> list[bytes]:
@@ -104,7 +104,7 @@ def puts(operations: list[Put | DeleteKind | DeleteAgent]) -> list[Put]:
 
 async def test_a_refused_write_says_why_and_that_nothing_was_written() -> None:
     async with fake_client() as (cluster, nodes):
-        answering(nodes["id"], SectionStatus.OK, Refusal("too large for this shard"))
+        answering(nodes["id"], SectionStatus.OK, Rejection("too large for this shard"))
         with pytest.raises(SaveRefused, match="too large for this shard") as raised:
             await cluster.save("a", {"profile": 1})
         assert list(raised.value.refused) == ["id"]
@@ -286,7 +286,7 @@ async def test_a_save_carries_the_version_that_was_known_when_it_was_first_sent(
 
 async def test_a_conflict_says_what_is_there() -> None:
     async with fake_client() as (cluster, nodes):
-        answering(nodes["id"], SectionStatus.OK, Refusal("other", RefusalCode.CONFLICT, {"profile": 9}))
+        answering(nodes["id"], SectionStatus.OK, Rejection("other", RejectionCode.CONFLICT, {"profile": 9}))
         with pytest.raises(VersionConflict) as raised:
             await cluster.save("a", {"profile": 1}, expect=0)
         assert raised.value.found == {"profile": 9}
@@ -302,7 +302,7 @@ async def test_a_conflict_says_what_is_there() -> None:
 
 async def test_a_save_that_is_repeated_too_late_is_undecidable() -> None:
     async with fake_client() as (cluster, nodes):
-        answering(nodes["id"], SectionStatus.OK, Refusal("the log reaches back to 9", RefusalCode.UNDECIDABLE))
+        answering(nodes["id"], SectionStatus.OK, Rejection("the log reaches back to 9", RejectionCode.INDETERMINATE))
         with pytest.raises(SaveUndecidable, match="id: the log reaches back to 9"):
             await cluster.save("a", {"profile": 1}, write_id="01.id:5")
 

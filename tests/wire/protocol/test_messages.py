@@ -32,7 +32,7 @@ from dawnchorus.wire.protocol.messages import (
     Ping,
     Pong,
     Put,
-    Refusal,
+    Rejection,
     Reply,
     Request,
     Scan,
@@ -111,7 +111,7 @@ EXAMPLES: list[tuple[Message, str]] = [
         CommitReply(
             8,
             [
-                CommitReplySection(0, 0, 9, [9, 0, Refusal("no")], removed={0: ["a"]}),
+                CommitReplySection(0, 0, 9, [9, 0, Rejection("no")], removed={0: ["a"]}),
                 CommitReplySection(1, 1, 0, [], "moved"),
             ],
         ),
@@ -162,7 +162,7 @@ FIELDS = {
     "Write": "agent write_id seen operations expect repeated digest",
     "CommitSection": "store shard epoch writes",
     "Commit": "request budget_us sent_us trace sections",
-    "Refusal": "reason code found",
+    "Rejection": "reason code found",
     "CommitReplySection": "index status version results detail removed",
     "CommitReply": "request sections",
     "Scan": "request budget_us sent_us trace store shard epoch position agents_max prefix",
@@ -229,14 +229,16 @@ OLDER: list[tuple[Message, str]] = [
     ),
     (Scan(9, 1_000, 77, None, "live", 0, 1, b"a", 100), "9a0709cd03e84dc0a46c6976650001c4016164"),
     (
-        CommitReply(8, [CommitReplySection(0, 0, 9, [9, 0, Refusal("no")]), CommitReplySection(1, 1, 0, [], "moved")]),
+        CommitReply(
+            8, [CommitReplySection(0, 0, 9, [9, 0, Rejection("no")]), CommitReplySection(1, 1, 0, [], "moved")]
+        ),
         "930608929500000993090093a26e6f01c0a09501010090a56d6f766564",
     ),
     (
         Welcome("live-1", "ab" * 16, b"{}", b"\x80", "ipc:///run/x.ipc", 4 << 20),
         "9802a66c6976652d31d9206162616261626162616261626162616261626162616261626162616261626162c4027b7dc40180b06970633a2f2f2f72756e2f782e697063ce0040000090",
     ),
-    (CommitReply(8, [CommitReplySection(0, 0, 9, [9, 0, Refusal("no")])]), "930608919500000993090091a26e6fa0"),
+    (CommitReply(8, [CommitReplySection(0, 0, 9, [9, 0, Rejection("no")])]), "930608919500000993090091a26e6fa0"),
 ]
 
 names = st.text(max_size=20)
@@ -289,7 +291,7 @@ anything: st.SearchStrategy[Any] = st.one_of(
                 numbers,
                 signed,
                 signed,
-                st.lists(signed | st.builds(Refusal, names, signed, expectations), max_size=4),
+                st.lists(signed | st.builds(Rejection, names, signed, expectations), max_size=4),
                 names,
                 st.none() | st.dictionaries(numbers, st.lists(names, max_size=2), max_size=2),
             ),

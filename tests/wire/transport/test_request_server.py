@@ -115,7 +115,7 @@ class Pipes:
 class Greeter:
     """Welcomes routers of any cluster but one."""
 
-    def refusal(self, hello: Hello) -> Fault | None:
+    def rejection(self, hello: Hello) -> Fault | None:
         return Fault(0, FaultCode.WRONG_CLUSTER, "not here") if hello.cluster == "another" else None
 
     def welcome(self, *, ipc: bool) -> Welcome:
