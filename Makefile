@@ -5,15 +5,16 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.13 python3.12; do \
 VENV := .venv
 BIN := $(VENV)/bin
 REQUIRED := $(VENV)/.stamp-requirements
-STAMP := $(VENV)/.stamp-setup
+COMPILED := build/compiled
+STAMP := $(COMPILED)/.stamp
 
 # Processes that tests run in: many tests wait for nodes to start, die or time out.
 CORES := $(shell nproc 2>/dev/null || echo 1)
 WORKERS ?= $(shell echo $$(( $(CORES) < 7 ? $(CORES) + 1 : 8 )))
 
-# Directories with modules that are compiled, and how to find what is made of them: it lies beside its source.
-COMPILED := fragment_stores nodes router wire
-FIND_LIBRARIES := find src/dawnchorus $(COMPILED) -name '*.so'
+# The top-level directories of the package, as setup.py finds them, and their sources; in perf and tools nothing is compiled.
+CODE := $(patsubst %/__init__.py,%,$(wildcard */__init__.py))
+SOURCES := $(shell find $(filter-out perf tools,$(CODE)) -name '*.c' -o -name '*.py' -o -name '*.pyi')
 
 .DEFAULT_GOAL := help
 .PHONY: help setup servers storm up unit test check format bench wheel pin clean
@@ -32,14 +33,17 @@ $(REQUIRED): requirements/dev.txt pyproject.toml
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-# What is compiled lies beside its source and is what Python imports: made anew when a source changes, and the old removed.
-$(STAMP): $(REQUIRED) setup.py $(shell find $(COMPILED) -name '*.c' -o -name '*.py' -o -name '*.pyi')
-	@$(FIND_LIBRARIES) -delete
-	$(BIN)/python setup.py --quiet build_ext --inplace
-	@ls src/dawnchorus/*.so >/dev/null 2>&1 || echo "Nothing could be compiled: there is no C compiler, or no Python.h; on Debian: apt-get install" \
-		"gcc python3-dev. Everything works without, interpreted: one wake takes a fifth longer." >&2
-	@$(FIND_LIBRARIES) -exec touch {} +
-	@touch $@
+# What is compiled is imported from build/compiled, which src/dawnchorus_compiled.py sees to. The stamp is as old as the
+# sources that were read, so that a change during the build counts. A library beside its source would be imported unchecked.
+$(STAMP): $(REQUIRED) setup.py src/dawnchorus_compiled.py $(SOURCES)
+	@mkdir -p $(COMPILED) && touch $@.begun
+	@find $(CODE) src -name '*.so' -delete
+	@cd $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+		cp $(CURDIR)/src/dawnchorus_compiled.py . && echo 'import dawnchorus_compiled' > dawnchorus_compiled.pth
+	$(BIN)/python setup.py --quiet build_ext --build-lib $(COMPILED)
+	@ls $(COMPILED)/dawnchorus/*.so >/dev/null 2>&1 || echo "Nothing could be compiled: there is no C compiler, or no Python.h; on" \
+		"Debian: apt-get install gcc python3-dev. Everything works without, interpreted: one wake takes a fifth longer." >&2
+	@mv $@.begun $@
 
 servers: ## have redis-server, PostgreSQL, strace and nft: installed from Debian if they may be, else said
 	@.ci/servers
@@ -51,7 +55,7 @@ up: setup ## start and supervise the nodes of topology.toml, in the foreground
 	@$(BIN)/dawnchorus up
 
 unit: $(REQUIRED) ## unit tests: in memory and virtual time, no sockets, processes or waiting
-	$(BIN)/python -m pytest -m "not real" --numprocesses=$(CORES) --durations=10
+	DAWNCHORUS_INTERPRETED=1 $(BIN)/python -m pytest -m "not real" --numprocesses=$(CORES) --durations=10
 
 test: ## everything: format, lint, types, tests
 	@$(MAKE) --no-print-directory --jobs=2 setup servers check
@@ -85,6 +89,5 @@ pin: setup ## resolve requirements/dev.txt anew from pyproject.toml, with hashes
 		--custom-compile-command "make pin" --output-file requirements/dev.txt pyproject.toml
 
 clean: ## remove .venv and everything built; data under var/ stays
-	$(FIND_LIBRARIES) -delete
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

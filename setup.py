@@ -1,6 +1,6 @@
-"""What pyproject.toml cannot say: which parts are compiled (docs/decisions/0006, 0007).
+"""The build as far as pyproject.toml cannot say it: packages and compiled modules (docs/decisions/0001, 0006, 0007).
 
-All of it may be missing where there is no C compiler: the same Python files are then interpreted.
+All that is compiled may be missing if there is no C compiler: the same Python files are then interpreted.
 """
 
 import sys
@@ -9,35 +9,82 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-# What every wake passes through, in the client and in a node. A class that is compiled can only be derived from by one
-# that is compiled too: that is why all exchanges are here, those of saves and calls too.
-COMPILED = {
-    "wire/protocol": "frame_peek",
-    "wire/transport": """channel connection connections counters fair_queue handlers queueing_delay reply_queues
-        request_queue request_server socket_connection""",
-    "fragment_stores": "image_batch",
-    "fragment_stores/lmdb": "lookup schema snapshot",
-    "nodes": "node node_clock node_counters read_path",
-    "router": "plain_values",
-    "router/dispatch": """circuit_breaker congestion_window dispatcher exchange judgement load_shedding membership
-        node_flow retry_budget router send_queue unary_call""",
-    "router/saves": "commit_operation save_coalescer save_order",
-    "router/wakes": """acknowledged_versions fetch_operation fetch_plan fetch_results gather outcomes wake_batch
-        wake_coalescer""",
+DIRECTORIES = sorted(path.parent.name for path in Path().glob("*/__init__.py"))
+"""The directories at the top that are sub-packages. They are not listed: a directory with an `__init__.py` is one."""
+
+PACKAGES = {"dawnchorus": "src/dawnchorus"} | {
+    f"dawnchorus.{path.parent.as_posix().replace('/', '.')}": str(path.parent)
+    for directory in DIRECTORIES
+    for path in sorted(Path(directory).rglob("__init__.py"))
 }
-MODULES = {
-    f"dawnchorus.{directory.replace('/', '.')}.{name}"
-    for directory, names in COMPILED.items()
-    for name in names.split()
+
+# Every wake or save passes through these directories: all their modules are compiled but those named, for the reason
+# given. A compiled class can only be derived from by a compiled one: that is why all exchanges are here.
+INTERPRETED = {
+    "wire/transport": {
+        "acceptance": "used once a connection",
+        "listener": "used once a connection",
+        "loop_calls": "used once for what a thread has done",
+        "scheduler": "protocols that a simulation implements",
+        "server_socket": "used once a connection",
+        "sockets": "used once a connection",
+    },
+    "router/dispatch": {},
+    "router/saves": {
+        "agent_write": "mostly handles msgspec Structs: no faster",
+        "write_token": "a msgspec Struct",
+    },
+    "router/wakes": {
+        "agent_state": "a msgspec Struct, and users' values",
+        "fills": "called by states, which are interpreted",
+        "read_spec": "made once a placement",
+        "settle": "calls users' callbacks",
+        "state_copy": "pickled",
+        "state_images": "a msgspec Struct",
+        "wake_context": "mostly handles msgspec Decoders",
+        "wake_engine": "has an asynchronous generator",
+        "wake_future": "derives from a class that is not compiled",
+        "wake_stream": "an asynchronous generator",
+    },
+}
+# Of the other directories only what every wake passes through. Compiled, the rest was no faster, or slower (a commit
+# with apply_write, rows and write_digest), and it could no longer be patched and derived from.
+COMPILED = {
+    "wire/protocol": ["frame_peek"],
+    "fragment_stores": ["image_batch"],
+    "fragment_stores/lmdb": ["lookup", "schema", "snapshot"],
+    "nodes": ["node", "node_clock", "node_counters", "read_path"],
+    "router": ["plain_values"],
 }
 GROUP = "dawnchorus.compiled"
 LIBRARY = f"{GROUP}__mypyc"
-DIRECTORIES = ["fragment_stores", "nodes", "perf", "router", "tools", "wire"]
 COMMANDS = set(sys.argv)
 
 
-class BuildWholeOrNot(build_ext):
+def compiled_names() -> list[str]:
+    """Return the full names of the modules that are compiled."""
+    found = {
+        f"{directory}/{path.stem}"
+        for directory, exceptions in INTERPRETED.items()
+        for path in Path(directory).glob("*.py")
+        if path.stem not in {"__init__", *exceptions}
+    }
+    named = {f"{directory}/{name}" for directory, names in COMPILED.items() for name in names}
+    return sorted(f"dawnchorus.{path.replace('/', '.')}" for path in found | named)
+
+
+MODULES = compiled_names()
+
+
+class BuildCompleteOrNot(build_ext):
     """Leaves out the modules of a library that could not be built: Python would find them, and nothing behind them."""
+
+    def run(self) -> None:
+        """Build all, and remove what an earlier build left of modules that are not compiled any more."""
+        super().run()
+        outputs = {Path(self.get_ext_fullpath(extension.name)) for extension in self.extensions}
+        for built in set(Path(self.build_lib).rglob("*.so")) - outputs:
+            built.unlink()
 
     def build_extension(self, ext: Extension) -> None:
         """Build one, or see to it that none is there; the library comes first."""
@@ -52,8 +99,18 @@ class BuildWholeOrNot(build_ext):
             raise
 
 
+def lookup() -> Extension:
+    """Return the extension module that is written in C."""
+    return Extension(
+        "dawnchorus.fragment_stores.lmdb._lookup",
+        ["fragment_stores/lmdb/_lookup.c"],
+        extra_compile_args=["-O3", "-std=c11", "-Wall", "-Wextra"],
+        optional=True,
+    )
+
+
 def compiled_modules() -> list[Extension]:
-    """Return the extension modules that mypyc makes of the COMPILED ones: one library, and a name in it for each."""
+    """Return the extension modules that mypyc makes: one library, and a name in it for each module."""
     from mypyc.build import mypycify  # here, because it takes a second: what only asks for metadata does without
 
     # The links by which a type checker finds every module under its one name; an archive of the sources has none.
@@ -61,7 +118,7 @@ def compiled_modules() -> list[Extension]:
         link = Path("src", "dawnchorus", directory)
         if not link.exists():
             link.symlink_to(Path("..", "..", directory))
-    files = [f"src/{module.replace('.', '/')}.py" for module in sorted(MODULES)]
+    files = [f"src/{module.replace('.', '/')}.py" for module in MODULES]
     extensions: list[Extension] = mypycify(files, group_name=GROUP, debug_level="0")
     for extension in extensions:
         extension.optional = True
@@ -70,19 +127,14 @@ def compiled_modules() -> list[Extension]:
     return extensions
 
 
-lookup = Extension(
-    "dawnchorus.fragment_stores.lmdb._lookup",
-    ["fragment_stores/lmdb/_lookup.c"],
-    extra_compile_args=["-O3", "-std=c11", "-Wall", "-Wextra"],
-    optional=True,
-)
-modules: list[Extension] = []
+# An editable install has nothing compiled: that would be put beside the sources. An archive of the sources has the C.
+extensions: list[Extension] = [] if "editable_wheel" in COMMANDS else [lookup()]
 if "build_ext" in COMMANDS:
-    modules = compiled_modules()
+    extensions += compiled_modules()
 elif "bdist_wheel" in COMMANDS:
     try:
-        modules = compiled_modules()
+        extensions += compiled_modules()
     except (ImportError, SystemExit) as error:
-        # There is no mypy, or a later one finds a mistake: nothing that a user could mend.
+        # There is no mypy, or a later one finds an error: nothing that a user could mend.
         print(f"warning: nothing is compiled, all of it will be interpreted: mypyc: {error!r}", file=sys.stderr)
-setup(cmdclass={"build_ext": BuildWholeOrNot}, ext_modules=[lookup, *modules])
+setup(packages=list(PACKAGES), package_dir=PACKAGES, cmdclass={"build_ext": BuildCompleteOrNot}, ext_modules=extensions)
