@@ -22,8 +22,8 @@ from ..router.client.cluster import Cluster, connect
 from ..wire.descriptors import raise_limit
 from ..wire.errors import DawnchorusError
 from .harness.child_process import anonymous_bytes
-from .harness.scratch import temporary_folder
-from .harness.topologies import free_ports
+from .harness.scratch import temporary_directory
+from .harness.topologies import free_ports, one_node_text
 
 __all__ = ["crowd"]
 
@@ -32,19 +32,6 @@ _DEADLINE_S: Final = 60.0
 
 _FORGET_S: Final = 10.0
 """How long a node may take to forget clients that have gone; it looks about once a second and needs four looks."""
-
-_TOPOLOGY = """
-[cluster]
-name = "crowd"
-data_dir = "data"
-[stores.live]
-[fragments.session]
-store = "live"
-[[nodes]]
-name = "live-1"
-endpoint = "tcp://127.0.0.1:{port}"
-stores = ["live"]
-"""
 
 
 class _Crowd:
@@ -79,11 +66,11 @@ class _Crowd:
             await cluster.__aexit__(None, None, None)
 
 
-async def crowd(clients: int, each_second: int, seconds: int, folder: Path) -> int:
+async def crowd(clients: int, each_second: int, seconds: int, directory: Path) -> int:
     """Run it, print what came of it, and return how many clients failed."""
     raise_limit()
-    path = folder / "topology.toml"
-    path.write_text(_TOPOLOGY.format(port=free_ports(1)[0]))
+    path = directory / "topology.toml"
+    path.write_text(one_node_text("crowd", free_ports(1)[0]))
     async with Launcher(path) as launcher:
         async with connect(path) as cluster:
             await cluster.save("a", {"session": "asleep"})
@@ -118,8 +105,8 @@ def _main() -> int:
     parser.add_argument("--each-second", type=int, default=200)
     parser.add_argument("--seconds", type=int, default=30)
     given = parser.parse_args()
-    with temporary_folder() as folder:
-        return min(1, uvloop.run(crowd(given.clients, given.each_second, given.seconds, folder)))
+    with temporary_directory() as directory:
+        return min(1, uvloop.run(crowd(given.clients, given.each_second, given.seconds, directory)))
 
 
 if __name__ == "__main__":

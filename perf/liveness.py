@@ -29,28 +29,14 @@ from ..wire.errors import DawnchorusError
 from ..wire.protocol.messages import StatusReply
 from .faults.seclusion import CannotSeclude, packets_dropped, seclude, why_not
 from .harness.child_process import child_process
-from .harness.scratch import temporary_folder
-from .harness.topologies import free_ports
+from .harness.scratch import temporary_directory
+from .harness.topologies import free_ports, one_node_text
 
 __all__ = ["liveness"]
 
 _PATIENCE_S: Final = 60.0
 _STEP_S: Final = 0.01
 _NODE: Final = "live-1"
-
-_TOPOLOGY = """
-[cluster]
-name = "liveness"
-data_dir = "data"
-ipc = {ipc}
-[stores.live]
-[fragments.session]
-store = "live"
-[[nodes]]
-name = "live-1"
-endpoint = "tcp://127.0.0.1:{port}"
-stores = ["live"]
-"""
 
 _HOST = """
 import asyncio, sys, time
@@ -118,13 +104,13 @@ async def _node_is_noticed(path: Path, launcher: Launcher, port: int, *, seclude
         router.close()
 
 
-async def _host_is_noticed(path: Path, folder: Path, port: int, *, secluded: bool) -> None:
+async def _host_is_noticed(path: Path, directory: Path, port: int, *, secluded: bool) -> None:
     """What a node notices of a host."""
     async with connect(path) as cluster:
         await asyncio.sleep(6)  # what it had over TCP before it moved to ipc is forgotten
         before = await _clients(cluster)
         for number, what in enumerate(["killed", "cut off"] if secluded else ["killed"]):
-            with child_process([sys.executable, "-c", _HOST, str(path)], log=folder / f"host-{number}") as host:
+            with child_process([sys.executable, "-c", _HOST, str(path)], log=directory / f"host-{number}") as host:
                 await _until_clients(cluster, before + 1)
                 await asyncio.sleep(6)
                 if what == "killed":
@@ -150,30 +136,30 @@ async def _busy_host(path: Path, busy_s: float) -> None:
         saving = asyncio.ensure_future(cluster.save("b", {"session": 1}, deadline_s=busy_s + _PATIENCE_S))
         await asyncio.sleep(0)
         _be_busy(busy_s)
-        whole = sum([(await state).complete for state in waking])
+        complete = sum([(await state).complete for state in waking])
         await saving
         began = time.monotonic()
         again = (await cluster.wake("a", deadline_s=_PATIENCE_S)).complete
         next_ms = (time.monotonic() - began) * 1_000
         print(
-            f"  a host whose loop was busy for {busy_s:g} s: {whole} of {len(waking)} wakes under way were whole",
+            f"  a host whose loop was busy for {busy_s:g} s: {complete} of {len(waking)} wakes under way were complete",
             end="",
         )
-        print(f", its save was acknowledged, the next wake took {next_ms:.1f} ms, whole: {again}")
+        print(f", its save was acknowledged, the next wake took {next_ms:.1f} ms, complete: {again}")
 
 
 async def liveness(busy_s: float, *, secluded: bool) -> None:
     """Measure and print all of it, over TCP and over ipc."""
     for ipc in (False, True):
         print("over ipc" if ipc else "over TCP")
-        with temporary_folder() as folder:
-            path, port = folder / "topology.toml", free_ports(1)[0]
-            path.write_text(_TOPOLOGY.format(ipc=str(ipc).lower(), port=port))
+        with temporary_directory() as directory:
+            path, port = directory / "topology.toml", free_ports(1)[0]
+            path.write_text(one_node_text("liveness", port, ipc=ipc))
             async with Launcher(path) as launcher:
                 async with connect(path) as cluster:
                     await cluster.save("a", {"session": "asleep"})
                 await _node_is_noticed(path, launcher, port, secluded=secluded and not ipc)
-                await _host_is_noticed(path, folder, port, secluded=secluded and not ipc)
+                await _host_is_noticed(path, directory, port, secluded=secluded and not ipc)
                 await _busy_host(path, busy_s)
 
 
@@ -188,7 +174,7 @@ def _main() -> int:
     except CannotSeclude as error:
         reason = str(error)
     if reason is not None:
-        print(f"nobody is cut off here: {reason}")
+        print(f"cutting off is not measured: {reason}")
     try:
         uvloop.run(liveness(given.busy, secluded=reason is None))
     except DawnchorusError as error:

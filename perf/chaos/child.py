@@ -2,7 +2,7 @@
 
     python -m dawnchorus.perf.chaos.child ORDER ANSWER
 
-Both are JSON files: `ChildOrder` is read, `ChildAnswer` is written. The process leaves the machine's network before it
+A job (`harness.job`): `ChildOrder` is read, `ChildAnswer` written. The process leaves the machine's network before it
 does anything else; cluster, client and dropped packets are all in the one that it has for itself, which ends with it.
 """
 
@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 from pathlib import Path
 
 import msgspec
 import uvloop
 
 from ..faults.seclusion import CannotSeclude, seclude
+from ..harness.job import order_directory, read_order, write_answer
 from ..harness.progress import no_progress
 from .options import ChaosOptions
 from .report import PhaseReport
@@ -40,27 +40,26 @@ class ChildAnswer(msgspec.Struct, frozen=True):
     unproven: str | None = None
 
 
-async def answer(order: ChildOrder, folder: Path) -> ChildAnswer:
+async def answer(order: ChildOrder, directory: Path) -> ChildAnswer:
     """Go through the steps; SIGTERM cancels them, so that the nodes are ended in order."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     try:
-        return ChildAnswer(await run_steps(order.options, order.steps, folder, no_progress))
+        return ChildAnswer(await run_steps(order.options, order.steps, directory, no_progress))
     except CannotSeclude as error:
         return ChildAnswer([], str(error))
 
 
 def main() -> None:
-    order_path, answer_path = Path(sys.argv[1]), Path(sys.argv[2])
-    order = msgspec.json.decode(order_path.read_bytes(), type=ChildOrder)
+    order = read_order(ChildOrder)
     try:
         seclude()
     except CannotSeclude as error:
         found = ChildAnswer([], str(error))
     else:
-        found = uvloop.run(answer(order, order_path.parent))
-    answer_path.write_bytes(msgspec.json.encode(found))
+        found = uvloop.run(answer(order, order_directory()))
+    write_answer(found)
 
 
 if __name__ == "__main__":

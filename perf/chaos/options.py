@@ -31,7 +31,7 @@ class ChaosOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_options(options: ChaosOptions) -> None:
-    """Refuse what cannot be.
+    """Reject what cannot be.
 
     Raises:
         WorkloadError: says what to change.

@@ -61,10 +61,10 @@ _NORMAL_SECONDS: Final = 3.0
 
 
 async def overload(
-    load: Load, client: Waker, pids: Sequence[int], seconds: float, folder: Path, progress: Progress
+    load: Load, client: Waker, pids: Sequence[int], seconds: float, directory: Path, progress: Progress
 ) -> PhaseReport:
     """Find the best goodput of the throttled nodes, offer three times that, and see what becomes of it."""
-    async with throttled(pids, SHARE, PERIOD_MS, folder):
+    async with throttled(pids, SHARE, PERIOD_MS, directory):
         best_per_s = await _best_goodput(load, client, min(_RATE_SECONDS, seconds / 10), progress)
         normal_per_s = max(1.0, best_per_s * NORMAL_SHARE)
         normal = await load.run(client, normal_per_s, _NORMAL_SECONDS / 2, TICK_MS)

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..harness.report import note_lines, table
 from .counts import Latency, WakeCounts
 
 __all__ = [
@@ -112,31 +113,28 @@ def render_chaos(report: ChaosReport) -> RenderableType:
         f"{report.deadline_ms:,} ms; 3 node processes over TCP, faults done to {report.node}",
     )
     remarks = [Text(f"{phase.phase}: {remark}") for phase in report.phases for remark in _remarks(phase)]
-    notes = [Text(f"Note: {note}", style="yellow") for note in report.notes]
-    return Group(head, _table(report), *remarks, *notes)
+    return Group(head, _table(report), *remarks, *note_lines(report.notes))
 
 
 def _table(report: ChaosReport) -> Table:
-    table = Table(title="Latency in ms, from the planned start", title_justify="left", title_style="bold")
-    table.add_column("phase")
-    for column in ("offered", "complete", "degraded", "failed", "shed", "p50", "p99", "p99.9", "largest", "load late"):
-        table.add_column(column, justify="right")
+    endings, latencies = ("offered", "complete", "degraded", "failed", "shed"), ("p50", "p99", "p99.9", "largest")
+    rows = table("Latency in ms, from the planned start", *endings, *latencies, "load late", first="phase")
     for phase in report.phases:
         wakes = phase.wakes
         if wakes is None:
-            table.add_row(phase.phase, Text("unproven", style="yellow"))
+            rows.add_row(phase.phase, Text("unproven", style="yellow"))
             continue
         counts = [wakes.offered, wakes.complete, wakes.degraded, wakes.failed, wakes.shed]
         late = wakes.started_late_ms
-        table.add_row(
+        rows.add_row(
             phase.phase,
             *(f"{count:,}" for count in counts),
             *_latency_cells(wakes.latency_ms),
             "-" if late is None else f"{late.p99:.1f}",
         )
-    table.caption = "load late: p99 of how late the load itself was with its starts, in ms; latencies contain it"
-    table.caption_justify = "left"
-    return table
+    rows.caption = "load late: p99 of how late the load itself was with its starts, in ms; latencies contain it"
+    rows.caption_justify = "left"
+    return rows
 
 
 def _latency_cells(latency: Latency | None) -> list[str]:

@@ -49,13 +49,13 @@ _KILLS_MAX: Final = 10_000
 
 
 async def run_steps(
-    options: ChaosOptions, steps: Sequence[Step], folder: Path, progress: Progress
+    options: ChaosOptions, steps: Sequence[Step], directory: Path, progress: Progress
 ) -> list[PhaseReport]:
-    """Start a cluster in the folder, put the agents to sleep, go through the steps, and stop it."""
+    """Start a cluster in the directory, put the agents to sleep, go through the steps, and stop it."""
     workload = SyntheticAgents(options.agents, options.value_bytes, options.seed)
     order = random.Random(options.seed).sample(range(options.agents), options.agents)
     load = Load(workload, order, options.deadline_ms / 1_000)
-    path = _write_topology(options, folder)
+    path = _write_topology(options, directory)
     nodes = _Nodes()
     progress("start the cluster", 0, 1)
     async with Launcher(path, on_event=nodes.handle_event) as launcher, connect(path) as cluster:
@@ -63,15 +63,15 @@ async def run_steps(
         await fill(cluster, workload, progress)
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(settled_memory())
-            stage = _Stage(options, load, launcher, nodes, cluster, stack, folder, progress)
+            stage = _Stage(options, load, launcher, nodes, cluster, stack, directory, progress)
             await load.run(cluster, options.rate, min(_WARM_UP_SECONDS, options.seconds))
             return [await stage.play(step) for step in steps]
 
 
-def _write_topology(options: ChaosOptions, folder: Path) -> Path:
+def _write_topology(options: ChaosOptions, directory: Path) -> Path:
     """The default topology over TCP only, so that what is done to TCP is in the way."""
     endpoints = [f"tcp://127.0.0.1:{port}" for port in free_ports(node_count("default"))]
-    path = folder / "topology.toml"
+    path = directory / "topology.toml"
     path.write_text(default_text("chaos", "data", options.deadline_ms, _SAVE_DEADLINE_MS, endpoints, ipc=False))
     return path
 
@@ -110,7 +110,7 @@ class _Stage:
         nodes: _Nodes,
         cluster: Cluster,
         stack: contextlib.AsyncExitStack,
-        folder: Path,
+        directory: Path,
         progress: Progress,
     ) -> None:
         self._options = options
@@ -120,7 +120,7 @@ class _Stage:
         self._nodes = nodes
         self._direct = self._client = cluster
         self._stack = stack
-        self._folder = folder
+        self._directory = directory
         self._progress = progress
         self._proxied: tuple[TcpProxy, Cluster] | None = None
         self._ended_ns = time.monotonic_ns()
@@ -156,7 +156,7 @@ class _Stage:
 
     async def _stopped(self, seconds: float) -> PhaseReport:
         self._client = self._direct
-        async with stopped([self._launcher.pids()[self._node]], self._folder):
+        async with stopped([self._launcher.pids()[self._node]], self._directory):
             offered = await self._offer(seconds)
         self._end("after SIGCONT")
         return self._report("stopped", offered, f"{self._node} was stopped by SIGSTOP")
@@ -195,7 +195,7 @@ class _Stage:
         async with flapping(proxy, FLAP_SECONDS) as closings:
             offered = await self._offer(seconds)
         self._end("after the last opening")
-        words = f"{closings[0]} times the connection to {self._node} was broken and refused for 300 ms"
+        words = f"{closings[0]} times the connection to {self._node} was broken and rejected for 300 ms"
         return self._report("flapping", offered, words)
 
     async def _cut_off(self, seconds: float) -> PhaseReport:
@@ -209,7 +209,7 @@ class _Stage:
     async def _overload(self, seconds: float) -> PhaseReport:
         self._client = self._direct
         pids = list(self._launcher.pids().values())
-        report = await overload(self._load, self._client, pids, seconds, self._folder, self._progress)
+        report = await overload(self._load, self._client, pids, seconds, self._directory, self._progress)
         self._end("after the throttle")
         return report
 

@@ -1,7 +1,7 @@
 """A TCP proxy on loopback between a client and one node, that delays what passes through, or closes.
 
 Each connection to the proxy is one to the node. Bytes wait in order until their time has come and are then written; at
-most PENDING_BYTES_MAX wait for one side, more is not read. A closed proxy refuses connections as a dead host's kernel
+most PENDING_BYTES_MAX wait for one side, more is not read. A closed proxy rejects connections as a dead host's kernel
 does, and resets those that it had; its port stays its own meanwhile.
 
 It runs on the event loop of the harness, 30 us a chunk: cheap beside the wakes that it delays, and no other process
@@ -39,7 +39,7 @@ class TcpProxy:
         self.passed_bytes = 0
         self._server: asyncio.Server | None = None
         self._sides: set[_Side] = set()
-        # Bound and never listening: keeps the port for this proxy, while connecting to it is refused.
+        # Bound and never listening: keeps the port for this proxy, while connecting to it is rejected.
         self._holder = _bound_socket(0)
         self.port: int = self._holder.getsockname()[1]
 
@@ -65,7 +65,7 @@ class TcpProxy:
                 raise
 
     def close(self) -> None:
-        """Refuse connections, and break those that there are; what was delayed in them is lost."""
+        """Reject connections, and break those that there are; what was delayed in them is lost."""
         if self._server is not None:
             self._server.close()
             self._server = None

@@ -84,7 +84,7 @@ async def packets_dropped(port: int) -> AsyncGenerator[None]:
     """Drop every TCP packet from and to this port while the block runs; in a secluded process only.
 
     Raises:
-        CannotSeclude: this process is not secluded; the kernel or nft refuses.
+        CannotSeclude: this process is not secluded; the kernel or nft rejects.
     """
     if not _process["secluded"]:
         raise CannotSeclude("packets are only dropped in a network of one's own")
@@ -120,9 +120,9 @@ async def _run_nft(rules: str) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CannotSeclude(f"nft could not be run: {error}") from None
     if ended.returncode:
-        raise CannotSeclude(f"nft refuses: {ended.stderr.strip()}")
+        raise CannotSeclude(f"nft rejects: {ended.stderr.strip()}")
 
 
 def _nft() -> str | None:
-    # Users who are not root often lack the folders of system programs in their path.
+    # Users who are not root often lack the directories of system programs in their path.
     return shutil.which("nft", path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"]))

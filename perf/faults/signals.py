@@ -27,22 +27,22 @@ _LOOK_SECONDS: Final = 0.01
 
 
 @contextlib.asynccontextmanager
-async def stopped(pids: Sequence[int], folder: Path) -> AsyncGenerator[None]:
+async def stopped(pids: Sequence[int], directory: Path) -> AsyncGenerator[None]:
     """SIGSTOP these processes while the block runs, then SIGCONT. The kernel still takes connections and bytes."""
-    async with _held(pids, 0.0, _FOREVER_MS, folder):
+    async with _held(pids, 0.0, _FOREVER_MS, directory):
         yield
 
 
 @contextlib.asynccontextmanager
-async def throttled(pids: Sequence[int], share: float, period_ms: float, folder: Path) -> AsyncGenerator[None]:
+async def throttled(pids: Sequence[int], share: float, period_ms: float, directory: Path) -> AsyncGenerator[None]:
     """Let each of these processes have this share of a core, within periods so long, while the block runs."""
-    async with _held(pids, share, period_ms, folder):
+    async with _held(pids, share, period_ms, directory):
         yield
 
 
 @contextlib.asynccontextmanager
-async def _held(pids: Sequence[int], share: float, period_ms: float, folder: Path) -> AsyncGenerator[None]:
-    log = folder / f"hold-{time.monotonic_ns()}.log"
+async def _held(pids: Sequence[int], share: float, period_ms: float, directory: Path) -> AsyncGenerator[None]:
+    log = directory / f"hold-{time.monotonic_ns()}.log"
     program = str(Path(__file__).with_name("hold.py"))
     command = [sys.executable, "-I", "-S", program, str(share), str(period_ms), *map(str, pids)]
     with _let_go(pids), child_process(command, log=log) as process:

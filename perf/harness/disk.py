@@ -25,7 +25,7 @@ _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 
 
 class FileSystem(NamedTuple):
-    """Where a folder is: the type of its file system, and what that is mounted from."""
+    """Where a directory is: the type of its file system, and what that is mounted from."""
 
     kind: str
     source: str
@@ -39,13 +39,13 @@ class FileSystem(NamedTuple):
         return f"{self.kind} on {self.source}"
 
 
-def file_system(folder: Path) -> FileSystem:
-    """Return the file system that a folder is on; of unknown type where the system does not tell."""
+def file_system(directory: Path) -> FileSystem:
+    """Return the file system that a directory is on; of unknown type where the system does not tell."""
     try:
         mounts = parse_mounts(Path("/proc/self/mountinfo").read_text(errors="replace"))
     except OSError:
         mounts = {}
-    for place in (path := folder.resolve(), *path.parents):
+    for place in (path := directory.resolve(), *path.parents):
         if str(place) in mounts:
             return mounts[str(place)]
     return FileSystem("a file system of unknown type", "an unknown device")

@@ -33,14 +33,15 @@ __all__ = [
     "check_encoded",
     "check_states",
     "closed_loop",
+    "median_rate",
     "milliseconds",
-    "natural",
     "notes_on_process",
     "settle",
     "settled_memory",
     "single_wakes",
     "spread_of",
     "tail_of",
+    "task_per_agent",
     "wake_many",
 ]
 
@@ -105,6 +106,11 @@ def tail_of(nanoseconds: Sequence[int]) -> Tail:
     return Tail(round(statistics.median(ordered) / 1000, 2), round(p99 / 1000, 2))
 
 
+def median_rate(per_second: Sequence[float]) -> float:
+    """Return the median of rates, to a decimal."""
+    return round(statistics.median(per_second), 1)
+
+
 async def milliseconds(work: Callable[[], Awaitable[T]]) -> tuple[float, T]:
     """How long the work took, and its result: what letting go of that costs comes after the clock has stopped."""
     started = time.perf_counter_ns()
@@ -146,8 +152,8 @@ def notes_on_process() -> list[str]:
     return notes
 
 
-async def natural(cluster: Wakes, ids: Sequence[str]) -> Sequence[State]:
-    """The program one writes first: a task per agent, each awaiting its own wake."""
+async def task_per_agent(cluster: Wakes, ids: Sequence[str]) -> Sequence[State]:
+    """Wake each agent in a task of its own: the program that is written first."""
 
     async def wake(agent_id: str) -> State:
         return await cluster.wake(agent_id)

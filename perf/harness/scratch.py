@@ -1,4 +1,4 @@
-"""Temporary folders of the harness: for data, and for sockets, whose paths must be short."""
+"""Temporary directories of the harness: for data, and for sockets, whose paths must be short."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pathlib import Path
 
 from ...wire.protocol.limits import IPC_PATH_BYTES_MAX
 
-__all__ = ["socket_folder", "temporary_folder"]
+__all__ = ["socket_directory", "temporary_directory"]
 
 _SOCKET_NAME_ROOM = 20
 """The longest name of a socket that the harness makes, and some."""
 
 
 @contextlib.contextmanager
-def temporary_folder(parent: Path | None = None) -> Generator[Path]:
-    """A folder of one's own, gone at the end; `parent` None is the system's place for such."""
-    with tempfile.TemporaryDirectory(prefix="dawnchorus-", dir=parent, ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
+def temporary_directory(parent: Path | None = None) -> Generator[Path]:
+    """A directory of one's own, gone at the end; `parent` None is the system's place for such."""
+    with tempfile.TemporaryDirectory(prefix="dawnchorus-", dir=parent, ignore_cleanup_errors=True) as directory:
+        yield Path(directory)
 
 
 @contextlib.contextmanager
-def socket_folder(folder: Path) -> Generator[Path]:
-    """This folder if a socket's path in it is short enough, else another one below /tmp."""
-    if len(str(folder).encode()) + _SOCKET_NAME_ROOM <= IPC_PATH_BYTES_MAX:
-        yield folder
+def socket_directory(directory: Path) -> Generator[Path]:
+    """This directory if a socket's path in it is short enough, else another one below /tmp."""
+    if len(str(directory).encode()) + _SOCKET_NAME_ROOM <= IPC_PATH_BYTES_MAX:
+        yield directory
     else:
-        with temporary_folder(Path("/tmp")) as short:
+        with temporary_directory(Path("/tmp")) as short:
             yield short

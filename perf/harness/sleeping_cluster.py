@@ -37,10 +37,10 @@ class SleepingCluster:
 
 @contextlib.asynccontextmanager
 async def sleeping_cluster(
-    topology: TopologyName, workload: Workload, folder: Path, progress: Progress
+    topology: TopologyName, workload: Workload, directory: Path, progress: Progress
 ) -> AsyncGenerator[SleepingCluster]:
-    """Start a cluster of the topology in the folder, save all agents, and stop it at the end."""
-    path = write_topology(topology, workload, folder)
+    """Start a cluster of the topology in the directory, save all agents, and stop it at the end."""
+    path = write_topology(topology, workload, directory)
     progress("start the cluster", 0, 1)
     async with Launcher(path) as launcher, connect(path) as cluster:
         progress("start the cluster", 1, 1)

@@ -1,7 +1,7 @@
 """The clusters that a storm runs on, as topology files: `one-store`, `five-stores` and `default`.
 
-`default` is the repository's topology.toml in meaning, with free ports, a data folder of its own and long deadlines. It
-is kept here as text because an installed package has no repository beside it; a test compares the two.
+`default` is the repository's topology.toml in meaning, with free ports, a data directory of its own and long
+deadlines. It is kept here as text because an installed package has no repository beside it; a test compares the two.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ __all__ = [
     "default_text",
     "free_ports",
     "node_count",
+    "one_node_text",
     "store_of_kind",
     "write_topology",
 ]
@@ -81,8 +82,8 @@ def node_count(topology: TopologyName) -> int:
     return {"one-store": 2, "five-stores": 5, "default": 3}[topology]
 
 
-def write_topology(topology: TopologyName, workload: Workload, folder: Path) -> Path:
-    """Write the topology file for these agents into the folder, with free loopback ports; returns its path."""
+def write_topology(topology: TopologyName, workload: Workload, directory: Path) -> Path:
+    """Write the topology file for these agents into the directory, with free loopback ports; returns its path."""
     store_of_kind(topology, workload.kinds)
     endpoints = [f"tcp://127.0.0.1:{port}" for port in free_ports(node_count(topology))]
     if topology == "default":
@@ -93,7 +94,7 @@ def write_topology(topology: TopologyName, workload: Workload, folder: Path) -> 
         text = _one_store_text(workload, endpoints)
     else:
         text = _five_stores_text(workload, endpoints)
-    path = folder / "topology.toml"
+    path = directory / "topology.toml"
     path.write_text(text)
     return path
 
@@ -116,6 +117,13 @@ def default_text(
     ]
     cluster = _cluster_text(name, data_dir, wake_deadline_ms, save_deadline_ms) + ("" if ipc else "ipc = false\n")
     return cluster + _DEFAULT_FRAGMENTS + "".join(nodes)
+
+
+def one_node_text(name: str, port: int, *, ipc: bool = True) -> str:
+    """Return the smallest topology: the kind `session` in the store `live` on the node live-1."""
+    cluster = f'[cluster]\nname = "{name}"\ndata_dir = "data"\nipc = {str(ipc).lower()}\n'
+    kinds = '[stores.live]\n[fragments.session]\nstore = "live"\n'
+    return cluster + kinds + _node_text("live-1", f"tcp://127.0.0.1:{port}", "live")
 
 
 def _one_store_text(workload: Workload, endpoints: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
     python -m dawnchorus.perf.memory.client ORDER ANSWER
 
-Both are JSON files: `ClientOrder` is read, `ClientMemory` is written.
+A job (`harness.job`): `ClientOrder` is read, `ClientMemory` written.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import asyncio
 import ctypes
 import gc
 import os
-import sys
-from pathlib import Path
 
 import msgspec
 import uvloop
 
 from ...router.client.cluster import connect
 from ..harness.child_process import anonymous_bytes
+from ..harness.job import read_order, write_answer
 
 __all__ = ["ClientMemory", "ClientOrder"]
 
@@ -79,9 +78,7 @@ def _malloc_trim() -> None:
 
 
 def main() -> None:
-    order = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=ClientOrder)
-    answer = uvloop.run(measure(order))
-    Path(sys.argv[2]).write_bytes(msgspec.json.encode(answer))
+    write_answer(uvloop.run(measure(read_order(ClientOrder))))
 
 
 if __name__ == "__main__":

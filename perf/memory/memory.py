@@ -6,10 +6,8 @@ Nodes: RssAnon after each storm; LMDB's pages are mapped files and do not count.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import random
-import subprocess
 from pathlib import Path
 
 import msgspec
@@ -17,10 +15,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..harness.child_process import ChildFailed, anonymous_bytes, check_running, child_process, python_module
+from ..harness.child_process import anonymous_bytes
+from ..harness.job import start_job
 from ..harness.measure import Wakes, WrongResult, wake_many
 from ..harness.progress import Progress, no_progress
-from ..harness.scratch import temporary_folder
+from ..harness.report import marked, table
+from ..harness.scratch import temporary_directory
 from ..harness.sleeping_cluster import SleepingCluster, sleeping_cluster
 from ..harness.topologies import TopologyName, store_of_kind
 from ..harness.workload import SyntheticAgents, WorkloadError, image_bytes
@@ -49,7 +49,7 @@ class MemoryOptions(msgspec.Struct, frozen=True, kw_only=True):
     topology: TopologyName = "default"
     storms: int = 100
     seed: int = 1
-    folder: Path | None = None
+    directory: Path | None = None
 
 
 class NodeMemory(msgspec.Struct, frozen=True):
@@ -92,14 +92,14 @@ async def memory(options: MemoryOptions, progress: Progress = no_progress) -> Me
     sample = random.Random(options.seed).sample(range(options.agents), options.wake)
     stores = store_of_kind(options.topology, workload.kinds)
     async with contextlib.AsyncExitStack() as stack:
-        folder = stack.enter_context(temporary_folder(options.folder))
-        sleepers = await stack.enter_async_context(sleeping_cluster(options.topology, workload, folder, progress))
+        directory = stack.enter_context(temporary_directory(options.directory))
+        sleepers = await stack.enter_async_context(sleeping_cluster(options.topology, workload, directory, progress))
         order = ClientOrder(
             topology=str(sleepers.topology_path),
             ids=[workload.ids[agent] for agent in sample],
             image_bytes=sum(image_bytes(workload.encoded(agent), stores) for agent in sample),
         )
-        client = await _measure_client(order, folder, progress)
+        client = await _measure_client(order, directory, progress)
         early_storm = min(WARM_UP_STORMS, options.storms - 1)
         nodes = await _measure_nodes(sleepers, order.ids, options.storms, early_storm, progress)
     held = client.woken - client.before
@@ -118,21 +118,12 @@ async def memory(options: MemoryOptions, progress: Progress = no_progress) -> Me
     )
 
 
-async def _measure_client(order: ClientOrder, folder: Path, progress: Progress) -> ClientMemory:
-    order_path, answer_path, log = folder / "order.json", folder / "answer.json", folder / "client.log"
-    order_path.write_bytes(msgspec.json.encode(order))
+async def _measure_client(order: ClientOrder, directory: Path, progress: Progress) -> ClientMemory:
     progress("measure a client", 0, 1)
-    command = python_module(f"{__package__}.client", str(order_path), str(answer_path))
-    with child_process(command, log=log) as process:
-        try:
-            # In a thread: this process's own client must go on answering its nodes meanwhile.
-            code = await asyncio.to_thread(process.wait, CLIENT_SECONDS)
-        except subprocess.TimeoutExpired:
-            raise ChildFailed(f"the client did not end within {CLIENT_SECONDS:.0f} s") from None
-        if code:
-            check_running(process, "the client", log)
+    with start_job(f"{__package__}.client", "the client", order, directory) as job:
+        await job.ended(CLIENT_SECONDS)
     progress("measure a client", 1, 1)
-    return msgspec.json.decode(answer_path.read_bytes(), type=ClientMemory)
+    return job.answer(ClientMemory)
 
 
 async def _measure_nodes(
@@ -164,35 +155,28 @@ def render_memory(report: MemoryReport) -> RenderableType:
         (f"{report.storms} storms of {report.wake:,} agents", "bold"),
         f" of {report.agents:,}, five fragments of {report.value_bytes:,} bytes each (topology {report.topology})",
     )
-    nodes = Table(title="Anonymous memory of each node", title_justify="left", title_style="bold")
-    nodes.add_column("node")
-    for column in (f"after storm {report.early_storm}", f"after storm {report.storms}", "most", "growth", "must"):
-        nodes.add_column(column, justify="right")
+    after = (f"after storm {report.early_storm}", f"after storm {report.storms}")
+    nodes = table("Anonymous memory of each node", *after, "most", "growth", "must", first="node")
     for name, node in report.nodes.items():
         sizes = [_mebibytes(size) for size in (node.early, node.last, node.peak)]
-        met = node.growth <= NODE_GROWTH_MAX
-        growth = Text(f"{node.growth:.3f}", style="green" if met else "bold red")
+        growth = marked(f"{node.growth:.3f}", met=node.growth <= NODE_GROWTH_MAX)
         nodes.add_row(name, *sizes, growth, f"<= {NODE_GROWTH_MAX}")
     return Group(head, nodes, _client_table(report))
 
 
 def _client_table(report: MemoryReport) -> Table:
     client = report.client
-    table = Table(title="Memory of a client", title_justify="left", title_style="bold")
-    table.add_column("what")
-    table.add_column("in all", justify="right")
-    table.add_column("for the agents", justify="right")
-    table.add_column("times their bytes", justify="right")
-    table.add_row("connected, none woken", _mebibytes(client.before), "", "")
-    rows = [
+    rows = table("Memory of a client", "in all", "for the agents", "times their bytes")
+    rows.add_row("connected, none woken", _mebibytes(client.before), "", "")
+    steps = [
         (f"{report.wake:,} agents just woken (must: <= {CLIENT_SHARE_MAX:g} times)", client.woken),
         ("1 % kept, detached", client.kept),
         ("the same after malloc_trim", client.kept_trimmed),
     ]
-    for what, size in rows:
+    for what, size in steps:
         held = size - client.before
-        table.add_row(what, _mebibytes(size), _mebibytes(held), f"{held / client.image_bytes:.2f}")
-    return table
+        rows.add_row(what, _mebibytes(size), _mebibytes(held), f"{held / client.image_bytes:.2f}")
+    return rows
 
 
 def _mebibytes(size: int) -> str:

@@ -23,13 +23,13 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from ...wire.errors import DawnchorusError
 from ..harness.child_process import ChildFailed, check_running, child_process
 from ..harness.progress import Progress
 from ..harness.workload import Workload
 from .tuning import fastest
+from .unavailable import PeerUnavailable
 
-__all__ = ["PostgresSaves", "PostgresUnavailable", "PreparedRows", "Upserts", "postgres_saves", "prepare_rows"]
+__all__ = ["PostgresSaves", "PreparedRows", "Upserts", "postgres_saves", "prepare_rows"]
 
 BATCHES: Final = (500, 1000, 2500, 5000, 10_000)
 """Rows per statement that are tried."""
@@ -40,20 +40,16 @@ BINARIES: Final = Path("/usr/lib/postgresql/15/bin")
 START_SECONDS: Final = 30.0
 
 USER: Final = "postgres"
-"""Who runs the server where the harness runs as root, as whom it refuses to run; and its superuser, in any case."""
+"""The server's superuser, and the user that runs it if the harness runs as root, as which PostgreSQL does not run."""
 
 _SETTINGS: Final = {
     "listen_addresses": "",
-    "unix_socket_permissions": "0777",  # the folder around it is closed to others
+    "unix_socket_permissions": "0777",  # the directory around it is closed to others
     "fsync": "on",
     "synchronous_commit": "on",
     "shared_buffers": "512MB",
     "max_wal_size": "4GB",
 }
-
-
-class PostgresUnavailable(DawnchorusError):
-    """PostgreSQL cannot be measured here; the message says what is missing. The rest can."""
 
 
 class Upserts(msgspec.Struct, frozen=True):
@@ -143,22 +139,22 @@ class PostgresSaves:
 async def postgres_saves(
     sockets: Path, data: Path, kinds: int, binaries: Path = BINARIES
 ) -> AsyncGenerator[PostgresSaves]:
-    """Make a cluster below the folder `data` and run it, with its socket in the folder `sockets` alone.
+    """Make a cluster below the directory `data` and run it, with its socket in the directory `sockets` alone.
 
-    Where the harness runs as root, both folders are opened for the server's user to pass through.
+    Where the harness runs as root, both directories are opened for the server's user to pass through.
 
     Raises:
-        PostgresUnavailable: the programs or the client library are not installed, or the server does not start.
+        PeerUnavailable: the programs or the client library are not installed, or the server does not start.
     """
     as_user = _as_server_user(binaries)
     cluster, socket = data / "postgres", sockets / "pg"
-    for folder in (cluster, socket):
-        folder.mkdir(mode=0o700)
+    for directory in (cluster, socket):
+        directory.mkdir(mode=0o700)
     if as_user:
         owner = pwd.getpwnam(USER)
-        for folder in (cluster, socket):
-            os.chown(folder, owner.pw_uid, owner.pw_gid)
-            folder.parent.chmod(0o711)
+        for directory in (cluster, socket):
+            os.chown(directory, owner.pw_uid, owner.pw_gid)
+            directory.parent.chmod(0o711)
     await asyncio.to_thread(_make_cluster, as_user, binaries, cluster)
     settings = [f"--{name}={value}" for name, value in _SETTINGS.items()]
     command = [*as_user, str(binaries / "postgres"), "-D", str(cluster), "-k", str(socket), *settings]
@@ -175,9 +171,9 @@ async def postgres_saves(
             try:
                 check_running(process, "postgres", log)
             except ChildFailed as error:
-                raise PostgresUnavailable(str(error)) from error
+                raise PeerUnavailable(str(error)) from error
             if time.monotonic() > give_up:
-                raise PostgresUnavailable(f"postgres did not answer within {START_SECONDS:.0f} s")
+                raise PeerUnavailable(f"postgres did not answer within {START_SECONDS:.0f} s")
         peer = PostgresSaves(connections)
         await peer.create_tables()
         yield peer
@@ -186,9 +182,9 @@ async def postgres_saves(
 def _as_server_user(binaries: Path) -> list[str]:
     """Return what goes before a command so that the server's user runs it; nothing unless this is root."""
     if not (binaries / "postgres").exists():
-        raise PostgresUnavailable(f"PostgreSQL 15 is not in {binaries} (on Debian: apt install postgresql)")
+        raise PeerUnavailable(f"PostgreSQL 15 is not in {binaries} (on Debian: apt install postgresql)")
     if importlib.util.find_spec("asyncpg") is None:
-        raise PostgresUnavailable("the Python package asyncpg is not installed (pip install 'dawnchorus[perf]')")
+        raise PeerUnavailable("the Python package asyncpg is not installed (pip install 'dawnchorus[perf]')")
     if os.geteuid() != 0:
         return []
     setpriv = shutil.which("setpriv")
@@ -197,9 +193,7 @@ def _as_server_user(binaries: Path) -> list[str]:
     except KeyError:
         setpriv = None
     if setpriv is None:
-        raise PostgresUnavailable(
-            f"it does not run as root, and there is no user {USER!r} or no setpriv to change to it"
-        )
+        raise PeerUnavailable(f"it does not run as root, and there is no user {USER!r} or no setpriv to change to it")
     # A change of user takes the signal of the parent's death away (prctl(2), PR_SET_PDEATHSIG): ask for it again.
     return [setpriv, f"--reuid={USER}", f"--regid={USER}", "--init-groups", "--pdeathsig=INT"]
 
@@ -207,11 +201,11 @@ def _as_server_user(binaries: Path) -> list[str]:
 def _make_cluster(as_user: Sequence[str], binaries: Path, cluster: Path) -> None:
     options = ["--auth=trust", f"--username={USER}", "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"]
     command = [*as_user, str(binaries / "initdb"), *options, "-D", str(cluster)]
-    # In a folder that its user may stand in, whichever the harness stands in.
+    # In a directory that its user may stand in, whichever the harness stands in.
     made = subprocess.run(command, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if made.returncode:
         tail = made.stderr[-1000:].strip()
-        raise PostgresUnavailable(f"initdb ended with code {made.returncode}: {tail or 'it wrote nothing'}")
+        raise PeerUnavailable(f"initdb ended with code {made.returncode}: {tail or 'it wrote nothing'}")
 
 
 async def _connect(stack: contextlib.AsyncExitStack, socket: Path) -> Any:

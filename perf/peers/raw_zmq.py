@@ -94,7 +94,7 @@ class RawStorm:
 
 @contextlib.asynccontextmanager
 async def raw_storm(
-    folder: Path, servers: int, total_bytes: int, total_requests_bytes: int
+    directory: Path, servers: int, total_bytes: int, total_requests_bytes: int
 ) -> AsyncGenerator[RawStorm]:
     """Start the servers and connect to them; both sizes are those of one storm, all messages together."""
     frames = max(servers, -(-total_bytes // FRAME_BYTES_TARGET))
@@ -102,7 +102,7 @@ async def raw_storm(
     async with contextlib.AsyncExitStack() as stack:
         owner = stack.enter_context(SocketOwner())
         sizes = str(frame_bytes), str(-(-frames // servers))
-        children = [_Child(stack, folder, f"raw-{number}", "storm", *sizes) for number in range(servers)]
+        children = [_Child(stack, directory, f"raw-{number}", "storm", *sizes) for number in range(servers)]
         await _listening(children)
         sockets = [owner.dealer(child.endpoint) for child in children]
         storm = RawStorm(sockets, frames, frame_bytes, -(-total_requests_bytes // frames))
@@ -152,7 +152,7 @@ class RawEcho:
 
 @contextlib.asynccontextmanager
 async def raw_echo(
-    folder: Path, reply_bytes: int, request_bytes: int = ECHO_REQUEST_BYTES, synced_file: Path | None = None
+    directory: Path, reply_bytes: int, request_bytes: int = ECHO_REQUEST_BYTES, synced_file: Path | None = None
 ) -> AsyncGenerator[RawEcho]:
     """Start the echo's server, with messages of these sizes, and connect to it.
 
@@ -161,7 +161,7 @@ async def raw_echo(
     async with contextlib.AsyncExitStack() as stack:
         owner = stack.enter_context(SocketOwner())
         arguments = [str(reply_bytes)] if synced_file is None else [str(reply_bytes), str(synced_file)]
-        child = _Child(stack, folder, "raw-echo", "echo", *arguments)
+        child = _Child(stack, directory, "raw-echo", "echo", *arguments)
         await _listening([child])
         echo = RawEcho(owner.dealer(child.endpoint), request_bytes)
         await _first(echo.run(1), [child])
@@ -171,10 +171,12 @@ async def raw_echo(
 class _Child:
     """One server process and where it listens."""
 
-    def __init__(self, stack: contextlib.AsyncExitStack, folder: Path, name: str, role: str, *arguments: str) -> None:
+    def __init__(
+        self, stack: contextlib.AsyncExitStack, directory: Path, name: str, role: str, *arguments: str
+    ) -> None:
         self.name = name
-        self.log = folder / f"{name}.log"
-        self.path = folder / name
+        self.log = directory / f"{name}.log"
+        self.path = directory / name
         self.endpoint = f"ipc://{self.path}"
         command = python_module(_SERVER_MODULE, role, self.endpoint, *arguments)
         self.process = stack.enter_context(child_process(command, log=self.log))

@@ -2,9 +2,9 @@
 
 It is asked in three ways. `mget`: one key per fragment, one MGET per kind and batch of agents. `packed`: one blob per
 agent, packed beforehand, and nothing counted for unpacking it. Both are best cases: redis-py with hiredis, keys written
-out before the clock starts, and the best batch size of those tried, pipelined or not. `natural` is the program one
-writes first: `asyncio.gather` over one task per agent, each with one MGET for its fragments, on redis.asyncio with a
-pool of 64 connections.
+out before the clock starts, and the best batch size of those tried, pipelined or not. `task_per_agent` is the program
+that is written first: `asyncio.gather` over one task per agent, each with one MGET for its fragments, on redis.asyncio
+with a pool of 64 connections.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import msgspec
 
 from ..harness.progress import Progress
 from ..harness.workload import Workload
-from .redis_server import IN_MEMORY, RedisUnavailable, redis_server
+from .redis_server import IN_MEMORY, redis_server
 from .tuning import fastest
 
-__all__ = ["BATCHES", "Batch", "RedisPeer", "RedisUnavailable", "redis_peer"]
+__all__ = ["BATCHES", "Batch", "RedisPeer", "redis_peer"]
 
 BATCHES = (100, 250, 500, 1000, 2500, 5000, 10_000)
 """Agents per MGET that are tried. Beyond 1,000 the client waits for the server and then the server for the client."""
 
 POOL_CONNECTIONS = 64
-"""Connections of the natural program; its tasks queue for them."""
+"""Connections of one task per agent; the tasks queue for them."""
 
 FILL_AGENTS = 200
 """Agents per MSET when filling: 1,000 keys and about 1 MB with 512-byte values."""
@@ -67,7 +67,7 @@ class RedisPeer:
             path=path,
             db=_FRAGMENTS_DB,
         )
-        self._natural_client: Any = redis.asyncio.Redis(connection_pool=pool)
+        self._task_client: Any = redis.asyncio.Redis(connection_pool=pool)
         self.mget_choice = Batch(1000, pipelined=False)
         self.packed_choice = Batch(1000, pipelined=False)
 
@@ -106,10 +106,10 @@ class RedisPeer:
         """One packed agent per key, in the keys' order."""
         return _fetch(self._packed_client, self.packed_choice, [keys])
 
-    async def natural(self, agents: Sequence[int]) -> list[list[bytes | None]]:
+    async def task_per_agent(self, agents: Sequence[int]) -> list[list[bytes | None]]:
         """The values of each agent, in the order of the agents and of the kinds."""
         ids, kinds = self._workload.ids, self._workload.kinds
-        client = self._natural_client
+        client = self._task_client
 
         async def wake(agent_id: str) -> list[bytes | None]:
             values: list[bytes | None] = await client.mget([f"{agent_id}:{kind}" for kind in kinds])
@@ -133,7 +133,7 @@ class RedisPeer:
     async def aclose(self) -> None:
         self._fragments_client.close()
         self._packed_client.close()
-        await self._natural_client.aclose(close_connection_pool=True)
+        await self._task_client.aclose(close_connection_pool=True)
 
     def _mget_as(self, choice: Batch, keys: Sequence[str], agents: int) -> list[bytes | None]:
         by_kind = [keys[start : start + agents] for start in range(0, len(keys), agents)]
@@ -167,13 +167,13 @@ async def _fastest(fetch: Callable[[Batch], object], agents: int, phase: str, pr
 
 
 @contextlib.asynccontextmanager
-async def redis_peer(folder: Path, workload: Workload, program: str = "redis-server") -> AsyncGenerator[RedisPeer]:
-    """Start an empty redis-server, reachable by a socket in `folder` alone and writing nothing to disk.
+async def redis_peer(directory: Path, workload: Workload, program: str = "redis-server") -> AsyncGenerator[RedisPeer]:
+    """Start an empty redis-server, reachable by a socket in `directory` alone and writing nothing to disk.
 
     Raises:
-        RedisUnavailable: the server or its client library is not installed, or does not start.
+        PeerUnavailable: the server or its client library is not installed, or does not start.
     """
-    async with redis_server(folder, program, IN_MEMORY) as socket_path:
+    async with redis_server(directory, program, IN_MEMORY) as socket_path:
         peer = RedisPeer(socket_path, workload)
         try:
             yield peer

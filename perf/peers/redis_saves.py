@@ -141,10 +141,10 @@ class RedisSaves:
 
 @contextlib.asynccontextmanager
 async def redis_saves(sockets: Path, data: Path, program: str = "redis-server") -> AsyncGenerator[RedisSaves]:
-    """Start an empty redis-server that syncs every command to a log in the folder `data`; its socket is in `sockets`.
+    """Start an empty redis-server that syncs every command to a log in `data`; its socket is in `sockets`.
 
     Raises:
-        RedisUnavailable: the server or its client library is not installed, or does not start.
+        PeerUnavailable: the server or its client library is not installed, or does not start.
     """
     async with redis_server(sockets, program, SYNC_ALWAYS, data) as socket_path:
         with contextlib.closing(RedisSaves(socket_path)) as peer:

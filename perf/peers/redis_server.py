@@ -1,4 +1,4 @@
-"""A redis-server of the harness's own, reachable by a socket in a folder alone."""
+"""A redis-server of the harness's own, reachable by a socket in a directory alone."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Final
 
-from ...wire.errors import DawnchorusError
 from ..harness.child_process import ChildFailed, check_running, child_process
+from .unavailable import PeerUnavailable
 
-__all__ = ["IN_MEMORY", "SYNC_ALWAYS", "RedisUnavailable", "redis_server"]
+__all__ = ["IN_MEMORY", "SYNC_ALWAYS", "redis_server"]
 
 START_SECONDS: Final = 10.0
 
@@ -29,38 +29,34 @@ SYNC_ALWAYS: Final = (
 """Every command is synced before it is answered: what a durable save is compared with."""
 
 
-class RedisUnavailable(DawnchorusError):
-    """Redis cannot be measured here; the message says what is missing. The rest can."""
-
-
 @contextlib.asynccontextmanager
 async def redis_server(
-    folder: Path, program: str, settings: Sequence[str], data: Path | None = None
+    directory: Path, program: str, settings: Sequence[str], data: Path | None = None
 ) -> AsyncGenerator[Path]:
-    """Run an empty redis-server; gives the path of its socket, which is in `folder`. `data`: where it writes, if apart.
+    """Run an empty redis-server; yield the path of its socket in `directory`. `data`: where it writes, if apart.
 
     Raises:
-        RedisUnavailable: the server or its client library is not installed, or does not start.
+        PeerUnavailable: the server or its client library is not installed, or does not start.
     """
     server = shutil.which(program)
     if server is None:
-        raise RedisUnavailable(f"{program} is not installed (on Debian: apt install redis-server)")
+        raise PeerUnavailable(f"{program} is not installed (on Debian: apt install redis-server)")
     if importlib.util.find_spec("redis") is None or importlib.util.find_spec("hiredis") is None:
-        raise RedisUnavailable(
+        raise PeerUnavailable(
             "the Python packages redis and hiredis are not installed (pip install 'dawnchorus[perf]')"
         )
-    socket_path, log = folder / "redis.sock", folder / "redis.log"
+    socket_path, log = directory / "redis.sock", directory / "redis.log"
     command = [server, "--port", "0", "--unixsocket", str(socket_path), "--unixsocketperm", "700"]
-    command += ["--dir", str(data or folder), "--databases", "2", "--daemonize", "no", *settings]
+    command += ["--dir", str(data or directory), "--databases", "2", "--daemonize", "no", *settings]
     with child_process(command, log=log) as process:
         give_up = time.monotonic() + START_SECONDS
         while not _takes_connections(socket_path):
             try:
                 check_running(process, program, log)
             except ChildFailed as error:
-                raise RedisUnavailable(str(error)) from error
+                raise PeerUnavailable(str(error)) from error
             if time.monotonic() > give_up:
-                raise RedisUnavailable(f"{program} did not answer within {START_SECONDS:.0f} s")
+                raise PeerUnavailable(f"{program} did not answer within {START_SECONDS:.0f} s")
             await asyncio.sleep(0.02)
         yield socket_path
 

@@ -2,7 +2,7 @@
 
     python -m dawnchorus.perf.saves.load ORDER ANSWER
 
-Both are JSON files: `LoadOrder` is read, `LoadAnswer` is written: once when saves are flowing, again at the end
+A job (`harness.job`): `LoadOrder` is read, `LoadAnswer` written once when saves are flowing, and again at the end
 (SIGTERM). In a process of its own, because single wakes are timed meanwhile in another: what they wait for is then the
 nodes, not the savers' event loop.
 """
@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 import time
-from pathlib import Path
 
 import msgspec
 import uvloop
 
 from ...router.client.cluster import Cluster, connect
 from ...wire.process_tuning import tune_process
+from ..harness.job import read_order, write_answer
 from .savers import SAVED_KIND
 
 __all__ = ["LoadAnswer", "LoadOrder"]
@@ -40,7 +39,7 @@ class LoadAnswer(msgspec.Struct, frozen=True):
     seconds: float
 
 
-async def load(order: LoadOrder, answer_path: Path) -> None:
+async def load(order: LoadOrder) -> None:
     """Save until SIGTERM."""
     stopping, flowing = asyncio.Event(), asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
@@ -62,21 +61,14 @@ async def load(order: LoadOrder, answer_path: Path) -> None:
             for agent_id in order.ids:
                 savers.create_task(work(cluster, agent_id))
             await flowing.wait()
-            answer(answer_path, done, started)
-        answer(answer_path, done, started)
-
-
-def answer(path: Path, saves: int, started: float) -> None:
-    """Write how far it has come, at once or not at all."""
-    unfinished = path.with_suffix(".new")
-    unfinished.write_bytes(msgspec.json.encode(LoadAnswer(saves, time.perf_counter() - started)))
-    unfinished.rename(path)
+            write_answer(LoadAnswer(done, time.perf_counter() - started))
+        write_answer(LoadAnswer(done, time.perf_counter() - started))
 
 
 def main() -> None:
-    order = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=LoadOrder)
+    order = read_order(LoadOrder)
     tune_process()
-    uvloop.run(load(order, Path(sys.argv[2])))
+    uvloop.run(load(order))
 
 
 if __name__ == "__main__":

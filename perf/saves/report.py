@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..harness.measure import Spread, Tail
+from ..harness.report import Target, add_spread, add_tail, note_lines, ratios_table, spreads_table, tails_table
 from ..harness.topologies import TopologyName, node_count
 from ..peers.postgres_peer import Upserts
 from ..peers.redis_peer import Batch
-from ..storm.report import Target, ratios_table
 
 __all__ = [
     "SaveBatches",
@@ -145,16 +145,12 @@ def render_save(report: SaveReport) -> RenderableType:
         f"{report.file_system}; {node_count(report.topology)} node processes (topology {report.topology}); ",
         f"{report.runs} alternated runs",
     )
-    notes = [Text(f"Note: {note}", style="yellow") for note in report.notes]
     ratios = ratios_table(report.ratios, _RATIO_TEXTS, save_targets(report), {"concurrent_to_fdatasync"})
-    return Group(head, _batches_table(report), _singles_table(report), ratios, *notes)
+    return Group(head, _batches_table(report), _singles_table(report), ratios, *note_lines(report.notes))
 
 
 def _batches_table(report: SaveReport) -> Table:
-    table = Table(title="All agents with all fragments", title_justify="left", title_style="bold")
-    table.add_column("what")
-    for column in ("best", "median", "worst", "agents/s at the median"):
-        table.add_column(column, justify="right")
+    table = spreads_table("All agents with all fragments")
     peers, batches = report.peers, report.batches
     rows = [
         ("dawnchorus: all in one save_many", report.save_many_ms),
@@ -163,33 +159,26 @@ def _batches_table(report: SaveReport) -> Table:
         (f"PostgreSQL: upserts of arrays, {_upserts_text(batches.postgres)}", peers.postgres_ms),
     ]
     for what, spread in rows:
-        if spread is None:
-            table.add_row(what, "-", "not measured", "-", "-")
-        else:
-            cells = [f"{milliseconds:,.1f} ms" for milliseconds in (spread.min, spread.p50, spread.max)]
-            table.add_row(what, *cells, f"{report.agents / spread.p50 * 1000:,.0f}")
+        add_spread(table, what, spread, report.agents)
     return table
 
 
 def _singles_table(report: SaveReport) -> Table:
-    table = Table(title="One agent at a time, and many savers", title_justify="left", title_style="bold")
-    table.add_column("what")
-    for column in ("median", "p99", "a second"):
-        table.add_column(column, justify="right")
+    table = tails_table("One agent at a time, and many savers")
     rate = f"{report.saving_per_s:,.0f} saves/s"
     rows = [
         ("dawnchorus: one fragment saved after the other", report.single_us),
-        ("limit: raw ZeroMQ echo with 4 KiB written and synced", report.peers.raw_fsync_us),
+        ("baseline: raw ZeroMQ echo with 4 KiB written and synced", report.peers.raw_fsync_us),
         ("dawnchorus: one wake after the other, nothing else going on", report.wake_idle_us),
         (f"dawnchorus: the same beside {report.savers:,} savers in another process ({rate})", report.wake_saving_us),
         ("dawnchorus: the same while all shards are backed up", report.wake_backup_us),
     ]
     for what, tail in rows:
-        table.add_row(what, f"{tail.p50:,.0f} us", f"{tail.p99:,.0f} us", f"{1e6 / tail.p50:,.0f}")
+        add_tail(table, what, tail)
     table.add_section()
     table.add_row(f"dawnchorus: {report.savers:,} savers of one agent each", "", "", f"{report.concurrent_per_s:,.0f}")
     table.add_row(
-        "limit: 4 KiB written and synced, one after the other", "", "", f"{report.peers.fdatasync_per_s:,.0f}"
+        "baseline: 4 KiB written and synced, one after the other", "", "", f"{report.peers.fdatasync_per_s:,.0f}"
     )
     return table
 
@@ -210,7 +199,7 @@ _RATIO_TEXTS = {
     "saves_to_redis_sets": "save_many to Redis, one key per fragment",
     "saves_to_redis_packed": "save_many to Redis, packed agents",
     "saves_to_postgres": "save_many to PostgreSQL",
-    "single_to_raw_fsync": "one save at a time to the raw echo with a sync",
+    "single_to_raw_fsync": "one save at a time to the raw ZeroMQ echo with a sync",
     "concurrent_to_fdatasync": "saves/s of many savers to the disk's syncs/s",
     "wake_p99_saving_to_idle": "p99 of wakes beside savers to that of an idle cluster",
     "wake_p99_backup_to_idle": "p99 of wakes beside a backup to that of an idle cluster",

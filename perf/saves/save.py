@@ -4,8 +4,8 @@
     each run: new values for all agents; every way of saving them once, beginning with another one each run
     medians over the runs, ratios of the medians
 
-All of them write to the same disk, and all sync before they answer. Measured in alternation because a machine, and a
-disk more so, changes under the measurement. What was saved is read again and compared, after the clock has stopped.
+All of them write to the same disk, and all sync before they answer. What was saved is read again and compared, after
+the clock has stopped.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ import asyncio
 import contextlib
 import random
 import shutil
-import subprocess
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
-from ..harness.child_process import ChildFailed, check_running, child_process, python_module
+from ..harness.child_process import child_process, python_module
+from ..harness.contest import Times, measure_runs, require_positive, take_turns
 from ..harness.disk import SyncedFile, file_system, sync_rate
+from ..harness.job import start_job, wait_until
 from ..harness.measure import (
-    Tail,
     WrongResult,
     check_encoded,
     check_states,
@@ -33,18 +32,16 @@ from ..harness.measure import (
     settle,
     settled_memory,
     single_wakes,
-    spread_of,
-    tail_of,
 )
 from ..harness.progress import Progress, no_progress
-from ..harness.scratch import socket_folder, temporary_folder
+from ..harness.scratch import socket_directory, temporary_directory
 from ..harness.sleeping_cluster import sleeping_cluster
 from ..harness.topologies import TopologyName
 from ..harness.workload import SyntheticAgents, WorkloadError
-from ..peers.postgres_peer import BINARIES, PostgresSaves, PostgresUnavailable, postgres_saves, prepare_rows
+from ..peers.postgres_peer import BINARIES, PostgresSaves, postgres_saves, prepare_rows
 from ..peers.raw_zmq import RawEcho, raw_echo
 from ..peers.redis_saves import RedisSaves, prepare_packed, prepare_sets, redis_saves
-from ..peers.redis_server import RedisUnavailable
+from ..peers.unavailable import start_peer
 from .load import LoadAnswer, LoadOrder
 from .report import SaveBatches, SavePeers, SaveReport, SingleWakes, render_save, save_ratios
 from .savers import FreshValues, Saves, check_saved, check_shown, concurrent_saves, single_saves
@@ -89,9 +86,9 @@ class SaveOptions(msgspec.Struct, frozen=True, kw_only=True):
     redis_server: str = "redis-server"
     """name or path of the program"""
     postgres_binaries: Path = BINARIES
-    """folder of `initdb` and `postgres`"""
-    folder: Path | None = None
-    """where the temporary folder for all data is made: decides which disk is measured; None: the current one"""
+    """directory of `initdb` and `postgres`"""
+    directory: Path | None = None
+    """where the temporary directory for all data is made: decides which disk is measured; None: the current one"""
 
 
 class _Peers(msgspec.Struct):
@@ -111,19 +108,13 @@ class _Contest:
         self._cluster = cluster
         self._topology = topology
         self._peers = peers
-        self._folder = topology.parent
+        self._directory = topology.parent
         self._workload = first  # what the agents are given in this run
         self._shown = first  # what the cluster was given last
         self._fresh = FreshValues(options.value_bytes, random.Random(options.seed).randbytes(options.value_bytes))
         self._all = range(options.agents)
         self._savers_ids = first.ids[: options.savers]
-        self.forget()
-
-    def forget(self) -> None:
-        """Drop all times: what came before was to warm up."""
-        self.milliseconds: dict[str, list[float]] = {}
-        self.nanoseconds: dict[str, list[int]] = {}
-        self.per_second: dict[str, list[float]] = {}
+        self.times = Times()
 
     async def run(self, number: int, workload: SyntheticAgents) -> None:
         """One run with these values."""
@@ -134,16 +125,14 @@ class _Contest:
             turns[1:1] = [self._redis_sets, self._redis_packed]
         if self._peers.postgres is not None:
             turns[1:1] = [self._postgres]
-        first = number % len(turns)
-        for turn in turns[first:] + turns[:first]:
-            await turn()
+        await take_turns(turns, number)
 
     async def _save_many(self) -> None:
         workload = self._workload
         agents = {workload.ids[agent]: workload.fragments(agent) for agent in self._all}
         await settle()
         elapsed, results = await milliseconds(lambda: self._cluster.save_many(agents))
-        self._add_ms("save_many", elapsed)
+        self.times.add_ms("save_many", elapsed)
         check_saved(results)
         self._shown = workload
         check_states(await self._cluster.wake_many(workload.ids), self._all, workload)
@@ -153,9 +142,8 @@ class _Contest:
         assert redis is not None
         prepared = prepare_sets(self._workload, self._all)
         await settle()
-        started = time.perf_counter_ns()
-        redis.save_fragments(prepared)
-        self._add_ms("redis_sets", (time.perf_counter_ns() - started) / 1e6)
+        with self.times.clock("redis_sets"):
+            redis.save_fragments(prepared)
         check_encoded(redis.stored_fragments(prepared), list(map(as_bytes, prepared.words[1::2])), "Redis (SET)")
 
     async def _redis_packed(self) -> None:
@@ -163,9 +151,8 @@ class _Contest:
         assert redis is not None
         prepared = prepare_packed(self._workload, self._all)
         await settle()
-        started = time.perf_counter_ns()
-        redis.save_packed(prepared)
-        self._add_ms("redis_packed", (time.perf_counter_ns() - started) / 1e6)
+        with self.times.clock("redis_packed"):
+            redis.save_packed(prepared)
         check_encoded(redis.stored_packed(prepared), list(map(as_bytes, prepared.words[1::2])), "Redis (MSET)")
 
     async def _postgres(self) -> None:
@@ -174,29 +161,27 @@ class _Contest:
         prepared = prepare_rows(self._workload, self._all)
         await settle()
         elapsed, _ = await milliseconds(lambda: postgres.save(prepared))
-        self._add_ms("postgres", elapsed)
+        self.times.add_ms("postgres", elapsed)
         for stored, values in zip(await postgres.stored(prepared), prepared.values, strict=True):
             check_encoded(stored, values, "PostgreSQL")
 
     async def _singles(self) -> None:
-        singles = self.nanoseconds.setdefault("single", [])
-        echoes = self.nanoseconds.setdefault("raw_fsync", [])
         await settle()
         ids = [self._savers_ids[index % len(self._savers_ids)] for index in range(self._options.singles)]
         # All of them, then all echoes, as in a storm: the threads that take turns find their places once a run.
         times, saved = await single_saves(self._cluster, ids, self._fresh)
-        singles += times
-        echoes += await self._peers.echo.run(len(ids))
+        self.times.add_ns("single", times)
+        self.times.add_ns("raw_fsync", await self._peers.echo.run(len(ids)))
         await check_shown(self._cluster, saved)
 
     async def _concurrent(self) -> None:
         await settle()
         rate, saved = await concurrent_saves(self._cluster, self._savers_ids, self._fresh, self._options.concurrent_s)
-        self.per_second.setdefault("concurrent", []).append(rate)
+        self.times.add_rate("concurrent", rate)
         await check_shown(self._cluster, saved)
         await settle()
         syncs = await asyncio.to_thread(sync_rate, self._peers.file, SYNCS_SECONDS)
-        self.per_second.setdefault("fdatasync", []).append(syncs)
+        self.times.add_rate("fdatasync", syncs)
 
     def _woken_singly(self) -> list[int]:
         """The agents of single wakes: such as are not saved just now."""
@@ -208,33 +193,27 @@ class _Contest:
         agents = self._woken_singly()
         await settle()
         await self._time_wakes("wake_idle", agents)
-        order_path, answer_path = self._folder / "load-order.json", self._folder / "load-answer.json"
-        answer_path.unlink(missing_ok=True)
         order = LoadOrder(str(self._topology), list(self._savers_ids), self._options.value_bytes)
-        order_path.write_bytes(msgspec.json.encode(order))
-        log = self._folder / "load.log"
-        command = python_module(f"{__package__}.load", str(order_path), str(answer_path))
-        with child_process(command, log=log) as process:
-            await _until(answer_path.exists, process, "the process of savers", log)
+        with start_job(f"{__package__}.load", "the process of savers", order, self._directory) as job:
+            await job.answered(LOAD_SECONDS)
             await self._time_wakes("wake_saving", agents)
-            check_running(process, "the process of savers", log)
-        load = msgspec.json.decode(answer_path.read_bytes(), type=LoadAnswer)
-        if process.returncode:
-            raise WrongResult(f"a save of the other process failed: {log.read_text(errors='replace')[-1000:].strip()}")
-        self.per_second.setdefault("saving", []).append(load.saves / load.seconds)
+            job.require_running()
+        job.require_success()
+        load = job.answer(LoadAnswer)
+        self.times.add_rate("saving", load.saves / load.seconds)
 
     async def _wakes_beside_backup(self) -> None:
         """Single wakes while the command `backup` copies all shards, as often as it takes."""
-        folder, log = self._folder / "backup", self._folder / "backup.log"
+        directory, log = self._directory / "backup", self._directory / "backup.log"
         rate = str(BACKUP_MB_PER_S)
         command = python_module(
-            "dawnchorus.tools.main", "backup", str(folder), "-t", str(self._topology), "--rate-mb", rate
+            "dawnchorus.tools.main", "backup", str(directory), "-t", str(self._topology), "--rate-mb", rate
         )
         left = self._woken_singly()
         await settle()
         while left:
             with child_process(command, log=log) as process:
-                await _until(lambda: any(folder.glob("*.mdb")), process, "the backup", log)
+                await wait_until(lambda: any(directory.glob("*.mdb")), process, "the backup", log, LOAD_SECONDS)
                 while True:
                     await self._time_wakes("wake_backup", left[:BACKUP_BLOCK])
                     del left[:BACKUP_BLOCK]
@@ -242,29 +221,12 @@ class _Contest:
                         break
                 if await asyncio.to_thread(process.wait):
                     raise WrongResult(f"the backup failed: {log.read_text(errors='replace')[-1000:].strip()}")
-            shutil.rmtree(folder)
+            shutil.rmtree(directory)
 
     async def _time_wakes(self, name: str, agents: Sequence[int]) -> None:
         times, states = await single_wakes(self._cluster, [self._shown.ids[agent] for agent in agents])
-        self.nanoseconds.setdefault(name, []).extend(times)
+        self.times.add_ns(name, times)
         check_states(states, agents, self._shown)
-
-    def _add_ms(self, name: str, value: float) -> None:
-        self.milliseconds.setdefault(name, []).append(value)
-
-
-async def _until(begun: Callable[[], bool], process: subprocess.Popen[bytes], what: str, log: Path) -> None:
-    """Wait until another process is at its work.
-
-    Raises:
-        ChildFailed: it ended, or does not come to it.
-    """
-    give_up = time.monotonic() + LOAD_SECONDS
-    while not begun():
-        check_running(process, what, log)
-        if time.monotonic() > give_up:
-            raise ChildFailed(f"{what} was not at work within {LOAD_SECONDS:.0f} s")
-        await asyncio.sleep(0.005)
 
 
 def as_bytes(word: str | bytes) -> bytes:
@@ -280,22 +242,28 @@ async def save(options: SaveOptions, progress: Progress = no_progress) -> SaveRe
         WrongResult: a save failed, or something else is there than was saved.
         ChildFailed: a process of the harness did not start.
     """
-    _check(options)
+    require_positive(options, "agents", "value_bytes", "runs", "singles", "savers", "concurrent_s")
+    if options.savers * 2 > options.agents:
+        raise WorkloadError(f"{options.savers:,} savers need twice as many agents: others are woken meanwhile")
     notes = notes_on_process()
     workloads = [SyntheticAgents(options.agents, options.value_bytes, options.seed + run) for run in range(2)]
     async with contextlib.AsyncExitStack() as stack:
-        folder = stack.enter_context(temporary_folder(options.folder or Path.cwd()))
-        disk = file_system(folder)
+        directory = stack.enter_context(temporary_directory(options.directory or Path.cwd()))
+        disk = file_system(directory)
         if not disk.is_disk:
-            notes.append(f"{disk}: what is there is in memory, and syncing it costs nothing; give another folder")
-        sleepers = await stack.enter_async_context(sleeping_cluster(options.topology, workloads[0], folder, progress))
-        sockets = stack.enter_context(socket_folder(folder))
-        redis = await _start_redis(stack, options, sockets, folder, notes)
-        postgres = await _start_postgres(stack, options, sockets, folder, len(workloads[0].kinds), notes)
+            notes.append(f"{disk}: what is there is in memory, and syncing it costs nothing; give another directory")
+        sleepers = await stack.enter_async_context(
+            sleeping_cluster(options.topology, workloads[0], directory, progress)
+        )
+        sockets = stack.enter_context(socket_directory(directory))
+        redis = await start_peer(stack, "Redis", redis_saves(sockets, directory, options.redis_server), notes)
+        kinds = len(workloads[0].kinds)
+        saving_rows = postgres_saves(sockets, directory, kinds, options.postgres_binaries)
+        postgres = await start_peer(stack, "PostgreSQL", saving_rows, notes)
         request_bytes = options.value_bytes + WRITE_BYTES
-        synced = folder / "echo.synced"
+        synced = directory / "echo.synced"
         echo = await stack.enter_async_context(raw_echo(sockets, ANSWER_BYTES, request_bytes, synced))
-        file = stack.enter_context(SyncedFile(folder / "synced"))
+        file = stack.enter_context(SyncedFile(directory / "synced"))
         peers = _Peers(redis, postgres, echo, file)
         contest = _Contest(options, sleepers.cluster, sleepers.topology_path, peers, workloads[0])
         stack.enter_context(settled_memory())
@@ -306,62 +274,28 @@ async def save(options: SaveOptions, progress: Progress = no_progress) -> SaveRe
             del sets, packed
         if postgres is not None:
             await postgres.choose_batches(prepare_rows(workloads[1], everyone), progress)
-        # To warm up whatever starts lazily; its times are not kept.
-        await contest.run(0, workloads[1])
-        contest.forget()
-        for number in range(options.runs):
-            progress("measure", number, options.runs)
-            await contest.run(
-                number, SyntheticAgents(options.agents, options.value_bytes, options.seed + len(workloads) + number)
-            )
-        progress("measure", options.runs, options.runs)
+
+        async def run(number: int) -> None:
+            seed = options.seed + len(workloads) + number
+            await contest.run(number, SyntheticAgents(options.agents, options.value_bytes, seed))
+
+        await measure_runs(options.runs, contest.times, run, progress)
         return _report(options, contest, peers, str(disk), notes)
 
 
-def _check(options: SaveOptions) -> None:
-    for name in ("agents", "value_bytes", "runs", "singles", "savers"):
-        if getattr(options, name) < 1:
-            raise WorkloadError(f"{name} must be at least 1")
-    if options.savers * 2 > options.agents:
-        raise WorkloadError(f"{options.savers:,} savers need twice as many agents: others are woken meanwhile")
-    if options.concurrent_s <= 0:
-        raise WorkloadError("savers need some time: concurrent_s must be above 0")
-
-
-async def _start_redis(
-    stack: contextlib.AsyncExitStack, options: SaveOptions, sockets: Path, folder: Path, notes: list[str]
-) -> RedisSaves | None:
-    try:
-        return await stack.enter_async_context(redis_saves(sockets, folder, options.redis_server))
-    except RedisUnavailable as error:
-        notes.append(f"Redis was not measured: {error}")
-        return None
-
-
-async def _start_postgres(
-    stack: contextlib.AsyncExitStack, options: SaveOptions, sockets: Path, folder: Path, kinds: int, notes: list[str]
-) -> PostgresSaves | None:
-    try:
-        return await stack.enter_async_context(postgres_saves(sockets, folder, kinds, options.postgres_binaries))
-    except PostgresUnavailable as error:
-        notes.append(f"PostgreSQL was not measured: {error}")
-        return None
-
-
 def _report(options: SaveOptions, contest: _Contest, peers: _Peers, disk: str, notes: list[str]) -> SaveReport:
-    spreads = {name: spread_of(times) for name, times in contest.milliseconds.items()}
-    tails: dict[str, Tail] = {name: tail_of(times) for name, times in contest.nanoseconds.items()}
-    rates = {name: round(spread_of(rates).p50, 1) for name, rates in contest.per_second.items()}
+    times = contest.times
     redis, postgres = peers.redis, peers.postgres
     numbers = SavePeers(
-        redis_sets_ms=spreads.get("redis_sets"),
-        redis_packed_ms=spreads.get("redis_packed"),
-        postgres_ms=spreads.get("postgres"),
-        raw_fsync_us=tails["raw_fsync"],
-        fdatasync_per_s=rates["fdatasync"],
+        redis_sets_ms=times.spread_if_any("redis_sets"),
+        redis_packed_ms=times.spread_if_any("redis_packed"),
+        postgres_ms=times.spread_if_any("postgres"),
+        raw_fsync_us=times.tail("raw_fsync"),
+        fdatasync_per_s=times.rate("fdatasync"),
     )
-    wakes = SingleWakes(tails["wake_idle"], tails["wake_saving"], tails["wake_backup"])
-    concurrent = rates["concurrent"]
+    wakes = SingleWakes(times.tail("wake_idle"), times.tail("wake_saving"), times.tail("wake_backup"))
+    concurrent = times.rate("concurrent")
+    save_many_ms, single_us = times.spread("save_many"), times.tail("single")
     return SaveReport(
         agents=options.agents,
         fragments=len(SyntheticAgents(1, 1).kinds),
@@ -369,16 +303,16 @@ def _report(options: SaveOptions, contest: _Contest, peers: _Peers, disk: str, n
         topology=options.topology,
         runs=options.runs,
         file_system=disk,
-        save_many_ms=spreads["save_many"],
-        single_us=tails["single"],
+        save_many_ms=save_many_ms,
+        single_us=single_us,
         savers=options.savers,
         concurrent_per_s=concurrent,
         wake_idle_us=wakes.idle,
         wake_saving_us=wakes.saving,
         wake_backup_us=wakes.backup,
-        saving_per_s=rates["saving"],
+        saving_per_s=times.rate("saving"),
         peers=numbers,
-        ratios=save_ratios(spreads["save_many"], tails["single"], concurrent, wakes, numbers),
+        ratios=save_ratios(save_many_ms, single_us, concurrent, wakes, numbers),
         batches=SaveBatches(
             None if redis is None else redis.sets_choice,
             None if redis is None else redis.packed_choice,

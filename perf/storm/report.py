@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
-
 import msgspec
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from ..harness.measure import Spread, Tail
+from ..harness.report import Target, add_spread, add_tail, note_lines, ratios_table, spreads_table
 from ..harness.topologies import TopologyName, node_count
 from ..peers.redis_peer import Batch
 
-__all__ = ["Batches", "Peers", "Ratios", "StormReport", "Target", "ratios_of", "ratios_table", "render", "targets_of"]
+__all__ = ["Batches", "Peers", "Ratios", "StormReport", "ratios_of", "render", "targets_of"]
 
 
 class Batches(msgspec.Struct, frozen=True):
@@ -28,11 +27,11 @@ class Peers(msgspec.Struct, frozen=True):
 
     redis_mget_ms: Spread | None
     redis_packed_ms: Spread | None
-    redis_natural_ms: Spread | None
+    redis_task_per_agent_ms: Spread | None
     raw_zmq_ms: Spread | None
     raw_zmq_uncopied_ms: Spread | None
     """the same, sent without the copy that pyzmq makes by itself"""
-    raw_echo_us: Tail | None
+    raw_echo_us: Tail
 
 
 class Ratios(msgspec.Struct, frozen=True):
@@ -40,10 +39,10 @@ class Ratios(msgspec.Struct, frozen=True):
 
     wake_many_to_redis: float | None
     wake_many_to_redis_packed: float | None
-    natural_to_redis_natural: float | None
+    task_per_agent_to_redis: float | None
     wake_many_to_raw: float | None
     single_to_raw_echo: float | None
-    closed_loop_to_redis_natural: float | None
+    closed_loop_to_redis_task_per_agent: float | None
 
 
 class StormReport(msgspec.Struct, frozen=True):
@@ -60,7 +59,7 @@ class StormReport(msgspec.Struct, frozen=True):
     topology: TopologyName
     runs: int
     wake_many_ms: Spread
-    natural_ms: Spread
+    task_per_agent_ms: Spread
     single_us: Tail
     closed_loop_per_s: float
     peers: Peers
@@ -69,22 +68,15 @@ class StormReport(msgspec.Struct, frozen=True):
     notes: list[str]
 
 
-class Target(msgspec.Struct, frozen=True):
-    """What a ratio must reach and what it aims at."""
-
-    must: float
-    aim: float | None
-
-
 _TARGET_AGENTS, _TARGET_WAKE, _TARGET_FRAGMENTS = 100_000, 10_000, 5
 
 _TARGETS: dict[tuple[TopologyName, int], dict[str, Target]] = {
     ("one-store", 512): {
         "wake_many_to_redis_packed": Target(0.50, 0.30),
-        "natural_to_redis_natural": Target(0.15, 0.10),
+        "task_per_agent_to_redis": Target(0.15, 0.10),
         "wake_many_to_raw": Target(2.0, 1.4),
         "single_to_raw_echo": Target(2.0, 1.4),
-        "closed_loop_to_redis_natural": Target(10.0, None),
+        "closed_loop_to_redis_task_per_agent": Target(10.0, None),
     },
     ("one-store", 4096): {"wake_many_to_redis_packed": Target(0.50, 0.35)},
     ("five-stores", 512): {"wake_many_to_redis": Target(0.60, 0.40)},
@@ -105,22 +97,22 @@ def targets_of(report: StormReport) -> dict[str, Target]:
 
 
 def ratios_of(
-    wake: int, wake_many_ms: Spread, natural_ms: Spread, single_us: Tail, closed_loop_per_s: float, peers: Peers
+    wake: int, wake_many_ms: Spread, task_per_agent_ms: Spread, single_us: Tail, closed_loop_per_s: float, peers: Peers
 ) -> Ratios:
     """The ratios of these medians."""
 
     def ratio(ours: Spread | Tail, theirs: Spread | Tail | None) -> float | None:
         return None if theirs is None else round(ours.p50 / theirs.p50, 3)
 
-    redis_natural = peers.redis_natural_ms
+    theirs_ms = peers.redis_task_per_agent_ms
     return Ratios(
         wake_many_to_redis=ratio(wake_many_ms, peers.redis_mget_ms),
         wake_many_to_redis_packed=ratio(wake_many_ms, peers.redis_packed_ms),
-        natural_to_redis_natural=ratio(natural_ms, redis_natural),
+        task_per_agent_to_redis=ratio(task_per_agent_ms, theirs_ms),
         wake_many_to_raw=ratio(wake_many_ms, peers.raw_zmq_ms),
         single_to_raw_echo=ratio(single_us, peers.raw_echo_us),
-        closed_loop_to_redis_natural=(
-            None if redis_natural is None else round(closed_loop_per_s * redis_natural.p50 / 1000 / wake, 2)
+        closed_loop_to_redis_task_per_agent=(
+            None if theirs_ms is None else round(closed_loop_per_s * theirs_ms.p50 / 1000 / wake, 2)
         ),
     )
 
@@ -133,46 +125,31 @@ def render(report: StormReport) -> RenderableType:
         f" of {report.agents:,} asleep, {report.fragments} fragments of {report.value_bytes:,} bytes each, ",
         f"from {nodes} node processes (topology {report.topology}); {report.runs} alternated runs",
     )
-    notes = [Text(f"Note: {note}", style="yellow") for note in report.notes]
-    ratios = ratios_table(report.ratios, _RATIO_TEXTS, targets_of(report), {"closed_loop_to_redis_natural"})
-    return Group(head, _times_table(report), ratios, *notes)
+    ratios = ratios_table(report.ratios, _RATIO_TEXTS, targets_of(report), {"closed_loop_to_redis_task_per_agent"})
+    return Group(head, _times_table(report), ratios, *note_lines(report.notes))
 
 
 def _times_table(report: StormReport) -> Table:
-    table = Table(title="How long it took", title_justify="left", title_style="bold")
-    table.add_column("what")
-    for column in ("best", "median", "worst", "agents/s at the median"):
-        table.add_column(column, justify="right")
+    table = spreads_table("How long it took")
     peers, batches = report.peers, report.redis_batches
     mget = _batch_text(batches.mget) if batches else "best batch"
     packed = _batch_text(batches.packed) if batches else "best batch"
     rows = [
         ("dawnchorus: all in one wake_many", report.wake_many_ms),
-        ("dawnchorus: a task per agent, each awaiting wake", report.natural_ms),
+        ("dawnchorus: a task per agent, each awaiting wake", report.task_per_agent_ms),
         (f"Redis: one key per fragment, {mget}", peers.redis_mget_ms),
         (f"Redis: agents packed beforehand, {packed}", peers.redis_packed_ms),
-        ("Redis: a task per agent, redis.asyncio, 64 connections", peers.redis_natural_ms),
-        ("limit: the same bytes over raw ZeroMQ, untouched", peers.raw_zmq_ms),
-        ("limit: the same, sent without a copy", peers.raw_zmq_uncopied_ms),
+        ("Redis: a task per agent, redis.asyncio, 64 connections", peers.redis_task_per_agent_ms),
+        ("baseline: the same bytes over raw ZeroMQ, untouched", peers.raw_zmq_ms),
+        ("baseline: the same, sent without a copy", peers.raw_zmq_uncopied_ms),
     ]
     for what, spread in rows:
-        if spread is None:
-            table.add_row(what, "-", "not measured", "-", "-")
-        else:
-            cells = [f"{milliseconds:,.1f} ms" for milliseconds in (spread.min, spread.p50, spread.max)]
-            table.add_row(what, *cells, f"{report.wake / spread.p50 * 1000:,.0f}")
+        add_spread(table, what, spread, report.wake)
     table.add_section()
-    _add_tail(table, "dawnchorus: one wake at a time", report.single_us)
-    _add_tail(table, "limit: raw ZeroMQ echo of one agent's bytes", peers.raw_echo_us)
+    add_tail(table, "dawnchorus: one wake at a time", report.single_us)
+    add_tail(table, "baseline: raw ZeroMQ echo of one agent's bytes", peers.raw_echo_us)
     table.add_row("dawnchorus: 1,024 workers in a closed loop", "", "", "", f"{report.closed_loop_per_s:,.0f}")
     return table
-
-
-def _add_tail(table: Table, what: str, tail: Tail | None) -> None:
-    if tail is None:
-        table.add_row(what, "-", "not measured", "-", "-")
-    else:
-        table.add_row(what, "", f"{tail.p50:,.0f} us", f"p99 {tail.p99:,.0f} us", f"{1e6 / tail.p50:,.0f}")
 
 
 def _batch_text(batch: Batch) -> str:
@@ -182,44 +159,8 @@ def _batch_text(batch: Batch) -> str:
 _RATIO_TEXTS = {
     "wake_many_to_redis": "wake_many to Redis, one key per fragment",
     "wake_many_to_redis_packed": "wake_many to Redis, packed agents",
-    "natural_to_redis_natural": "a task per agent to the same on redis.asyncio",
-    "wake_many_to_raw": "wake_many to the raw limit",
-    "single_to_raw_echo": "one wake at a time to the raw echo",
-    "closed_loop_to_redis_natural": "wakes/s of the closed loop to redis.asyncio's",
+    "task_per_agent_to_redis": "a task per agent to the same on redis.asyncio",
+    "wake_many_to_raw": "wake_many to the raw ZeroMQ baseline",
+    "single_to_raw_echo": "one wake at a time to the raw ZeroMQ echo",
+    "closed_loop_to_redis_task_per_agent": "wakes/s of the closed loop to redis.asyncio's",
 }
-
-
-def ratios_table(
-    ratios: msgspec.Struct, texts: Mapping[str, str], targets: Mapping[str, Target], speeds: Container[str]
-) -> Table:
-    """The ratios that `texts` name, each beside its target, if any; of those in `speeds` more is faster."""
-    table = Table(title="Beside the peers (medians divided)", title_justify="left", title_style="bold")
-    table.add_column("what")
-    table.add_column("ratio", justify="right")
-    table.add_column("in words")
-    if targets:
-        table.add_column("must", justify="right")
-        table.add_column("aim", justify="right")
-    for name, text in texts.items():
-        value: float | None = getattr(ratios, name)
-        faster_is_more = name in speeds
-        target = targets.get(name)
-        cells = [text, *_ratio_cells(value, target, faster_is_more=faster_is_more)]
-        if targets:
-            sign = ">=" if faster_is_more else "<="
-            cells.append(f"{sign} {target.must:g}" if target else "")
-            cells.append(f"{sign} {target.aim:g}" if target and target.aim is not None else "")
-        table.add_row(*cells)
-    return table
-
-
-def _ratio_cells(value: float | None, target: Target | None, *, faster_is_more: bool) -> list[Text | str]:
-    """A ratio and what it means in words, coloured by whether it is what it must be."""
-    if value is None:
-        return ["-", "not measured"]
-    speed = value if faster_is_more else 1 / value
-    words = f"{speed:.1f} times as fast" if speed >= 1 else f"{1 / speed:.1f} times as long"
-    if target is None:
-        return [f"{value:.3g}", words]
-    met = value >= target.must if faster_is_more else value <= target.must
-    return [Text(f"{value:.3g}", style="green" if met else "bold red"), words if met else f"{words}; must is missed"]

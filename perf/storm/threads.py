@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import itertools
 import random
-import statistics
 import threading
 import time
 from collections.abc import Sequence
@@ -18,10 +17,10 @@ from pathlib import Path
 
 import msgspec
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from ...router.client.sync_cluster import SyncCluster, connect_sync
+from ..harness.contest import Times, measure_runs, require_positive
 from ..harness.measure import (
     State,
     Tail,
@@ -32,14 +31,13 @@ from ..harness.measure import (
     settle,
     settled_memory,
     single_wakes,
-    tail_of,
 )
 from ..harness.progress import Progress, no_progress
-from ..harness.scratch import temporary_folder
+from ..harness.report import Target, note_lines, ratios_table, table
+from ..harness.scratch import temporary_directory
 from ..harness.sleeping_cluster import sleeping_cluster
 from ..harness.topologies import TopologyName
-from ..harness.workload import SyntheticAgents, WorkloadError
-from .report import Target, ratios_table
+from ..harness.workload import SyntheticAgents
 
 __all__ = ["ThreadsOptions", "ThreadsReport", "render_threads", "threads"]
 
@@ -58,7 +56,7 @@ class ThreadsOptions(msgspec.Struct, frozen=True, kw_only=True):
     closed_loop_s: float = 1.0
     """of each kind, in each run"""
     seed: int = 1
-    folder: Path | None = None
+    directory: Path | None = None
 
 
 class ThreadsRatios(msgspec.Struct, frozen=True):
@@ -93,52 +91,44 @@ TARGETS = {"single": Target(1.35, None), "closed_loop": Target(0.4, None)}
 
 async def threads(options: ThreadsOptions, progress: Progress = no_progress) -> ThreadsReport:
     """Measure; leaves no process and no file behind, however it ends."""
-    for name in ("threads", "runs", "singles"):
-        if getattr(options, name) < 1:
-            raise WorkloadError(f"{name} must be at least 1")
+    require_positive(options, "threads", "runs", "singles")
     workload = SyntheticAgents(options.agents, options.value_bytes, options.seed)
     numbers = random.Random(options.seed)
-    singles: tuple[list[int], list[int]] = ([], [])
-    rates: tuple[list[float], list[float]] = ([], [])
+    times = Times()
     async with contextlib.AsyncExitStack() as stack:
-        folder = stack.enter_context(temporary_folder(options.folder))
-        sleepers = await stack.enter_async_context(sleeping_cluster(options.topology, workload, folder, progress))
+        directory = stack.enter_context(temporary_directory(options.directory))
+        sleepers = await stack.enter_async_context(sleeping_cluster(options.topology, workload, directory, progress))
         blocking = connect_sync(sleepers.topology_path)
         await asyncio.to_thread(blocking.__enter__)
         stack.push_async_callback(asyncio.to_thread, blocking.close)
         stack.enter_context(settled_memory())
         cluster: Wakes = sleepers.cluster
-        for run in range(options.runs + 1):  # the first warms up
-            progress("measure", run, options.runs + 1)
+
+        async def run(_number: int) -> None:
             agents = [numbers.randrange(options.agents) for _ in range(options.singles)]
             ids = [workload.ids[agent] for agent in agents]
             await settle()
-            in_loop, states = await single_wakes(cluster, ids)
+            nanoseconds, states = await single_wakes(cluster, ids)
+            times.add_ns("single", nanoseconds)
             check_states(states, agents, workload)
             await settle()
-            in_thread, blocking_states = await asyncio.to_thread(_single_wakes, blocking, ids)
-            check_states(blocking_states, agents, workload)
+            nanoseconds, states = await asyncio.to_thread(_single_wakes, blocking, ids)
+            times.add_ns("blocking_single", nanoseconds)
+            check_states(states, agents, workload)
             await settle()
             rate, _ = await closed_loop(cluster, workload.ids, options.closed_loop_s, options.threads)
+            times.add_rate("closed_loop", rate)
             await settle()
-            blocking_rate = await asyncio.to_thread(_closed_loop, blocking, workload.ids, options)
-            if run:
-                singles[0].extend(in_loop)
-                singles[1].extend(in_thread)
-                rates[0].append(rate)
-                rates[1].append(blocking_rate)
-        progress("measure", options.runs + 1, options.runs + 1)
-    return _report(options, singles, rates, notes_on_process())
+            rate = await asyncio.to_thread(_closed_loop, blocking, workload.ids, options)
+            times.add_rate("blocking_closed_loop", rate)
+
+        await measure_runs(options.runs, times, run, progress)
+    return _report(options, times, notes_on_process())
 
 
-def _report(
-    options: ThreadsOptions,
-    singles: tuple[list[int], list[int]],
-    rates: tuple[list[float], list[float]],
-    notes: list[str],
-) -> ThreadsReport:
-    single, blocking_single = map(tail_of, singles)
-    rate, blocking_rate = map(statistics.median, rates)
+def _report(options: ThreadsOptions, times: Times, notes: list[str]) -> ThreadsReport:
+    single, blocking_single = times.tail("single"), times.tail("blocking_single")
+    rate, blocking_rate = times.rate("closed_loop"), times.rate("blocking_closed_loop")
     return ThreadsReport(
         agents=options.agents,
         value_bytes=options.value_bytes,
@@ -147,8 +137,8 @@ def _report(
         runs=options.runs,
         single_us=single,
         blocking_single_us=blocking_single,
-        closed_loop_per_s=round(rate, 1),
-        blocking_closed_loop_per_s=round(blocking_rate, 1),
+        closed_loop_per_s=rate,
+        blocking_closed_loop_per_s=blocking_rate,
         ratios=ThreadsRatios(round(blocking_single.p50 / single.p50, 3), round(blocking_rate / rate, 3)),
         notes=notes,
     )
@@ -200,10 +190,7 @@ def render_threads(report: ThreadsReport) -> RenderableType:
         f" in one process, {report.agents:,} agents asleep, five fragments of {report.value_bytes:,} bytes each"
         f" (topology {report.topology}); {report.runs} alternated runs",
     )
-    times = Table(title="What they took", title_justify="left", title_style="bold")
-    times.add_column("what")
-    for column in ("in a loop", "blocking"):
-        times.add_column(column, justify="right")
+    times = table("What they took", "in a loop", "blocking")
     single, blocking = report.single_us, report.blocking_single_us
     times.add_row("one wake at a time, p50", f"{single.p50:,.0f} us", f"{blocking.p50:,.0f} us")
     times.add_row("one wake at a time, p99", f"{single.p99:,.0f} us", f"{blocking.p99:,.0f} us")
@@ -217,4 +204,4 @@ def render_threads(report: ThreadsReport) -> RenderableType:
         "closed_loop": f"wakes/s of {report.threads} threads to those of as many workers",
     }
     ratios = ratios_table(report.ratios, texts, TARGETS, {"closed_loop"})
-    return Group(head, times, ratios, *[Text(note, style="yellow") for note in report.notes])
+    return Group(head, times, ratios, *note_lines(report.notes))

@@ -19,12 +19,12 @@ class MemoryState:
 
 
 class MemoryCluster:
-    """Wakes what was saved; `broken` agents come back incomplete, `refused` ones are not saved."""
+    """Wakes what was saved; `broken` agents come back incomplete, `rejected` ones are not saved."""
 
     def __init__(self) -> None:
         self.agents: dict[str, dict[str, object]] = {}
         self.broken: set[str] = set()
-        self.refused: set[str] = set()
+        self.rejected: set[str] = set()
         self.forgotten: set[str] = set()
         self.unavailable = False
 
@@ -50,7 +50,7 @@ class MemoryCluster:
     async def save(self, agent_id: str, fragments: Mapping[str, object]) -> object:
         """Keep some kinds of an agent; one of `forgotten` is acknowledged and not kept."""
         await asyncio.sleep(0)
-        if agent_id in self.refused:
+        if agent_id in self.rejected:
             raise ClusterUnavailable("no room")
         if agent_id not in self.forgotten:
             self.agents.setdefault(agent_id, {}).update(fragments)
@@ -60,7 +60,7 @@ class MemoryCluster:
         """Keep them; one result each."""
         results: dict[str, object] = {}
         for agent_id, fragments in saves.items():
-            if agent_id in self.refused:
+            if agent_id in self.rejected:
                 results[agent_id] = OSError("no room")
             else:
                 self.agents[agent_id] = dict(fragments)

@@ -37,11 +37,11 @@ def small(*phases: str, seconds: float = 1.0) -> ChaosOptions:
     return ChaosOptions(phases=phases, rate=100, seconds=seconds, agents=100, value_bytes=50, deadline_ms=150)
 
 
-async def run_small(folder: Path, *phases: str, seconds: float = 1.0) -> list[PhaseReport]:
+async def run_small(directory: Path, *phases: str, seconds: float = 1.0) -> list[PhaseReport]:
     """Run these phases; nothing is left behind, and every wake was counted."""
-    report = await chaos(small(*phases, seconds=seconds), parent_folder=folder)
+    report = await chaos(small(*phases, seconds=seconds), parent_directory=directory)
     assert not children_left()
-    assert not list(folder.iterdir())
+    assert not list(directory.iterdir())
     assert [phase.phase for phase in report.phases] == list(phases)
     for phase in report.phases:
         if phase.wakes is not None:
@@ -102,7 +102,7 @@ async def test_where_packets_cannot_be_dropped_it_is_said(tmp_path: Path, monkey
     assert [phase.unproven for phase in phases] == ["it is forbidden"] * 2
 
 
-async def test_options_that_cannot_be_are_refused() -> None:
+async def test_options_that_cannot_be_are_rejected() -> None:
     with pytest.raises(ScriptError, match="no phase 'nonsense'"):
         await chaos(small("nonsense"))
     for wrong in (
@@ -126,7 +126,7 @@ def test_nothing_is_left_when_it_is_ended_in_the_middle(tmp_path: Path, how: sig
         pytest.skip(str(why_not()))
     if phase == "cut-off" and shutil.which("nsenter") is None:
         pytest.skip("there is no nsenter to look into the network with")
-    # Not pytest's folder, whose name is long: what is left in this one is the harness's own.
+    # Not pytest's directory, whose name is long: what is left in this one is the harness's own.
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen([*COMMAND, "--phases", phase, "--agents", "100"], env=environment) as harness:
         try:

@@ -84,7 +84,7 @@ def broken(_agent_id: str, future: "asyncio.Future[Any]") -> None:
     future.set_exception(ClusterUnavailable("closed"))
 
 
-def refused(_agent_id: str, _future: "asyncio.Future[Any]") -> None:
+def rejected(_agent_id: str, _future: "asyncio.Future[Any]") -> None:
     """The call itself raises."""
     raise ClusterUnavailable("closed")
 
@@ -110,7 +110,7 @@ def load_of(order: Sequence[int] = range(50)) -> Load:
 
 
 async def test_a_load_offers_what_was_planned_and_counts_every_end() -> None:
-    client = MemoryClient(complete, degraded, shed, failed, broken, refused, cancelled)
+    client = MemoryClient(complete, degraded, shed, failed, broken, rejected, cancelled)
     run = await load_of().run(client, 700, 0.1)
     found = run.counts.counts(run.unsent)
     assert found.offered == len(client.asked) == 70

@@ -1,4 +1,4 @@
-"""The proxy between a client and a node: real connections on loopback, delayed, refused and broken."""
+"""The proxy between a client and a node: real connections on loopback, delayed, rejected and broken."""
 
 import asyncio
 import socket
@@ -144,7 +144,7 @@ async def test_an_end_takes_as_long_as_what_came_before_it() -> None:
         client.writer.close()
 
 
-async def test_a_closed_proxy_breaks_and_refuses_and_keeps_its_port() -> None:
+async def test_a_closed_proxy_breaks_and_rejects_and_keeps_its_port() -> None:
     async with through_proxy() as (proxy, client):
         await client.echoed(b"hello")
         for _ in range(3):

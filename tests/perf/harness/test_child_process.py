@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from dawnchorus.perf.harness.child_process import ChildFailed, anonymous_bytes, check_running, child_process, stop
-from dawnchorus.perf.harness.scratch import socket_folder, temporary_folder
+from dawnchorus.perf.harness.scratch import socket_directory, temporary_directory
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 STUBBORN = [
@@ -69,13 +69,13 @@ def test_anonymous_memory_of_a_process() -> None:
     del block
 
 
-def test_sockets_go_to_a_short_folder(tmp_path: Path) -> None:
+def test_sockets_go_to_a_short_directory(tmp_path: Path) -> None:
     long = tmp_path / ("x" * 100)
-    with temporary_folder() as folder, socket_folder(folder) as same:
-        assert same == folder
-    with socket_folder(long) as other:
+    with temporary_directory() as directory, socket_directory(directory) as same:
+        assert same == directory
+    with socket_directory(long) as other:
         assert len(str(other)) < 80
-    assert not other.exists() and not folder.exists()
+    assert not other.exists() and not directory.exists()
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -1,4 +1,4 @@
-"""The disk's own limits: a block written and synced, and which file system a folder is on."""
+"""The disk's own limits: a block written and synced, and which file system a directory is on."""
 
 import os
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_what_is_in_memory_is_no_disk() -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/mountinfo"), reason="Linux tells it there")
-def test_a_folder_is_on_the_file_system_of_the_mount_above_it(tmp_path: Path) -> None:
+def test_a_directory_is_on_the_file_system_of_the_mount_above_it(tmp_path: Path) -> None:
     mounts = parse_mounts(Path("/proc/self/mountinfo").read_text(errors="replace"))
     assert file_system(tmp_path) in mounts.values()
     assert file_system(Path("/proc/self")).kind == "proc"

@@ -12,12 +12,12 @@ from dawnchorus.perf.harness.measure import (
     check_states,
     closed_loop,
     milliseconds,
-    natural,
     notes_on_process,
     settled_memory,
     single_wakes,
     spread_of,
     tail_of,
+    task_per_agent,
     wake_many,
 )
 from dawnchorus.perf.harness.sleeping_cluster import fill
@@ -45,7 +45,7 @@ async def test_fill_saves_every_agent_and_tells_how_far_it_is(cluster: MemoryClu
 
 async def test_fill_does_not_go_on_with_an_agent_missing() -> None:
     cluster = MemoryCluster()
-    cluster.refused = {AGENTS.ids[3]}
+    cluster.rejected = {AGENTS.ids[3]}
     with pytest.raises(WrongResult, match="no room"):
         await fill(cluster, AGENTS, lambda phase, done, total: None)
 
@@ -54,7 +54,7 @@ async def test_every_way_of_waking_wakes_the_agents_asked_for(cluster: MemoryClu
     sample = [7, 3, 49]
     ids = [AGENTS.ids[agent] for agent in sample]
     check_states(await wake_many(cluster, ids), sample, AGENTS)
-    check_states(await natural(cluster, ids), sample, AGENTS)
+    check_states(await task_per_agent(cluster, ids), sample, AGENTS)
     times, states = await single_wakes(cluster, ids)
     assert len(times) == 3 and min(times) > 0
     check_states(states, sample, AGENTS)

@@ -39,7 +39,7 @@ def test_copies_are_named_and_have_the_same_values() -> None:
     assert agents.kinds_of_all == ("profile",)
 
 
-def test_given_agents_that_cannot_be_woken_are_refused() -> None:
+def test_given_agents_that_cannot_be_woken_are_rejected() -> None:
     with pytest.raises(WorkloadError, match="no agents"):
         GivenAgents([])
     with pytest.raises(WorkloadError, match="twice"):

@@ -13,7 +13,7 @@ from tests.support.children import children_left
 
 async def test_memory_of_nodes_and_of_a_client(tmp_path: Path) -> None:
     phases: list[str] = []
-    options = MemoryOptions(agents=1000, wake=500, value_bytes=2048, topology="one-store", storms=4, folder=tmp_path)
+    options = MemoryOptions(agents=1000, wake=500, value_bytes=2048, topology="one-store", storms=4, directory=tmp_path)
     report = await memory(options, lambda phase, done, total: phases.append(phase))
     assert not children_left()
     assert not list(tmp_path.iterdir())
@@ -31,8 +31,8 @@ async def test_memory_of_nodes_and_of_a_client(tmp_path: Path) -> None:
     assert "4 storms of 500 agents" in console.file.getvalue()
 
 
-async def test_memory_options_that_cannot_be_are_refused(tmp_path: Path) -> None:
+async def test_memory_options_that_cannot_be_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(WorkloadError):
-        await memory(MemoryOptions(agents=10, wake=11, folder=tmp_path))
+        await memory(MemoryOptions(agents=10, wake=11, directory=tmp_path))
     with pytest.raises(WorkloadError):
-        await memory(MemoryOptions(agents=10, wake=5, storms=1, folder=tmp_path))
+        await memory(MemoryOptions(agents=10, wake=5, storms=1, directory=tmp_path))

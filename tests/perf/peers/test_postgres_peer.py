@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from dawnchorus.perf.harness.progress import no_progress
-from dawnchorus.perf.harness.scratch import socket_folder, temporary_folder
+from dawnchorus.perf.harness.scratch import socket_directory, temporary_directory
 from dawnchorus.perf.harness.workload import SyntheticAgents
 from dawnchorus.perf.peers.postgres_peer import (
     BINARIES,
     PostgresSaves,
-    PostgresUnavailable,
     Upserts,
     postgres_saves,
     prepare_rows,
 )
+from dawnchorus.perf.peers.unavailable import PeerUnavailable
 from tests.support.children import children_left
 
 HAS_CLIENT = importlib.util.find_spec("asyncpg") is not None
@@ -30,12 +30,12 @@ EVERYONE = range(50)
 
 @pytest.fixture
 async def peer() -> AsyncGenerator[PostgresSaves]:
-    # Not in pytest's folder, which lets the server's user not pass through.
-    with temporary_folder() as folder, socket_folder(folder) as sockets:
-        async with postgres_saves(sockets, folder, kinds=5) as peer:
+    # Not in pytest's directory, which lets the server's user not pass through.
+    with temporary_directory() as directory, socket_directory(directory) as sockets:
+        async with postgres_saves(sockets, directory, kinds=5) as peer:
             yield peer
     assert not children_left()
-    assert not folder.exists()
+    assert not directory.exists()
 
 
 @needs_postgres
@@ -72,6 +72,6 @@ async def test_what_is_missing_is_said(tmp_path: Path, found: Path | None, monke
         (binaries / "postgres").touch()
         monkeypatch.setattr("importlib.util.find_spec", _find_nothing)
     missing = "asyncpg is not installed" if found else "PostgreSQL 15 is not in"
-    with pytest.raises(PostgresUnavailable, match=missing):
+    with pytest.raises(PeerUnavailable, match=missing):
         async with postgres_saves(tmp_path, tmp_path, 5, binaries):
             pass

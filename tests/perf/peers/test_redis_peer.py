@@ -9,7 +9,8 @@ import pytest
 
 from dawnchorus.perf.harness.progress import no_progress
 from dawnchorus.perf.harness.workload import GivenAgents, SyntheticAgents, Workload
-from dawnchorus.perf.peers.redis_peer import Batch, RedisPeer, RedisUnavailable, redis_peer
+from dawnchorus.perf.peers.redis_peer import Batch, RedisPeer, redis_peer
+from dawnchorus.perf.peers.unavailable import PeerUnavailable
 from tests.support.children import children_left
 
 needs_redis = pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
@@ -35,12 +36,12 @@ async def test_each_way_of_asking_gives_what_was_put_in(peer: RedisPeer, batch: 
     assert peer.mget(peer.mget_keys(SAMPLE), len(SAMPLE)) == by_kind
     packed = peer.packed(peer.packed_keys(SAMPLE))
     assert [msgspec.msgpack.decode(blob or b"") for blob in packed] == [AGENTS.encoded(agent) for agent in SAMPLE]
-    assert await peer.natural(SAMPLE) == [list(AGENTS.encoded(agent).values()) for agent in SAMPLE]
+    assert await peer.task_per_agent(SAMPLE) == [list(AGENTS.encoded(agent).values()) for agent in SAMPLE]
 
 
 @needs_redis
 async def test_more_tasks_than_connections_wait_for_one(peer: RedisPeer) -> None:
-    assert len(await peer.natural(range(500))) == 500
+    assert len(await peer.task_per_agent(range(500))) == 500
 
 
 @needs_redis
@@ -59,7 +60,7 @@ async def test_a_kind_that_an_agent_lacks_is_none(tmp_path: Path) -> None:
 
 
 async def test_a_missing_server_is_said(tmp_path: Path) -> None:
-    with pytest.raises(RedisUnavailable, match="no-such-redis is not installed"):
+    with pytest.raises(PeerUnavailable, match="no-such-redis is not installed"):
         async with redis_peer(tmp_path, AGENTS, "no-such-redis"):
             pass
 
@@ -68,6 +69,6 @@ async def test_a_server_that_does_not_start_is_said(tmp_path: Path) -> None:
     program = tmp_path / "broken-redis"
     program.write_text("#!/bin/sh\necho wrong architecture >&2\nexit 3\n")
     program.chmod(0o755)
-    with pytest.raises(RedisUnavailable, match="code 3: wrong architecture"):
+    with pytest.raises(PeerUnavailable, match="code 3: wrong architecture"):
         async with redis_peer(tmp_path, AGENTS, str(program)):
             pass

@@ -11,7 +11,7 @@ from dawnchorus.perf.harness.progress import no_progress
 from dawnchorus.perf.harness.workload import SyntheticAgents
 from dawnchorus.perf.peers.redis_peer import Batch
 from dawnchorus.perf.peers.redis_saves import RedisSaves, prepare_packed, prepare_sets, redis_saves
-from dawnchorus.perf.peers.redis_server import RedisUnavailable
+from dawnchorus.perf.peers.unavailable import PeerUnavailable
 from tests.support.children import children_left
 
 pytestmark = pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
@@ -51,6 +51,6 @@ async def test_the_best_batches_are_chosen_of_those_that_fit(peer: RedisSaves) -
 
 
 async def test_what_is_missing_is_said(tmp_path: Path) -> None:
-    with pytest.raises(RedisUnavailable, match="no-such-server is not installed"):
+    with pytest.raises(PeerUnavailable, match="no-such-server is not installed"):
         async with redis_saves(tmp_path, tmp_path, "no-such-server"):
             pass

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from dawnchorus.perf.harness.scratch import temporary_folder
+from dawnchorus.perf.harness.scratch import temporary_directory
 from dawnchorus.perf.harness.workload import WorkloadError
 from dawnchorus.perf.peers.postgres_peer import BINARIES
 from dawnchorus.perf.saves.save import SaveOptions, save
@@ -18,7 +18,7 @@ HAS_REDIS = shutil.which("redis-server") is not None
 HAS_POSTGRES = (BINARIES / "postgres").exists() and importlib.util.find_spec("asyncpg") is not None
 
 
-def small(folder: Path, **changes: Any) -> SaveOptions:
+def small(directory: Path, **changes: Any) -> SaveOptions:
     """A measurement of a few seconds."""
     settings: dict[str, Any] = {
         "agents": 60,
@@ -27,18 +27,18 @@ def small(folder: Path, **changes: Any) -> SaveOptions:
         "singles": 20,
         "savers": 20,
         "concurrent_s": 0.05,
-        "folder": folder,
+        "directory": directory,
     }
     return SaveOptions(**(settings | changes))
 
 
 async def test_everything_is_measured_and_nothing_is_left() -> None:
     phases: list[str] = []
-    with temporary_folder() as folder:  # not pytest's, which lets PostgreSQL's user not pass through
-        folder.chmod(0o711)
-        report = await save(small(folder), lambda phase, done, total: phases.append(phase))
+    with temporary_directory() as directory:  # not pytest's, which lets PostgreSQL's user not pass through
+        directory.chmod(0o711)
+        report = await save(small(directory), lambda phase, done, total: phases.append(phase))
         assert not children_left()
-        assert not list(folder.iterdir())
+        assert not list(directory.iterdir())
     assert (report.agents, report.fragments, report.value_bytes, report.savers) == (60, 5, 50, 20)
     assert report.topology == "one-store" and " on " in report.file_system
     assert phases[-1] == "measure"
@@ -60,7 +60,7 @@ async def test_peers_that_are_missing_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"savers": 31}, {"runs": 0}, {"singles": 0}, {"concurrent_s": 0.0}])
-async def test_options_that_contradict_each_other_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+async def test_options_that_contradict_each_other_are_rejected(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(WorkloadError):
         await save(small(tmp_path, **changes))
     assert not list(tmp_path.iterdir())

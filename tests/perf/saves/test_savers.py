@@ -42,7 +42,7 @@ async def test_concurrent_savers_save_until_the_time_is_over() -> None:
 
 async def test_a_save_that_fails_ends_the_measurement() -> None:
     cluster = MemoryCluster()
-    cluster.refused.add("b")
+    cluster.rejected.add("b")
     with pytest.raises(ClusterUnavailable):
         await concurrent_saves(cluster, IDS, FreshValues(16, b"x"), 5.0)
 

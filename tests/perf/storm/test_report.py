@@ -15,17 +15,17 @@ from dawnchorus.perf.storm.report import Batches, Peers, StormReport, ratios_of,
 PEERS = Peers(
     redis_mget_ms=Spread(200, 250, 300),
     redis_packed_ms=Spread(90, 100, 120),
-    redis_natural_ms=Spread(1000, 1200, 1500),
+    redis_task_per_agent_ms=Spread(1000, 1200, 1500),
     raw_zmq_ms=Spread(15, 20, 25),
     raw_zmq_uncopied_ms=Spread(8, 10, 15),
     raw_echo_us=Tail(100, 200),
 )
-NO_REDIS = msgspec.structs.replace(PEERS, redis_mget_ms=None, redis_packed_ms=None, redis_natural_ms=None)
+NO_REDIS = msgspec.structs.replace(PEERS, redis_mget_ms=None, redis_packed_ms=None, redis_task_per_agent_ms=None)
 
 
 def report_with(peers: Peers, **changes: Any) -> StormReport:
     """A plausible report."""
-    wake_many, natural, single = Spread(25, 30, 40), Spread(100, 120, 160), Tail(150, 300)
+    wake_many, task_per_agent, single = Spread(25, 30, 40), Spread(100, 120, 160), Tail(150, 300)
     report = StormReport(
         agents=100_000,
         wake=10_000,
@@ -34,11 +34,11 @@ def report_with(peers: Peers, **changes: Any) -> StormReport:
         topology="one-store",
         runs=9,
         wake_many_ms=wake_many,
-        natural_ms=natural,
+        task_per_agent_ms=task_per_agent,
         single_us=single,
         closed_loop_per_s=100_000.0,
         peers=peers,
-        ratios=ratios_of(10_000, wake_many, natural, single, 100_000.0, peers),
+        ratios=ratios_of(10_000, wake_many, task_per_agent, single, 100_000.0, peers),
         redis_batches=Batches(Batch(1000, pipelined=False), Batch(500, pipelined=True)),
         notes=[],
     )
@@ -56,12 +56,16 @@ def text_of(report: StormReport) -> str:
 
 def test_the_json_object_has_every_key_that_is_promised() -> None:
     found = json.loads(msgspec.json.encode(report_with(PEERS)))
-    promised = "agents wake fragments value_bytes topology runs wake_many_ms natural_ms single_us closed_loop_per_s"
+    promised = (
+        "agents wake fragments value_bytes topology runs wake_many_ms task_per_agent_ms single_us closed_loop_per_s"
+    )
     assert set(promised.split()) | {"peers", "ratios"} <= set(found)
-    assert set(found["wake_many_ms"]) == set(found["natural_ms"]) == {"min", "p50", "max"}
+    assert set(found["wake_many_ms"]) == set(found["task_per_agent_ms"]) == {"min", "p50", "max"}
     assert set(found["single_us"]) == set(found["peers"]["raw_echo_us"]) == {"p50", "p99"}
-    assert {"redis_mget_ms", "redis_packed_ms", "redis_natural_ms", "raw_zmq_ms", "raw_echo_us"} <= set(found["peers"])
-    ratios = "wake_many_to_redis wake_many_to_redis_packed natural_to_redis_natural wake_many_to_raw single_to_raw_echo"
+    assert {"redis_mget_ms", "redis_packed_ms", "redis_task_per_agent_ms", "raw_zmq_ms", "raw_echo_us"} <= set(
+        found["peers"]
+    )
+    ratios = "wake_many_to_redis wake_many_to_redis_packed task_per_agent_to_redis wake_many_to_raw single_to_raw_echo"
     assert set(ratios.split()) <= set(found["ratios"])
 
 
@@ -69,11 +73,11 @@ def test_ratios_are_of_medians() -> None:
     ratios = report_with(PEERS).ratios
     assert ratios.wake_many_to_redis == 0.12
     assert ratios.wake_many_to_redis_packed == 0.3
-    assert ratios.natural_to_redis_natural == 0.1
+    assert ratios.task_per_agent_to_redis == 0.1
     assert ratios.wake_many_to_raw == 1.5
     assert ratios.single_to_raw_echo == 1.5
     # 10,000 in 1.2 s are 8,333 wakes/s.
-    assert ratios.closed_loop_to_redis_natural == 12.0
+    assert ratios.closed_loop_to_redis_task_per_agent == 12.0
 
 
 def test_a_person_sees_times_ratios_and_targets() -> None:

@@ -33,7 +33,7 @@ class MemorySleepers:
 
     @contextlib.asynccontextmanager
     async def __call__(
-        self, _topology: TopologyName, workload: Workload, _folder: Path, progress: Progress
+        self, _topology: TopologyName, workload: Workload, _directory: Path, progress: Progress
     ) -> AsyncGenerator["MemorySleepers"]:
         await fill(self.cluster, workload, progress)
         yield self
@@ -47,7 +47,7 @@ def sleepers(monkeypatch: pytest.MonkeyPatch) -> MemorySleepers:
     return sleepers
 
 
-def small(folder: Path, **changes: Any) -> StormOptions:
+def small(directory: Path, **changes: Any) -> StormOptions:
     """A storm of a few seconds at most."""
     settings: dict[str, Any] = {
         "agents": 300,
@@ -56,15 +56,15 @@ def small(folder: Path, **changes: Any) -> StormOptions:
         "runs": 2,
         "singles": 20,
         "closed_loop_s": 0.05,
-        "folder": folder,
+        "directory": directory,
     }
     return StormOptions(**(settings | changes))
 
 
-def assert_nothing_is_left(folder: Path) -> None:
+def assert_nothing_is_left(directory: Path) -> None:
     """No process and no file."""
     assert not children_left()
-    assert not list(folder.iterdir())
+    assert not list(directory.iterdir())
 
 
 async def test_a_storm_measures_everything_and_leaves_nothing(sleepers: MemorySleepers, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ async def test_a_storm_measures_everything_and_leaves_nothing(sleepers: MemorySl
     assert report.closed_loop_per_s > 0
     assert report.peers.raw_zmq_ms is not None and report.peers.raw_echo_us is not None
     assert phases[-1] == "measure"
-    assert (report.peers.redis_natural_ms is not None) == HAS_REDIS
+    assert (report.peers.redis_task_per_agent_ms is not None) == HAS_REDIS
     assert any(note.startswith("Redis") for note in report.notes) != HAS_REDIS
 
 
@@ -124,7 +124,7 @@ async def test_wake_many_out_of_order_ends_the_storm(sleepers: MemorySleepers, t
 
 @pytest.mark.usefixtures("sleepers")
 @pytest.mark.parametrize("changes", [{"wake": 301}, {"wake": 0}, {"runs": 0}, {"singles": 0}, {"closed_loop_s": 0}])
-async def test_options_that_cannot_be_are_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+async def test_options_that_cannot_be_are_rejected(changes: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(WorkloadError):
         await storm(small(tmp_path, **changes))
 
@@ -144,8 +144,8 @@ def tell(phase, done, total):
     if phase == "measure":
         print("measuring", flush=True)
 
-folder = pathlib.Path(sys.argv[1])
-options = StormOptions(agents=300, wake=100, runs=1000, singles=20, closed_loop_s=0.05, folder=folder)
+directory = pathlib.Path(sys.argv[1])
+options = StormOptions(agents=300, wake=100, runs=1000, singles=20, closed_loop_s=0.05, directory=directory)
 uvloop.run(storm(options, tell))
 """
 

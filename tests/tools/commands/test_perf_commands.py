@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from dawnchorus.perf.harness.progress import Progress
-from dawnchorus.perf.harness.scratch import temporary_folder
+from dawnchorus.perf.harness.scratch import temporary_directory
 from dawnchorus.perf.saves.report import SaveReport
 from dawnchorus.perf.saves.save import SaveOptions
 from dawnchorus.tools.commands.perf_commands import save_command
@@ -48,10 +48,10 @@ def test_memory_prints_one_object() -> None:
 
 
 def test_save_prints_one_object_or_tables(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    with temporary_folder() as folder:  # not pytest's, which lets PostgreSQL's user not pass through
-        folder.chmod(0o711)
+    with temporary_directory() as directory:  # not pytest's, which lets PostgreSQL's user not pass through
+        directory.chmod(0o711)
         few = ("--agents", "40", "--value-bytes", "50", "--runs", "1", "--singles", "20", "--seconds", "0.05")
-        small = (*few, "--folder", folder)
+        small = (*few, "--directory", directory)
         report = run_json("perf", "save", *small, "--topology", "default")
         assert (report["agents"], report["savers"], report["topology"]) == (40, 20, "default")
         assert report["ratios"]["concurrent_to_fdatasync"] > 0
