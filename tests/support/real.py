@@ -41,6 +41,8 @@ REAL_FILES: Final = (
     "test_*.py",
     "tools/*",
     "wire/cluster/test_control_store.py",
+    "wire/cluster/test_file_control_store.py",
+    "wire/cluster/test_restored_placement.py",
     "wire/test_descriptors.py",
     "wire/transport/test_channel.py",
     "wire/transport/test_loop_calls.py",

@@ -1,22 +1,23 @@
-"""The manifest of a backup: what it holds, and by what each file is known to be whole.
+"""The manifest of a backup: what it holds, and by what each file is known to be intact.
 
-A backup is a folder: one LMDB file a shard, and `backup.json`, which is written last. Without it a backup is
-incomplete, whatever else is there. The manifest carries a checksum of itself (XXH3-64 of its content as compact JSON),
-as the placement does; a shard's file is known by its size and its XXH3-128.
+A backup is a directory: one LMDB file a shard, and `backup.json`, which is written last. Without it a backup is
+incomplete, whatever else is there. The manifest is a checksummed JSON document, as the placement is; a shard's file is
+known by its size and its XXH3-128.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import xxhash
 
+from ...wire.checksummed_json import CorruptDocument, decode_document, encode_document
 from ...wire.cluster.placement import Placement, decode_placement
 from ...wire.durable_files import replace_file
-from ...wire.errors import BackupDamaged, PlacementError
+from ...wire.errors import BackupCorrupt, PlacementError
 from ...wire.protocol.backup_messages import BACKUP_FILE_PATTERN, BACKUP_MARKER_FILE
 
 __all__ = [
@@ -25,7 +26,7 @@ __all__ = [
     "ShardCopy",
     "digest_of",
     "read_manifest",
-    "require_whole",
+    "require_complete",
     "write_manifest",
 ]
 
@@ -50,7 +51,7 @@ class ShardCopy(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """A whole backup. Times are UTC (RFC 3339); every save acknowledged before `began_at` is in it."""
+    """A complete backup. Times are UTC (RFC 3339); every save acknowledged before `began_at` is in it."""
 
     format: int
     cluster: str
@@ -65,88 +66,77 @@ class Manifest(msgspec.Struct, frozen=True):
         """Return the placement as it was.
 
         Raises:
-            BackupDamaged: it cannot be read.
+            BackupCorrupt: it cannot be read.
         """
         try:
             return decode_placement(bytes(self.placement))
         except PlacementError as error:
-            raise BackupDamaged(f"{MANIFEST_FILE}: {error}") from error
+            raise BackupCorrupt(f"{MANIFEST_FILE}: {error}") from error
 
 
-class _Document(msgspec.Struct, frozen=True):
-    checksum: str
-    backup: msgspec.Raw
-
-
+_DOCUMENT: Final = "backup"
 _encoder: Final = msgspec.json.Encoder()
-_document_decoder: Final = msgspec.json.Decoder(_Document)
-_content_decoder: Final = msgspec.json.Decoder(dict[str, Any])
 _manifest_decoder: Final = msgspec.json.Decoder(Manifest)
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write it, whole or not at all, and durably: from then on the backup is one."""
-    content = _compact(_encoder.encode(manifest))
-    document = _encoder.encode(_Document(_checksum(content), msgspec.Raw(content)))
-    shown = msgspec.json.format(document, indent=2) + b"\n"
-    replace_file(folder / MANIFEST_FILE, shown, folder / f".{MANIFEST_FILE}.partial")
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write it, complete or not at all, and durably: from then on the backup is one."""
+    shown = encode_document(_DOCUMENT, _encoder.encode(manifest))
+    replace_file(directory / MANIFEST_FILE, shown, directory / f".{MANIFEST_FILE}.partial")
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Return the manifest of the backup in a folder.
+def read_manifest(directory: Path) -> Manifest:
+    """Return the manifest of the backup in a directory.
 
     Raises:
-        BackupDamaged: it is missing, damaged, or of another format; the message says what to do.
+        BackupCorrupt: it is missing, corrupt, or of another format; the message says what to do.
     """
-    path = folder / MANIFEST_FILE
+    path = directory / MANIFEST_FILE
     try:
         encoded = path.read_bytes()
     except FileNotFoundError:
-        detail = f"{folder}: not a whole backup: it has no {MANIFEST_FILE}, which is written last"
-        if (folder / BACKUP_MARKER_FILE).exists():
+        detail = f"{directory}: not a complete backup: it has no {MANIFEST_FILE}, which is written last"
+        if (directory / BACKUP_MARKER_FILE).exists():
             detail += f"; {BACKUP_MARKER_FILE} says that it was never finished"
-        raise BackupDamaged(f"{detail}; use another backup") from None
+        raise BackupCorrupt(f"{detail}; use another backup") from None
     except OSError as error:
-        raise BackupDamaged(f"{path}: cannot be read: {error.strerror}") from error
+        raise BackupCorrupt(f"{path}: cannot be read: {error.strerror}") from error
     try:
-        document = _document_decoder.decode(encoded)
-        content = _content_decoder.decode(document.backup)
-        if document.checksum != _checksum(_compact(bytes(document.backup))):
-            raise BackupDamaged(f"{path}: damaged: it does not match its checksum; use another backup")
-        if content.get("format") != FORMAT:
+        content = decode_document(_DOCUMENT, encoded)
+        if content.fields.get("format") != FORMAT:
             known = f"this version of dawnchorus reads format {FORMAT} only; use the version that wrote it"
-            raise BackupDamaged(f"{path}: the backup has format {content.get('format')!r}, and {known}")
-        manifest = _manifest_decoder.decode(document.backup)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BackupDamaged(f"{path}: damaged: {error}; use another backup") from error
+            raise BackupCorrupt(f"{path}: the backup has format {content.fields.get('format')!r}, and {known}")
+        manifest = _manifest_decoder.decode(content.encoded)
+    except (CorruptDocument, msgspec.DecodeError) as error:
+        raise BackupCorrupt(f"{path}: corrupt: {error}; use another backup") from error
     _require_all_shards(manifest, path)
     return manifest
 
 
 def digest_of(manifest: Manifest) -> str:
-    """Return 32 hexadecimal digits that tell a backup from every other, wherever it lies."""
+    """Return 32 hexadecimal digits that tell a backup from every other, wherever it is kept."""
     return xxhash.xxh3_128_hexdigest(_encoder.encode(manifest))
 
 
-def require_whole(folder: Path, manifest: Manifest, tell: Callable[[ShardCopy, int], None]) -> None:
-    """Read every file of a backup and refuse it where one is missing, too short or too long, or changed.
+def require_complete(directory: Path, manifest: Manifest, tell: Callable[[ShardCopy, int], None]) -> None:
+    """Read every file of a backup and reject it where one is missing, too short or too long, or changed.
 
     `tell` hears of which file how many bytes more were read.
 
     Raises:
-        BackupDamaged: the message names the first such file.
+        BackupCorrupt: the message names the first such file.
     """
     for copy in manifest.shards:
-        path = folder / copy.file
+        path = directory / copy.file
         try:
             size = path.stat().st_size
         except OSError as error:
-            raise BackupDamaged(f"{path}: cannot be read: {error.strerror}; use another backup") from error
+            raise BackupCorrupt(f"{path}: cannot be read: {error.strerror}; use another backup") from error
         if size != copy.bytes:
-            how = "truncated" if size < copy.bytes else "damaged"
-            raise BackupDamaged(f"{path}: {how}: it has {size:,} bytes, and was written with {copy.bytes:,}")
+            how = "truncated" if size < copy.bytes else "corrupt"
+            raise BackupCorrupt(f"{path}: {how}: it has {size:,} bytes, and was written with {copy.bytes:,}")
     for copy in manifest.shards:
-        path = folder / copy.file
+        path = directory / copy.file
         checksum = xxhash.xxh3_128()
         try:
             with open(path, "rb") as file:
@@ -154,9 +144,9 @@ def require_whole(folder: Path, manifest: Manifest, tell: Callable[[ShardCopy, i
                     checksum.update(piece)
                     tell(copy, len(piece))
         except OSError as error:
-            raise BackupDamaged(f"{path}: cannot be read: {error.strerror}; use another backup") from error
+            raise BackupCorrupt(f"{path}: cannot be read: {error.strerror}; use another backup") from error
         if checksum.hexdigest() != copy.checksum:
-            raise BackupDamaged(f"{path}: damaged: it does not match its checksum; use another backup")
+            raise BackupCorrupt(f"{path}: corrupt: it does not match its checksum; use another backup")
 
 
 def _require_all_shards(manifest: Manifest, path: Path) -> None:
@@ -166,15 +156,7 @@ def _require_all_shards(manifest: Manifest, path: Path) -> None:
     listed = {(copy.store, copy.shard) for copy in manifest.shards}
     if listed != placed or len(manifest.shards) != len(placed):
         missing = ", ".join(f"{store}/{shard}" for store, shard in sorted(placed - listed)) or "none"
-        raise BackupDamaged(f"{path}: it does not list each shard of its cluster once; missing: {missing}")
+        raise BackupCorrupt(f"{path}: it does not list each shard of its cluster once; missing: {missing}")
     for copy in manifest.shards:
         if BACKUP_FILE_PATTERN.fullmatch(copy.file) is None:
-            raise BackupDamaged(f"{path}: {copy.file!r} is not the name of a shard's file")
-
-
-def _compact(content: bytes) -> bytes:
-    return msgspec.json.format(content, indent=-1)
-
-
-def _checksum(content: bytes) -> str:
-    return f"{xxhash.xxh3_64_intdigest(content):016x}"
+            raise BackupCorrupt(f"{path}: {copy.file!r} is not the name of a shard's file")

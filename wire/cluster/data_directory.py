@@ -2,7 +2,7 @@
 
 A copy of a data directory has everything of the original: cluster uuid, nodes, placement. What it has not is its place.
 So both names are digests of the place as well: path (symbolic links followed) and inode, and, for sockets, the device.
-Clients compare without the device: its number may change when a host starts again, and they would refuse their own
+Clients compare without the device: its number may change when a host starts again, and they would reject their own
 cluster.
 """
 

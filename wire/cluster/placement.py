@@ -2,7 +2,7 @@
 
 A `Placement` is the cluster's state where a topology is its wish. It is born from a topology by `initial_placement`,
 with a random uuid that every shard's own records name too; from then on it is brought up to date by `reconcile`, which
-adds what is new in the topology and refuses what contradicts it: data on disk was hashed and grouped by the old answer,
+adds what is new in the topology and rejects what contradicts it: data on disk was hashed and grouped by the old answer,
 and would not be found by the new one. Everything here is pure; `wire.cluster.control_store` keeps a placement and
 changes it by compare-and-swap.
 
@@ -10,20 +10,22 @@ Three numbers grow in it. `revision`, with every change: what compare-and-swap c
 `generation`, with every start of a node: the upper 24 bits of versions (`wire.protocol.versions`). A shard's `epoch`,
 with every change of its owner: requests carry it, so that a node which lost a shard can tell.
 
-Encoded, it is JSON that a person can read, with a checksum (XXH3-64 of the placement as compact JSON), so that a
-damaged or half-edited file is noticed rather than believed. What this program does not know it refuses, as writing the
-placement back would lose it.
+Encoded, it is a checksummed JSON document (`wire.checksummed_json`). Of a newer version's placement, fields that this
+one does not know are kept and written back as they are: nodes of both versions run beside each other while a cluster
+is upgraded. A newer version may add such a field only if older ones are right to ignore it; otherwise it counts
+`format` up, and older ones reject the placement. What is new within a shard's entry says who may write the shard, which
+nobody may ignore: it is rejected.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
-import xxhash
 
+from ..checksummed_json import CorruptDocument, decode_document, encode_document
 from ..errors import PlacementError
 from ..protocol.versions import GENERATION_MAX
 from .topology import SHARDS_MAX, Topology
@@ -71,7 +73,8 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     `cluster_uuid` is 32 hexadecimal digits, `cluster` the cluster's name. `kinds` (kind -> store) and the numbers of
     shards are kept here because they must not change silently. `life` is drawn anew by each restore, 32 hexadecimal
-    digits: two restores of one backup are one cluster, and lead two lives; "" is the first.
+    digits: two restores of one backup are one cluster, and lead two lives; "" is the first. `unknown` holds the fields
+    of a newer version.
     """
 
     format: int = PLACEMENT_FORMAT
@@ -82,6 +85,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     kinds: Mapping[str, str]
     shards: Mapping[str, tuple[ShardPlacement, ...]]
     life: str = ""
+    unknown: Mapping[str, Any] = {}
 
     def shards_of(self, node: str) -> list[tuple[str, int, int]]:
         """Return (store, shard, epoch) of each shard that `node` owns, in the order of stores and shards."""
@@ -252,14 +256,9 @@ def restored(topology: Topology, placement: Placement, generation: int, *, life:
     return reconcile(topology, moved)
 
 
-class _Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    checksum: str
-    placement: msgspec.Raw
-
-
+_DOCUMENT: Final = "placement"
+_KNOWN: Final = frozenset(Placement.__struct_fields__) - {"unknown"}
 _encoder: Final = msgspec.json.Encoder()
-_document_decoder: Final = msgspec.json.Decoder(_Document)
-_content_decoder: Final = msgspec.json.Decoder(dict[str, Any])
 
 
 def encode_placement(placement: Placement) -> bytes:
@@ -267,13 +266,11 @@ def encode_placement(placement: Placement) -> bytes:
 
     A life that is the first is left out: a program that does not know the field then reads the placement as well.
     """
-    content = _encoder.encode(placement)
+    fields = msgspec.structs.asdict(placement)
+    unknown = fields.pop("unknown")
     if not placement.life:
-        fields = msgspec.structs.asdict(placement)
         del fields["life"]
-        content = _encoder.encode(fields)
-    document = _encoder.encode(_Document(_checksum(content), msgspec.Raw(content)))
-    return msgspec.json.format(document, indent=2) + b"\n"
+    return encode_document(_DOCUMENT, _encoder.encode({**fields, **unknown}))
 
 
 def encode_for_clients(placement: Placement) -> bytes:
@@ -281,49 +278,45 @@ def encode_for_clients(placement: Placement) -> bytes:
     return encode_placement(msgspec.structs.replace(placement, life=""))
 
 
-def _checksum(content: bytes) -> str:
-    return f"{xxhash.xxh3_64_intdigest(content):016x}"
-
-
 def decode_placement(encoded: bytes) -> Placement:
     """Return the placement that `encode_placement` wrote, whatever the white space in it.
 
     Raises:
-        PlacementError: it is damaged, was edited, or holds what this version does not know; the message says which,
+        PlacementError: it is corrupt, was edited, or holds what this version must not ignore; the message says which,
             and leaves naming the file to the caller.
     """
     try:
-        document = _document_decoder.decode(encoded)
-        content = _content_decoder.decode(document.placement)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _damaged(error) from error
-    if document.checksum != _checksum(_encoder.encode(content)):
-        raise _damaged("it does not match its checksum")
-    if content.get("format") != PLACEMENT_FORMAT:
+        fields = decode_document(_DOCUMENT, encoded).fields
+    except CorruptDocument as error:
+        raise _corrupt(error) from error
+    if fields.get("format") != PLACEMENT_FORMAT:
         raise PlacementError(
-            f"the placement has format {content.get('format')!r}, and this version of dawnchorus reads format "
+            f"the placement has format {fields.get('format')!r}, and this version of dawnchorus reads format "
             f"{PLACEMENT_FORMAT} only; use the version that wrote it"
         )
+    known = {name: value for name, value in fields.items() if name in _KNOWN}
+    unknown = {name: value for name, value in fields.items() if name not in _KNOWN}
     try:
-        placement = msgspec.convert(content, Placement)
+        placement = msgspec.convert({**known, "unknown": unknown}, Placement)
     except msgspec.ValidationError as error:
-        raise _damaged(error) from error
-    _require_sound(placement)
-    if _loses(content, msgspec.to_builtins(placement)) or _is_moving(placement):
+        raise _corrupt(error) from error
+    _require_valid(placement)
+    if any(map(_is_unknown, fields["shards"].values(), placement.shards.values())):
         raise PlacementError(
-            "the placement holds what this version of dawnchorus does not know; use the version that wrote it"
+            "the placement has shards in a state that this version of dawnchorus does not know; use the version that "
+            "wrote it"
         )
     return placement
 
 
-def _damaged(detail: object) -> PlacementError:
-    return PlacementError(f"the placement is damaged: {detail}; restore it from a backup; the shards were not touched")
+def _corrupt(detail: object) -> PlacementError:
+    return PlacementError(f"the placement is corrupt: {detail}; restore it from a backup; the shards were not touched")
 
 
 _UUID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
-def _require_sound(placement: Placement) -> None:
+def _require_valid(placement: Placement) -> None:
     """Raise PlacementError for values that no placement of ours has."""
     problem = None
     if _UUID.fullmatch(placement.cluster_uuid) is None:
@@ -343,27 +336,17 @@ def _require_sound(placement: Placement) -> None:
         elif any(placed.epoch < 0 or not placed.node for placed in shards):
             problem = f"store {store!r} has a shard without an owner or an epoch"
     if problem is not None:
-        raise _damaged(problem)
+        raise _corrupt(problem)
 
 
-def _loses(given: Any, kept: Any) -> bool:
-    """Whether `given`, as read, has anything that `kept`, as understood, has not. More in `kept` is defaults."""
-    if isinstance(given, dict) and isinstance(kept, dict):
-        understood = cast("dict[str, Any]", kept)
-        items = cast("dict[str, Any]", given).items()
-        return any(key not in understood or _loses(value, understood[key]) for key, value in items)
-    if isinstance(given, list) and isinstance(kept, list | tuple):
-        values, known = cast("Sequence[Any]", given), cast("Sequence[Any]", kept)
-        return len(values) > len(known) or any(map(_loses, values, known))
-    return bool(given != kept)
-
-
-def _is_moving(placement: Placement) -> bool:
-    return any(placed.migration is not None for shards in placement.shards.values() for placed in shards)
+def _is_unknown(entries: Sequence[Sequence[Any]], shards: Sequence[ShardPlacement]) -> bool:
+    """Whether an entry of these shards, as read, says more than this version knows: moves of shards, say."""
+    known = len(ShardPlacement.__struct_fields__)
+    return any(len(entry) > known for entry in entries) or any(shard.migration is not None for shard in shards)
 
 
 def require_placed(topology: Topology, placement: Placement) -> None:
-    """Refuse a topology by which fragments would be looked for where they are not. One that knows less is fine."""
+    """Reject a topology by which fragments would be looked for where they are not. One that knows less is fine."""
     for kind, spec in topology.kinds.items():
         store = placement.kinds.get(kind)
         if store is None:

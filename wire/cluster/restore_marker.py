@@ -15,8 +15,8 @@ from typing import Final, Literal
 
 import msgspec
 
-from ..durable_files import replace_file, sync_folder
-from ..errors import DataFolderError
+from ..durable_files import replace_file, sync_directory
+from ..errors import DataDirectoryError
 
 __all__ = ["MARKER_FILE", "RestoreMarker", "read_marker", "remove_marker", "require_no_restore", "write_marker"]
 
@@ -46,7 +46,7 @@ def read_marker(data_dir: Path) -> RestoreMarker | None:
     """Return the marker in a data directory, None where there is none.
 
     Raises:
-        DataFolderError: it cannot be read.
+        DataDirectoryError: it cannot be read.
     """
     path = data_dir / MARKER_FILE
     try:
@@ -55,7 +55,7 @@ def read_marker(data_dir: Path) -> RestoreMarker | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DataFolderError(
+        raise DataDirectoryError(
             f"{path}: it says that a restore was interrupted here, and cannot be read: {error}; move the data directory"
             " away and restore again"
         ) from error
@@ -78,19 +78,19 @@ def remove_marker(data_dir: Path) -> None:
         OSError: it cannot be removed.
     """
     (data_dir / MARKER_FILE).unlink(missing_ok=True)
-    sync_folder(data_dir)
+    sync_directory(data_dir)
 
 
 def require_no_restore(data_dir: str | os.PathLike[str]) -> None:
-    """Refuse a data directory in which a restore has not come to its end.
+    """Reject a data directory in which a restore has not come to its end.
 
     Raises:
-        DataFolderError: the message says which, and what to do.
+        DataDirectoryError: the message says which, and what to do.
     """
     marker = read_marker(Path(data_dir))
     if marker is not None:
         again = f"`dawnchorus restore {marker.backup}`" if marker.backup else "`dawnchorus restore`"
-        raise DataFolderError(
+        raise DataDirectoryError(
             f"{data_dir}: a restore of cluster {marker.cluster_uuid or 'unknown'} was interrupted here"
             f" ({MARKER_FILE}): run {again} again to its end, or move the data directory away"
         )

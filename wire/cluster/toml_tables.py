@@ -1,6 +1,6 @@
-"""Tables of a TOML file, read with mistakes explained.
+"""Tables of a TOML file, read with errors explained.
 
-Each mistake is a key and a sentence on it (`Mistake`), of which `wire.cluster.topology_file` makes one line with the
+Each error is a key and a sentence on it (`TableError`), of which `wire.cluster.topology_file` makes one line with the
 file's name. Types are msgspec's work (`msgspec.convert`); each rule that a value breaks also stands in its message.
 """
 
@@ -15,9 +15,9 @@ import msgspec
 
 __all__ = [
     "NAME_RULE",
-    "Mistake",
     "Place",
     "Rules",
+    "TableError",
     "alternatives",
     "did_you_mean",
     "named_tables",
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 NAME_PATTERN: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}", re.ASCII)
-"""Names become folder names and words of the command line; 63 characters are also a DNS label's (RFC 1035)."""
+"""Names become directory names and words of the command line; 63 characters are also a DNS label's (RFC 1035)."""
 
 NAME_RULE: Final = "1 to 63 characters, a letter first: a-z, 0-9, _ and -"
 
@@ -39,8 +39,8 @@ Rules = Mapping[str, str]
 """What is permitted, by key."""
 
 
-class Mistake(Exception):
-    """The key of a mistake and a sentence on it; `load_topology` adds the file."""
+class TableError(Exception):
+    """The key of an error and a sentence on it; `load_topology` adds the file."""
 
 
 class Place:
@@ -50,10 +50,10 @@ class Place:
         self.key = key
         self.note = note
 
-    def refuse(self, field: str | None, problem: str) -> NoReturn:
-        """Raise the Mistake that a key of this table is, or the table itself."""
+    def reject(self, field: str | None, problem: str) -> NoReturn:
+        """Raise the TableError that a key of this table is, or the table itself."""
         key = self.key if field is None else f"{self.key}.{quoted_key(field)}"
-        raise Mistake(f"{key}{self.note}: {problem}")
+        raise TableError(f"{key}{self.note}: {problem}")
 
 
 _T = TypeVar("_T", bound=msgspec.Struct)
@@ -62,28 +62,28 @@ _T = TypeVar("_T", bound=msgspec.Struct)
 def named_tables(section: str, header: str, tables: Any, count_max: int) -> Iterable[tuple[Place, str, Any]]:
     """Check a section of tables with names for keys; yield each with its place and name."""
     if not isinstance(tables, dict):
-        raise Mistake(f"{section}: must be a table, not {toml_type(tables)}; permitted: sections {header}")
+        raise TableError(f"{section}: must be a table, not {toml_type(tables)}; permitted: sections {header}")
     named = cast("dict[str, Any]", tables)
     if not 1 <= len(named) <= count_max:
-        raise Mistake(f"{section}: there are {len(named)}; permitted: 1 to {count_max} sections {header}")
+        raise TableError(f"{section}: there are {len(named)}; permitted: 1 to {count_max} sections {header}")
     for name, table in named.items():
         place = Place(f"{section}.{quoted_key(name)}")
         if NAME_PATTERN.fullmatch(name) is None:
-            place.refuse(None, f"{shown(name)} cannot be a name; permitted: {NAME_RULE}")
+            place.reject(None, f"{shown(name)} cannot be a name; permitted: {NAME_RULE}")
         yield place, name, table
 
 
 def read_table(place: Place, table: Any, type_: type[_T], rules: Rules, header: str) -> _T:
-    """Convert one table, refusing keys that are unknown or missing and values of another type."""
+    """Convert one table, rejecting keys that are unknown or missing and values of another type."""
     if not isinstance(table, dict):
-        place.refuse(None, f"must be a table, not {toml_type(table)}; permitted: a section {header}")
+        place.reject(None, f"must be a table, not {toml_type(table)}; permitted: a section {header}")
     values = cast("dict[str, Any]", table)
     for key in values:
         if key not in rules:
-            place.refuse(key, f"unknown key{did_you_mean(key, rules)}; permitted: {', '.join(rules)}")
+            place.reject(key, f"unknown key{did_you_mean(key, rules)}; permitted: {', '.join(rules)}")
     for field in msgspec.structs.fields(type_):
         if field.required and field.name not in values:
-            place.refuse(field.name, f"missing; permitted: {rules[field.name]}")
+            place.reject(field.name, f"missing; permitted: {rules[field.name]}")
     for field in msgspec.structs.fields(type_):
         if field.name in values:
             _require_type(place, field, values[field.name], rules[field.name])
@@ -100,27 +100,27 @@ def _require_type(place: Place, field: msgspec.structs.FieldInfo, value: Any, ru
             name, value = f"{field.name}[{item[1]}]", value[int(item[1])]
         else:
             name = field.name
-        place.refuse(name, f"must not be {toml_type(value)}; permitted: {rule}")
+        place.reject(name, f"must not be {toml_type(value)}; permitted: {rule}")
 
 
 def require_name(place: Place, field: str, name: str) -> None:
-    """Refuse what cannot be a name."""
+    """Reject what cannot be a name."""
     if NAME_PATTERN.fullmatch(name) is None:
-        place.refuse(field, f"{shown(name)} cannot be a name; permitted: {NAME_RULE}")
+        place.reject(field, f"{shown(name)} cannot be a name; permitted: {NAME_RULE}")
 
 
 def require_choice(place: Place, field: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse what is none of the choices."""
+    """Reject what is none of the choices."""
     if value in choices:
         return
     permitted = alternatives(choices)
-    place.refuse(field, f"unknown value {shown(value)}{did_you_mean(value, choices)}; permitted: {permitted}")
+    place.reject(field, f"unknown value {shown(value)}{did_you_mean(value, choices)}; permitted: {permitted}")
 
 
 def require_range(place: Place, field: str, value: float, low: float, high: float, rule: str) -> None:
-    """Refuse a number outside its bounds, which are permitted."""
+    """Reject a number outside its bounds, which are permitted."""
     if not low <= value <= high:  # not a number is never inside
-        place.refuse(field, f"{value} is out of range; permitted: {rule}")
+        place.reject(field, f"{value} is out of range; permitted: {rule}")
 
 
 def alternatives(values: Iterable[str]) -> str:

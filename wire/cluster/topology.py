@@ -4,7 +4,7 @@ A `Topology` is read from topology.toml (`wire.cluster.topology_file`) by whoeve
 Welcome (`encode_topology`, `decode_topology`) to whoever has only a node's endpoint. It is the wish; which node serves
 which shard is the state, and stands in the placement (`wire.cluster.placement`).
 
-The structs here are plain values and check little: the file is checked where mistakes can be explained, when it is
+The structs here are plain values and check little: the file is checked where errors can be explained, when it is
 read. They are encoded as maps whose defaults are left out, so that fields can be appended later, each with a default,
 without a change of older topologies' digests. A default is therefore part of the format: it never changes.
 """
@@ -115,7 +115,7 @@ class KindSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class NodeSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """One node: its name (also its folder's), its TCP endpoint, and the stores that it may serve shards of."""
+    """One node: its name (also its directory's), its TCP endpoint, and the stores that it may serve shards of."""
 
     name: str
     endpoint: str
@@ -126,14 +126,14 @@ class BreakerSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """When a router stops asking a node for a while (`router.dispatch.circuit_breaker`).
 
     It opens where of at least `requests_min` requests, and moments, of the last `window_s` seconds a share of
-    `failure_share` failed, or in `time_outs_in_a_row` moments none was answered, and lets one through again after
+    `failure_share` failed, or in `consecutive_timeouts` moments none was answered, and lets one through again after
     `retry_after_s` seconds.
     """
 
     failure_share: float = 0.25
     requests_min: int = 10
     window_s: float = 10.0
-    time_outs_in_a_row: int = 5
+    consecutive_timeouts: int = 5
     retry_after_s: float = 5.0
 
 
@@ -195,8 +195,8 @@ class Topology(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     def digest(self) -> str:
         """16 hexadecimal digits: XXH3-64 of the topology as msgpack, keys sorted, without `data_dir`.
 
-        Hosts may keep the file in different folders, and write its sections in another order, and still mean the same
-        cluster. Not for security.
+        Hosts may keep the file in different directories, and write its sections in another order, and still mean the
+        same cluster. Not for security.
         """
         shared = msgspec.structs.replace(self, data_dir="")
         return f"{xxhash.xxh3_64_intdigest(_canonical_encoder.encode(shared)):016x}"
@@ -295,7 +295,7 @@ def _parse_host(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | No
 
 
 def require_local_endpoints(topology: Topology) -> None:
-    """Refuse endpoints of other hosts: the file control store serves the nodes of one host only.
+    """Reject endpoints of other hosts: the file control store serves the nodes of one host only.
 
     For nodes and the launcher, not for clients, which may connect from anywhere. Permitted are `localhost`, loopback
     addresses and the addresses of this host's network interfaces. Names are not looked up: ZeroMQ binds to addresses.

@@ -1,9 +1,9 @@
-"""Reads topology.toml and explains mistakes in it.
+"""Reads topology.toml and explains errors in it.
 
-Each mistake is one TopologyError in one line: `FILE: KEY: what is wrong; permitted: what would be right`. The key is
+Each error is one TopologyError in one line: `FILE: KEY: what is wrong; permitted: what would be right`. The key is
 dotted as TOML has it (`stores.live.shards`); a node's has its place in the file, counted from 0, and its name if that
-is known (`nodes[1].endpoint (node "live-1")`). The file is read from the top down and the first mistake ends it: what
-follows one mistake is often only its echo.
+is known (`nodes[1].endpoint (node "live-1")`). The file is read from the top down and the first error ends it: what
+follows one error is often only its echo.
 
 Types are msgspec's work (`msgspec.convert`); names, ranges, choices and references between sections are checked here,
 each against the rule that also stands in its message.
@@ -24,9 +24,9 @@ from ..errors import TopologyError
 from ..protocol.limits import DEADLINE_S_MAX
 from .toml_tables import (
     NAME_RULE,
-    Mistake,
     Place,
     Rules,
+    TableError,
     alternatives,
     did_you_mean,
     named_tables,
@@ -72,7 +72,7 @@ _DEADLINE_RULE: Final = f"an integer from 1 to {_DEADLINE_MS_MAX} (milliseconds)
 
 _CLUSTER_RULES: Final[Rules] = {
     "name": NAME_RULE,
-    "data_dir": "the path of a folder, absolute or relative to this file",
+    "data_dir": "the path of a directory, absolute or relative to this file",
     "wake_deadline_ms": _DEADLINE_RULE,
     "save_deadline_ms": _DEADLINE_RULE,
     "ipc": "true or false",
@@ -102,7 +102,7 @@ _BREAKER: Final[_Bounds] = {
     "failure_share": (0.001, 1.0, "a share from 0.001 to 1"),
     "requests_min": (1, 1_000_000, "an integer from 1 to 1000000"),
     "window_s": (0.1, 3_600.0, "seconds from 0.1 to 3600"),
-    "time_outs_in_a_row": (1, 1_000_000, "an integer from 1 to 1000000"),
+    "consecutive_timeouts": (1, 1_000_000, "an integer from 1 to 1000000"),
     "retry_after_s": (0.01, 3_600.0, "seconds from 0.01 to 3600"),
 }
 _RETRIES: Final[_Bounds] = {
@@ -139,18 +139,18 @@ class _ClusterTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def load_topology(path: str | os.PathLike[str]) -> Topology:
     """Read and check a topology file.
 
-    A relative `data_dir` is resolved against the folder of the file itself: where `path` is a symbolic link, that which
-    it leads to, whoever asks. `~` is the user's home. A fallback's dates and times
-    without a time zone become strings, as they would on the wire.
+    A relative `data_dir` is resolved against the directory of the file itself: if `path` is a symbolic link, of the
+    file that it leads to. `~` is the user's home. A fallback's dates and times without a time zone become strings, as
+    they would on the wire.
 
     Raises:
-        TopologyError: the file cannot be read, or has a mistake; the message names file, key and permitted values.
+        TopologyError: the file cannot be read, or has an error; the message names file, key and permitted values.
     """
     file = os.fspath(path)
     try:
         return _read_topology(_parse(_read_text(file)), Path(file))
-    except Mistake as mistake:
-        raise TopologyError(f"{file}: {mistake}") from mistake.__cause__
+    except TableError as error:
+        raise TopologyError(f"{file}: {error}") from error.__cause__
 
 
 def _read_text(file: str) -> str:
@@ -158,38 +158,38 @@ def _read_text(file: str) -> str:
         with open(file, "rb") as opened:
             raw = opened.read(TOPOLOGY_FILE_BYTES_MAX + 1)
     except FileNotFoundError as error:
-        raise Mistake("there is no such file; permitted: the path of a topology file") from error
+        raise TableError("there is no such file; permitted: the path of a topology file") from error
     except IsADirectoryError as error:
-        raise Mistake("this is a folder; permitted: the path of a topology file") from error
+        raise TableError("this is a directory; permitted: the path of a topology file") from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise Mistake(f"cannot be read: {reason}; permitted: the path of a readable topology file") from error
+        raise TableError(f"cannot be read: {reason}; permitted: the path of a readable topology file") from error
     if len(raw) > TOPOLOGY_FILE_BYTES_MAX:
-        raise Mistake(f"the file is too large; permitted: at most {TOPOLOGY_FILE_BYTES_MAX} bytes")
+        raise TableError(f"the file is too large; permitted: at most {TOPOLOGY_FILE_BYTES_MAX} bytes")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise Mistake(f"line {line} is not UTF-8; permitted: TOML 1.0, which is UTF-8") from error
+        raise TableError(f"line {line} is not UTF-8; permitted: TOML 1.0, which is UTF-8") from error
 
 
 def _parse(text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except RecursionError as error:
-        raise Mistake("not valid TOML: nested too deeply") from error
+        raise TableError("not valid TOML: nested too deeply") from error
     except ValueError as error:  # TOMLDecodeError, and int()'s own for thousands of digits
-        raise Mistake(f"not valid TOML: {error}") from error
+        raise TableError(f"not valid TOML: {error}") from error
 
 
 def _read_topology(document: dict[str, Any], file: Path) -> Topology:
     for section in document:
         if section not in _SECTIONS:
             hint = did_you_mean(section, _SECTIONS)
-            raise Mistake(f"{quoted_key(section)}: unknown key{hint}; permitted: {', '.join(_SECTIONS.values())}")
+            raise TableError(f"{quoted_key(section)}: unknown key{hint}; permitted: {', '.join(_SECTIONS.values())}")
     for section, header in _SECTIONS.items():
         if section not in document and section not in _OPTIONAL:
-            raise Mistake(f"{section}: missing; permitted: a section {header}")
+            raise TableError(f"{section}: missing; permitted: a section {header}")
     cluster = _read_cluster(document["cluster"])
     stores = _read_stores(document["stores"])
     kinds = _read_kinds(document["fragments"], stores)
@@ -232,7 +232,7 @@ def _read_cluster(table: Any) -> _ClusterTable:
     cluster = read_table(place, table, _ClusterTable, _CLUSTER_RULES, "[cluster]")
     require_name(place, "name", cluster.name)
     if not cluster.data_dir or "\0" in cluster.data_dir:
-        place.refuse("data_dir", f"{shown(cluster.data_dir)} is no path; permitted: {_CLUSTER_RULES['data_dir']}")
+        place.reject("data_dir", f"{shown(cluster.data_dir)} is no path; permitted: {_CLUSTER_RULES['data_dir']}")
     for field in ("wake_deadline_ms", "save_deadline_ms"):
         require_range(place, field, getattr(cluster, field), 1, _DEADLINE_MS_MAX, _DEADLINE_RULE)
     return cluster
@@ -250,7 +250,7 @@ def _read_stores(section: Any) -> dict[str, StoreSpec]:
         stores[name] = spec
     total = sum(spec.shards for spec in stores.values())
     if total > SHARDS_TOTAL_MAX:
-        raise Mistake(f"stores: all together have {total} shards; permitted: at most {SHARDS_TOTAL_MAX}")
+        raise TableError(f"stores: all together have {total} shards; permitted: at most {SHARDS_TOTAL_MAX}")
     return stores
 
 
@@ -263,10 +263,10 @@ def _read_store(place: Place, table: Any, header: str) -> StoreSpec:
         options = values[engine]
         table = {key: value for key, value in values.items() if key != engine}
         if not isinstance(options, dict):
-            place.refuse(engine, f"must be a table, not {toml_type(options)}; permitted: the options of this engine")
+            place.reject(engine, f"must be a table, not {toml_type(options)}; permitted: the options of this engine")
     spec = read_table(place, table, StoreSpec, _STORE_RULES, header)
     if _ENGINE_PATTERN.fullmatch(spec.engine) is None:
-        place.refuse("engine", f"{shown(spec.engine)} is no name of one; permitted: {_STORE_RULES['engine']}")
+        place.reject("engine", f"{shown(spec.engine)} is no name of one; permitted: {_STORE_RULES['engine']}")
     if not options:
         return spec
     return msgspec.structs.replace(spec, options=msgspec.msgpack.decode(msgspec.msgpack.encode(options)))
@@ -281,7 +281,7 @@ def _read_kinds(section: Any, stores: Mapping[str, StoreSpec]) -> dict[str, Kind
             require_range(place, "ttl_s", spec.ttl_s, TTL_S_MIN, TTL_S_MAX, _KIND_RULES["ttl_s"])
         if spec.required and stores[spec.store].wake == "lazy":
             lazy = f'stores.{spec.store}.wake is "lazy"'
-            place.refuse("required", f'no wake asks for it: {lazy}; permitted: false, or a store that is "eager"')
+            place.reject("required", f'no wake asks for it: {lazy}; permitted: false, or a store that is "eager"')
         kinds[kind] = (
             msgspec.structs.replace(spec, fallback=_through_msgpack(place, spec)) if spec.has_fallback else spec
         )
@@ -292,18 +292,18 @@ def _through_msgpack(place: Place, spec: KindSpec) -> Any:
     try:
         encoded = msgspec.msgpack.encode(spec.fallback)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        place.refuse("fallback", f"cannot be encoded as msgpack: {error}; permitted: {_KIND_RULES['fallback']}")
+        place.reject("fallback", f"cannot be encoded as msgpack: {error}; permitted: {_KIND_RULES['fallback']}")
     if len(encoded) > FALLBACK_BYTES_MAX:
-        place.refuse("fallback", f"has {len(encoded)} bytes as msgpack; permitted: {_KIND_RULES['fallback']}")
+        place.reject("fallback", f"has {len(encoded)} bytes as msgpack; permitted: {_KIND_RULES['fallback']}")
     return msgspec.msgpack.decode(encoded)
 
 
 def _read_nodes(section: Any, stores: Mapping[str, StoreSpec]) -> dict[str, NodeSpec]:
     if not isinstance(section, list):
-        raise Mistake(f"nodes: must be a list of tables, not {toml_type(section)}; permitted: sections [[nodes]]")
+        raise TableError(f"nodes: must be a list of tables, not {toml_type(section)}; permitted: sections [[nodes]]")
     tables = cast("Sequence[Any]", section)
     if not 1 <= len(tables) <= NODES_MAX:
-        raise Mistake(f"nodes: there are {len(tables)} nodes; permitted: 1 to {NODES_MAX} sections [[nodes]]")
+        raise TableError(f"nodes: there are {len(tables)} nodes; permitted: 1 to {NODES_MAX} sections [[nodes]]")
     nodes: dict[str, NodeSpec] = {}
     owner_of_endpoint: dict[tuple[str, int], str] = {}
     for index, table in enumerate(tables):
@@ -312,10 +312,10 @@ def _read_nodes(section: Any, stores: Mapping[str, StoreSpec]) -> dict[str, Node
         require_name(place, "name", node.name)
         if node.name in nodes:
             first = list(nodes).index(node.name)
-            place.refuse("name", f"nodes[{first}] has this name, too; permitted: a name that no other node has")
+            place.reject("name", f"nodes[{first}] has this name, too; permitted: a name that no other node has")
         owner = owner_of_endpoint.setdefault(_read_endpoint(place, node.endpoint), node.name)
         if owner != node.name:
-            place.refuse(
+            place.reject(
                 "endpoint", f'node "{owner}" has {node.endpoint}, too; permitted: an endpoint that no other node has'
             )
         _require_stores(place, node.stores, stores)
@@ -332,16 +332,16 @@ def _read_endpoint(place: Place, endpoint: str) -> tuple[str, int]:
     try:
         host, port = parse_endpoint(endpoint)
     except ValueError as error:
-        place.refuse("endpoint", f"{error}; permitted: {ENDPOINT_RULE}")
+        place.reject("endpoint", f"{error}; permitted: {ENDPOINT_RULE}")
     return ("127.0.0.1" if host == "localhost" else host), port
 
 
 def _require_stores(place: Place, listed: tuple[str, ...], stores: Mapping[str, StoreSpec]) -> None:
     if not listed:
-        place.refuse("stores", f"is empty, the node would serve nothing; permitted: {alternatives(stores)}")
+        place.reject("stores", f"is empty, the node would serve nothing; permitted: {alternatives(stores)}")
     for index, store in enumerate(listed):
         if store in listed[:index]:
-            place.refuse("stores", f"names {shown(store)} twice; permitted: each store once")
+            place.reject("stores", f"names {shown(store)} twice; permitted: each store once")
         _require_store(place, "stores", store, stores)
 
 
@@ -352,15 +352,17 @@ def _require_used(
     served = {store for node in nodes.values() for store in node.stores}
     for store in stores:
         if store not in filled:
-            raise Mistake(
+            raise TableError(
                 f"stores.{store}: no kind is kept in it, so that nothing could be saved there; "
                 f'permitted: a store with at least one [fragments.KIND] that has store = "{store}"'
             )
         if store not in served:
-            raise Mistake(f"stores.{store}: no node serves it; permitted: a store that at least one of [[nodes]] lists")
+            raise TableError(
+                f"stores.{store}: no node serves it; permitted: a store that at least one of [[nodes]] lists"
+            )
 
 
 def _require_store(place: Place, field: str, store: str, stores: Mapping[str, StoreSpec]) -> None:
     if store not in stores:
         hint = did_you_mean(store, stores)
-        place.refuse(field, f"unknown store {shown(store)}{hint}; permitted: {alternatives(stores)}")
+        place.reject(field, f"unknown store {shown(store)}{hint}; permitted: {alternatives(stores)}")

@@ -1,42 +1,40 @@
 """The control store: one winner per revision, nothing torn by a death, and no placement computed twice."""
 
 import asyncio
-import fcntl
 import os
 import random
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import msgspec
 import pytest
 
 from dawnchorus.wire.cluster import control_store
-from dawnchorus.wire.cluster.control_store import ControlStore, FileControlStore, establish_placement, take_generation
+from dawnchorus.wire.cluster.control_store import ControlStore, establish_placement, take_generation
+from dawnchorus.wire.cluster.file_control_store import FileControlStore
 from dawnchorus.wire.cluster.placement import Placement, decode_placement, initial_placement
-from dawnchorus.wire.cluster.topology import KindSpec, NodeSpec, StoreSpec, Topology
-from dawnchorus.wire.errors import ConfigurationError, PlacementError
+from dawnchorus.wire.cluster.topology import KindSpec, StoreSpec
+from dawnchorus.wire.errors import PlacementError
 from dawnchorus.wire.protocol.versions import GENERATION_MAX
 from tests.support.clusters import eventually
+from tests.support.control import FIRST, make_topology, no_shards
 
-UUID = "0123456789abcdef" * 2
-
-# What the processes of the tests below run. Arguments: the data folder, and what to do.
+# What the processes of the tests below run. Arguments: the data directory, and what to do.
 WORKER = """
 import asyncio, os, signal, sys
-from dawnchorus.wire.cluster.control_store import FileControlStore, establish_placement, take_generation
+from dawnchorus.wire.cluster.control_store import establish_placement, take_generation
+from dawnchorus.wire.cluster.file_control_store import FileControlStore
 from dawnchorus.wire.cluster.topology import KindSpec, NodeSpec, StoreSpec, Topology
 
-folder, action = sys.argv[1:]
-control = FileControlStore.in_folder(folder)
-topology = Topology(name="dev", data_dir=folder, stores={"live": StoreSpec(shards=2)},
+directory, action = sys.argv[1:]
+control = FileControlStore.in_directory(directory)
+topology = Topology(name="dev", data_dir=directory, stores={"live": StoreSpec(shards=2)},
                     kinds={"session": KindSpec("live")}, nodes={"a": NodeSpec("a", "tcp://127.0.0.1:1", ("live",))})
-marker = os.path.join(folder, "written")
+marker = os.path.join(directory, "written")
 
 def die_in(function):
     def dying(*arguments):
@@ -63,24 +61,6 @@ asyncio.run(main())
 """
 
 
-def make_topology(**changes: Any) -> Topology:
-    topology = Topology(
-        name="dev",
-        data_dir="/srv/dev",
-        stores={"live": StoreSpec(shards=2)},
-        kinds={"session": KindSpec("live")},
-        nodes={"a": NodeSpec("a", "tcp://127.0.0.1:1", ("live",))},
-    )
-    return msgspec.structs.replace(topology, **changes)
-
-
-FIRST = initial_placement(make_topology(), UUID)
-
-
-def no_shards() -> None:
-    """Say that no shard on disk was ever written."""
-
-
 StartWorker = Callable[[Path, str], subprocess.Popen[str]]
 
 
@@ -89,9 +69,9 @@ def start_worker() -> Iterator[StartWorker]:
     """Start a process that waits, ready, for `go`; whatever becomes of the test, it does not outlive it."""
     workers: list[subprocess.Popen[str]] = []
 
-    def start(folder: Path, action: str) -> subprocess.Popen[str]:
+    def start(directory: Path, action: str) -> subprocess.Popen[str]:
         worker = subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(folder), action],
+            [sys.executable, "-c", WORKER, str(directory), action],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -114,191 +94,12 @@ def go(process: subprocess.Popen[str]) -> None:
     process.stdin.flush()
 
 
-@pytest.fixture
-def control(tmp_path: Path) -> FileControlStore:
-    return FileControlStore.in_folder(tmp_path / "var" / "dev")
-
-
-async def test_there_is_no_placement_at_first_and_reading_makes_none(control: FileControlStore) -> None:
-    assert await control.read() is None
-    assert not control.path.parent.exists()
-
-
-async def test_a_swap_is_read_back_with_the_next_revision(control: FileControlStore) -> None:
-    assert control.path.name == "placement.json"
-    assert await control.compare_and_swap(0, FIRST)
-    assert await control.read() == msgspec.structs.replace(FIRST, revision=1)
-    assert await control.compare_and_swap(1, msgspec.structs.replace(FIRST, generation=5, revision=77))
-    assert await control.read() == msgspec.structs.replace(FIRST, revision=2, generation=5)
-
-
-@pytest.mark.parametrize("expected", [0, 2, -1])
-async def test_a_swap_of_another_revision_changes_nothing(control: FileControlStore, expected: int) -> None:
-    assert await control.compare_and_swap(0, FIRST)
-    before = control.path.read_bytes()
-    assert not await control.compare_and_swap(expected, msgspec.structs.replace(FIRST, generation=9))
-    assert control.path.read_bytes() == before
-
-
-async def test_a_swap_of_what_does_not_exist_makes_nothing(control: FileControlStore) -> None:
-    assert not await control.compare_and_swap(1, FIRST)
-    assert await control.read() is None
-
-
-async def test_a_swap_is_synced_before_and_after_the_rename(
-    control: FileControlStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    done: list[str] = []
-    fsync, replace = os.fsync, os.replace
-
-    def record_fsync(descriptor: int) -> None:
-        done.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
-        fsync(descriptor)
-
-    def record_replace(source: Path, target: Path) -> None:
-        done.append(f"rename {source.name} {target.name}")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "fsync", record_fsync)
-    monkeypatch.setattr(os, "replace", record_replace)
-    root = control.path.parents[2].name
-    assert await control.compare_and_swap(0, FIRST)
-    # The two new folders' names first, each in its parent; then the file and its name.
-    made = [f"sync {root}", "sync var"]
-    assert done == [*made, "sync placement.tmp", "rename placement.tmp placement.json", "sync dev"]
-
-
-@pytest.mark.parametrize("damage", [b"", b"{", b"\x00" * 4_096, b'{"checksum": "0", "placement": {}}'])
-async def test_a_damaged_file_is_named_with_its_remedy_and_left_alone(control: FileControlStore, damage: bytes) -> None:
-    await control.compare_and_swap(0, FIRST)
-    control.path.write_bytes(damage)
-    attempts = (
-        control.read(),
-        control.compare_and_swap(0, FIRST),
-        control.compare_and_swap(1, FIRST),
-        take_generation(control, "identity-1"),
-        establish_placement(make_topology(), control, no_shards),
-        anext(control.watch()),
-    )
-    for attempt in attempts:
-        with pytest.raises(PlacementError) as caught:
-            await attempt
-        assert str(caught.value).startswith(f"{control.path}: the placement is damaged: ")
-        assert "restore it from a backup; the shards were not touched" in str(caught.value)
-    assert control.path.read_bytes() == damage
-
-
-async def test_a_data_folder_that_is_a_file_is_a_clear_error(tmp_path: Path) -> None:
-    (tmp_path / "taken").write_text("")
-    control = FileControlStore.in_folder(tmp_path / "taken" / "dev")
-    with pytest.raises(ConfigurationError) as caught:
-        await control.compare_and_swap(0, FIRST)
-    assert f"{control.path}: cannot be written: " in str(caught.value)
-    assert "cluster.data_dir must be a folder that this user can write" in str(caught.value)
-
-
-@pytest.mark.skipif(not os.access("/proc", os.X_OK), reason="needs /proc, where even root cannot make files")
-async def test_an_unwritable_folder_is_a_clear_error() -> None:
-    with pytest.raises(
-        ConfigurationError, match=r"/proc/placement\.json: cannot be written: .*data_dir must be a folder"
-    ):
-        await FileControlStore.in_folder("/proc").compare_and_swap(0, FIRST)
-
-
-async def test_a_file_that_cannot_be_read_is_a_clear_error(control: FileControlStore) -> None:
-    control.path.mkdir(parents=True)
-    with pytest.raises(ConfigurationError, match=r"placement\.json: cannot be read: Is a directory"):
-        await control.read()
-
-
-async def test_a_full_disk_leaves_the_old_placement(control: FileControlStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_descriptor: int) -> NoReturn:
-        raise OSError(28, "No space left on device", "placement.tmp")
-
-    await control.compare_and_swap(0, FIRST)
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", fail)
-        with pytest.raises(ConfigurationError, match=r"No space left on device \(placement\.tmp\); .* space left"):
-            await control.compare_and_swap(1, FIRST)
-    assert await control.read() == msgspec.structs.replace(FIRST, revision=1)
-    assert await control.compare_and_swap(1, FIRST)
-
-
-def hold(lock_path: Path) -> int:
-    """Take the lock as another process would."""
-    descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    return descriptor
-
-
-async def test_a_lock_held_for_too_long_is_a_clear_error_and_not_a_hang(
-    control: FileControlStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await control.compare_and_swap(0, FIRST)
-    monkeypatch.setattr(control_store, "LOCK_WAIT_S", 0.05)
-    lock = hold(control.path.with_name("placement.lock"))
-    try:
-        with pytest.raises(
-            ConfigurationError, match=r"placement\.lock: another process has held this lock for .*fuser"
-        ):
-            await control.compare_and_swap(1, FIRST)
-        assert await control.read() is not None
-    finally:
-        os.close(lock)
-    assert await control.compare_and_swap(1, FIRST)
-
-
-async def test_a_swap_waits_for_the_lock_and_then_for_the_one_that_is_there(
-    control: FileControlStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await control.compare_and_swap(0, FIRST)
-    waited = threading.Event()
-
-    def wait(_pause_s: float) -> None:
-        waited.set()
-        released.wait(60)
-
-    released = threading.Event()
-    monkeypatch.setattr(time, "sleep", wait)
-    lock_path = control.path.with_name("placement.lock")
-    lock = hold(lock_path)
-    swap = asyncio.create_task(control.compare_and_swap(1, FIRST))
-    assert await asyncio.to_thread(waited.wait, 60)
-    # Somebody tidies up: whoever locks the deleted file excludes nobody, and has to see it.
-    lock_path.unlink()
-    os.close(lock)
-    released.set()
-    assert await swap
-    assert lock_path.exists()
-
-
-async def test_a_watch_yields_the_current_placement_and_each_change(
-    control: FileControlStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(control_store, "WATCH_INTERVAL_S", 0.001)
-    watch = control.watch()
-    first = asyncio.ensure_future(anext(watch))
-    await asyncio.sleep(0.01)
-    assert not first.done()
-    await control.compare_and_swap(0, FIRST)
-    assert (await first).revision == 1
-    for revision in (1, 2, 3):
-        change = asyncio.ensure_future(anext(watch))
-        await asyncio.sleep(0.01)
-        assert not change.done()
-        await control.compare_and_swap(revision, FIRST)
-        assert (await change).revision == revision + 1
-    control.path.unlink()
-    with pytest.raises(PlacementError, match=r"placement\.json: the placement is gone; restore placement\.json"):
-        await anext(watch)
-
-
 async def test_a_new_cluster_gets_a_placement_with_a_random_uuid(control: FileControlStore, tmp_path: Path) -> None:
     topology = make_topology()
     placement = await establish_placement(topology, control, no_shards)
     assert placement == await control.read()
     assert placement == msgspec.structs.replace(initial_placement(topology, placement.cluster_uuid), revision=1)
-    other = await establish_placement(topology, FileControlStore.in_folder(tmp_path / "other"), no_shards)
+    other = await establish_placement(topology, FileControlStore.in_directory(tmp_path / "other"), no_shards)
     assert other.cluster_uuid != placement.cluster_uuid
 
 
@@ -321,10 +122,12 @@ async def test_a_grown_topology_is_added(control: FileControlStore) -> None:
     )
 
 
-async def test_a_contradicting_topology_is_refused_with_the_data_folder(control: FileControlStore) -> None:
+async def test_a_contradicting_topology_is_rejected_with_the_data_directory(control: FileControlStore) -> None:
     await establish_placement(make_topology(), control, no_shards)
     before = control.path.read_bytes()
-    with pytest.raises(PlacementError, match=r"^data folder /srv/dev: store 'live' has 2 shards, the topology says 3"):
+    with pytest.raises(
+        PlacementError, match=r"^data directory /srv/dev: store 'live' has 2 shards, the topology says 3"
+    ):
         await establish_placement(make_topology(stores={"live": StoreSpec(shards=3)}), control, no_shards)
     assert control.path.read_bytes() == before
 
@@ -419,15 +222,15 @@ async def test_tasks_of_one_process_take_distinct_generations(control: FileContr
 def test_processes_that_start_a_cluster_at_once_agree_and_take_distinct_generations(
     tmp_path: Path, start_worker: StartWorker
 ) -> None:
-    folder = tmp_path / "dev"
-    workers = [start_worker(folder, "establish") for _ in range(8)]
+    directory = tmp_path / "dev"
+    workers = [start_worker(directory, "establish") for _ in range(8)]
     for worker in workers:
         go(worker)
     answers = [worker.communicate(timeout=60)[0].split() for worker in workers]
     assert [worker.returncode for worker in workers] == [0] * 8
     assert len({uuid for uuid, _ in answers}) == 1
     assert sorted(int(generation) for _, generation in answers) == list(range(1, 9))
-    placement = decode_placement((folder / "placement.json").read_bytes())
+    placement = decode_placement((directory / "placement.json").read_bytes())
     assert (placement.generation, placement.revision) == (8, 9)
 
 

@@ -157,7 +157,7 @@ BASE = make_topology()
         ),
     ],
 )
-def test_each_contradiction_is_refused_with_reason_and_remedy(
+def test_each_contradiction_is_rejected_with_reason_and_remedy(
     changes: dict[str, Any], problem: str, remedy: str
 ) -> None:
     placement = initial_placement(BASE, UUID)
@@ -224,7 +224,7 @@ def test_any_flipped_bit_or_cut_is_noticed_or_changes_nothing(placement: Placeme
     try:
         decoded = decode_placement(bytes(encoded))
     except PlacementError as error:
-        assert str(error).startswith("the placement is damaged: ")  # noqa: PT017 - either outcome is right
+        assert str(error).startswith("the placement is corrupt: ")  # noqa: PT017 - either outcome is right
         assert str(error).endswith("; restore it from a backup; the shards were not touched")  # noqa: PT017
     else:
         assert decoded == placement  # a bit of white space
@@ -232,13 +232,13 @@ def test_any_flipped_bit_or_cut_is_noticed_or_changes_nothing(placement: Placeme
 
 @given(st.binary(max_size=200))
 def test_garbage_is_damage(garbage: bytes) -> None:
-    with pytest.raises(PlacementError, match="the placement is damaged"):
+    with pytest.raises(PlacementError, match="the placement is corrupt"):
         decode_placement(garbage)
 
 
 @pytest.mark.parametrize("encoded", [b"", b"{}", b"null", b"[]", b"[" * 100_000, b'{"checksum": "", "placement": 7}'])
 def test_json_of_another_shape_is_damage(encoded: bytes) -> None:
-    with pytest.raises(PlacementError, match="the placement is damaged"):
+    with pytest.raises(PlacementError, match="the placement is corrupt"):
         decode_placement(encoded)
 
 
@@ -276,18 +276,18 @@ def test_values_that_no_placement_has_are_damage_even_with_a_right_checksum(
     content = content_of(initial_placement(make_topology(), UUID)) | changes
     with pytest.raises(PlacementError) as caught:
         decode_placement(seal(content))
-    assert f"the placement is damaged: {problem}" in str(caught.value)
+    assert f"the placement is corrupt: {problem}" in str(caught.value)
 
 
 def test_a_missing_field_is_damage() -> None:
     content = content_of(initial_placement(make_topology(), UUID))
     del content["shards"]
-    with pytest.raises(PlacementError, match="damaged: Object missing required field `shards`"):
+    with pytest.raises(PlacementError, match="corrupt: Object missing required field `shards`"):
         decode_placement(seal(content))
 
 
 @pytest.mark.parametrize("number", [0, 2, None, "1"])
-def test_another_format_is_refused(number: Any) -> None:
+def test_another_format_is_rejected(number: Any) -> None:
     content = content_of(initial_placement(make_topology(), UUID)) | {"format": number}
     with pytest.raises(PlacementError, match=r"has format .*, and this version of dawnchorus reads format 1 only"):
         decode_placement(seal(content))
@@ -296,14 +296,15 @@ def test_another_format_is_refused(number: Any) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"later": 1},
         {"shards": {"live": [["a", 1, None, "later"]], "archive": [["a", 1, None]]}},
         {"shards": {"live": [["a", 1, {"to": "b"}]], "archive": [["a", 1, None]]}},
     ],
 )
-def test_what_would_be_lost_by_writing_it_back_is_refused(changes: dict[str, Any]) -> None:
+def test_shard_in_unknown_state_is_rejected(changes: dict[str, Any]) -> None:
     content = content_of(initial_placement(make_topology(), UUID)) | changes
-    with pytest.raises(PlacementError, match="holds what this version of dawnchorus does not know; use the version"):
+    with pytest.raises(
+        PlacementError, match="has shards in a state that this version of dawnchorus does not know; use the"
+    ):
         decode_placement(seal(content))
 
 
@@ -313,3 +314,14 @@ def test_fields_that_have_defaults_may_be_missing() -> None:
     del content["generation"]
     content["shards"] = {store: [shard[:2] for shard in shards] for store, shards in content["shards"].items()}
     assert decode_placement(seal(content)) == placement
+
+
+@given(st.dictionaries(st.text(), st.one_of(st.none(), st.integers(-9, 9), st.text(), st.lists(st.integers(0, 9)))))
+def test_unknown_fields_are_kept_and_written_back(later: dict[str, Any]) -> None:
+    placement = initial_placement(make_topology(), UUID)
+    content = content_of(placement)
+    later = {name: value for name, value in later.items() if name not in {*content, "life"}}
+    decoded = decode_placement(seal(content | later))
+    assert decoded.unknown == later
+    changed = with_new_generation(decoded, "a")
+    assert content_of(changed) == content_of(with_new_generation(placement, "a")) | later

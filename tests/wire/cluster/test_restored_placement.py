@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from dawnchorus.wire.cluster.control_store import FileControlStore
+from dawnchorus.wire.cluster.file_control_store import FileControlStore
 from dawnchorus.wire.cluster.placement import (
     GENERATIONS_SKIPPED,
     ShardPlacement,
@@ -72,18 +72,18 @@ def test_shards_of_a_node_that_is_gone_are_spread_under_a_new_epoch() -> None:
     assert made.shards["archive"] == (ShardPlacement("b", 2),)
 
 
-def test_a_topology_that_contradicts_it_is_refused() -> None:
+def test_a_topology_that_contradicts_it_is_rejected() -> None:
     with pytest.raises(PlacementError, match="store 'live' has 4 shards, the topology says 5"):
         restored(topology("a", shards=5), PLACEMENT, 1, life=LIFE)
 
 
-def test_generations_that_are_used_up_are_refused() -> None:
+def test_generations_that_are_used_up_are_rejected() -> None:
     with pytest.raises(PlacementError, match="beyond the last one"):
         restored(topology("a", "b"), PLACEMENT, GENERATION_MAX - 1, life=LIFE)
 
 
 async def test_a_restored_placement_is_kept_as_it_is_and_only_where_there_is_none(tmp_path: Path) -> None:
-    control = FileControlStore.in_folder(tmp_path / "data")
+    control = FileControlStore.in_directory(tmp_path / "data")
     assert control.put_restored(PLACEMENT)
     assert await control.read() == PLACEMENT
     assert not control.put_restored(msgspec.structs.replace(PLACEMENT, generation=1))

@@ -90,13 +90,13 @@ def test_garbage_from_a_node_is_a_topology_error_or_a_topology(garbage: bytes) -
         {"name": "dev", "nodes": {"a": {"name": "a"}}},
     ],
 )
-def test_a_contradictory_topology_from_a_node_is_refused(raw: Any) -> None:
+def test_a_contradictory_topology_from_a_node_is_rejected(raw: Any) -> None:
     encoded = raw if isinstance(raw, bytes) else msgspec.msgpack.encode(raw)
     with pytest.raises(TopologyError, match="a node handed out"):
         decode_topology(encoded)
 
 
-def test_nesting_that_would_overflow_the_stack_is_refused() -> None:
+def test_nesting_that_would_overflow_the_stack_is_rejected() -> None:
     encoded = b"\x82\xa4name\xa1a\xa5kinds" + b"\x81\xa1a" + b"\x82\xa5store\xa1s\xa8fallback" + b"\x91" * 100_000
     with pytest.raises(TopologyError):
         decode_topology(encoded)
@@ -152,7 +152,7 @@ def test_endpoints_are_parsed(endpoint: str, parsed: tuple[str, int]) -> None:
         *("tcp://[fe80::1%eth0]:1", "tcp://" + "a." * 200 + "a:1", "tcp://a:*", "tcp://a:!"),
     ],
 )
-def test_what_is_no_endpoint_is_refused(endpoint: str) -> None:
+def test_what_is_no_endpoint_is_rejected(endpoint: str) -> None:
     with pytest.raises(ValueError, match=r"is not an endpoint|no usable|wildcard"):
         parse_endpoint(endpoint)
 
@@ -194,7 +194,7 @@ def test_addresses_of_this_hosts_interfaces_are_local(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "[2001:db8::1]", "node-1.example.org"])
-def test_other_hosts_are_refused_with_the_reason_and_what_is_permitted(host: str) -> None:
+def test_other_hosts_are_rejected_with_the_reason_and_what_is_permitted(host: str) -> None:
     with pytest.raises(TopologyError) as caught:
         require_local_endpoints(one_node(f"tcp://{host}:7411"))
     message = str(caught.value)
@@ -203,6 +203,6 @@ def test_other_hosts_are_refused_with_the_reason_and_what_is_permitted(host: str
     assert "permitted hosts here: localhost, 127.0.0.1" in message
 
 
-def test_an_endpoint_that_is_none_is_refused_by_the_locality_check_too() -> None:
+def test_an_endpoint_that_is_none_is_rejected_by_the_locality_check_too() -> None:
     with pytest.raises(TopologyError, match="permitted: tcp://HOST:PORT"):
         require_local_endpoints(one_node("tcp://*:7411"))

@@ -1,4 +1,4 @@
-"""The topology file: the default one, and every mistake that a person can make in one."""
+"""The topology file: the default one, and every error that a person can make in one."""
 
 import datetime
 from collections.abc import Callable
@@ -86,10 +86,10 @@ MISTAKES: list[tuple[str, str, str, tuple[str, ...]]] = [
     ('name = "dev"', 'name = "Dev"', 'cluster.name: "Dev" cannot be a name', (NAMES,)),
     ('name = "dev"', 'name = "dev\\n"', 'cluster.name: "dev\\n" cannot be a name', (NAMES,)),
     ('name = "dev"', f'name = "{"a" * 64}"', "cluster.name:", ("1 to 63 characters",)),
-    ('data_dir = "var/dev"\n', "", "cluster.data_dir: missing", ("the path of a folder",)),
-    ('"var/dev"', '""', 'cluster.data_dir: "" is no path', ("the path of a folder",)),
-    ('"var/dev"', '"a\\u0000b"', "cluster.data_dir:", ("the path of a folder",)),
-    ('"var/dev"', "2024-01-01", "cluster.data_dir: must not be a date or time", ("the path of a folder",)),
+    ('data_dir = "var/dev"\n', "", "cluster.data_dir: missing", ("the path of a directory",)),
+    ('"var/dev"', '""', 'cluster.data_dir: "" is no path', ("the path of a directory",)),
+    ('"var/dev"', '"a\\u0000b"', "cluster.data_dir:", ("the path of a directory",)),
+    ('"var/dev"', "2024-01-01", "cluster.data_dir: must not be a date or time", ("the path of a directory",)),
     (
         "data_dir",
         "datadir",
@@ -226,7 +226,7 @@ def write(tmp_path: Path) -> Callable[[str | bytes], Path]:
 
 
 @pytest.mark.parametrize(("old", "new", "key", "said"), MISTAKES, ids=[row[2][:60] for row in MISTAKES])
-def test_each_mistake_is_one_line_naming_file_key_and_remedy(
+def test_each_error_is_one_line_naming_file_key_and_remedy(
     write: Callable[[str], Path], old: str, new: str, key: str, said: tuple[str, ...]
 ) -> None:
     assert old in GOOD
@@ -300,8 +300,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_topology(tmp_path / "nowhere.toml")
 
 
-def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="this is a folder; permitted"):
+def test_a_directory_in_place_of_the_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="this is a directory; permitted"):
         load_topology(str(tmp_path))
 
 
@@ -324,7 +324,7 @@ def test_a_file_that_is_not_utf8_is_named_with_its_line(write: Callable[[bytes],
         load_topology(write(b"[cluster]\n# fine\nname = '\xff'\n"))
 
 
-def test_an_endless_file_is_refused() -> None:
+def test_an_endless_file_is_rejected() -> None:
     with pytest.raises(TopologyError, match=f"too large; permitted: at most {TOPOLOGY_FILE_BYTES_MAX} bytes"):
         load_topology("/dev/zero")
 
@@ -333,13 +333,13 @@ def test_a_byte_order_mark_does_no_harm(write: Callable[[bytes], Path]) -> None:
     assert load_topology(write(b"\xef\xbb\xbf" + GOOD.encode())).name == "dev"
 
 
-def test_no_nodes_are_refused(write: Callable[[str], Path]) -> None:
+def test_no_nodes_are_rejected(write: Callable[[str], Path]) -> None:
     text = "nodes = []\n" + GOOD[: GOOD.index("[[nodes]]")]
     with pytest.raises(TopologyError, match=r"nodes: there are 0 nodes; permitted: 1 to 1024"):
         load_topology(write(text))
 
 
-def test_a_node_that_is_no_table_is_refused(write: Callable[[str], Path]) -> None:
+def test_a_node_that_is_no_table_is_rejected(write: Callable[[str], Path]) -> None:
     text = "nodes = [7]\n" + GOOD[: GOOD.index("[[nodes]]")]
     with pytest.raises(
         TopologyError, match=r"nodes\[0\]: must be a table, not an integer; permitted: a section \[\[nodes"
@@ -364,19 +364,19 @@ def test_a_node_that_is_no_table_is_refused(write: Callable[[str], Path]) -> Non
         ),
     ],
 )
-def test_too_many_are_refused_by_number(write: Callable[[str], Path], text: str, said: str) -> None:
+def test_too_many_are_rejected_by_number(write: Callable[[str], Path], text: str, said: str) -> None:
     with pytest.raises(TopologyError) as caught:
         load_topology(write(GOOD + text))
     assert said in str(caught.value)
 
 
-def test_a_mistake_in_a_long_value_is_cut_short(write: Callable[[str], Path]) -> None:
+def test_a_error_in_a_long_value_is_cut_short(write: Callable[[str], Path]) -> None:
     with pytest.raises(TopologyError) as caught:
         load_topology(write(GOOD.replace('"dev"', f'"{"X" * 10_000}"')))
     assert len(str(caught.value)) < 500
 
 
-def test_data_dir_is_resolved_against_the_file_not_the_working_folder(
+def test_data_dir_is_resolved_against_the_file_not_the_working_directory(
     write: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(GOOD.replace("var/dev", "../var"))
