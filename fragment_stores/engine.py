@@ -93,7 +93,7 @@ class ShardReader(Protocol):
 
         Raises:
             InvalidRequestError: an id is empty. One that is too long has no image.
-            StoreDamaged, StoreError: the data cannot be trusted, or not be read now.
+            StoreCorrupt, StoreError: the data cannot be trusted, or not be read now.
         """
         ...
 
@@ -111,7 +111,7 @@ class ShardReader(Protocol):
 
         Raises:
             InvalidRequestError: the position is too long for an id.
-            StoreDamaged, StoreError: the data cannot be trusted, or not be read now.
+            StoreCorrupt, StoreError: the data cannot be trusted, or not be read now.
         """
         ...
 
@@ -135,7 +135,7 @@ class ShardWriter(Protocol):
         They follow one another from `origin` on (`wire.protocol.versions`).
 
         Raises:
-            StoreDamaged: it is not: the control store is older than the data.
+            StoreCorrupt: it is not: the control store is older than the data.
         """
         ...
 
@@ -186,7 +186,7 @@ class ShardLog(Protocol):
 
         Raises:
             LogTrimmed: rows after this position have gone; read the images instead, and go on from `log_trimmed`.
-            StoreDamaged, StoreError: the data cannot be trusted, or not be read now.
+            StoreCorrupt, StoreError: the data cannot be trusted, or not be read now.
         """
         ...
 
@@ -271,8 +271,8 @@ class Engine(Protocol):
         `durable` every commit is durable when it returns; without, the shard is a ShardSync.
 
         Raises:
-            StoreDamaged: it is missing though it should exist, or is damaged.
-            DataFolderError: it is another shard's or cluster's, or the directory cannot be made.
+            StoreCorrupt: it is missing though it should exist, or is damaged.
+            DataDirectoryError: it is another shard's or cluster's, or the directory cannot be made.
             StoreFull, StoreError: it cannot be opened here.
         """
         ...
@@ -281,6 +281,6 @@ class Engine(Protocol):
         """Return whose shard is in this directory, None if there is none; the shard is not open.
 
         Raises:
-            StoreDamaged, StoreError: there is one that cannot be read.
+            StoreCorrupt, StoreError: there is one that cannot be read.
         """
         ...

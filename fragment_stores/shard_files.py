@@ -73,7 +73,7 @@ class ShardFiles(Protocol):
         """Return whether a shard is in a directory as it was restored, and nothing was written to it since.
 
         Raises:
-            StoreDamaged, StoreError: it cannot be read.
+            StoreCorrupt, StoreError: it cannot be read.
         """
         ...
 
@@ -81,7 +81,7 @@ class ShardFiles(Protocol):
         """Let a copy in a directory of its own be the shard that it is restored as: its epoch may have grown.
 
         Raises:
-            StoreDamaged: the copy is not of this cluster, store and shard.
+            StoreCorrupt: the copy is not of this cluster, store and shard.
             StoreError: it cannot be opened here.
         """
         ...

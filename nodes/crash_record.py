@@ -19,7 +19,7 @@ from typing import Final, Self
 from ..fragment_stores.shard_files import ShardFiles
 from ..wire.private_files import private_opener
 
-__all__ = ["CRASH_CODES", "CrashRecord", "find_damaged"]
+__all__ = ["CRASH_CODES", "CrashRecord", "find_corrupt"]
 
 CRASH_FILE: Final = "crash.txt"
 
@@ -53,7 +53,7 @@ class CrashRecord:
             self._path.unlink(missing_ok=True)
 
 
-def find_damaged(engine: ShardFiles, folders: Iterable[Path]) -> dict[Path, str]:
+def find_corrupt(engine: ShardFiles, folders: Iterable[Path]) -> dict[Path, str]:
     """Return of those shard folders that cannot be read safely why, each read whole in another process."""
     damaged: dict[Path, str] = {}
     with engine.verifier() as verifier:
@@ -63,7 +63,7 @@ def find_damaged(engine: ShardFiles, folders: Iterable[Path]) -> dict[Path, str]
             found, _ = verifier.verify(folder / engine.data_file)
             broken = [finding.detail for finding in found if finding.where in ("structure", "meta")]
             if broken:
-                damaged[folder] = f"{folder}: the data is damaged: {broken[0]}; restore a backup"
+                damaged[folder] = f"{folder}: the data is corrupt: {broken[0]}; restore a backup"
             elif found:
                 _log.warning("shard has findings", extra={"path": str(folder), "detail": found[0].detail})
     return damaged

@@ -12,9 +12,9 @@ import signal
 from collections.abc import Callable, Iterable
 from typing import Final
 
-__all__ = ["ENDING_SIGNALS", "EXIT_REFUSED", "handle_ends"]
+__all__ = ["ENDING_SIGNALS", "EXIT_NOT_STARTED", "handle_ends"]
 
-EXIT_REFUSED: Final = 2
+EXIT_NOT_STARTED: Final = 2
 """A node's exit code when it refuses to start; the reason is in the last line of its log."""
 
 ENDING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

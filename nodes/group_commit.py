@@ -130,7 +130,7 @@ class _ShardGroup:
     def hand_out(self) -> None:
         """Give each job its part of the results."""
         if self.status == SectionStatus.OK:
-            self.shard.trouble = ""
+            self.shard.last_error = ""
         fragments = self.shard.fragments
         version = 0 if fragments is None else fragments.version
         start = 0

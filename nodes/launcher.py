@@ -1,8 +1,8 @@
 """The launcher: one process per node of topology.toml, watched, and started again when one dies.
 
     starting -> serving -> (dies) -> restarting -> starting -> ...
-    starting -> restarting         damaged data ended it (once): see nodes.crash_record
-    starting -> refused            it ended before it ever served: the whole start fails, with its own last words
+    starting -> restarting         corrupt data ended it (once): see nodes.crash_record
+    starting -> failed             it ended before it ever served: the complete start fails, with its own last words
     any      -> stopped            as asked
 
 A node's standard input is a pipe that the launcher holds open: should the launcher die, however it dies, the pipe ends
@@ -26,15 +26,16 @@ from typing import Any, Final, Self
 import msgspec
 import orjson
 
-from ..wire.cluster.control_store import FileControlStore, establish_placement
+from ..wire.cluster.control_store import establish_placement
+from ..wire.cluster.file_control_store import FileControlStore
 from ..wire.cluster.restore_marker import require_no_restore
 from ..wire.cluster.topology import NodeSpec, Topology, require_local_endpoints
 from ..wire.cluster.topology_file import load_topology
 from ..wire.errors import LaunchError
 from .crash_record import CRASH_CODES
-from .ends import EXIT_REFUSED
+from .ends import EXIT_NOT_STARTED
 from .neighbours import require_alone
-from .shard_table import any_shard_on_disk, locked_folder
+from .shard_table import any_shard_on_disk, locked_directory
 from .start_order import NEW_CLUSTER, StartOrder, encode_order, order_for
 from .store_engines import require_engines
 
@@ -57,7 +58,7 @@ _LINE_BYTES_MAX: Final = 1 << 20
 
 
 class NodeEvent(msgspec.Struct, frozen=True):
-    """What happened to a node. `state`: starting, serving, restarting, refused, stopped; or log, with a line of its.
+    """What happened to a node. `state`: starting, serving, restarting, failed, stopped; or log, with a line of its.
 
     `detail` says how the node ended that is started again, while it is: by which signal, and its last words.
     """
@@ -115,15 +116,15 @@ class Launcher:
         """Start every node and wait until all serve.
 
         Raises:
-            DataFolderError: another launcher runs on this data, or a restore was interrupted there.
+            DataDirectoryError: another launcher runs on this data, or a restore was interrupted there.
             PlacementError: the data there is not what the topology says, or nodes serve the cluster from elsewhere.
-            LaunchError: a node refused or did not come up; the others are stopped again.
+            LaunchError: a node failed or did not come up; the others are stopped again.
         """
         require_local_endpoints(self.topology)
         require_engines(self.topology, self.topology.stores, self._path)
         require_no_restore(self.topology.data_dir)
         await self._require_alone()
-        self._resources.enter_context(locked_folder(Path(self.topology.data_dir)))
+        self._resources.enter_context(locked_directory(Path(self.topology.data_dir)))
         try:
             self._order = encode_order(await self._establish())
             for node in self._nodes.values():
@@ -138,7 +139,7 @@ class Launcher:
 
     async def _establish(self) -> StartOrder:
         """Return what every node is to start: with the cluster that is there, or is made now, which is said then."""
-        control = FileControlStore.in_folder(self.topology.data_dir)
+        control = FileControlStore.in_directory(self.topology.data_dir)
         is_new = await control.read() is None
         placement = await establish_placement(
             self.topology, control, lambda: any_shard_on_disk(self.topology), before_making=self._require_alone
@@ -193,7 +194,7 @@ class Launcher:
         raise LaunchError(f"node {node.spec.name!r}: {why}")
 
     async def _watch(self, node: _NodeProcess) -> None:
-        """Run one node again and again until the launcher stops or the node refuses its first start."""
+        """Run one node again and again until the launcher stops or the node fails at its first start."""
         pause = _RESTART_FIRST_SECONDS
         loop = asyncio.get_running_loop()
         while not self._stopping.is_set():
@@ -203,9 +204,9 @@ class Launcher:
                 break
             node.ended = _describe_end(code, node.last_words)
             if not node.served.is_set() and (node.restarts or code not in CRASH_CODES):
-                # Whether it refused or crashed: what ends a node before it ever served will do so again. But one that
-                # damaged data has ended knows that at its next start, and leaves the damage out.
-                self._tell(node, "refused", node.ended)
+                # Whether it gave up or crashed: what ends a node before it ever served will do so again. But one that
+                # corrupt data has ended knows that at its next start, and leaves the damage out.
+                self._tell(node, "failed", node.ended)
                 return
             if loop.time() - began > _WELL_SECONDS:
                 pause = _RESTART_FIRST_SECONDS
@@ -306,8 +307,8 @@ def _ask_to_end(process: asyncio.subprocess.Process | None) -> None:
 
 
 def _describe_end(code: int, last_words: str) -> str:
-    """Say how a process ended, and what it said last on standard error; what refuses says just why."""
-    if code == EXIT_REFUSED and last_words:
+    """Say how a process ended, and what it said last on standard error; one that gave up says just why."""
+    if code == EXIT_NOT_STARTED and last_words:
         return last_words
     how = f"ended with exit code {code}"
     if code < 0:

@@ -13,7 +13,7 @@ from typing import Final
 
 import zmq
 
-from ..wire.cluster.control_store import PLACEMENT_FILE
+from ..wire.cluster.file_control_store import PLACEMENT_FILE
 from ..wire.cluster.topology import NodeSpec, Topology, parse_endpoint
 from ..wire.errors import ClusterUnavailable, PlacementError, ProtocolError
 from ..wire.protocol.messages import PROTOCOL, Hello, Welcome, decode_reply, encode

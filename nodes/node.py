@@ -141,7 +141,7 @@ class FragmentNode:
         """Bind, before a generation is taken: requests wait in the socket until `start`.
 
         Raises:
-            DataFolderError: an endpoint is in use or not to be had; nothing is left bound.
+            DataDirectoryError: an endpoint is in use or not to be had; nothing is left bound.
         """
         self._transport.bind()
 

@@ -23,8 +23,9 @@ import setproctitle
 import uvloop
 
 from ..fragment_stores.registry import file_engine
-from ..wire.cluster.control_store import FileControlStore, establish_placement, take_generation
+from ..wire.cluster.control_store import establish_placement, take_generation
 from ..wire.cluster.data_directory import directory_name, socket_name
+from ..wire.cluster.file_control_store import FileControlStore
 from ..wire.cluster.placement import Placement
 from ..wire.cluster.restore_marker import require_no_restore
 from ..wire.cluster.topology import Topology, require_local_endpoints
@@ -35,8 +36,8 @@ from ..wire.private_files import make_private
 from ..wire.process_tuning import tune_process
 from ..wire.transport.acceptance import IPC_DESCRIPTORS_MIN
 from .bounded_output import BoundedOutput, write_all
-from .crash_record import CrashRecord, find_damaged
-from .ends import EXIT_REFUSED, handle_ends
+from .crash_record import CrashRecord, find_corrupt
+from .ends import EXIT_NOT_STARTED, handle_ends
 from .json_log import log_repeated, log_to_stderr
 from .neighbours import require_alone
 from .node import FragmentNode
@@ -45,15 +46,15 @@ from .shard_table import (
     any_shard_on_disk,
     begin_generation,
     close_shards,
-    locked_folder,
+    locked_directory,
     open_shards,
     require_older,
-    shard_folder,
+    shard_directory,
 )
 from .start_order import NEW_CLUSTER, read_order
 from .store_engines import require_engines
 
-__all__ = ["EXIT_REFUSED", "run_node"]
+__all__ = ["EXIT_NOT_STARTED", "run_node"]
 
 _STANDARD_OUTPUT: Final = 1
 
@@ -91,14 +92,14 @@ def run_node(
         require_no_restore(topology.data_dir)
         require_alone(topology, [name])
         folder = Path(topology.data_dir) / name
-        with locked_folder(folder), CrashRecord(folder) as crashes:
+        with locked_directory(folder), CrashRecord(folder) as crashes:
             if changed := make_private(folder):
                 _log.warning("others could read the data: it is its owner's alone again", extra={"changed": changed})
             cluster_uuid = "" if order is None else order.cluster_uuid
             uvloop.run(_serve(topology, name, cluster_uuid, crashes, until_stdin_closes=until_stdin_closes or launched))
     except DawnchorusError as error:
-        _log.error("refused", extra={"detail": str(error)})
-        return EXIT_REFUSED
+        _log.error("failed to start", extra={"detail": str(error)})
+        return EXIT_NOT_STARTED
     except KeyboardInterrupt:
         return 0
     return 0
@@ -112,7 +113,7 @@ async def _serve(
     handle_ends(loop, stopping.set)
     if until_stdin_closes:
         loop.add_reader(sys.stdin.fileno(), stopping.set)
-    control = FileControlStore.in_folder(topology.data_dir)
+    control = FileControlStore.in_directory(topology.data_dir)
     is_new = await control.read() is None
     placement = await establish_placement(
         topology,
@@ -129,7 +130,7 @@ async def _serve(
         for store in {store: None for store, _, _ in placement.shards_of(name)}:
             if (engine := file_engine(topology.stores[store].engine)) is not None:
                 numbers = [shard for owned, shard, _ in placement.shards_of(name) if owned == store]
-                damaged |= find_damaged(engine, [shard_folder(topology, name, store, number) for number in numbers])
+                damaged |= find_corrupt(engine, [shard_directory(topology, name, store, number) for number in numbers])
         crashes.damaged = bool(damaged)
     shards = open_shards(topology, placement, name, damaged)
     try:

@@ -146,7 +146,7 @@ def require_served(shard: OwnedShard | None, epoch: int) -> SectionStatus:
     """Return OK where a shard is this node's, under this epoch, and sound."""
     if shard is None or shard.epoch != epoch:
         return SectionStatus.MOVED
-    return SectionStatus.OK if shard.fragments is not None else SectionStatus.DAMAGED
+    return SectionStatus.OK if shard.fragments is not None else SectionStatus.CORRUPT
 
 
 def _fitting(sizes: list[int], room_bytes: int, *, first: bool) -> tuple[int, int]:

@@ -144,7 +144,7 @@ class Backups:
         path = Path(backup.path)
         if not path.is_absolute() or "\0" in backup.path or BACKUP_FILE_PATTERN.fullmatch(path.name) is None:
             raise _Refused(f"{backup.path}: not a place for a shard's copy")
-        with _opened_folder(path.parent) as folder:
+        with _opened_directory(path.parent) as folder:
             self._require_marker(folder, path.parent)
             # Before the copy as well as after it: it may take an hour.
             _require_new(path.name, folder, backup.path)
@@ -237,7 +237,7 @@ class _PacedFile:
 
 
 @contextmanager
-def _opened_folder(path: Path) -> Generator[int]:
+def _opened_directory(path: Path) -> Generator[int]:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield descriptor

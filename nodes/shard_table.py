@@ -21,12 +21,12 @@ from ..fragment_stores.engine import FORMAT, Engine, Shard, ShardIdentity, Shard
 from ..fragment_stores.registry import DEFAULT_ENGINE
 from ..wire.cluster.placement import Placement
 from ..wire.cluster.topology import Topology
-from ..wire.durable_files import make_folder_durably
+from ..wire.durable_files import make_directory_durably
 from ..wire.errors import (
-    DataFolderError,
+    DataDirectoryError,
     EpochMismatch,
     PlacementError,
-    StoreDamaged,
+    StoreCorrupt,
     StoreError,
     StoreFull,
     TopologyError,
@@ -41,10 +41,10 @@ __all__ = [
     "any_shard_on_disk",
     "begin_generation",
     "close_shards",
-    "locked_folder",
+    "locked_directory",
     "open_shards",
     "require_older",
-    "shard_folder",
+    "shard_directory",
 ]
 
 SERVING: Final = "serving"
@@ -62,7 +62,7 @@ class OwnedShard:
     kinds: frozenset[str]
     fragments: Shard | None
     damage: str = ""
-    trouble: str = ""
+    last_error: str = ""
     """Why its last commit failed."""
     engine: str = DEFAULT_ENGINE
     """The name of what keeps it: readers of one engine can join their images into one frame."""
@@ -87,10 +87,10 @@ class OwnedShard:
         if isinstance(error, EpochMismatch):
             return SectionStatus.MOVED
         _log.error("shard fails", extra={"store": self.store, "shard": self.shard, "detail": str(error)})
-        if isinstance(error, StoreDamaged):
+        if isinstance(error, StoreCorrupt):
             self.damage = str(error)
-            return SectionStatus.DAMAGED
-        self.trouble = str(error)
+            return SectionStatus.CORRUPT
+        self.last_error = str(error)
         return SectionStatus.DISK_FULL if isinstance(error, StoreFull) else SectionStatus.INTERNAL
 
     def status(self, wall_offset_ms: int | None = None) -> ShardStatus:
@@ -106,11 +106,11 @@ class OwnedShard:
         version = self.fragments.version
         ahead_ms = 0 if wall_offset_ms is None else self.offset_ms - wall_offset_ms
         return ShardStatus(
-            self.store, self.shard, self.epoch, version, agents, disk_bytes, state, self.trouble, notice, ahead_ms
+            self.store, self.shard, self.epoch, version, agents, disk_bytes, state, self.last_error, notice, ahead_ms
         )
 
 
-def shard_folder(topology: Topology, node: str, store: str, shard: int) -> Path:
+def shard_directory(topology: Topology, node: str, store: str, shard: int) -> Path:
     """Return where a shard's data lies: data_dir/node/store/shard."""
     return Path(topology.data_dir) / node / store / f"{shard:04d}"
 
@@ -129,17 +129,17 @@ def any_shard_on_disk(topology: Topology) -> str | None:
 
 
 @contextmanager
-def locked_folder(folder: Path) -> Generator[None]:
+def locked_directory(folder: Path) -> Generator[None]:
     """Hold the lock on a folder, which is made if need be; freed when the process ends, however it ends.
 
     Raises:
-        DataFolderError: another process holds it, or the folder cannot be written.
+        DataDirectoryError: another process holds it, or the folder cannot be written.
     """
     try:
-        make_folder_durably(folder)
+        make_directory_durably(folder)
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
     except OSError as error:
-        raise DataFolderError(
+        raise DataDirectoryError(
             f"{folder}: cannot be written: {error.strerror}; make it writable, or give the cluster another data_dir"
         ) from error
     try:
@@ -147,7 +147,7 @@ def locked_folder(folder: Path) -> Generator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
-            raise DataFolderError(
+            raise DataDirectoryError(
                 f"{folder}: in use by process {holder}; end it first, or give this cluster another data_dir"
             ) from error
         make_private(folder / "lock")  # an earlier version let others read it
@@ -168,7 +168,7 @@ def open_shards(
 
     Raises:
         TopologyError: a store's engine cannot be had, or not do what its store asks for.
-        DataFolderError: data of another cluster, store, shard, count or epoch lies in a shard's place.
+        DataDirectoryError: data of another cluster, store, shard, count or epoch lies in a shard's place.
         StoreFull, StoreError: a shard cannot be opened, for a reason that concerns the machine.
     """
     opened: dict[tuple[str, int], OwnedShard] = {}
@@ -185,10 +185,10 @@ def open_shards(
             owned = OwnedShard(store, shard, identity.epoch, kinds, None, engine=spec.engine)
             owned.sync_interval_s = spec.sync_interval_ms / 1_000 if spec.durability == "async" else 0.0
             opened[store, shard] = owned
-            folder = shard_folder(topology, node, store, shard)
+            folder = shard_directory(topology, node, store, shard)
             try:
                 if folder in damaged:
-                    raise StoreDamaged(damaged[folder])
+                    raise StoreCorrupt(damaged[folder])
                 durable = not owned.sync_interval_s
                 owned.fragments = engines[store].open(folder, identity, create=epoch == 0, durable=durable)
                 if not durable and not isinstance(owned.fragments, ShardSync):
@@ -197,7 +197,7 @@ def open_shards(
                     )
                 if isinstance(owned.fragments, ShardWarmUp):
                     owned.fragments.warm_up()
-            except StoreDamaged as error:
+            except StoreCorrupt as error:
                 owned.note(error)
     except BaseException:
         close_shards(opened)

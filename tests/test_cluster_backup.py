@@ -1,4 +1,4 @@
-"""Backups of a running cluster, restored, verified, and used to heal a damaged shard: real nodes, real files."""
+"""Backups of a running cluster, restored, verified, and used to heal a corrupt shard: real nodes, real files."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dawnchorus import Cluster, connect
-from dawnchorus.nodes.shard_table import locked_folder
+from dawnchorus.nodes.shard_table import locked_directory
 from dawnchorus.wire.protocol.shard_hash import shard_of
 from tests.support.clusters import running, write_topology
 from tests.tools.command_line import error_of, run, run_json
@@ -68,19 +68,19 @@ async def fill(cluster: Cluster) -> None:
 
 
 @pytest.fixture(scope="module")
-def backed_up(ipc_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stopped cluster in a folder, with its backup beside it; tests that change it take a copy."""
-    folder = tmp_path_factory.mktemp("backed-up")
-    path = write_topology(folder, shards=SHARDS)
+def backed_up(ipc_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stopped cluster in a directory, with its backup beside it; tests that change it take a copy."""
+    directory = tmp_path_factory.mktemp("backed-up")
+    path = write_topology(directory, shards=SHARDS)
 
     async def make() -> None:
         async with running(path), connect(path) as cluster:
             for _ in range(3):
                 await fill(cluster)
-            await command("backup", folder / "backup", "-t", path)
+            await command("backup", directory / "backup", "-t", path)
 
     asyncio.run(make())
-    return folder
+    return directory
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def stopped(backed_up: Path, tmp_path: Path) -> Path:
 
 
 async def test_a_backup_under_load_has_every_save_acknowledged_before_it_began(
-    ipc_folder: Path, tmp_path: Path
+    ipc_directory: Path, tmp_path: Path
 ) -> None:
     path = write_topology(tmp_path, shards=SHARDS)
     async with running(path), connect(path) as cluster:
@@ -106,7 +106,7 @@ async def test_a_backup_under_load_has_every_save_acknowledged_before_it_began(
     assert {(shard["store"], shard["shard"]) for shard in made["shards"]} == {
         (store, shard) for store in ("identity", "live", "archive") for shard in range(SHARDS)
     }
-    assert (await command("verify", tmp_path / "backup"))["problems"] == 0
+    assert (await command("verify", tmp_path / "backup"))["problem_count"] == 0
 
     other = tmp_path / "other"
     other.mkdir()
@@ -119,13 +119,13 @@ async def test_a_backup_under_load_has_every_save_acknowledged_before_it_began(
             assert state["context"][0] >= before[state.agent_id]
         saved = await cluster.save("agent-7", {"profile": 0, "context": 0})
         assert min(saved.versions.values()) > newest, "a version was used again"
-    assert (await command("verify", "-t", restored))["problems"] == 0
+    assert (await command("verify", "-t", restored))["problem_count"] == 0
 
 
 async def test_a_restored_cluster_keeps_its_uuid_and_may_have_other_nodes(stopped: Path, tmp_path: Path) -> None:
     path = write_topology(tmp_path, shards=SHARDS, nodes={"all-1": ["identity", "live"], "all-2": ["archive", "live"]})
     await command("restore", stopped / "backup", "-t", path)
-    assert (await command("verify", "-t", path))["problems"] == 0
+    assert (await command("verify", "-t", path))["problem_count"] == 0
     async with running(path), connect(path) as cluster:
         states = await cluster.wake_many(AGENTS, deadline_s=20)
         assert [(state["profile"], state["history"]) for state in states] == [(agent, [1]) for agent in AGENTS]
@@ -133,20 +133,20 @@ async def test_a_restored_cluster_keeps_its_uuid_and_may_have_other_nodes(stoppe
     assert uuid in (stopped / "data" / "placement.json").read_text()
 
 
-# --- what is refused ---
+# --- what is rejected ---
 
 
 def test_a_running_cluster_is_neither_restored_nor_verified(backed_up: Path, tmp_path: Path) -> None:
     # Somebody holds the launcher's lock, as `up` does.
     path = write_topology(tmp_path, shards=SHARDS)
     for locked in (tmp_path / "data", tmp_path / "data" / "live-1"):
-        with locked_folder(locked):
+        with locked_directory(locked):
             for arguments in (("restore", backed_up / "backup"), ("verify",)):
                 assert "the cluster must be stopped for this" in error_of(*arguments, "-t", path)
     assert not list((tmp_path / "data").glob("*/*/*"))
 
 
-def test_a_data_folder_with_data_is_not_overwritten(stopped: Path) -> None:
+def test_a_data_directory_with_data_is_not_overwritten(stopped: Path) -> None:
     path = stopped / "topology.toml"
     before = sorted((file, file.stat().st_mtime_ns) for file in (stopped / "data").glob("*/*/*/data.mdb"))
     assert "holds a cluster already" in error_of("restore", stopped / "backup", "-t", path)
@@ -165,17 +165,17 @@ def flip(file: Path, offset: int) -> None:
 
 
 BACKUP_DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no manifest": (lambda backup: (backup / "backup.json").unlink(), "not a whole backup: it has no backup.json"),
+    "no manifest": (lambda backup: (backup / "backup.json").unlink(), "not a complete backup: it has no backup.json"),
     "no file": (lambda backup: (backup / "live-0002.mdb").unlink(), "live-0002.mdb: cannot be read: No such file"),
     "truncated": (lambda backup: os.truncate(backup / "live-0002.mdb", PAGE_BYTES), "live-0002.mdb: truncated"),
-    "flipped bit": (lambda backup: flip(backup / "live-0002.mdb", 20_000), "live-0002.mdb: damaged: it does not match"),
-    "flipped manifest": (lambda backup: flip(backup / "backup.json", 400), "backup.json: damaged"),
-    "truncated manifest": (lambda backup: os.truncate(backup / "backup.json", 900), "backup.json: damaged"),
+    "flipped bit": (lambda backup: flip(backup / "live-0002.mdb", 20_000), "live-0002.mdb: corrupt: it does not match"),
+    "flipped manifest": (lambda backup: flip(backup / "backup.json", 400), "backup.json: corrupt"),
+    "truncated manifest": (lambda backup: os.truncate(backup / "backup.json", 900), "backup.json: corrupt"),
 }
 
 
 @pytest.mark.parametrize("what", BACKUP_DAMAGES)
-def test_a_damaged_backup_is_refused_and_named(stopped: Path, tmp_path: Path, what: str) -> None:
+def test_a_corrupt_backup_is_rejected_and_named(stopped: Path, tmp_path: Path, what: str) -> None:
     damage, message = BACKUP_DAMAGES[what]
     damage(stopped / "backup")
     path = write_topology(tmp_path, shards=SHARDS)
@@ -185,7 +185,7 @@ def test_a_damaged_backup_is_refused_and_named(stopped: Path, tmp_path: Path, wh
     assert not (tmp_path / "data" / "placement.json").exists()
 
 
-def test_a_topology_that_contradicts_the_backup_is_refused(backed_up: Path, tmp_path: Path) -> None:
+def test_a_topology_that_contradicts_the_backup_is_rejected(backed_up: Path, tmp_path: Path) -> None:
     path = write_topology(tmp_path, shards=SHARDS + 1)
     assert "store 'identity' has 4 shards, the topology says 5" in error_of("restore", backed_up / "backup", "-t", path)
     assert not list((tmp_path / "data").glob("*/*/*"))
@@ -195,7 +195,7 @@ def test_what_is_no_backup_is_said_to_be_none(tmp_path: Path) -> None:
     assert "is no backup" in error_of("verify", tmp_path)
 
 
-async def test_a_backup_goes_into_an_empty_folder_only(ipc_folder: Path, tmp_path: Path) -> None:
+async def test_a_backup_goes_into_an_empty_directory_only(ipc_directory: Path, tmp_path: Path) -> None:
     path = write_topology(tmp_path, shards=1)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine").write_text("kept")
@@ -203,19 +203,19 @@ async def test_a_backup_goes_into_an_empty_folder_only(ipc_folder: Path, tmp_pat
         said = await asyncio.to_thread(error_of, "backup", tmp_path / "taken", "-t", path)
         assert "holds something already" in said
         said = await asyncio.to_thread(error_of, "backup", tmp_path / "data" / "backup", "-t", path)
-        assert "lies in the cluster's data folder" in said
+        assert "lies in the cluster's data directory" in said
         # Through a symbolic link as well.
         (tmp_path / "linked").mkdir()
         (tmp_path / "linked" / "data").symlink_to(tmp_path / "data")
         linked = tmp_path / "linked" / "topology.toml"
         linked.write_text(path.read_text())
         said = await asyncio.to_thread(error_of, "backup", tmp_path / "data" / "backup", "-t", linked)
-        assert "lies in the cluster's data folder" in said
+        assert "lies in the cluster's data directory" in said
     assert [entry.name for entry in (tmp_path / "taken").iterdir()] == ["mine"]
 
 
-async def test_a_backup_of_a_cluster_with_a_dead_node_is_refused_and_leaves_nothing(
-    ipc_folder: Path, tmp_path: Path
+async def test_a_backup_of_a_cluster_with_a_dead_node_is_rejected_and_leaves_nothing(
+    ipc_directory: Path, tmp_path: Path
 ) -> None:
     path = write_topology(tmp_path, shards=1)
     async with running(path) as nodes:
@@ -228,7 +228,7 @@ async def test_a_backup_of_a_cluster_with_a_dead_node_is_refused_and_leaves_noth
     assert not (tmp_path / "backup").exists()
 
 
-async def test_a_node_that_dies_during_a_backup_only_delays_it(ipc_folder: Path, tmp_path: Path) -> None:
+async def test_a_node_that_dies_during_a_backup_only_delays_it(ipc_directory: Path, tmp_path: Path) -> None:
     path = write_topology(tmp_path, shards=2)
     async with running(path) as nodes, connect(path) as cluster:
         await cluster.save_many({agent: {"profile": 1, "context": "x" * 20_000} for agent in AGENTS})
@@ -239,13 +239,13 @@ async def test_a_node_that_dies_during_a_backup_only_delays_it(ipc_folder: Path,
             await asyncio.sleep(0.005)
         await nodes.kill("live-1")
         await backing_up
-    assert (await command("verify", tmp_path / "backup"))["problems"] == 0
+    assert (await command("verify", tmp_path / "backup"))["problem_count"] == 0
     names = sorted(file.name for file in (tmp_path / "backup").iterdir() if not file.name.startswith("."))
     assert len(names) == 7, names
     assert "live-0000-1.mdb" in names or "live-0001-1.mdb" in names
 
 
-# --- a damaged shard ---
+# --- a corrupt shard ---
 
 
 def zero_pages(file: Path) -> None:
@@ -287,12 +287,12 @@ SHARD_DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("what", SHARD_DAMAGES)
-async def test_a_damaged_shard_is_named_while_the_others_are_served_and_healed_by_restore(
-    ipc_folder: Path, stopped: Path, what: str
+async def test_a_corrupt_shard_is_named_while_the_others_are_served_and_healed_by_restore(
+    ipc_directory: Path, stopped: Path, what: str
 ) -> None:
     path = stopped / "topology.toml"
-    folder = stopped / "data" / "live-1" / "live" / "0002"
-    SHARD_DAMAGES[what](folder / "data.mdb")
+    directory = stopped / "data" / "live-1" / "live" / "0002"
+    SHARD_DAMAGES[what](directory / "data.mdb")
     hurt = {agent for agent in AGENTS if shard_of(agent.encode(), SHARDS) == 2}
     async with running(path) as nodes, connect(path) as cluster:
         assert ("restarting" in nodes.states("live-1")) == (what == "zeroed pages of the log")
@@ -301,29 +301,29 @@ async def test_a_damaged_shard_is_named_while_the_others_are_served_and_healed_b
             (shard["store"], shard["shard"]): shard["state"] for node in status["nodes"] for shard in node["shards"]
         }
         assert [key for key, state in states.items() if state != "serving"] == [("live", 2)]
-        assert str(folder) in states["live", 2]
+        assert str(directory) in states["live", 2]
         woken = await cluster.wake_many(AGENTS, deadline_s=20)
         assert {state.agent_id for state in woken if not state.complete} == hurt
         assert all(state["profile"] == state.agent_id for state in woken)
         said = await asyncio.to_thread(error_of, "backup", stopped / "second", "-t", path, code=1)
         assert "shard live/2 is not served" in said
     found = await command("verify", "-t", path, code=1)
-    assert {(problem["store"], problem["shard"]) for problem in found["listed"]} == {("live", 2)}
+    assert {(problem["store"], problem["shard"]) for problem in found["problems"]} == {("live", 2)}
 
     said = await asyncio.to_thread(error_of, "restore", stopped / "backup", "-t", path, "--shard", "live/1")
     assert "shard live/1 is sound" in said
     await command("restore", stopped / "backup", "-t", path, "--shard", "live/2")
-    assert (await command("verify", "-t", path))["problems"] == 0
+    assert (await command("verify", "-t", path))["problem_count"] == 0
     async with running(path), connect(path) as cluster:
         woken = await cluster.wake_many(AGENTS, deadline_s=20)
         assert all(state.complete for state in woken)
         before = max(state.version("context") for state in woken)
         agent = min(hurt)
         assert (await cluster.save(agent, {"context": "new"})).versions["context"] > before
-    assert (await command("verify", "-t", path))["problems"] == 0
+    assert (await command("verify", "-t", path))["problem_count"] == 0
 
 
-def test_a_restore_that_is_killed_is_refused_by_every_command_and_repeated(stopped: Path, tmp_path: Path) -> None:
+def test_a_restore_that_is_killed_is_rejected_by_every_command_and_repeated(stopped: Path, tmp_path: Path) -> None:
     path = write_topology(tmp_path, shards=SHARDS)
     code = (
         "import os, signal\n"
@@ -337,4 +337,4 @@ def test_a_restore_that_is_killed_is_refused_by_every_command_and_repeated(stopp
     for arguments in (("up",), ("verify",), ("restore", stopped / "backup", "--shard", "live/1")):
         assert "a restore of cluster" in error_of(*arguments, "-t", path)
     run("restore", stopped / "backup", "-t", path)
-    assert run_json("verify", "-t", path)["problems"] == 0
+    assert run_json("verify", "-t", path)["problem_count"] == 0

@@ -14,7 +14,7 @@ from dawnchorus import (
     Outcome,
     PlacementError,
     Saved,
-    SaveRefused,
+    SaveRejected,
     UnknownKindError,
     connect,
 )
@@ -42,7 +42,7 @@ def changed(running_cluster: RunningCluster, tmp_path: Path, before: str, after:
     return path
 
 
-async def test_a_client_of_another_cluster_is_refused_in_the_nodes_words(
+async def test_a_client_of_another_cluster_is_rejected_in_the_nodes_words(
     running_cluster: RunningCluster, tmp_path: Path
 ) -> None:
     path = changed(running_cluster, tmp_path, 'name = "test"', 'name = "other"')
@@ -51,7 +51,7 @@ async def test_a_client_of_another_cluster_is_refused_in_the_nodes_words(
             pass
 
 
-async def test_a_client_of_another_protocol_version_is_refused_in_the_nodes_words(
+async def test_a_client_of_another_protocol_version_is_rejected_in_the_nodes_words(
     running_cluster: RunningCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def hello_of_tomorrow(_protocol: int, cluster: str, client: bytes, digest: str) -> Hello:
@@ -64,7 +64,7 @@ async def test_a_client_of_another_protocol_version_is_refused_in_the_nodes_word
                 pass
 
 
-async def test_a_client_whose_kind_is_in_another_store_is_refused(
+async def test_a_client_whose_kind_is_in_another_store_is_rejected(
     running_cluster: RunningCluster, tmp_path: Path
 ) -> None:
     path = changed(
@@ -75,7 +75,7 @@ async def test_a_client_whose_kind_is_in_another_store_is_refused(
             pass
 
 
-async def test_a_client_that_knows_more_kinds_than_the_cluster_is_refused(
+async def test_a_client_that_knows_more_kinds_than_the_cluster_is_rejected(
     running_cluster: RunningCluster, tmp_path: Path
 ) -> None:
     path = changed(
@@ -86,7 +86,7 @@ async def test_a_client_that_knows_more_kinds_than_the_cluster_is_refused(
             pass
 
 
-async def test_values_over_the_limits_are_refused_and_their_neighbours_saved(cluster: Cluster) -> None:
+async def test_values_over_the_limits_are_rejected_and_their_neighbours_saved(cluster: Cluster) -> None:
     results = await cluster.save_many(
         {
             "limit-1": {"profile": bytes(MIB), "session": 1},
@@ -111,7 +111,7 @@ async def test_values_over_the_limits_are_refused_and_their_neighbours_saved(clu
 async def test_an_image_that_would_outgrow_its_limit_stays_as_it_was(cluster: Cluster) -> None:
     await cluster.save("grown", {"profile": b"before"})
     await cluster.save("grown", {"preference": bytes(MIB)}, deadline_s=LONG_S)
-    with pytest.raises(SaveRefused, match="identity"):
+    with pytest.raises(SaveRejected, match="identity"):
         await cluster.save("grown", {"profile": bytes(MIB)}, deadline_s=LONG_S)
     assert (await cluster.wake("grown", deadline_s=LONG_S))["profile"] == b"before"
 

@@ -70,7 +70,7 @@ def doubted(nodes: RunningCluster) -> int:
 
 
 async def test_a_wall_clock_that_jumps_for_a_while_expires_nothing_and_stops_no_expiry(
-    ipc_folder: Path, tmp_path: Path, wall_clock: WallClock
+    ipc_directory: Path, tmp_path: Path, wall_clock: WallClock
 ) -> None:
     path = write_topology(tmp_path, shards=1, nodes={NODE: ["identity"]}, kinds=KINDS)
     async with running(path) as nodes, connect(path) as cluster:
@@ -94,7 +94,7 @@ async def test_a_wall_clock_that_jumps_for_a_while_expires_nothing_and_stops_no_
 
 
 async def test_a_node_that_starts_while_the_wall_clock_is_wrong_expires_nothing_by_it(
-    ipc_folder: Path, tmp_path: Path, wall_clock: WallClock
+    ipc_directory: Path, tmp_path: Path, wall_clock: WallClock
 ) -> None:
     path = write_topology(tmp_path, shards=1, nodes={NODE: ["identity"]}, kinds=KINDS)
     wall_clock.be_off(DAYS_S)

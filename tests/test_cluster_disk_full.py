@@ -1,4 +1,4 @@
-"""A disk that is full: saves are refused by that name, wakes go on, nothing is lost, and space brings saves back."""
+"""A disk that is full: saves are rejected by that name, wakes go on, nothing is lost, and space brings saves back."""
 
 import asyncio
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dawnchorus import Cluster, Saved, SaveError, SaveRefused, connect
+from dawnchorus import Cluster, Saved, SaveError, SaveRejected, connect
 from dawnchorus.fragment_stores.lmdb.check import open_copy, verify_environment
 from dawnchorus.fragment_stores.shard_files import Verified
 from dawnchorus.wire.protocol.messages import StatusReply
@@ -25,9 +25,9 @@ KINDS = '[fragments.session]\nstore = "live"\n'
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Generator[Path]:
     """A file system of its own, of a few megabytes."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "dawnchorus-test", str(folder)]
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "dawnchorus-test", str(directory)]
     try:
         mounted = subprocess.run(mount, capture_output=True, check=False)
     except OSError as error:
@@ -35,9 +35,9 @@ def small_disk(tmp_path: Path) -> Generator[Path]:
     if mounted.returncode:
         pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.decode().strip()}")
     try:
-        yield folder
+        yield directory
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", str(directory)], check=True)
 
 
 class Filling:
@@ -46,7 +46,7 @@ class Filling:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.acknowledged: dict[str, bytes] = {}
-        self.refused: list[SaveError] = []
+        self.rejected: list[SaveError] = []
         self._number = 0
 
     async def save(self, count: int, size: int = VALUE_BYTES) -> None:
@@ -60,67 +60,67 @@ class Filling:
             if isinstance(result, Saved):
                 self.acknowledged[agent_id] = values[agent_id]
             else:
-                assert isinstance(result, SaveRefused), repr(result)
-                assert "DISK_FULL" in result.refused["live"]
-                assert "no space left on the disk" in result.refused["live"]
-                self.refused.append(result)
+                assert isinstance(result, SaveRejected), repr(result)
+                assert "DISK_FULL" in result.rejected["live"]
+                assert "no space left on the disk" in result.rejected["live"]
+                self.rejected.append(result)
 
     async def check(self, cluster: Cluster | None = None) -> None:
-        """All that was acknowledged is there, and nothing that was refused."""
+        """All that was acknowledged is there, and nothing that was rejected."""
         reader = cluster or self.cluster
         for state in await reader.wake_many(self.acknowledged, deadline_s=LONG_S):
             assert state.complete
             assert state["session"] == self.acknowledged[state.agent_id]
-        for state in await reader.wake_many([error.agent_id for error in self.refused], deadline_s=LONG_S):
+        for state in await reader.wake_many([error.agent_id for error in self.rejected], deadline_s=LONG_S):
             assert "session" not in state or state.agent_id in self.acknowledged
 
 
-async def trouble_of(cluster: Cluster) -> set[str]:
+async def last_errors_of(cluster: Cluster) -> set[str]:
     """What the node says of its shards."""
     answer = (await cluster.status())[NODE]
     assert isinstance(answer, StatusReply)
     assert {shard.state for shard in answer.shards} == {"serving"}
-    return {shard.trouble for shard in answer.shards} - {""}
+    return {shard.last_error for shard in answer.shards} - {""}
 
 
 def restarts(nodes: RunningCluster) -> int:
     return nodes.states(NODE).count("starting") - 1
 
 
-async def test_a_full_disk_refuses_saves_by_name_and_space_brings_them_back(
-    ipc_folder: object, small_disk: Path
+async def test_a_full_disk_rejects_saves_by_name_and_space_brings_them_back(
+    ipc_directory: object, small_disk: Path
 ) -> None:
     filler = small_disk / "filler"
     filler.write_bytes(bytes(FILLER_BYTES))
     path = write_topology(small_disk, shards=2, nodes={NODE: ["live"]}, kinds=KINDS)
     async with running(path) as nodes, connect(path) as cluster:
         filling = Filling(cluster)
-        while not filling.refused:
+        while not filling.rejected:
             await filling.save(4)
-        # Full: saves large and small, alone and beside each other; what is not refused is there.
+        # Full: saves large and small, alone and beside each other; what is not rejected is there.
         before = len(filling.acknowledged)
         for _ in range(10):
             await asyncio.gather(filling.save(3), filling.save(2), filling.check())
-        assert len(filling.refused) > 30
+        assert len(filling.rejected) > 30
         assert before > 20
-        trouble = await trouble_of(cluster)
-        assert trouble
-        assert all(said.endswith("no space left on the disk") for said in trouble)
-        with pytest.raises(SaveRefused, match="DISK_FULL") as raised:
+        last_errors = await last_errors_of(cluster)
+        assert last_errors
+        assert all(said.endswith("no space left on the disk") for said in last_errors)
+        with pytest.raises(SaveRejected, match="DISK_FULL") as raised:
             await cluster.save("again", {"session": os.urandom(10 * VALUE_BYTES // 2)}, deadline_s=LONG_S)
 
         said = [event.detail for event in nodes.events if event.state == "log"]
         assert 1 <= sum("no space left" in detail for detail in said) <= 2, "once for each shard, not for each save"
 
         filler.unlink()
-        filling.refused.clear()
+        filling.rejected.clear()
         saved = await raised.value.retry()
         assert isinstance(saved, Saved)
         await filling.save(8)
         await filling.save(8)
-        assert not filling.refused, "there is space again"
+        assert not filling.rejected, "there is space again"
         await filling.check()
-        assert await trouble_of(cluster) == set()
+        assert await last_errors_of(cluster) == set()
         assert restarts(nodes) == 0
     for shard in range(2):
         with open_copy(small_disk / "data" / NODE / "live" / f"{shard:04d}" / "data.mdb") as environment:
@@ -130,7 +130,7 @@ async def test_a_full_disk_refuses_saves_by_name_and_space_brings_them_back(
 
 
 async def test_a_node_that_dies_while_the_disk_is_full_comes_again_and_has_everything(
-    ipc_folder: object, small_disk: Path
+    ipc_directory: object, small_disk: Path
 ) -> None:
     filler = small_disk / "filler"
     path = write_topology(small_disk, shards=2, nodes={NODE: ["live"]}, kinds=KINDS)
@@ -144,7 +144,7 @@ async def test_a_node_that_dies_while_the_disk_is_full_comes_again_and_has_every
                     file.write(bytes(4_096))
             except OSError:
                 pass
-        while not filling.refused:
+        while not filling.rejected:
             await filling.save(4)
         await nodes.kill(NODE)
         # It takes its generation durably before it serves: without any space it cannot, and tries again.
@@ -152,7 +152,7 @@ async def test_a_node_that_dies_while_the_disk_is_full_comes_again_and_has_every
         filler.unlink()
         await nodes.served_again(NODE, 2)
         await filling.check()
-        filling.refused.clear()
+        filling.rejected.clear()
         await filling.save(8)
-        assert not filling.refused
+        assert not filling.rejected
         await filling.check()

@@ -18,7 +18,7 @@ from tests.tools.command_line import error_of, run_json
 ONE_NODE = {"all-1": ["identity", "live", "archive"]}
 TWO_NODES = {"live-1": ["identity", "live"], "archive-1": ["archive"]}
 
-pytestmark = pytest.mark.usefixtures("ipc_folder")
+pytestmark = pytest.mark.usefixtures("ipc_directory")
 
 
 def test_every_command_means_the_same_data_directory_behind_a_link(tmp_path: Path) -> None:
@@ -32,11 +32,11 @@ def test_every_command_means_the_same_data_directory_behind_a_link(tmp_path: Pat
     data_dir = str(tmp_path / "real" / "data")
     assert load_topology(link).data_dir == load_topology(real).data_dir == data_dir
     assert Launcher(link).topology.data_dir == data_dir
-    assert f"{data_dir}: there is no data folder" in error_of("verify", "-t", link)
+    assert f"{data_dir}: there is no data directory" in error_of("verify", "-t", link)
     assert [entry.name for entry in (tmp_path / "etc").iterdir()] == ["topology.toml"]
 
 
-async def test_a_copy_beside_the_original_does_not_take_its_traffic(tmp_path: Path, ipc_folder: Path) -> None:
+async def test_a_copy_beside_the_original_does_not_take_its_traffic(tmp_path: Path, ipc_directory: Path) -> None:
     for name in ("original", "copy"):
         (tmp_path / name).mkdir()
     path = write_topology(tmp_path / "original", shards=1, nodes=ONE_NODE)
@@ -44,9 +44,9 @@ async def test_a_copy_beside_the_original_does_not_take_its_traffic(tmp_path: Pa
         await cluster.save("a", {"profile": "both"})
     shutil.copytree(tmp_path / "original" / "data", tmp_path / "copy" / "data")
     beside = write_topology(tmp_path / "copy", shards=1, nodes=ONE_NODE)
-    before = set(ipc_folder.rglob("*.ipc"))
+    before = set(ipc_directory.rglob("*.ipc"))
     async with running(path), connect(path) as old, running(beside), connect(beside) as other:
-        assert len(set(ipc_folder.rglob("*.ipc")) - before) == 2, "both nodes have one socket"
+        assert len(set(ipc_directory.rglob("*.ipc")) - before) == 2, "both nodes have one socket"
         async with connect(path) as new:
             for number, cluster in enumerate((old, new)):
                 await cluster.save(f"saved-{number}", {"profile": "in the original"}, deadline_s=20)
@@ -54,7 +54,7 @@ async def test_a_copy_beside_the_original_does_not_take_its_traffic(tmp_path: Pa
             assert [agent async for agent in old.agents()] == ["a", "saved-0", "saved-1"]
 
 
-async def test_a_copy_that_comes_in_the_place_of_the_original_is_refused_by_its_clients(tmp_path: Path) -> None:
+async def test_a_copy_that_comes_in_the_place_of_the_original_is_rejected_by_its_clients(tmp_path: Path) -> None:
     for name in ("original", "copy"):
         (tmp_path / name).mkdir()
     ports = free_ports(1)
@@ -88,14 +88,14 @@ async def test_a_data_directory_that_is_moved_away_is_named_by_status(tmp_path: 
         assert (await asyncio.to_thread(run_json, "status", "-t", path))["well"]
 
 
-async def refused_again(nodes: RunningCluster) -> None:
-    """Wait until a node has once more been refused the directory that is there."""
+async def rejected_again(nodes: RunningCluster) -> None:
+    """Wait until a node has once more been rejected the directory that is there."""
 
-    def refused() -> int:
+    def rejected() -> int:
         return sum("nothing is made anew" in event.detail for event in nodes.events)
 
-    before = refused()
-    await eventually(lambda: refused() > before)
+    before = rejected()
+    await eventually(lambda: rejected() > before)
 
 
 async def test_a_node_that_is_started_again_makes_no_new_cluster_of_a_missing_directory(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ async def test_a_node_that_is_started_again_makes_no_new_cluster_of_a_missing_di
         (tmp_path / "data").rename(tmp_path / "moved")
         await nodes.kill("archive-1")
         for _ in range(2):  # with nothing there, and with an empty directory, as a mount point is
-            await refused_again(nodes)
+            await rejected_again(nodes)
             (tmp_path / "data").mkdir(exist_ok=True)
         assert not list((tmp_path / "data").iterdir())
         # By hand nothing is made beside the other node either.

@@ -29,7 +29,7 @@ BUSY_S = 6.0
 
 
 @pytest.fixture(scope="module")
-async def nodes(ipc_folder: object, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[RunningCluster]:
+async def nodes(ipc_directory: object, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[RunningCluster]:
     """Three nodes that may be stopped; every test lets them go on."""
     async with running(write_topology(tmp_path_factory.mktemp("liveness"))) as cluster:
         async with connect(cluster.path) as client:
@@ -111,9 +111,9 @@ def waiting(node: FragmentNode) -> int:
 
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
 async def test_what_waits_for_a_stopped_client_is_forgotten_and_nobody_else_notices(
-    tmp_path: Path, ipc_folder: Path, transport: str
+    tmp_path: Path, ipc_directory: Path, transport: str
 ) -> None:
-    ipc = f"ipc://{ipc_folder}/node"
+    ipc = f"ipc://{ipc_directory}/node"
     async with served(make_topology(tmp_path), NODE, ipc=ipc) as serving, RawClient(serving.endpoint) as client:
         await client.hello()
         await client.commit({b"large": bytes(1_000_000)})

@@ -16,14 +16,14 @@ from dawnchorus import (
     DeadlineExceeded,
     Outcome,
     SaveIncomplete,
-    SaveRefused,
+    SaveRejected,
     WakeIncomplete,
     connect,
 )
 from tests.support.clusters import RunningCluster, eventually, write_topology
 from tests.support.internals import is_up
+from tests.support.recovering import filled, recovering_client
 from tests.support.timing import bare_timer, percentile
-from tests.support.troubled import filled, recovering_client
 
 IDS = [f"agent-{number}" for number in range(1_000)]
 LONG_S = 20.0
@@ -34,7 +34,7 @@ ELSEWHERE = ("profile", "preference", "session", "context")
 
 
 @pytest.fixture(scope="module")
-async def nodes(ipc_folder: object, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[RunningCluster]:
+async def nodes(ipc_directory: object, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[RunningCluster]:
     """A cluster whose nodes may be killed; every test leaves it whole.
 
     Its breakers never open: here every wake waits for its node until its deadline (tests/test_cluster_resilience.py has
@@ -252,7 +252,7 @@ async def test_with_all_nodes_dead_wake_many_of_ten_thousand_ends_at_its_deadlin
     assert all(state.complete for state in await cluster.wake_many(IDS, deadline_s=LONG_S))
 
 
-async def test_a_save_at_a_node_that_hangs_is_unknown_and_at_a_dead_one_refused(
+async def test_a_save_at_a_node_that_hangs_is_unknown_and_at_a_dead_one_rejected(
     nodes: RunningCluster, cluster: Cluster
 ) -> None:
     nodes.signal("identity-1", signal.SIGSTOP)
@@ -267,7 +267,7 @@ async def test_a_save_at_a_node_that_hangs_is_unknown_and_at_a_dead_one_refused(
         await nodes.kill("identity-1")
     await eventually(lambda: not is_up(cluster, "identity-1"))
     if nodes.states("identity-1")[-1] != "serving":  # a machine that is slow enough could have it up again by now
-        with pytest.raises((SaveRefused, DeadlineExceeded)):
+        with pytest.raises((SaveRejected, DeadlineExceeded)):
             await cluster.save("saved", {"profile": 1}, deadline_s=0.01)
     saved = await cluster.save("saved", {"profile": 3}, deadline_s=LONG_S)
     assert (await cluster.wake("saved", deadline_s=LONG_S)).version("profile") == saved.versions["profile"]

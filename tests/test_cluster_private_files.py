@@ -1,4 +1,4 @@
-"""Agents' data is its owner's alone, whatever the umask: data folders, their files, backups and what is restored."""
+"""Agents' data is its owner's alone, whatever the umask: data directories, files, backups and what is restored."""
 
 import asyncio
 import os
@@ -24,17 +24,17 @@ def umask() -> Generator[None]:
     os.umask(before)
 
 
-def readable_by_others(folder: Path) -> list[str]:
-    """What in a folder, and the folder itself, somebody else may do something with."""
+def readable_by_others(directory: Path) -> list[str]:
+    """What in a directory, and the directory itself, somebody else may do something with."""
     return sorted(
-        f"{path.relative_to(folder)} {stat.filemode(path.lstat().st_mode)}"
-        for path in (folder, *folder.rglob("*"))
+        f"{path.relative_to(directory)} {stat.filemode(path.lstat().st_mode)}"
+        for path in (directory, *directory.rglob("*"))
         if stat.S_IMODE(path.lstat().st_mode) & 0o077
     )
 
 
 async def test_data_backups_and_what_is_restored_are_the_owners_alone(
-    ipc_folder: Path, tmp_path: Path, umask: None
+    ipc_directory: Path, tmp_path: Path, umask: None
 ) -> None:
     path = write_topology(tmp_path, shards=2, nodes=NODES)
     data, backup = tmp_path / "data", tmp_path / "backups" / "first"
@@ -44,14 +44,14 @@ async def test_data_backups_and_what_is_restored_are_the_owners_alone(
         assert len(list(data.rglob("*.mdb"))) == 2 * 2 * 3, "data and lock files were looked at"
         assert readable_by_others(data) == []
         assert readable_by_others(backup.parent) == []
-        assert stat.S_IMODE((ipc_folder / "dawnchorus").stat().st_mode) == 0o700, "nobody else comes to the sockets"
+        assert stat.S_IMODE((ipc_directory / "dawnchorus").stat().st_mode) == 0o700, "nobody else comes to the sockets"
     data.rename(tmp_path / "gone")
     assert run("restore", str(backup), "-t", str(path)).returncode == 0
     assert readable_by_others(data) == []
 
 
 async def test_a_node_takes_back_what_an_earlier_version_let_others_read(
-    ipc_folder: Path, tmp_path: Path, umask: None
+    ipc_directory: Path, tmp_path: Path, umask: None
 ) -> None:
     path = write_topology(tmp_path, shards=2, nodes=NODES)
     async with running(path):
@@ -72,12 +72,12 @@ async def test_a_node_takes_back_what_an_earlier_version_let_others_read(
 
 
 def test_taking_back_counts_and_needs_nothing_to_do(tmp_path: Path) -> None:
-    folder = tmp_path / "data"
-    folder.mkdir(0o700)
-    (folder / "file").touch(0o600)
-    assert make_private(folder) == 0
-    (folder / "file").chmod(0o640)
-    folder.chmod(0o701)
-    assert make_private(folder) == 2
-    assert stat.S_IMODE((folder / "file").stat().st_mode) == 0o600
-    assert make_private(folder / "gone") == 0
+    directory = tmp_path / "data"
+    directory.mkdir(0o700)
+    (directory / "file").touch(0o600)
+    assert make_private(directory) == 0
+    (directory / "file").chmod(0o640)
+    directory.chmod(0o701)
+    assert make_private(directory) == 2
+    assert stat.S_IMODE((directory / "file").stat().st_mode) == 0o600
+    assert make_private(directory / "gone") == 0

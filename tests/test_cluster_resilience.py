@@ -17,8 +17,8 @@ from dawnchorus.perf.faults.proxy import delayed, tcp_proxy
 from dawnchorus.wire.cluster.topology import BreakerSpec, parse_endpoint
 from tests.support.clusters import RunningCluster, anonymous_bytes, eventually, write_topology
 from tests.support.internals import is_marked_down, is_up, leftovers, sendings
+from tests.support.recovering import filled, recovering_client
 from tests.support.timing import bare_timer, percentile
-from tests.support.troubled import filled, recovering_client
 
 IDS = [f"agent-{number}" for number in range(1_000)]
 LONG_S = 20.0
@@ -32,9 +32,9 @@ RATIO_TRIES = 8
 
 
 @pytest.fixture(scope="module")
-async def nodes(ipc_folder: object, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[RunningCluster]:
+async def nodes(ipc_directory: object, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[RunningCluster]:
     """A cluster whose nodes may be stopped and killed; every test leaves it whole."""
-    async with filled(write_topology(tmp_path_factory.mktemp("trouble")), IDS) as nodes:
+    async with filled(write_topology(tmp_path_factory.mktemp("faults")), IDS) as nodes:
         yield nodes
 
 
@@ -207,7 +207,7 @@ async def test_a_save_that_a_hanging_node_takes_up_too_late_is_not_applied(
 
 
 async def test_a_node_that_answers_late_keeps_no_other_waiting_and_settle_brings_its_fragments(
-    ipc_folder: object, tmp_path: Path
+    ipc_directory: object, tmp_path: Path
 ) -> None:
     path = write_topology(tmp_path, cluster_keys="ipc = false")
     async with filled(path, IDS[:100]) as nodes, tcp_proxy(parse_endpoint(nodes.endpoint("archive-1"))[1]) as proxy:
@@ -240,7 +240,7 @@ def stall(seconds: float) -> None:
 
 async def test_a_stall_of_this_process_is_not_held_against_the_nodes(nodes: RunningCluster) -> None:
     # One time-out would open a breaker.
-    touchy = msgspec.structs.replace(nodes.launcher.topology, breaker=BreakerSpec(time_outs_in_a_row=1))
+    touchy = msgspec.structs.replace(nodes.launcher.topology, breaker=BreakerSpec(consecutive_timeouts=1))
     async with connect(touchy) as cluster:
         await cluster.wake_many(IDS, deadline_s=LONG_S)
         for _ in range(3):

@@ -43,11 +43,11 @@ class Airline:
 
 
 @pytest.fixture(scope="module")
-async def airline(ipc_folder: Path) -> AsyncGenerator[Airline]:
+async def airline(ipc_directory: Path) -> AsyncGenerator[Airline]:
     """10,000 agents of about 21 KB, saved into a cluster with the default's three nodes and 48 shards."""
     agents = dict(copies_of(airline_agents(), COPIES))
-    with tempfile.TemporaryDirectory(prefix="dawnchorus-airline-") as folder:
-        airline = Airline(RunningCluster(write_topology(Path(folder), shards=16)), agents)
+    with tempfile.TemporaryDirectory(prefix="dawnchorus-airline-") as directory:
+        airline = Airline(RunningCluster(write_topology(Path(directory), shards=16)), agents)
         await airline.running.launcher.start()
         try:
             async with connect(airline.running.path) as cluster:
@@ -203,7 +203,7 @@ async def test_a_registered_type_is_what_comes_back(running_cluster: RunningClus
         assert state["context"] == {"plain": 1}
 
 
-async def test_what_would_not_come_back_is_refused_and_nothing_of_it_is_saved(running_cluster: RunningCluster) -> None:
+async def test_what_would_not_come_back_is_rejected_and_nothing_of_it_is_saved(running_cluster: RunningCluster) -> None:
     def enc_hook(value: Any) -> Any:
         if isinstance(value, Decimal):
             return msgspec.msgpack.Ext(1, str(value).encode())

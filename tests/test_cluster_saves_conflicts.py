@@ -19,7 +19,7 @@ from dawnchorus import (
     DeadlineExceeded,
     Saved,
     SaveIncomplete,
-    SaveRefused,
+    SaveRejected,
     VersionConflict,
     WakeIncomplete,
     connect,
@@ -35,7 +35,7 @@ LONG_S = 60.0
 
 
 @pytest.fixture(scope="module")
-async def nodes(ipc_folder: object, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[RunningCluster]:
+async def nodes(ipc_directory: object, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[RunningCluster]:
     """A cluster whose nodes may be killed; they come again."""
     async with running(write_topology(tmp_path_factory.mktemp("conflicts"), shards=2)) as nodes:
         yield nodes
@@ -84,9 +84,9 @@ class Adders:
         except VersionConflict as conflict:
             self.conflicts += 1
             if conflict.found["session"] == state.version("session"):
-                raise AssertionError(f"refused though it expected what is there: {conflict}") from conflict
+                raise AssertionError(f"rejected though it expected what is there: {conflict}") from conflict
             return False
-        except SaveRefused:
+        except SaveRejected:
             return False
         except DeadlineExceeded as error:
             self.unknown += 1

@@ -48,7 +48,7 @@ class ClientProcess:
     def __init__(self, topology: Path, number: int, seed: int) -> None:
         self.acknowledged: list[Acknowledged] = []
         self.summary: Summary | None = None
-        self.trouble: list[str] = []
+        self.last_errors: list[str] = []
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.saving_client", str(topology), str(number), str(seed)],
             stdin=subprocess.PIPE,
@@ -65,7 +65,7 @@ class ClientProcess:
             try:
                 fact = _facts.decode(line)
             except msgspec.DecodeError:
-                self.trouble.append(line.decode())
+                self.last_errors.append(line.decode())
                 continue
             if isinstance(fact, Acknowledged):
                 self.acknowledged.append(fact)
@@ -74,9 +74,9 @@ class ClientProcess:
 
     def require_well(self) -> None:
         """Fail where it has found a contradiction."""
-        if self.process.poll() is not None or self.trouble:
+        if self.process.poll() is not None or self.last_errors:
             self._reader.join(PATIENCE_S)
-            pytest.fail("a client ended:\n" + "".join(self.trouble))
+            pytest.fail("a client ended:\n" + "".join(self.last_errors))
 
     def finish(self) -> Summary:
         """Let it come to an end; return what it did."""
@@ -85,7 +85,7 @@ class ClientProcess:
         while self.process.poll() is None:
             drain([self])
         self._reader.join(PATIENCE_S)
-        assert not self.trouble, "".join(self.trouble)
+        assert not self.last_errors, "".join(self.last_errors)
         assert self.process.returncode == 0
         assert self.summary is not None
         return self.summary
@@ -130,8 +130,8 @@ def let_work(clients: list[ClientProcess], seconds: float) -> None:
 class Shards:
     """The files of all nodes, and what was acknowledged of the agents in them."""
 
-    def __init__(self, data_folder: Path) -> None:
-        self._data_folder = data_folder
+    def __init__(self, data_directory: Path) -> None:
+        self._data_directory = data_directory
         self._taken: dict[int, int] = {}
         self.newest: dict[tuple[str, str], Acknowledged] = {}
         """The newest acknowledged write of each store and agent."""
@@ -158,7 +158,7 @@ class Shards:
         """Read the files of a node that does not run."""
         for store in NODES[node]:
             for shard in range(SHARDS):
-                self._verify_shard(self._data_folder / node / store / f"{shard:04d}" / "data.mdb", store, shard)
+                self._verify_shard(self._data_directory / node / store / f"{shard:04d}" / "data.mdb", store, shard)
 
     def _verify_shard(self, path: Path, store: str, shard: int) -> None:
         where = f"{store}/{shard}"
@@ -239,7 +239,7 @@ def seed() -> int:
 
 
 async def test_nothing_acknowledged_is_lost_whenever_nodes_are_killed(
-    seed: int, ipc_folder: object, tmp_path: Path
+    seed: int, ipc_directory: object, tmp_path: Path
 ) -> None:
     chance = random.Random(seed)
     topology = write_topology(tmp_path, shards=SHARDS, nodes=NODES, kinds=KINDS)

@@ -13,7 +13,7 @@ from dawnchorus import (
     FragmentAbsent,
     Outcome,
     Saved,
-    SaveUndecidable,
+    SaveIndeterminate,
     VersionConflict,
     connect,
 )
@@ -26,7 +26,7 @@ LONG_S = 30.0
 
 
 @pytest.fixture(scope="module")
-async def nodes(ipc_folder: object, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[RunningCluster]:
+async def nodes(ipc_directory: object, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[RunningCluster]:
     """A cluster whose nodes may be killed; they come again."""
     async with running(write_topology(tmp_path_factory.mktemp("retried"), shards=2)) as nodes:
         yield nodes
@@ -86,7 +86,7 @@ async def test_beyond_the_log_a_repeated_save_is_undecidable(tmp_path: Path, mon
         await cluster.save_many({f"other-{number}": {"session": number} for number in range(40)}, deadline_s=LONG_S)
     for _ in range(2):
         async with served(topology), connect(topology) as cluster:
-            with pytest.raises(SaveUndecidable, match="only reaches back"):
+            with pytest.raises(SaveIndeterminate, match="only reaches back"):
                 await cluster.save("a", {"session": 1}, write_id=first.write_id, deadline_s=LONG_S)
             # A new save is not held up by it, and is decidable from the start.
             new = await cluster.save("a", {"session": 2}, deadline_s=LONG_S)

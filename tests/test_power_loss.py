@@ -26,7 +26,7 @@ from dawnchorus.wire.errors import StoreError
 from dawnchorus.wire.protocol.shard_hash import shard_of
 from tests.support.clusters import write_topology
 from tests.support.raw_nodes import NodeProcess
-from tests.support.recorded_writes import STRACE, Disk, FileEvent, folder_syncs, read_events
+from tests.support.recorded_writes import STRACE, Disk, FileEvent, directory_syncs, read_events
 
 FULL = bool(os.environ.get("DAWNCHORUS_FULL"))
 SHARDS = 2
@@ -47,11 +47,11 @@ class Acknowledged(NamedTuple):
     version: int
 
 
-def require_strace(folder: Path) -> None:
+def require_strace(directory: Path) -> None:
     """Skip where system calls cannot be recorded here."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed: writes and syncs cannot be recorded")
-    tried = subprocess.run([*STRACE, "--output", str(folder / "tried"), "true"], capture_output=True, check=False)
+    tried = subprocess.run([*STRACE, "--output", str(directory / "tried"), "true"], capture_output=True, check=False)
     if tried.returncode:
         pytest.skip(f"strace cannot trace here: {tried.stderr.decode().strip()}")
 
@@ -75,11 +75,11 @@ async def save_on(cluster: Cluster, chance: random.Random, number: int) -> list[
     return told
 
 
-async def record(folder: Path, kinds: str) -> tuple[list[FileEvent], list[Acknowledged], float]:
+async def record(directory: Path, kinds: str) -> tuple[list[FileEvent], list[Acknowledged], float]:
     """Let a node work under strace; return what it wrote, what it acknowledged, and when it had begun to serve."""
-    require_strace(folder)
-    topology = write_topology(folder, shards=SHARDS, nodes={"live-1": ["live"]}, kinds=kinds)
-    prefix = folder / "trace"
+    require_strace(directory)
+    topology = write_topology(directory, shards=SHARDS, nodes={"live-1": ["live"]}, kinds=kinds)
+    prefix = directory / "trace"
     with NodeProcess(topology, "live-1", under=[*STRACE, "--output", str(prefix)]) as node:
         node.serving()
         serving = time.time()
@@ -89,9 +89,9 @@ async def record(folder: Path, kinds: str) -> tuple[list[FileEvent], list[Acknow
     return read_events(prefix), [write for some in told for write in some], serving
 
 
-def crash(folder: Path, disk: Disk, during: FileEvent, chance: random.Random) -> Path:
-    """Write a shard's file as a crash during an event may leave it; return its folder."""
-    shard = folder / "shard"
+def crash(directory: Path, disk: Disk, during: FileEvent, chance: random.Random) -> Path:
+    """Write a shard's file as a crash during an event may leave it; return its directory."""
+    shard = directory / "shard"
     shutil.rmtree(shard, ignore_errors=True)
     shard.mkdir(parents=True)
     (shard / "data.mdb").write_bytes(disk.after_crash(during, chance))
@@ -120,7 +120,7 @@ def problems(shard: Path, expected: Sequence[Acknowledged]) -> list[str]:
 
 
 def try_crashes(
-    folder: Path, events: list[FileEvent], told: list[Acknowledged], serving: float, moments: int
+    directory: Path, events: list[FileEvent], told: list[Acknowledged], serving: float, moments: int
 ) -> tuple[int, list[str]]:
     """Crash at random moments; return how many files had lost something, and what was wrong with any."""
     seed = int(os.environ.get("DAWNCHORUS_SEED") or time.time_ns() % 1_000_000)
@@ -143,7 +143,7 @@ def try_crashes(
             taken = moment
             during = of_shard[moment]
             torn += bool(disk.pending)
-            shard = crash(folder, disk, during, chance)
+            shard = crash(directory, disk, during, chance)
             before = [write for write in expected if write.at < during.at]
             wrong += [f"shard {number}, event {moment}: {problem}" for problem in problems(shard, before)]
     return torn, wrong
@@ -152,7 +152,7 @@ def try_crashes(
 KINDS = '[fragments.session]\nstore = "live"\n'
 
 
-async def test_no_moment_of_power_loss_costs_anything_acknowledged(ipc_folder: object, tmp_path: Path) -> None:
+async def test_no_moment_of_power_loss_costs_anything_acknowledged(ipc_directory: object, tmp_path: Path) -> None:
     events, told, serving = await record(tmp_path, KINDS)
     syncs = sum(event.content is None for event in events)
     assert syncs > ROUNDS
@@ -163,7 +163,7 @@ async def test_no_moment_of_power_loss_costs_anything_acknowledged(ipc_folder: o
     assert torn > MOMENTS // 10, "hardly any crash had something to lose"
 
 
-async def test_a_shard_is_on_the_disk_before_its_node_serves_it(ipc_folder: object, tmp_path: Path) -> None:
+async def test_a_shard_is_on_the_disk_before_its_node_serves_it(ipc_directory: object, tmp_path: Path) -> None:
     events, _, serving = await record(tmp_path, KINDS)
     for path in {event.path for event in events}:
         disk = Disk()
@@ -171,12 +171,12 @@ async def test_a_shard_is_on_the_disk_before_its_node_serves_it(ipc_folder: obje
             if event.path == path and event.at < serving:
                 disk.take(event)
         assert not disk.pending
-        synced = folder_syncs(tmp_path / "trace")
+        synced = directory_syncs(tmp_path / "trace")
         shard = Path(path).parent
-        assert {str(shard), str(shard.parent), str(shard.parent.parent)} <= synced, "a folder's entry was not synced"
+        assert {str(shard), str(shard.parent), str(shard.parent.parent)} <= synced, "a directory's entry was not synced"
 
 
-async def test_the_method_finds_what_a_store_loses_that_syncs_less(ipc_folder: object, tmp_path: Path) -> None:
+async def test_the_method_finds_what_a_store_loses_that_syncs_less(ipc_directory: object, tmp_path: Path) -> None:
     # As if the meta page were synced with the next commit only (MDB_NOMETASYNC): sound, and the last saves are gone.
     events, told, serving = await record(tmp_path, KINDS)
     lazy = [event._replace(durable=event.content is None or event.at < serving) for event in events]

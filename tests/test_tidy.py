@@ -1,4 +1,4 @@
-"""What linters cannot see: arrows between folders, sizes, purity, the message table, words that stand nowhere.
+"""What linters cannot see: arrows between directories, sizes, purity, the message table, words that stand nowhere.
 
 After TigerBeetle's src/tidy.zig: every rule is one small test that names each offender.
 """
@@ -16,11 +16,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FACE = "dawnchorus"
 
-# Arrows point down: a folder may import itself and folders of a lower rank. Only tools and perf, on top, may meet.
+# Arrows point down: a directory may import itself and those of a lower rank. Only tools and perf, on top, may meet.
 RANKS = {"wire": 0, "fragment_stores": 1, "nodes": 2, "router": 2, "tools": 3, "perf": 3}
 FACE_RANK = 4
 
-# What the rooms of these folders may import beside themselves.
+# What the rooms of these directories may import beside themselves.
 WIRE = {"wire", "wire/protocol", "wire/transport", "wire/cluster"}
 ROOMS = {
     "wire": set[str](),
@@ -89,8 +89,8 @@ def is_benchmark(path: Path) -> bool:
 
 
 def code_files() -> list[Path]:
-    """All Python files of the code folders."""
-    return sorted(path for folder in RANKS for path in (ROOT / folder).rglob("*.py"))
+    """All Python files of the code directories."""
+    return sorted(path for directory in RANKS for path in (ROOT / directory).rglob("*.py"))
 
 
 def package_files() -> list[Path]:
@@ -115,15 +115,15 @@ def name(path: Path) -> str:
 
 
 def rank(path: Path) -> int:
-    """The rank of the folder that the file stands in."""
+    """The rank of the directory that the file stands in."""
     return RANKS.get(path.relative_to(ROOT).parts[0], FACE_RANK)
 
 
 def may_import(importer: Path, target: Path) -> bool:
-    """Whether an arrow between the two files points down or stays in its folder."""
-    same_folder = importer.relative_to(ROOT).parts[0] == target.relative_to(ROOT).parts[0]
+    """Whether an arrow between the two files points down or stays in its directory."""
+    same_directory = importer.relative_to(ROOT).parts[0] == target.relative_to(ROOT).parts[0]
     on_top = rank(importer) == rank(target) == RANKS["tools"]
-    return same_folder or on_top or rank(target) < rank(importer)
+    return same_directory or on_top or rank(target) < rank(importer)
 
 
 def module_path(module: tuple[str, ...]) -> Path | None:
@@ -163,8 +163,8 @@ def project_files() -> list[Path]:
     return [path for path in paths if path.is_file() and not path.is_symlink()]
 
 
-def test_the_folders_are_found() -> None:
-    """The rules below would all hold in an empty folder."""
+def test_the_directories_are_found() -> None:
+    """The rules below would all hold in an empty directory."""
     assert {path.relative_to(ROOT).parts[0] for path in code_files()} == set(RANKS)
     assert len(package_files()) > len(RANKS)
 

@@ -29,18 +29,18 @@ class LivesMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self._folder = tempfile.TemporaryDirectory(prefix="dc-lives-")
+        self._directory = tempfile.TemporaryDirectory(prefix="dc-lives-")
         self._given: set[Given] = set()
         self._newest: dict[Path, int] = {}
         """The newest version that each data directory has given or come with."""
         self._made = 0
 
     def teardown(self) -> None:
-        self._folder.cleanup()
+        self._directory.cleanup()
 
     def _new(self) -> Path:
         self._made += 1
-        return Path(self._folder.name) / str(self._made)
+        return Path(self._directory.name) / str(self._made)
 
     def _start(self, life: Life, writes: int) -> None:
         before = life.placement().generation

@@ -3,9 +3,9 @@
 Commands live in modules of their own that are imported when they are called, and not for the list of commands either: a
 node starts with `dawnchorus node` and should not wait for what only a storm needs.
 
-Exit codes: 0; 1 where not all succeeded or a wake was degraded; 2 where it was used wrongly (arguments, topology,
-refused data folder); 130 after Ctrl-C and 143 after SIGTERM, as in a shell. How the standard streams are found changes
-none of them, but that results for which there is no room are a failure: see `standard_streams`.
+Exit codes: 0; 1 if not all succeeded or a wake was degraded; 2 if it was used wrongly (arguments, topology, a data
+directory that is rejected); 130 after Ctrl-C and 143 after SIGTERM, as in a shell. Closed or full standard streams
+change none of them, but that results for which there is no room are a failure: see `standard_streams`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _COMMANDS: Final[Mapping[str, _LazyCommand]] = {
     "save": _LazyCommand("agent_commands", "save", "Save fragments of one agent."),
     "delete": _LazyCommand("agent_commands", "delete", "Delete one agent, or some of its kinds."),
     "status": _LazyCommand("status_command", "status", "Show how each node is."),
-    "backup": _LazyCommand("backup_commands", "backup", "Copy all shards of the running cluster into a folder."),
+    "backup": _LazyCommand("backup_commands", "backup", "Copy all shards of the running cluster into a directory."),
     "restore": _LazyCommand("backup_commands", "restore", "Build the data of a stopped cluster from a backup."),
     "verify": _LazyCommand("backup_commands", "verify", "Check a backup, or the data of a stopped cluster."),
     "perf": _LazyCommand("perf_commands", "perf", "Measure: wake storms, and memory."),

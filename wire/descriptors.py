@@ -37,9 +37,9 @@ def raise_limit() -> int:
 
 def count_descriptors() -> int:
     """Return how many descriptors this process has; 0.4 ms for a thousand."""
-    for folder in ("/proc/self/fd", "/dev/fd"):
+    for directory in ("/proc/self/fd", "/dev/fd"):
         with contextlib.suppress(OSError):
-            return len(os.listdir(folder)) - 1  # one was that of the listing
+            return len(os.listdir(directory)) - 1  # one was that of the listing
     return descriptors_max()  # not even that one was to be had
 
 

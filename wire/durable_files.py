@@ -1,6 +1,6 @@
-"""Files and folders that survive a crash complete, under their names.
+"""Files and directories that survive a crash complete, under their names.
 
-A file that is synced is in its folder after a crash only if the folder was synced as well (fsync(2), Notes).
+A file that is synced is in its directory after a crash only if the directory was synced as well (fsync(2), Notes).
 """
 
 from __future__ import annotations
@@ -9,33 +9,33 @@ import errno
 import os
 from pathlib import Path
 
-from .private_files import FOLDER_MODE, private_opener
+from .private_files import DIRECTORY_MODE, private_opener
 
-__all__ = ["make_folder_durably", "replace_file", "sync_folder"]
+__all__ = ["make_directory_durably", "replace_file", "sync_directory"]
 
 
-def make_folder_durably(folder: Path) -> None:
-    """Make a folder and its parents where they are missing, each durably, and its owner's alone.
+def make_directory_durably(directory: Path) -> None:
+    """Make a directory and its parents where they are missing, each durably, and its owner's alone.
 
     Raises:
         OSError: one cannot be made.
     """
-    if folder.is_dir():
+    if directory.is_dir():
         return
-    if folder.parent.exists() and not folder.parent.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder.parent))
-    make_folder_durably(folder.parent)
-    folder.mkdir(FOLDER_MODE, exist_ok=True)
-    sync_folder(folder.parent)
+    if directory.parent.exists() and not directory.parent.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory.parent))
+    make_directory_durably(directory.parent)
+    directory.mkdir(DIRECTORY_MODE, exist_ok=True)
+    sync_directory(directory.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make what was made, renamed or removed in a folder durable.
+def sync_directory(directory: Path) -> None:
+    """Make what was made, renamed or removed in a directory durable.
 
     Raises:
         OSError: it cannot be.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:
@@ -45,7 +45,7 @@ def sync_folder(folder: Path) -> None:
 def replace_file(path: Path, content: bytes, temporary: Path) -> None:
     """Write a file, its owner's alone, durably and in place of the one that is there: after a crash it is either.
 
-    `temporary`: where it is written first, in the same folder.
+    `temporary`: where it is written first, in the same directory.
 
     Raises:
         OSError: it cannot be.
@@ -55,4 +55,4 @@ def replace_file(path: Path, content: bytes, temporary: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    sync_folder(path.parent)
+    sync_directory(path.parent)

@@ -3,9 +3,9 @@
     DawnchorusError
     |-- ConfigurationError (ValueError)     a person has to change something; a retry never helps
     |   |-- TopologyError                   topology.toml: file, key and permitted values are named
-    |   |-- PlacementError                  placement or data contradict the topology, or are damaged
-    |   |-- DataFolderError                 a folder that is in use, unwritable, or another cluster's
-    |   `-- LaunchError                     a node refused to start
+    |   |-- PlacementError                  placement or data contradict the topology, or are corrupt
+    |   |-- DataDirectoryError                 a directory that is in use, unwritable, or another cluster's
+    |   `-- LaunchError                     a node failed to start
     |-- InvalidRequestError (ValueError)    an id, kind or value outside the limits; nothing was sent
     |-- UnknownKindError (KeyError)         a kind that the topology does not name
     |-- FragmentAbsent (KeyError)           never written, deleted or expired
@@ -14,22 +14,22 @@
     |-- AgentNotFound (LookupError)         no required kind of the agent was ever written
     |-- WakeIncomplete                      a required kind could not be had; `.state` holds the rest
     |-- SaveError                           `.agent_id` and `.write_id`; `await error.retry()` is safe
-    |   |-- SaveRefused                     the nodes refused it for what it is; nothing was written anywhere
+    |   |-- SaveRejected                    the nodes rejected it for what it is; nothing was written anywhere
     |   |-- VersionConflict                 other versions are there (`.found`); nothing was written anywhere
-    |   |-- SaveIncomplete                  per store: `.saved`, `.conflicting`, `.refused`, `.unknown`
+    |   |-- SaveIncomplete                  per store: `.saved`, `.conflicting`, `.rejected`, `.unknown`
     |   |   `-- SaveInterrupted (ClusterUnavailable) the same, as the cluster was closed meanwhile
-    |   |-- SaveUndecidable                 repeated too late: the log no longer tells whether it was applied
+    |   |-- SaveIndeterminate                 repeated too late: the log no longer tells whether it was applied
     |   `-- DeadlineExceeded                no store answered in time: the outcome is unknown
     |-- WrongLoopError (RuntimeError)       a cluster used outside its event loop, thread or process; nothing was sent
     |-- ClusterUnavailable (ConnectionError) no node answered, or the cluster is closed; a retry may help
     |-- PeerFault                           a peer answered with a Fault: `.code`, `.detail`
-    |-- ProtocolError                       a frame that is none of ours: the peer's mistake, or damage on the way
+    |-- ProtocolError                       a frame that is none of ours: the peer's error, or damage on the way
     `-- StoreError                          a state store failed
-        |-- StoreDamaged                    data that cannot be trusted; never served, never overwritten
+        |-- StoreCorrupt                    data that cannot be trusted; never served, never overwritten
         |-- StoreFull                       no space left on the disk or in the map
         |-- EpochMismatch                   writes for another owner of a shard; nothing was done
         |-- LogTrimmed                      a position of the log that it no longer reaches back to
-        `-- BackupDamaged                   a backup that is incomplete or damaged; nothing was made of it
+        `-- BackupCorrupt                   a backup that is incomplete or corrupt; nothing was made of it
 
 Third-party exceptions (zmq, lmdb, msgspec) are translated into these once, where that library is called.
 
@@ -46,12 +46,13 @@ from typing import Any, Self, TypeVar
 
 __all__ = [
     "AgentNotFound",
-    "BackupDamaged",
+    "BackupCorrupt",
     "ClusterUnavailable",
     "ConfigurationError",
-    "DataFolderError",
+    "DataDirectoryError",
     "DawnchorusError",
     "DeadlineExceeded",
+    "EpochMismatch",
     "FragmentAbsent",
     "FragmentUnavailable",
     "FragmentUndecodable",
@@ -63,10 +64,10 @@ __all__ = [
     "ProtocolError",
     "SaveError",
     "SaveIncomplete",
+    "SaveIndeterminate",
     "SaveInterrupted",
-    "SaveRefused",
-    "SaveUndecidable",
-    "StoreDamaged",
+    "SaveRejected",
+    "StoreCorrupt",
     "StoreError",
     "StoreFull",
     "TopologyError",
@@ -113,7 +114,7 @@ def _rebuild(cls: type[_E], args: tuple[Any, ...], fields: Mapping[str, Any]) ->
 
 
 class ConfigurationError(DawnchorusError, ValueError):
-    """A person has to change a file, a folder or an option; a retry does not help."""
+    """A person has to change a file, a directory or an option; a retry does not help."""
 
 
 class TopologyError(ConfigurationError):
@@ -121,15 +122,15 @@ class TopologyError(ConfigurationError):
 
 
 class PlacementError(ConfigurationError):
-    """The placement is lost or damaged, or contradicts the topology or the data on disk."""
+    """The placement is lost or corrupt, or contradicts the topology or the data on disk."""
 
 
-class DataFolderError(ConfigurationError):
-    """A data folder or endpoint cannot be had: in use by another process, unwritable, of another cluster."""
+class DataDirectoryError(ConfigurationError):
+    """A data directory or endpoint cannot be had: in use by another process, unwritable, of another cluster."""
 
 
 class LaunchError(ConfigurationError):
-    """A node refused to start; the message is the node's own."""
+    """A node failed to start; the message is the node's own."""
 
 
 class InvalidRequestError(DawnchorusError, ValueError):
@@ -217,18 +218,18 @@ class SaveError(DawnchorusError):
         return self.repeat()
 
 
-class SaveRefused(SaveError):
-    """Nothing was written in any store (`refused`: store -> reason).
+class SaveRejected(SaveError):
+    """Nothing was written in any store (`rejected`: store -> reason).
 
-    `transient`: the stores among them that may take the same save a moment later; the others refuse it for what it is.
+    `transient`: the stores among them that may take the same save a moment later; the others reject it for what it is.
     """
 
     def __init__(
-        self, *, agent_id: str, write_id: str, refused: dict[str, str], transient: tuple[str, ...] = ()
+        self, *, agent_id: str, write_id: str, rejected: dict[str, str], transient: tuple[str, ...] = ()
     ) -> None:
-        reasons = "; ".join(f"{store}: {reason}" for store, reason in refused.items())
-        super().__init__(f"save refused: {reasons}", agent_id=agent_id, write_id=write_id)
-        self.refused = refused
+        reasons = "; ".join(f"{store}: {reason}" for store, reason in rejected.items())
+        super().__init__(f"save rejected: {reasons}", agent_id=agent_id, write_id=write_id)
+        self.rejected = rejected
         self.transient = transient
 
 
@@ -244,8 +245,8 @@ class VersionConflict(SaveError):
 class SaveIncomplete(SaveError):
     """Some stores saved, others did not or may not have.
 
-    `saved`: kind -> version; `conflicting`: kind -> version found, `refused`: store -> reason, nothing written in
-    either, `transient` as in `SaveRefused`; `unknown`: stores that did not answer.
+    `saved`: kind -> version; `conflicting`: kind -> version found, `rejected`: store -> reason, nothing written in
+    either, `transient` as in `SaveRejected`; `unknown`: stores that did not answer.
     """
 
     def __init__(
@@ -255,24 +256,24 @@ class SaveIncomplete(SaveError):
         write_id: str,
         saved: dict[str, int],
         conflicting: dict[str, int] | None = None,
-        refused: dict[str, str],
+        rejected: dict[str, str],
         unknown: tuple[str, ...],
         transient: tuple[str, ...] = (),
     ) -> None:
         conflicting = conflicting or {}
         parts = [f"saved {', '.join(saved)}"] if saved else []
         parts += [f"conflicting: there is {kind} {version}" for kind, version in conflicting.items()]
-        parts += [f"refused by {store}: {reason}" for store, reason in refused.items()]
+        parts += [f"rejected by {store}: {reason}" for store, reason in rejected.items()]
         parts += [f"unknown at {', '.join(unknown)}"] if unknown else []
         super().__init__("save incomplete: " + "; ".join(parts), agent_id=agent_id, write_id=write_id)
         self.saved = saved
         self.conflicting = conflicting
-        self.refused = refused
+        self.rejected = rejected
         self.unknown = unknown
         self.transient = transient
 
 
-class SaveUndecidable(SaveError):
+class SaveIndeterminate(SaveError):
     """A repeated save came too late: a store's log no longer tells whether it was applied. Wake the agent and look."""
 
 
@@ -283,7 +284,7 @@ class DeadlineExceeded(SaveError, TimeoutError):
 class WrongLoopError(DawnchorusError, RuntimeError):
     """A cluster, or something that came from it, was used outside its event loop, thread or process; nothing was sent.
 
-    A mistake in the program, which no retry mends.
+    An error in the program, which no retry mends.
     """
 
 
@@ -315,8 +316,8 @@ class StoreError(DawnchorusError):
     """A state store failed; the message names the file."""
 
 
-class StoreDamaged(StoreError):
-    """Data on disk is damaged or contradicts itself; it is neither served nor overwritten."""
+class StoreCorrupt(StoreError):
+    """Data on disk is corrupt or contradicts itself; it is neither served nor overwritten."""
 
 
 class StoreFull(StoreError):
@@ -336,5 +337,5 @@ class LogTrimmed(StoreError):
         self.trimmed = trimmed
 
 
-class BackupDamaged(StoreError):
-    """A backup is incomplete, damaged, or not one; the message names the file. Nothing was made of it."""
+class BackupCorrupt(StoreError):
+    """A backup is incomplete, corrupt, or not one; the message names the file. Nothing was made of it."""

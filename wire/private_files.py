@@ -1,4 +1,4 @@
-"""Files and folders that are their owner's alone, whatever the umask says: agents' state is nobody else's business."""
+"""Files and directories that are their owner's alone, whatever the umask says: agents' state is private."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import stat
 from pathlib import Path
 from typing import Final
 
-__all__ = ["FILE_MODE", "FOLDER_MODE", "make_private", "private_opener"]
+__all__ = ["DIRECTORY_MODE", "FILE_MODE", "make_private", "private_opener"]
 
 FILE_MODE: Final = 0o600
-FOLDER_MODE: Final = 0o700
+DIRECTORY_MODE: Final = 0o700
 
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
@@ -21,14 +21,14 @@ def private_opener(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
 
 
-def make_private(folder: Path) -> int:
-    """Take from everybody else what an earlier version or a person let them do with a folder and all in it.
+def make_private(directory: Path) -> int:
+    """Take from everybody else what an earlier version or a person let them do with a directory and all in it.
 
     Only what is this user's is changed; symbolic links are not followed, and not gone through. Returns how many.
     """
-    changed = int(_take_from_others(folder))
-    for root, folders, files in os.walk(folder):
-        for name in (*folders, *files):
+    changed = int(_take_from_others(directory))
+    for root, directories, files in os.walk(directory):
+        for name in (*directories, *files):
             changed += _take_from_others(Path(root, name))
     return changed
 

@@ -73,7 +73,7 @@ class FileVerifier:
                 tell(said.entries)
         code = self._end()
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        found.append(Finding("structure", f"reading it ended the reader ({how}): pages are damaged or missing"))
+        found.append(Finding("structure", f"reading it ended the reader ({how}): pages are corrupt or missing"))
         return found, None
 
     def _end(self) -> int:

@@ -35,7 +35,7 @@ def copy_shard(
     """Hand a copy of the shard in folder `path` to `sink`; return what is in it, read in the same transaction.
 
     Raises:
-        StoreDamaged, StoreError: the data cannot be read. Whatever `sink` raises.
+        StoreCorrupt, StoreError: the data cannot be read. Whatever `sink` raises.
     """
     try:
         with environment.begin() as transaction:

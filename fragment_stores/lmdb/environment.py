@@ -14,11 +14,11 @@ from typing import Final, TypedDict
 
 import lmdb
 
-from ...wire.durable_files import make_folder_durably
-from ...wire.errors import DataFolderError, StoreDamaged
+from ...wire.durable_files import make_directory_durably
+from ...wire.errors import DataDirectoryError, StoreCorrupt
 from ...wire.private_files import FILE_MODE
 
-__all__ = ["DATA_FILE", "has_data", "make_folder", "open_environment", "read_ahead", "require_whole"]
+__all__ = ["DATA_FILE", "has_data", "make_directory", "open_environment", "read_ahead", "require_complete"]
 
 DATA_FILE: Final = "data.mdb"
 
@@ -79,16 +79,18 @@ def read_ahead(path: Path) -> None:
         os.close(descriptor)
 
 
-def make_folder(path: Path) -> None:
+def make_directory(path: Path) -> None:
     """Make a shard's folder, durably.
 
     Raises:
-        DataFolderError: something else is in its place, or its parent cannot be written.
+        DataDirectoryError: something else is in its place, or its parent cannot be written.
     """
     try:
-        make_folder_durably(path)
+        make_directory_durably(path)
     except OSError as error:
-        raise DataFolderError(f"{path}: cannot be made: {error.strerror}; make its place a writable folder") from error
+        raise DataDirectoryError(
+            f"{path}: cannot be made: {error.strerror}; make its place a writable directory"
+        ) from error
 
 
 def has_data(path: Path) -> bool:
@@ -99,14 +101,14 @@ def has_data(path: Path) -> bool:
         return False
 
 
-def require_whole(environment: lmdb.Environment, path: Path) -> None:
+def require_complete(environment: lmdb.Environment, path: Path) -> None:
     """Refuse an environment of which pages in use are missing at the file's end.
 
     A sound file may be shorter than its last page's number says: LMDB does not write pages that were taken and given
     up in one transaction. So where it is, another process reads all that is in use, by LMDB's compacting copy.
 
     Raises:
-        StoreDamaged: they are.
+        StoreCorrupt: they are.
     """
     size = os.stat(path / DATA_FILE).st_size
     page_bytes = environment.stat()["psize"]
@@ -120,4 +122,4 @@ def require_whole(environment: lmdb.Environment, path: Path) -> None:
         except subprocess.TimeoutExpired:
             whole = False
     if not whole:
-        raise StoreDamaged(f"{path}: {DATA_FILE} has lost its end: it has only {size:,} bytes; restore a backup")
+        raise StoreCorrupt(f"{path}: {DATA_FILE} has lost its end: it has only {size:,} bytes; restore a backup")

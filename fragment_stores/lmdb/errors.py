@@ -10,7 +10,7 @@ from typing import Final
 import lmdb
 import msgspec
 
-from ...wire.errors import StoreDamaged, StoreError, StoreFull
+from ...wire.errors import StoreCorrupt, StoreError, StoreFull
 from .file_format import unreadable_format
 
 __all__ = ["FAILURES", "MAP_BYTES", "MAP_BYTES_MAX", "translate"]
@@ -31,7 +31,7 @@ _FULL_BYTES: Final = 1 << 20
 def translate(error: Exception, path: Path) -> StoreError:
     """Return the error of ours that one of FAILURES, met at the shard in folder `path`, is."""
     if isinstance(error, msgspec.DecodeError | UnicodeDecodeError):
-        return StoreDamaged(f"{path}: a row of the log is damaged: {error}; restore a backup")
+        return StoreCorrupt(f"{path}: a row of the log is corrupt: {error}; restore a backup")
     if isinstance(error, lmdb.MapFullError):
         return StoreFull(f"{path}: the map is full, and may not grow or cannot grow now")
     code = error.errno if isinstance(error, OSError) else getattr(error, "code", 0)
@@ -45,7 +45,7 @@ def translate(error: Exception, path: Path) -> StoreError:
         return StoreError(foreign)
     damaged = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)
     if isinstance(error, (*damaged, lmdb.NotFoundError)):
-        return StoreDamaged(f"{path}: the data is damaged: {error}; restore a backup")
+        return StoreCorrupt(f"{path}: the data is corrupt: {error}; restore a backup")
     return StoreError(f"{path}: {error}")
 
 

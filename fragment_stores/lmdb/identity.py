@@ -8,9 +8,9 @@ from typing import Any
 import lmdb
 import msgspec
 
-from ...wire.errors import DataFolderError, StoreDamaged
+from ...wire.errors import DataDirectoryError, StoreCorrupt
 from ..engine import ShardIdentity
-from .environment import DATA_FILE, require_whole
+from .environment import DATA_FILE, require_complete
 from .errors import translate
 from .schema import CLOCK_KEY, IDENTITY_KEY, META, Clock, decode_clock, encode_clock, encoder, identity_decoder
 
@@ -21,7 +21,7 @@ def read_identity(path: Path) -> ShardIdentity | None:
     """Return whose shard lies in this folder, None where there is none.
 
     Raises:
-        StoreDamaged, StoreError: there is one that cannot be read.
+        StoreCorrupt, StoreError: there is one that cannot be read.
     """
     if not (path / DATA_FILE).exists():
         return None
@@ -30,7 +30,7 @@ def read_identity(path: Path) -> ShardIdentity | None:
     except (lmdb.Error, OSError) as error:
         raise translate(error, path) from error
     try:
-        require_whole(environment, path)
+        require_complete(environment, path)
         meta = environment.open_db(META, create=False)
         with environment.begin(meta) as transaction:
             known = transaction.get(IDENTITY_KEY)
@@ -47,26 +47,26 @@ def decode_identity(known: bytes, path: Path) -> ShardIdentity:
     """Return the identity that the shard in folder `path` has written down.
 
     Raises:
-        StoreDamaged: it is none.
+        StoreCorrupt: it is none.
     """
     try:
         return identity_decoder.decode(known)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise StoreDamaged(f"{path}: cannot tell whose shard this is: {error}; restore a backup") from error
+        raise StoreCorrupt(f"{path}: cannot tell whose shard this is: {error}; restore a backup") from error
 
 
 def require_identity(known: ShardIdentity, expected: ShardIdentity, path: Path) -> None:
     """Refuse the data in folder `path` where it is not what the placement says.
 
     Raises:
-        DataFolderError: it is not.
+        DataDirectoryError: it is not.
     """
     if known == expected:
         return
     for field in ShardIdentity.__struct_fields__:
         here, there = getattr(known, field), getattr(expected, field)
         if here != there:
-            raise DataFolderError(
+            raise DataDirectoryError(
                 f"{path}: the shard on disk has {field} {here!r}, the placement says {there!r}: it is not touched;"
                 " give the cluster its own data_dir, or put the shard's own data back"
             )
@@ -76,11 +76,11 @@ def require_clock(transaction: lmdb.Transaction[Any], meta: Any, path: Path) -> 
     """Return a shard's version and time; `meta` is its database.
 
     Raises:
-        StoreDamaged: they are missing.
+        StoreCorrupt: they are missing.
     """
     clock = decode_clock(transaction.get(CLOCK_KEY, db=meta))
     if clock is None:
-        raise StoreDamaged(f"{path}: the shard's clock is missing; restore a backup")
+        raise StoreCorrupt(f"{path}: the shard's clock is missing; restore a backup")
     return clock
 
 
@@ -90,8 +90,8 @@ def take_identity(
     """Require that a shard is the one expected, or give it the identity if it has none; return its version and time.
 
     Raises:
-        DataFolderError: it is another one.
-        StoreDamaged: it does not say whose it is, and none may be made.
+        DataDirectoryError: it is another one.
+        StoreCorrupt: it does not say whose it is, and none may be made.
     """
     known = transaction.get(IDENTITY_KEY, db=meta)
     if known is not None:
@@ -100,5 +100,5 @@ def take_identity(
         transaction.put(IDENTITY_KEY, encoder.encode(identity), db=meta)
         transaction.put(CLOCK_KEY, encode_clock(0, 0), db=meta)
     else:
-        raise StoreDamaged(f"{path}: the shard does not say whose it is; restore a backup")
+        raise StoreCorrupt(f"{path}: the shard does not say whose it is; restore a backup")
     return require_clock(transaction, meta, path)

@@ -7,7 +7,7 @@ from pathlib import Path
 import lmdb
 import msgspec
 
-from ...wire.errors import StoreDamaged
+from ...wire.errors import StoreCorrupt
 from ...wire.private_files import FILE_MODE
 from ..engine import ShardIdentity
 from .errors import MAP_BYTES, translate
@@ -21,7 +21,7 @@ def is_copy(folder: Path, identity: ShardIdentity, version: int) -> bool:
     """Return whether a shard lies in a folder as it was restored, and nothing was written to it since.
 
     Raises:
-        StoreDamaged, StoreError: it cannot be read.
+        StoreCorrupt, StoreError: it cannot be read.
     """
     if read_identity(folder) != identity:
         return False
@@ -39,12 +39,12 @@ def give_identity(folder: Path, identity: ShardIdentity) -> None:
     """Let a copy that lies in a folder of its own be the shard that it is restored as: its epoch may have grown.
 
     Raises:
-        StoreDamaged: the copy is not of this cluster, store and shard.
+        StoreCorrupt: the copy is not of this cluster, store and shard.
         StoreError: it cannot be opened here.
     """
     known = read_identity(folder)
     if known is None or msgspec.structs.replace(known, epoch=identity.epoch) != identity:
-        raise StoreDamaged(f"{folder}: the copy is of another shard: {known}")
+        raise StoreCorrupt(f"{folder}: the copy is of another shard: {known}")
     if known == identity:
         return
     try:

@@ -20,14 +20,14 @@ from typing import Final
 
 import lmdb
 
-from ...wire.durable_files import sync_folder
-from ...wire.errors import DawnchorusError, EpochMismatch, StoreDamaged, StoreError
+from ...wire.durable_files import sync_directory
+from ...wire.errors import DawnchorusError, EpochMismatch, StoreCorrupt, StoreError
 from ...wire.protocol.messages import Rejection, Write
 from ...wire.protocol.versions import first_version, generation_of
 from ..engine import CopiedShard, LogRow, ShardIdentity, StoreStatistics
 from .commit_work import CommitWork
 from .compacting_copy import copy_shard
-from .environment import DATA_FILE, has_data, make_folder, open_environment, read_ahead, require_whole
+from .environment import DATA_FILE, has_data, make_directory, open_environment, read_ahead, require_complete
 from .errors import FAILURES, MAP_BYTES, MAP_BYTES_MAX, translate
 from .expiry import due_rows
 from .identity import take_identity
@@ -61,15 +61,15 @@ class LMDBStore:
         nothing, that of the machine what was not synced, and may leave the file damaged (mdb_env_open, MDB_NOSYNC).
 
         Raises:
-            StoreDamaged: it is missing though it should exist, or is damaged.
-            DataFolderError: it is another shard's or cluster's, or the folder cannot be made.
+            StoreCorrupt: it is missing though it should exist, or is damaged.
+            DataDirectoryError: it is another shard's or cluster's, or the folder cannot be made.
             StoreFull, StoreError: it cannot be opened here.
         """
         self.path = path
         if create:
-            make_folder(path)
+            make_directory(path)
         elif not has_data(path):
-            raise StoreDamaged(f"{path}: the shard's data is missing though it was written before; restore a backup")
+            raise StoreCorrupt(f"{path}: the shard's data is missing though it was written before; restore a backup")
         self.identity = identity
         self._durable = durable
         self._gate = Gate()
@@ -85,11 +85,11 @@ class LMDBStore:
             raise translate(error, self.path) from error
         self._map_bytes = self._environment.info()["map_size"]  # at least what the file has
         try:
-            require_whole(self._environment, self.path)
+            require_complete(self._environment, self.path)
             self._open_databases(create=create)
             if create:  # the placement is about to say that the shard exists
                 self._environment.sync(True)
-                sync_folder(self.path)
+                sync_directory(self.path)
         except FAILURES as error:
             self._environment.close()
             raise translate(error, self.path) from error
@@ -116,7 +116,7 @@ class LMDBStore:
         """Close the environment and open it again; return False where a reader stays inside.
 
         Raises:
-            StoreDamaged, StoreError: it cannot be opened, and stays closed until it can.
+            StoreCorrupt, StoreError: it cannot be opened, and stays closed until it can.
         """
         with self._gate.alone(_REOPEN_PATIENCE_S) as alone:
             if alone:
@@ -138,7 +138,7 @@ class LMDBStore:
         """Take versions of this generation from now on, from `origin`."""
         floor = first_version(generation, origin)
         if generation <= generation_of(self.version):
-            raise StoreDamaged(
+            raise StoreCorrupt(
                 f"{self.path}: the shard has version {self.version}, newer than generation {generation} of the"
                 " placement: the placement file is older than the data; restore the newest one"
             )
@@ -212,8 +212,8 @@ class LMDBStore:
                         transaction.abort()
                         return work
                     if not work.add_rows():
-                        raise StoreDamaged(
-                            f"{self.path}: the data is damaged: the log has a row newer than the shard's clock, version"
+                        raise StoreCorrupt(
+                            f"{self.path}: the data is corrupt: the log has a row newer than the shard's clock, version"
                             f" {self.version}; restore a backup"
                         )
                     work.trim_log(self._pins, self._log_rows + len(work.rows) - LOG_ROWS_MAX)
@@ -240,7 +240,7 @@ class LMDBStore:
         Where the meta page could not be written, LMDB tries to put back what was there, and that may fail, too.
 
         Raises:
-            StoreDamaged, StoreError: it cannot be told.
+            StoreCorrupt, StoreError: it cannot be told.
         """
         try:
             self._environment.begin().abort()

@@ -72,11 +72,11 @@ def connect(
     `types`: kind -> type that its values are decoded into (a `msgspec.Struct`, or whatever msgspec decodes); others
     come as plain objects.
 
-    A save refuses a value that would not come back equal (docs/values.md). `enc_hook`, `dec_hook` and `ext_hook` teach
+    A save rejects a value that would not come back equal (docs/values.md). `enc_hook`, `dec_hook` and `ext_hook` teach
     types, as msgspec's encoder and decoder call them: `enc_hook(object)` returns what is saved for it, often a
     `msgspec.msgpack.Ext(code, data)`; `dec_hook(type, value)` makes an object of a type that is registered for a kind;
     `ext_hook(code, data)` makes one of an Ext, in any kind. `allow_lossy_values`: values may come back changed (a set
-    as a list, a UUID as its text); keys of a mapping that become one are refused all the same.
+    as a list, a UUID as its text); keys of a mapping that become one are rejected all the same.
 
     Opening it connects to all nodes and returns when each has answered, or by `connect_deadline_s` with those that
     have; the others join when they come up.
@@ -231,7 +231,7 @@ class Cluster:
     ) -> Saved:
         """Write some kinds of an agent; returns when every store has them durably.
 
-        Values: bytes are kept as they are, anything else as msgpack. What would not come back equal is refused, with
+        Values: bytes are kept as they are, anything else as msgpack. What would not come back equal is rejected, with
         the path in the value, as is what is nested deeper than 200 levels or larger than 1 MiB (docs/values.md).
 
         Kinds of one store are saved together or not at all; KINDS OF SEVERAL STORES ARE NOT: a SaveIncomplete says
@@ -247,10 +247,10 @@ class Cluster:
         Raises:
             InvalidRequestError, UnknownKindError: nothing was sent.
             FragmentUnavailable: `expect` is a state that does not know a version; nothing was sent.
-            SaveRefused: nothing was written, anywhere.
+            SaveRejected: nothing was written, anywhere.
             VersionConflict: other versions are there (`.found`); nothing was written, anywhere.
             SaveIncomplete: some stores saved, others did not.
-            SaveUndecidable: `write_id` is too old to tell.
+            SaveIndeterminate: `write_id` is too old to tell.
             DeadlineExceeded: no store answered in time: the outcome is unknown; `await error.retry()` is safe.
             ClusterUnavailable: the cluster is closed; SaveInterrupted where it was closed while the save was under way.
         """
@@ -270,7 +270,7 @@ class Cluster:
         """Write some kinds of many agents; return for each what was saved, or the error that `save` would raise.
 
         `expect`: 0 for all, or by agent id what `save` takes, or states and results, each of which names its agent; an
-        agent that it leaves out is refused. `ttl_s`, `write_id` and `drop`: one for all, or by agent id.
+        agent that it leaves out is rejected. `ttl_s`, `write_id` and `drop`: one for all, or by agent id.
         """
         request = ManySaves(self._kinds_open(), by_agent(agents), expect, ttl_s, write_id, drop)
         budget_s = self._save_budget(deadline_s)
@@ -358,7 +358,7 @@ class Cluster:
         try:
             return self._topology
         except AttributeError:
-            raise self._home.refusal() from None
+            raise self._home.rejection() from None
 
     @property
     def placement(self) -> Placement:
@@ -370,10 +370,10 @@ class Cluster:
     async def back_up_shard(
         self, store: str, shard: int, path: str, *, rate_bytes_s: int, deadline_s: Seconds
     ) -> BackupReply:
-        """Let a shard's node write a copy of it to `path`, in a folder prepared for it: see `dawnchorus backup`.
+        """Let a shard's node write a copy of it to `path`, in a directory prepared for it: see `dawnchorus backup`.
 
         Raises:
-            ClusterUnavailable: the outcome is unknown; try again with another path. PeerFault: the node refused.
+            ClusterUnavailable: the outcome is unknown; try again with another path. PeerFault: the node rejected.
         """
         self._home.require_open()
         return await back_up_shard(self._router, store, shard, path, rate_bytes_s, deadline(deadline_s))

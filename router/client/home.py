@@ -57,7 +57,7 @@ class Home:
         """
         if self._entered:
             if os.getpid() != self._process:
-                raise self.refusal()
+                raise self.rejection()
             raise InvalidRequestError("this cluster is open already: each `async with` needs a `connect` of its own")
         self._entered = True
         self._process = os.getpid()
@@ -113,13 +113,13 @@ class Home:
                 return
         except RuntimeError:
             pass  # no loop runs here
-        raise self.refusal()
+        raise self.rejection()
 
     def begin_turn(self) -> None:
         """Do as `require_open`, and let further wakes of this turn pass by `turn` alone: ten thousand may be asked for.
 
         A turn that the loop was stopped in goes on when it is started again. A wake from another loop of the thread
-        until then gets a future of this loop, which the other refuses to wait for.
+        until then gets a future of this loop, which the other cannot wait for.
         """
         self.require_open()
         self.turn = self.thread
@@ -145,7 +145,7 @@ class Home:
         if self._opened_in is not _NOWHERE and not self.is_here():
             raise self._elsewhere()
 
-    def refusal(self) -> DawnchorusError:
+    def rejection(self) -> DawnchorusError:
         """Return what a call gets that found no open cluster of its own loop."""
         if self._barred is not None and self.is_here():
             return ClusterUnavailable(self._barred)

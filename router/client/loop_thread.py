@@ -163,7 +163,7 @@ class LoopThread(Generic[R]):
                 self._scheduled = True
                 self._wake_up()
             if self._ended:  # just now
-                self._refuse_calls()
+                self._reject_calls()
             # In one piece, for what every call passes: `Call.wait` without its frame.
             if call.ended.acquire(True, limit_s + _GRACE_SECONDS):
                 if call.behind:
@@ -217,9 +217,9 @@ class LoopThread(Generic[R]):
             pass  # it never came that far, or has gone already
         if self._thread.ident not in (None, threading.get_ident()):
             self._thread.join(2 * _CLOSE_SECONDS)
-        self._refuse_calls()
+        self._reject_calls()
 
-    def _refuse_calls(self) -> None:
+    def _reject_calls(self) -> None:
         while self._calls:
             self._calls.popleft().fail(ClusterUnavailable("the cluster was closed"))
 
@@ -234,7 +234,7 @@ class LoopThread(Generic[R]):
                 self._opened.fail(error)
         finally:
             self._closed = True
-            self._refuse_calls()
+            self._reject_calls()
 
     async def _serve(self) -> None:
         self._ident = threading.get_ident()

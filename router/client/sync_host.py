@@ -184,7 +184,7 @@ class SyncHost:
         return cast("T", result)
 
     def _limit(self, deadline_s: object) -> float:
-        """Return how long a call may take: what its deadline says, or the topology's; what cannot be one is refused."""
+        """Return how long a call may take: its deadline, or the topology's; reject one that cannot be."""
         if isinstance(deadline_s, timedelta):
             deadline_s = deadline_s.total_seconds()
         if isinstance(deadline_s, int | float) and self._least_limit_s < deadline_s <= DEADLINE_S_MAX:

@@ -1,9 +1,9 @@
-"""Codecs between the values of each kind and bytes: a value that would come back changed is refused.
+"""Codecs between the values of each kind and bytes: a value that would come back changed is rejected.
 
 A value goes through `ValueCodec.encode`. What is plain (`plain_values`) or bytes comes back as it is, and costs one
 look; what is of its kind's registered type is decoded and compared by ==, if that can be trusted. Everything else is
 encoded, decoded as a wake would decode it, and compared step by step (`value_differences`); if it differs beyond what
-docs/values.md lists, the save is refused with the path in the value. Two keys that become one are refused always, the
+docs/values.md lists, the save is rejected with the path in the value. Two keys that become one are rejected always, the
 rest may be permitted for a connection.
 
 A type can be taught in two ways: registered for the kind, so that the decoder makes it; or by `enc_hook` and
@@ -100,7 +100,7 @@ class ValueCodec:
                 try:
                     encoded = self._encode(value)
                 except (ValueError, OverflowError) as error:  # text without UTF-8, an integer beyond 64 bits
-                    raise self._refusal(self._culprit(value, error, NESTING_MAX)) from error
+                    raise self._rejection(self._culprit(value, error, NESTING_MAX)) from error
         elif isinstance(value, _BYTES_LIKE):
             encoding, encoded = ENCODING_BYTES, bytes(cast("bytes", value))
         else:
@@ -147,9 +147,9 @@ class ValueCodec:
             if found is not None and encoded and self._rules.allow_lossy_values:
                 found = self._compare.loss(value, NESTING_MAX)
             if found is not None:
-                raise self._refusal(found)
+                raise self._rejection(found)
         except RecursionError as error:
-            raise self._refusal(Difference("", f"is nested too deep: {error}")) from error
+            raise self._rejection(Difference("", f"is nested too deep: {error}")) from error
         if isinstance(value, _BYTES_LIKE) and isinstance(self.decoder.decode(encoded), bytes):
             return ENCODING_BYTES, bytes(cast("bytes", value))
         return ENCODING_MSGPACK, encoded
@@ -157,7 +157,7 @@ class ValueCodec:
     def _attempt(self, given: Any, value: Any) -> tuple[bytes, Difference | None]:
         """Encode what is given for a value; return its bytes (none if they are of no use) and what would not come back.
 
-        A value larger than a fragment may be is not compared: it is refused for its size.
+        A value larger than a fragment may be is not compared: it is rejected for its size.
         """
         try:
             encoded = self._encode(given)
@@ -203,7 +203,7 @@ class ValueCodec:
             return error
         return None
 
-    def _refusal(self, found: Difference) -> InvalidRequestError:
+    def _rejection(self, found: Difference) -> InvalidRequestError:
         path = found.path
         if len(path) > _PATH_MAX:
             path = f"{path[: _PATH_MAX // 2]}...{path[-_PATH_MAX // 2 :]}"

@@ -147,7 +147,7 @@ class Breaker:
         if now >= self._next_timeout:
             self._next_timeout = now + MOMENT_S
             self._consecutive_timeouts += 1
-        if self.state is BreakerState.CLOSED and self._consecutive_timeouts >= self._spec.time_outs_in_a_row:
+        if self.state is BreakerState.CLOSED and self._consecutive_timeouts >= self._spec.consecutive_timeouts:
             self._open(now, silent=True)
         else:
             self.handle_failure(now)

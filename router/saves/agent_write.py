@@ -1,7 +1,7 @@
 """The write of one agent, and its result in each store: pure.
 
 The writes of one agent to one store are applied together or not at all; to several stores they are not. So what became
-of each store's part is kept apart: a version, a conflict, a refusal, or not known: it was sent, and no answer came.
+of each store's part is kept apart: a version, a conflict, a rejection, or not known: it was sent, and no answer came.
 
 A save is named by its write id for good (`write_token`).
 """
@@ -19,9 +19,9 @@ from ...wire.errors import (
     InvalidRequestError,
     SaveError,
     SaveIncomplete,
+    SaveIndeterminate,
     SaveInterrupted,
-    SaveRefused,
-    SaveUndecidable,
+    SaveRejected,
     VersionConflict,
 )
 from ...wire.protocol.limits import FRAME_BYTES_MAX, FRAME_BYTES_TARGET, IMAGE_BYTES_MAX
@@ -35,7 +35,7 @@ _WRITE_BYTES: Final = 64
 """Bytes of a write beside its agent id and values, about; counted so that a frame keeps to its limit."""
 
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
-"""What most writes have of conflicts and refusals: a dictionary each would be half of what a write costs to make."""
+"""What most writes have of conflicts and rejections: a dictionary each would be half of what a write costs to make."""
 
 
 class SavedVersions(dict[str, int]):
@@ -92,7 +92,7 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
     """How many stores' parts are on their way."""
     versions: Mapping[str, int] = _NOTHING
     """Stores that acknowledged, with the version."""
-    refused: Mapping[str, str] = _NOTHING
+    rejected: Mapping[str, str] = _NOTHING
     """Stores in which surely nothing was written, with the reason."""
     transient: tuple[str, ...] = ()
     """Those among them that may take it a moment later."""
@@ -158,16 +158,16 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
         elif result.code == RejectionCode.INDETERMINATE:
             self.undecidable = {**self.undecidable, store: result.reason}
         else:
-            self.refused = {**self.refused, store: result.reason}
+            self.rejected = {**self.rejected, store: result.reason}
 
     def handle_removed(self, store: str, kinds: Sequence[str]) -> None:
         """Take note of what a write that deletes found in a store."""
         self.removed = {**self.removed, store: kinds}
 
-    def refuse(self, store: str, reason: str, *, transient: bool) -> None:
+    def reject(self, store: str, reason: str, *, transient: bool) -> None:
         """Take note that nothing was written in a store this time: surely nothing, where no other attempt was sent."""
         if store not in self.repeated and self.is_latest:
-            self.refused = {**self.refused, store: reason}
+            self.rejected = {**self.rejected, store: reason}
             others = tuple([other for other in self.transient if other != store])
             self.transient = (*others, store) if transient else others
 
@@ -193,7 +193,7 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
     @property
     def unknown(self) -> tuple[str, ...]:
         """Stores that may have applied it or not."""
-        settled = (self.versions, self.refused, self.conflicts, self.undecidable)
+        settled = (self.versions, self.rejected, self.conflicts, self.undecidable)
         return tuple(store for store in self.operations if not any([store in known for known in settled]))
 
     def result(self, kinds_of: Callable[[str], Sequence[str]]) -> Saved | SaveError:
@@ -206,13 +206,13 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
         found = {kind: version for kinds in self.conflicts.values() for kind, version in kinds.items()}
         if self.undecidable:
             reasons = "; ".join(f"{store}: {reason}" for store, reason in self.undecidable.items())
-            return SaveUndecidable(reasons, agent_id=self.agent_id, write_id=write_id)
-        if not saved and not unknown and not self.refused:
+            return SaveIndeterminate(reasons, agent_id=self.agent_id, write_id=write_id)
+        if not saved and not unknown and not self.rejected:
             return VersionConflict(agent_id=self.agent_id, write_id=write_id, found=found)
         if not saved and not unknown and not found:
-            refused, transient = dict(self.refused), self.transient
-            return SaveRefused(agent_id=self.agent_id, write_id=write_id, refused=refused, transient=transient)
-        if not saved and not found and not self.refused:
+            rejected, transient = dict(self.rejected), self.transient
+            return SaveRejected(agent_id=self.agent_id, write_id=write_id, rejected=rejected, transient=transient)
+        if not saved and not found and not self.rejected:
             reason = f"{', '.join(unknown)}: no answer in time; it may have been written or not"
             return DeadlineExceeded(reason, agent_id=self.agent_id, write_id=write_id)
         return SaveIncomplete(
@@ -220,7 +220,7 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
             write_id=write_id,
             saved=saved,
             conflicting=found,
-            refused=dict(self.refused),
+            rejected=dict(self.rejected),
             unknown=unknown,
             transient=self.transient,
         )
@@ -228,16 +228,16 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
     def interrupted(self, kinds_of: Callable[[str], Sequence[str]], closed: str) -> SaveInterrupted | None:
         """Return the error of a save that was under way when its cluster was closed, None where nothing was sent of it.
 
-        `closed` is the reason of what was refused because of that.
+        `closed` is the reason of what was rejected because of that.
         """
-        if all([self.refused.get(store) == closed for store in self.operations]):
+        if all([self.rejected.get(store) == closed for store in self.operations]):
             return None
         return SaveInterrupted(
             agent_id=self.agent_id,
             write_id=str(self.token),
             saved=self._saved(kinds_of),
             conflicting={kind: version for kinds in self.conflicts.values() for kind, version in kinds.items()},
-            refused=dict(self.refused),
+            rejected=dict(self.rejected),
             unknown=self.unknown,
         )
 

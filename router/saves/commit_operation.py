@@ -35,7 +35,7 @@ from .save_order import Held, SaveOrder
 __all__ = ["CLOSED", "CommitRouter", "Saving"]
 
 CLOSED: Final = "the cluster was closed; nothing was sent"
-"""The reason of what is refused because the cluster was closed before it could be sent."""
+"""The reason of what is rejected because the cluster was closed before it could be sent."""
 
 _BEHIND_ANOTHER: Final = "an earlier save of this agent was still on its way; nothing was sent"
 
@@ -103,7 +103,7 @@ class _Section:
 
 
 class _CommitExchange(Exchange):
-    """Some sections of a save, at one node. Sent twice, a refusal says nothing of what became of the first."""
+    """Some sections of a save, at one node. Sent twice, a rejection says nothing of what became of the first."""
 
     __slots__ = ("_saving", "reason", "sections", "size", "writes")
 
@@ -149,14 +149,14 @@ class _CommitExchange(Exchange):
 
     def handle_failure(self, code: FaultCode | None, reason: str) -> None:
         if code is not None and code not in (FaultCode.INTERNAL, FaultCode.OVERLOADED):
-            self.unserved += 1  # the node refused it as a whole; flow control has counted where that was for too much
+            self.unserved += 1  # the node rejected it as a whole; flow control has counted where that was for too much
         if self.sendings == self.unserved:
             self.reason = f"{code.name}: {reason}" if code else reason
             if (code is None or code == FaultCode.OVERLOADED) and self._saving.offers_again(self):
                 return
             transient = code is None or code in _TRANSIENT_FAULTS
             for section in self.sections.values():
-                self._saving.refuse(section, self.reason, transient=transient)
+                self._saving.reject(section, self.reason, transient=transient)
         self._saving.handle_answered(self)
 
     def belongs_to(self, saving: Saving) -> bool:
@@ -284,7 +284,7 @@ class Saving:
             if committed.status in _NOTHING_WRITTEN and sendings == 1:
                 name = SectionStatus(committed.status).name
                 reason = f"{name}: {committed.detail}" if committed.detail else name
-                self.refuse(section, reason, transient=committed.status in _TRANSIENT)
+                self.reject(section, reason, transient=committed.status in _TRANSIENT)
             return
         if len(committed.results) != len(section.writes):
             raise ProtocolError(f"{len(committed.results)} results for {len(section.writes)} writes")
@@ -304,10 +304,10 @@ class Saving:
                     section.writes[index].handle_removed(store, kinds)
         self._handle_acknowledged(store, acknowledged)
 
-    def refuse(self, section: _Section, reason: str, *, transient: bool) -> None:
+    def reject(self, section: _Section, reason: str, *, transient: bool) -> None:
         """Take note that surely nothing of a section was written: nothing now, and it was never sent before."""
         for write in section.writes:
-            write.refuse(section.store, reason, transient=transient)
+            write.reject(section.store, reason, transient=transient)
 
     def offers_again(self, exchange: _CommitExchange) -> bool:
         """Offer an exchange that was not taken again in a moment, where its callers wait for that."""
@@ -343,7 +343,7 @@ class Saving:
         self.end("")
 
     def end(self, reason: str) -> None:
-        """End it, for `reason` or because it is too late: what was not sent is refused, the rest stays unknown."""
+        """End it, for `reason` or because it is too late: what was not sent is rejected, the rest stays unknown."""
         if self._timer is not None:
             self._timer.cancel()
         waiting, self._waiting = self._waiting, set()
@@ -351,7 +351,7 @@ class Saving:
         # Those held first: none of them may be carried by what ends here.
         for part in held:
             part.waits = False
-            part.write.refuse(part.store, reason or _BEHIND_ANOTHER, transient=not reason)
+            part.write.reject(part.store, reason or _BEHIND_ANOTHER, transient=not reason)
         self._router.cancel(waiting)
         for part in held:
             part.write.open_parts -= 1
@@ -361,7 +361,7 @@ class Saving:
             if exchange.sendings == exchange.unserved:
                 said = exchange.reason or self._unreached(exchange.node)
                 for section in exchange.sections.values():
-                    self.refuse(section, reason or said, transient=not reason)
+                    self.reject(section, reason or said, transient=not reason)
             self._settle(exchange)
 
     def _unreached(self, node: str) -> str:

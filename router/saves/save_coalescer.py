@@ -225,9 +225,9 @@ class Saver:
                 many.handle_result(agent_id, error)
                 continue
             except Exception as error:  # of the caller's objects: it is not to hold up what others save
-                refused = InvalidRequestError(f"agent {agent_id!r}: what it saves cannot be read: {error!r}")
-                refused.__cause__ = error
-                many.handle_result(agent_id, refused)
+                rejected = InvalidRequestError(f"agent {agent_id!r}: what it saves cannot be read: {error!r}")
+                rejected.__cause__ = error
+                many.handle_result(agent_id, rejected)
                 continue
             if batch.many is None:
                 batch.waiters[write] = many
@@ -309,7 +309,7 @@ class Saver:
         result = write.result(self._kinds_of)
         if not isinstance(result, SaveError):
             return result
-        if self._closed and (write.unknown or CLOSED in write.refused.values()):
+        if self._closed and (write.unknown or CLOSED in write.rejected.values()):
             interrupted = write.interrupted(self._kinds_of, CLOSED)
             if interrupted is None:
                 return ClusterUnavailable(f"agent {write.agent_id!r}: {CLOSED}")

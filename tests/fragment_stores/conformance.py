@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from dawnchorus.fragment_stores.engine import FORMAT, LogRow, Shard, ShardIdentity
 from dawnchorus.fragment_stores.image_batch import ImageBatch
 from dawnchorus.fragment_stores.registry import engine_factory
-from dawnchorus.wire.errors import DataFolderError, EpochMismatch, InvalidRequestError, StoreDamaged
+from dawnchorus.wire.errors import DataDirectoryError, EpochMismatch, InvalidRequestError, StoreCorrupt
 from dawnchorus.wire.protocol.image import Fragment, decode_image, version_of
 from dawnchorus.wire.protocol.limits import AGENT_ID_BYTES_MAX, FRAGMENT_BYTES_MAX
 from dawnchorus.wire.protocol.messages import UNCHANGED, DeleteAgent, DeleteKind, Operation, Put, Rejection, Write
@@ -218,10 +218,10 @@ class ShardConformance:
         with self.opened(path, create=True, generation=2) as store:
             commit(store, [put("a")], 1)
         with self.opened(path) as store:
-            with pytest.raises(StoreDamaged, match=f"newer than generation {generation}"):
+            with pytest.raises(StoreCorrupt, match=f"newer than generation {generation}"):
                 store.begin_generation(generation)
             store.begin_generation(3)
-            with pytest.raises(StoreDamaged, match="newer than generation 3"):
+            with pytest.raises(StoreCorrupt, match="newer than generation 3"):
                 store.begin_generation(3)
 
     def test_the_largest_version_comes_back(self, path: Path) -> None:
@@ -481,13 +481,13 @@ class ShardConformance:
         with self.opened(path, create=True, generation=1) as store:
             commit(store, [put("a")], 1)
         other: ShardIdentity = msgspec.structs.replace(IDENTITY, **{field: value})
-        with pytest.raises(DataFolderError, match=f"{field} .*{value!r}"):
+        with pytest.raises(DataDirectoryError, match=f"{field} .*{value!r}"):
             self.open(path, create=create, identity=other)
         with self.opened(path) as store:
             assert values(store, [b"a"]) == [b"v"]
 
     def test_data_that_should_be_there_and_is_not_is_told(self, path: Path) -> None:
-        with pytest.raises(StoreDamaged, match="missing"):
+        with pytest.raises(StoreCorrupt, match="missing"):
             self.open(path)
         assert not path.exists(), "nothing is made in its place"
 

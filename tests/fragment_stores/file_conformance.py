@@ -10,7 +10,7 @@ import pytest
 
 from dawnchorus.fragment_stores.engine import Shard, ShardCopy, ShardWarmUp
 from dawnchorus.fragment_stores.registry import file_engine
-from dawnchorus.wire.errors import DataFolderError
+from dawnchorus.wire.errors import DataDirectoryError
 from dawnchorus.wire.protocol.messages import DeleteAgent, Put, Write
 from tests.fragment_stores.conformance import ShardConformance, commit, put, read, value_of, values, versions
 
@@ -73,7 +73,7 @@ class FileConformance(ShardConformance):
     def test_a_folder_that_cannot_be_made_is_told(self, path: Path) -> None:
         path.parent.mkdir(parents=True)
         path.write_bytes(b"a file in the folder's place")
-        with pytest.raises(DataFolderError, match="cannot be made"):
+        with pytest.raises(DataDirectoryError, match="cannot be made"):
             self.open(path, create=True)
         assert path.read_bytes() == b"a file in the folder's place"
 

@@ -11,7 +11,7 @@ import pytest
 from dawnchorus.fragment_stores.engine import FORMAT, ShardIdentity
 from dawnchorus.fragment_stores.lmdb.store import LMDBStore
 from dawnchorus.fragment_stores.registry import file_engine
-from dawnchorus.nodes.crash_record import CrashRecord, find_damaged
+from dawnchorus.nodes.crash_record import CrashRecord, find_corrupt
 from dawnchorus.wire.protocol.messages import Put, Write
 
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")
@@ -63,7 +63,7 @@ def test_only_damaged_shards_are_found(tmp_path: Path) -> None:
     # Agents of other shards in shards 0 and 2 are findings too, but no reason not to serve them.
     files = file_engine("lmdb")
     assert files is not None
-    damaged = find_damaged(files, folders)
+    damaged = find_corrupt(files, folders)
     assert list(damaged) == [folders[1]]
     assert str(folders[1]) in damaged[folders[1]]
 

@@ -17,7 +17,7 @@ from dawnchorus.nodes.maintenance import Housekeeper
 from dawnchorus.nodes.node_clock import Clock
 from dawnchorus.nodes.node_counters import NodeCounters
 from dawnchorus.nodes.shard_table import OwnedShard
-from dawnchorus.wire.errors import StoreDamaged, StoreError, StoreFull
+from dawnchorus.wire.errors import StoreCorrupt, StoreError, StoreFull
 from dawnchorus.wire.protocol.image import decode_image
 from dawnchorus.wire.protocol.messages import (
     Commit,
@@ -203,7 +203,7 @@ async def test_sections_are_answered_in_the_order_of_the_request(bench: Bench) -
     bench.writer.submit(job(*sections))
     [answer] = await bench.answered(1)
     assert [section.index for section in answer.sections] == [0, 1, 2, 3, 4]
-    assert [section.status for section in answer.sections] == [OK, SectionStatus.MOVED, OK, SectionStatus.DAMAGED, OK]
+    assert [section.status for section in answer.sections] == [OK, SectionStatus.MOVED, OK, SectionStatus.CORRUPT, OK]
     assert answer.sections[3].detail == "it is lost"
     assert answer.sections[0].results == [FIRST + 1]
     assert answer.sections[4].results == [FIRST + 2]
@@ -282,7 +282,7 @@ async def test_a_section_without_writes_is_answered(bench: Bench) -> None:
     ("error", "status"),
     [
         (StoreFull("no space"), SectionStatus.DISK_FULL),
-        (StoreDamaged("bad page"), SectionStatus.DAMAGED),
+        (StoreCorrupt("bad page"), SectionStatus.CORRUPT),
         (StoreError("odd"), SectionStatus.INTERNAL),
     ],
 )

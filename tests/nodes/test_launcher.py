@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dawnchorus import DataFolderError, LaunchError, PlacementError, Saved, TopologyError, connect
+from dawnchorus import DataDirectoryError, LaunchError, PlacementError, Saved, TopologyError, connect
 from dawnchorus.nodes.launcher import Launcher, shards_announced
 from dawnchorus.perf.harness.topologies import free_ports
 from tests.support.clusters import (
@@ -34,10 +34,10 @@ TWO_NODES = {"identity-1": ["identity", "live"], "archive-1": ["archive"]}
 
 
 async def test_all_nodes_serve_when_it_has_started_and_are_gone_when_it_has_stopped(
-    ipc_folder: Path, tmp_path: Path
+    ipc_directory: Path, tmp_path: Path
 ) -> None:
     def ipc_sockets() -> set[Path]:
-        return set(ipc_folder.glob("dawnchorus/*.ipc"))
+        return set(ipc_directory.glob("dawnchorus/*.ipc"))
 
     others = ipc_sockets()
     async with running(write_topology(tmp_path)) as cluster:
@@ -59,7 +59,7 @@ async def test_all_nodes_serve_when_it_has_started_and_are_gone_when_it_has_stop
     assert ipc_sockets() == others
 
 
-async def test_events_carry_shards_pids_and_endpoints(ipc_folder: Path, tmp_path: Path) -> None:
+async def test_events_carry_shards_pids_and_endpoints(ipc_directory: Path, tmp_path: Path) -> None:
     async with running(write_topology(tmp_path, shards=3, nodes=TWO_NODES)) as cluster:
         serving = {event.node: event for event in cluster.events if event.state == "serving"}
         assert {node: event.shards for node, event in serving.items()} == {"identity-1": 6, "archive-1": 3}
@@ -67,7 +67,7 @@ async def test_events_carry_shards_pids_and_endpoints(ipc_folder: Path, tmp_path
         assert serving["archive-1"].endpoint == cluster.endpoint("archive-1")
 
 
-async def test_a_node_that_dies_is_started_again_with_growing_pauses(ipc_folder: Path, tmp_path: Path) -> None:
+async def test_a_node_that_dies_is_started_again_with_growing_pauses(ipc_directory: Path, tmp_path: Path) -> None:
     async with running(write_topology(tmp_path, nodes=TWO_NODES)) as cluster:
         other = cluster.launcher.pids()["identity-1"]
         for times in (1, 2, 3):
@@ -140,7 +140,7 @@ async def test_a_node_that_does_not_heed_sigterm_ends_when_its_standard_input_do
     assert (tmp_path / "ended").exists(), "it was not killed"
 
 
-async def test_stopping_does_not_wait_for_a_node_that_hangs(ipc_folder: Path, tmp_path: Path) -> None:
+async def test_stopping_does_not_wait_for_a_node_that_hangs(ipc_directory: Path, tmp_path: Path) -> None:
     async with running(write_topology(tmp_path, nodes=TWO_NODES)) as cluster:
         pids = cluster.launcher.pids()
         cluster.signal("archive-1", signal.SIGSTOP)
@@ -149,7 +149,9 @@ async def test_stopping_does_not_wait_for_a_node_that_hangs(ipc_folder: Path, tm
     assert not any(map(is_running, pids.values()))
 
 
-async def test_stopping_while_a_node_waits_to_be_started_again_leaves_it_dead(ipc_folder: Path, tmp_path: Path) -> None:
+async def test_stopping_while_a_node_waits_to_be_started_again_leaves_it_dead(
+    ipc_directory: Path, tmp_path: Path
+) -> None:
     async with running(write_topology(tmp_path, nodes=TWO_NODES)) as cluster:
         await cluster.kill("archive-1")
     assert cluster.states("archive-1")[-1] == "stopped"
@@ -157,14 +159,14 @@ async def test_stopping_while_a_node_waits_to_be_started_again_leaves_it_dead(ip
 
 
 async def test_a_port_in_use_fails_the_start_in_the_nodes_words_and_stops_the_others(
-    ipc_folder: Path, tmp_path: Path
+    ipc_directory: Path, tmp_path: Path
 ) -> None:
     first, second = free_ports(2)
     with socket.create_server(("127.0.0.1", second)):
         cluster = RunningCluster(write_topology(tmp_path, nodes=TWO_NODES, ports=[first, second]))
         with pytest.raises(LaunchError, match=rf"node 'archive-1': cannot bind tcp://127.0.0.1:{second}.*in use"):
             await cluster.launcher.start()
-    assert cluster.states("archive-1")[-1] == "refused"
+    assert cluster.states("archive-1")[-1] == "failed"
     assert cluster.states("identity-1")[-1] == "stopped"
     assert cluster.launcher.pids() == {}
     assert all(not is_running(event.pid) for event in cluster.events if event.pid)
@@ -172,21 +174,21 @@ async def test_a_port_in_use_fails_the_start_in_the_nodes_words_and_stops_the_ot
         pass  # and what it had begun does not stand in the way of a second start
 
 
-async def test_a_data_folder_that_cannot_be_had_fails_the_start(ipc_folder: Path, tmp_path: Path) -> None:
+async def test_a_data_directory_that_cannot_be_had_fails_the_start(ipc_directory: Path, tmp_path: Path) -> None:
     path = write_topology(tmp_path, nodes=TWO_NODES)
-    (tmp_path / "data").write_text("a file in the folder's place")
-    with pytest.raises(DataFolderError, match=r"data: cannot be written"):
+    (tmp_path / "data").write_text("a file in the directory's place")
+    with pytest.raises(DataDirectoryError, match=r"data: cannot be written"):
         await Launcher(path).start()
     (tmp_path / "data").unlink()
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "archive-1").write_text("a file in the node's folder's place")
+    (tmp_path / "data" / "archive-1").write_text("a file in the node's directory's place")
     cluster = RunningCluster(path)
     with pytest.raises(LaunchError, match=r"node 'archive-1': .*cannot be written"):
         await cluster.launcher.start()
     assert cluster.launcher.pids() == {}
 
 
-async def test_a_topology_that_contradicts_the_data_fails_the_start(ipc_folder: Path, tmp_path: Path) -> None:
+async def test_a_topology_that_contradicts_the_data_fails_the_start(ipc_directory: Path, tmp_path: Path) -> None:
     ports = free_ports(2)
     async with running(write_topology(tmp_path, nodes=TWO_NODES, ports=ports)):
         pass
@@ -204,13 +206,13 @@ async def test_a_wrong_topology_starts_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()
 
 
-async def test_a_second_launcher_on_the_same_data_is_refused_and_disturbs_nothing(
-    ipc_folder: Path, tmp_path: Path
+async def test_a_second_launcher_on_the_same_data_is_rejected_and_disturbs_nothing(
+    ipc_directory: Path, tmp_path: Path
 ) -> None:
     async with running(write_topology(tmp_path, nodes=TWO_NODES)) as cluster, connect(cluster.path) as client:
         pids = cluster.launcher.pids()
         await client.save("a", {"profile": 1})
-        with pytest.raises(DataFolderError, match=rf"in use by process {os.getpid()}"):
+        with pytest.raises(DataDirectoryError, match=rf"in use by process {os.getpid()}"):
             await Launcher(cluster.path).start()
         node = subprocess.run(
             node_command(cluster.path, "archive-1"), capture_output=True, text=True, timeout=LONG_S, check=False
@@ -260,7 +262,7 @@ def launcher_process(path: Path) -> Generator[tuple[subprocess.Popen[str], dict[
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 async def test_no_node_outlives_its_launcher_by_more_than_five_seconds(
-    how: signal.Signals, ipc_folder: Path, tmp_path: Path
+    how: signal.Signals, ipc_directory: Path, tmp_path: Path
 ) -> None:
     path = write_topology(tmp_path)
     with launcher_process(path) as (process, pids):
@@ -276,7 +278,9 @@ async def test_no_node_outlives_its_launcher_by_more_than_five_seconds(
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-async def test_a_node_ends_cleanly_when_it_is_asked_to(how: signal.Signals, ipc_folder: Path, tmp_path: Path) -> None:
+async def test_a_node_ends_cleanly_when_it_is_asked_to(
+    how: signal.Signals, ipc_directory: Path, tmp_path: Path
+) -> None:
     path = write_topology(tmp_path, nodes=TWO_NODES)
     process = await asyncio.create_subprocess_exec(
         *node_command(path, "archive-1"), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
@@ -290,7 +294,7 @@ async def test_a_node_ends_cleanly_when_it_is_asked_to(how: signal.Signals, ipc_
     assert json.loads(log.splitlines()[-1])["event"] == "stopped"
 
 
-async def test_a_node_that_the_topology_does_not_have_is_refused(tmp_path: Path) -> None:
+async def test_a_node_that_the_topology_does_not_have_is_rejected(tmp_path: Path) -> None:
     path = write_topology(tmp_path)
     node = subprocess.run(node_command(path, "ghost"), capture_output=True, text=True, timeout=LONG_S, check=False)
     assert node.returncode == 2

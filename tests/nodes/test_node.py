@@ -18,7 +18,7 @@ from dawnchorus.nodes.node import FragmentNode
 from dawnchorus.wire.cluster.placement import decode_placement
 from dawnchorus.wire.cluster.topology import decode_topology, encode_topology
 from dawnchorus.wire.descriptors import lowest_free
-from dawnchorus.wire.errors import DataFolderError
+from dawnchorus.wire.errors import DataDirectoryError
 from dawnchorus.wire.protocol.image import decode_image
 from dawnchorus.wire.protocol.limits import FRAME_BYTES_MAX, REQUEST_AGENTS_MAX
 from dawnchorus.wire.protocol.messages import (
@@ -668,13 +668,13 @@ async def test_a_lost_shard_is_named_and_the_others_are_served(tmp_path: Path) -
         await client.hello()
         fetch = fetch_of(agents)
         reply = await client.ask(fetch, FetchReply)
-        assert [section.status for section in reply.sections] == [SectionStatus.OK, SectionStatus.DAMAGED]
+        assert [section.status for section in reply.sections] == [SectionStatus.OK, SectionStatus.CORRUPT]
         assert all(reply.sections[0].sizes)
         committed = await client.ask(commit_of(agents), CommitReply)
-        assert [section.status for section in committed.sections] == [SectionStatus.OK, SectionStatus.DAMAGED]
+        assert [section.status for section in committed.sections] == [SectionStatus.OK, SectionStatus.CORRUPT]
         assert "missing" in committed.sections[1].detail
         scanned = await client.ask(Scan(1, BUDGET_US, 0, None, "live", 1, 1, b"", 10), ScanReply)
-        assert (scanned.status, scanned.last) == (SectionStatus.DAMAGED, True)
+        assert (scanned.status, scanned.last) == (SectionStatus.CORRUPT, True)
         states = {(shard.store, shard.shard): shard.state for shard in (await client.status()).shards}
         assert "missing" in states.pop(("live", 1))
         assert set(states.values()) == {"serving"}
@@ -715,7 +715,7 @@ async def test_versions_of_a_new_start_are_above_all_before(tmp_path: Path) -> N
 
 async def test_an_endpoint_in_use_is_refused_and_its_holder_undisturbed(serving: Served, client: RawClient) -> None:
     node = FragmentNode(serving.topology, decode_placement((await client.hello()).placement), NODE, serving.shards)
-    with pytest.raises(DataFolderError, match=r"cannot bind tcp://.* in topology\.toml"):
+    with pytest.raises(DataDirectoryError, match=r"cannot bind tcp://.* in topology\.toml"):
         node.bind()
     await client.commit({b"a": b"v"})
 

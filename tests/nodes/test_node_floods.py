@@ -118,7 +118,7 @@ class Flooded:
 
 
 @pytest.fixture
-def flooded(tmp_path: Path, ipc_folder: Path) -> Iterator[Flooded]:
+def flooded(tmp_path: Path, ipc_directory: Path) -> Iterator[Flooded]:
     with flooded_in(tmp_path) as made:
         yield made
 

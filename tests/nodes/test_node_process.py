@@ -45,7 +45,7 @@ from tests.support.raw_nodes import (
     images_in,
 )
 
-pytestmark = pytest.mark.usefixtures("ipc_folder")
+pytestmark = pytest.mark.usefixtures("ipc_directory")
 
 AGENTS = {b"agent-%d" % number: b"%d" % number for number in range(20)}
 
@@ -135,17 +135,17 @@ def test_a_node_says_that_it_serves_and_shows_its_name(path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_node_that_is_asked_to_ends_cleanly(path: Path, number: int, ipc_folder: Path) -> None:
-    before = set(ipc_folder.rglob("*.ipc"))
+def test_a_node_that_is_asked_to_ends_cleanly(path: Path, number: int, ipc_directory: Path) -> None:
+    before = set(ipc_directory.rglob("*.ipc"))
     with NodeProcess(path) as node:
         node.serving()
-        assert len(set(ipc_folder.rglob("*.ipc")) - before) == 1
+        assert len(set(ipc_directory.rglob("*.ipc")) - before) == 1
         save(path)
         assert node.end(number) == 0
         made, line = node.log
         assert (made["event"], made["detail"]) == ("a new cluster was made", str(data_of(path)))
         assert (line["event"], line["node"], line["writes"]) == ("stopped", NODE, 20)
-    assert set(ipc_folder.rglob("*.ipc")) == before, "its socket's file is left behind"
+    assert set(ipc_directory.rglob("*.ipc")) == before, "its socket's file is left behind"
 
 
 def test_a_node_ends_with_whoever_holds_its_standard_input(path: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_second_node_on_the_same_folder_is_refused_and_the_first_undisturbed(p
         first.serving()
         save(path)
         with NodeProcess(path) as second:
-            assert f"{data_of(path) / NODE}: in use by process {first.pid}; end it first" in second.refused()
+            assert f"{data_of(path) / NODE}: in use by process {first.pid}; end it first" in second.start_failure()
         assert found(path) == 20
         with asking(first_ipc(path)) as ask:
             status = ask(Status(1, BUDGET_US, 0, None))
@@ -238,7 +238,7 @@ def first_ipc(path: Path) -> str:
 def test_a_port_in_use_is_refused_with_the_remedy(path: Path) -> None:
     host, port = endpoint_of(path).removeprefix("tcp://").split(":")
     with socket.create_server((host, int(port))), NodeProcess(path) as node:
-        reason = node.refused()
+        reason = node.start_failure()
         assert reason.startswith(f"cannot bind {endpoint_of(path)}: Address already in use")
         assert reason.endswith("end the process that uses it or give the node another endpoint in topology.toml")
     with NodeProcess(path) as node:
@@ -248,14 +248,14 @@ def test_a_port_in_use_is_refused_with_the_remedy(path: Path) -> None:
 def test_a_data_folder_that_cannot_be_written_is_refused(tmp_path: Path, path: Path) -> None:
     (tmp_path / "data").write_text("a file in the folder's place")
     with NodeProcess(path) as node:
-        assert f"{tmp_path}/data/{NODE}: cannot be written: Not a directory; make it writable" in node.refused()
+        assert f"{tmp_path}/data/{NODE}: cannot be written: Not a directory; make it writable" in node.start_failure()
     assert (tmp_path / "data").read_text() == "a file in the folder's place"
 
 
 def test_a_data_folder_on_a_read_only_file_system_is_refused(tmp_path: Path, path: Path) -> None:
     path.write_text(path.read_text().replace('data_dir = "data"', 'data_dir = "/proc/dawnchorus"'))
     with NodeProcess(path) as node:
-        assert f"/proc/dawnchorus/{NODE}: cannot be written: No such file or directory" in node.refused()
+        assert f"/proc/dawnchorus/{NODE}: cannot be written: No such file or directory" in node.start_failure()
 
 
 def test_a_lost_placement_is_refused_and_comes_back_with_its_file(used: Path) -> None:
@@ -263,7 +263,7 @@ def test_a_lost_placement_is_refused_and_comes_back_with_its_file(used: Path) ->
     kept = placement.read_bytes()
     placement.unlink()
     with NodeProcess(used) as node:
-        reason = node.refused()
+        reason = node.start_failure()
         assert "there is no placement, but a shard has been written" in reason
         assert "restore placement.json from a backup" in reason
     assert not placement.exists(), "another was computed in its place"
@@ -286,8 +286,8 @@ def test_a_damaged_placement_is_refused_and_left_as_it_is(used: Path, damage: st
     assert damaged != whole
     placement.write_bytes(damaged)
     with NodeProcess(used) as node:
-        reason = node.refused()
-        assert f"{placement}: the placement is damaged" in reason
+        reason = node.start_failure()
+        assert f"{placement}: the placement is corrupt" in reason
         assert "restore it from a backup" in reason
     assert placement.read_bytes() == damaged
 
@@ -301,13 +301,13 @@ def test_a_placement_older_than_the_data_is_refused(used: Path) -> None:
         node.end()
     placement.write_bytes(old)
     with NodeProcess(used) as node:
-        assert "the placement file is older than the data; restore the newest one" in node.refused()
+        assert "the placement file is older than the data; restore the newest one" in node.start_failure()
 
 
 def test_a_data_folder_of_another_cluster_is_refused(used: Path, tmp_path: Path) -> None:
     used.write_text(used.read_text().replace('name = "test"', 'name = "other"'))
     with NodeProcess(used) as node:
-        assert "the placement is of cluster 'test', the topology of cluster 'other'" in node.refused()
+        assert "the placement is of cluster 'test', the topology of cluster 'other'" in node.start_failure()
 
 
 def test_shards_of_another_cluster_of_the_same_name_are_refused(used: Path, tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ def test_shards_of_another_cluster_of_the_same_name_are_refused(used: Path, tmp_
     shutil.rmtree(data_of(second) / shard)
     shutil.copytree(data_of(used) / shard, data_of(second) / shard)
     with NodeProcess(second) as node:
-        assert f"{data_of(second) / shard}: the shard on disk has cluster_uuid" in node.refused()
+        assert f"{data_of(second) / shard}: the shard on disk has cluster_uuid" in node.start_failure()
     with NodeProcess(used) as node:
         node.serving()
         assert found(used) == 20
@@ -346,7 +346,7 @@ def test_a_topology_that_contradicts_the_data_is_refused_and_nothing_is_lost(
     assert before in right
     used.write_text(right.replace(before, after))
     with NodeProcess(used, "other-1" if "other-1" in after else NODE) as node:
-        assert reason in node.refused()
+        assert reason in node.start_failure()
     used.write_text(right)
     with NodeProcess(used) as node:
         node.serving()
@@ -359,7 +359,7 @@ def test_two_shards_in_each_others_places_are_refused(used: Path) -> None:
     second.rename(first)
     first.with_name("aside").rename(second)
     with NodeProcess(used) as node:
-        assert f"{first}: the shard on disk has shard 1, the placement says 0" in node.refused()
+        assert f"{first}: the shard on disk has shard 1, the placement says 0" in node.start_failure()
 
 
 def test_a_lost_shard_is_named_in_log_and_status_and_the_others_are_served(used: Path) -> None:
@@ -370,7 +370,7 @@ def test_a_lost_shard_is_named_in_log_and_status_and_the_others_are_served(used:
         with asking(endpoint_of(used)) as ask:
             reply, status = ask(fetch_of(AGENTS)), ask(Status(1, BUDGET_US, 0, None))
         assert isinstance(reply, FetchReply)
-        assert [section.status for section in reply.sections] == [SectionStatus.OK, SectionStatus.DAMAGED]
+        assert [section.status for section in reply.sections] == [SectionStatus.OK, SectionStatus.CORRUPT]
         assert isinstance(status, StatusReply)
         states = {(shard.store, shard.shard): shard.state for shard in status.shards}
         assert str(folder) in states.pop(("live", 1))
@@ -402,14 +402,14 @@ def test_a_wrong_topology_or_name_is_refused(path: Path, name: str, text: str | 
     if text is not None:
         path.write_text(text)
     with NodeProcess(path, name) as node:
-        assert reason in node.refused()
+        assert reason in node.start_failure()
     assert os.listdir(path.parent) == ["topology.toml"], "nothing was made"
 
 
 def test_endpoints_of_other_hosts_are_refused(path: Path) -> None:
     path.write_text(path.read_text().replace("tcp://127.0.0.1:", "tcp://192.0.2.1:"))
     with NodeProcess(path) as node:
-        assert "is not an address of this host" in node.refused()
+        assert "is not an address of this host" in node.start_failure()
 
 
 # --- the ipc endpoint ---

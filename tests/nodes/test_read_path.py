@@ -13,7 +13,7 @@ from dawnchorus.fragment_stores.image_batch import ImageBatch, ImageList, join_l
 from dawnchorus.fragment_stores.lmdb.store import LMDBStore
 from dawnchorus.nodes.read_path import TURN_AGENTS_MAX, Read, require_served
 from dawnchorus.nodes.shard_table import OwnedShard
-from dawnchorus.wire.errors import InvalidRequestError, StoreDamaged, StoreError, StoreFull
+from dawnchorus.wire.errors import InvalidRequestError, StoreCorrupt, StoreError, StoreFull
 from dawnchorus.wire.protocol.image import decode_image, select_kinds, version_of
 from dawnchorus.wire.protocol.limits import FRAME_BYTES_MAX, FRAME_BYTES_TARGET, REQUEST_AGENTS_MAX, SECTIONS_MAX
 from dawnchorus.wire.protocol.messages import (
@@ -268,7 +268,7 @@ class Failing:
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (StoreDamaged("bad"), SectionStatus.DAMAGED),
+        (StoreCorrupt("bad"), SectionStatus.CORRUPT),
         (StoreError("odd"), SectionStatus.INTERNAL),
         (StoreFull("full"), SectionStatus.DISK_FULL),
     ],
@@ -297,7 +297,7 @@ def test_sections_of_shards_that_are_not_served_say_so(shards: Shards) -> None:
     ]
     asked = Fetch(7, 1, 0, None, [FetchSection(store, shard, epoch, [b"a"]) for store, shard, epoch in sections])
     [reply] = frames_of(asked, shards)
-    moved, damaged = SectionStatus.MOVED, SectionStatus.DAMAGED
+    moved, damaged = SectionStatus.MOVED, SectionStatus.CORRUPT
     assert [section.status for section in reply.sections] == [moved, moved, moved, moved, damaged, moved, 0]
     assert [section.sizes for section in reply.sections][:-1] == [[]] * 6
     assert [section.index for section in reply.sections] == list(range(7))
@@ -307,7 +307,7 @@ def test_sections_of_shards_that_are_not_served_say_so(shards: Shards) -> None:
 def test_whether_a_shard_is_served_is_asked_before_whether_it_is_sound() -> None:
     assert require_served(None, 1) == SectionStatus.MOVED
     assert require_served(OwnedShard("live", 0, 1, KINDS, None), 2) == SectionStatus.MOVED
-    assert require_served(OwnedShard("live", 0, 1, KINDS, None), 1) == SectionStatus.DAMAGED
+    assert require_served(OwnedShard("live", 0, 1, KINDS, None), 1) == SectionStatus.CORRUPT
 
 
 def test_a_fetch_beyond_the_limits_is_the_askers_mistake(shards: Shards) -> None:

@@ -139,7 +139,7 @@ async def test_a_damaged_shard_is_named_instead(serving: Served, client: RawClie
     fragments, shard.fragments, shard.damage = shard.fragments, None, "a page is gone"
     try:
         answer = await client.ask(backup(folder / "live-0000.mdb"), BackupReply)
-        assert (answer.status, answer.detail) == (SectionStatus.DAMAGED, "a page is gone")
+        assert (answer.status, answer.detail) == (SectionStatus.CORRUPT, "a page is gone")
     finally:
         shard.fragments, shard.damage = fragments, ""
 

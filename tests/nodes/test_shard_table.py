@@ -16,13 +16,13 @@ from dawnchorus.nodes.shard_table import (
     OwnedShard,
     any_shard_on_disk,
     close_shards,
-    locked_folder,
+    locked_directory,
     open_shards,
-    shard_folder,
+    shard_directory,
 )
 from dawnchorus.wire.cluster.placement import Placement, initial_placement, with_new_generation
 from dawnchorus.wire.cluster.topology import Topology
-from dawnchorus.wire.errors import DataFolderError, StoreDamaged, StoreError, StoreFull
+from dawnchorus.wire.errors import DataDirectoryError, StoreCorrupt, StoreError, StoreFull
 from dawnchorus.wire.protocol.messages import Put, SectionStatus, Write
 from tests.support.raw_nodes import NODE, make_topology
 from tests.support.write_ids import new_write_id
@@ -68,7 +68,7 @@ def test_a_new_placements_shards_are_made_and_say_whose_they_are(topology: Topol
             identity = owned.fragments.identity
             assert (identity.cluster_uuid, identity.store, identity.shard) == (UUID, store, shard)
             assert (identity.shards, identity.epoch) == (2, 1)
-            assert shard_folder(topology, NODE, store, shard).joinpath("data.mdb").exists()
+            assert shard_directory(topology, NODE, store, shard).joinpath("data.mdb").exists()
 
 
 def test_shards_made_by_a_start_that_got_no_further_are_opened(topology: Topology) -> None:
@@ -96,7 +96,7 @@ def test_a_lost_or_damaged_shard_is_named_and_the_others_are_served(
     topology: Topology, loss: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     placement = written(topology)
-    folder = shard_folder(topology, NODE, "live", 1)
+    folder = shard_directory(topology, NODE, "live", 1)
     data = folder / "data.mdb"
     match loss:
         case "folder":
@@ -127,7 +127,7 @@ def test_a_lost_or_damaged_shard_is_named_and_the_others_are_served(
 def test_data_of_another_cluster_is_refused(topology: Topology) -> None:
     placement = written(topology)
     other = msgspec.structs.replace(placement, cluster_uuid="cd" * 16)
-    with pytest.raises(DataFolderError, match=f"cluster_uuid '{UUID}', the placement says '{'cd' * 16}'"):
+    with pytest.raises(DataDirectoryError, match=f"cluster_uuid '{UUID}', the placement says '{'cd' * 16}'"):
         open_shards(topology, other, NODE)
     with opened(topology, placement) as shards:
         assert all(owned.fragments is not None for owned in shards.values()), "a rejection leaves nothing open"
@@ -136,25 +136,25 @@ def test_data_of_another_cluster_is_refused(topology: Topology) -> None:
 def test_data_of_another_number_of_shards_is_refused(tmp_path: Path) -> None:
     written(make_topology(tmp_path))
     topology = make_topology(tmp_path, shards=3)
-    with pytest.raises(DataFolderError, match="shards 2, the placement says 3"):
+    with pytest.raises(DataDirectoryError, match="shards 2, the placement says 3"):
         open_shards(topology, initial_placement(topology, UUID), NODE)
 
 
 def test_shards_in_each_others_places_are_refused(topology: Topology) -> None:
     placement = written(topology)
-    first, second = (shard_folder(topology, NODE, "live", shard) for shard in (0, 1))
+    first, second = (shard_directory(topology, NODE, "live", shard) for shard in (0, 1))
     first.rename(first.with_name("aside"))
     second.rename(first)
     first.with_name("aside").rename(second)
-    with pytest.raises(DataFolderError, match="shard 1, the placement says 0"):
+    with pytest.raises(DataDirectoryError, match="shard 1, the placement says 0"):
         open_shards(topology, placement, NODE)
 
 
 def test_shards_of_another_store_are_refused(topology: Topology) -> None:
     placement = written(topology)
-    shutil.rmtree(shard_folder(topology, NODE, "live", 0))
-    shutil.copytree(shard_folder(topology, NODE, "archive", 0), shard_folder(topology, NODE, "live", 0))
-    with pytest.raises(DataFolderError, match="store 'archive', the placement says 'live'"):
+    shutil.rmtree(shard_directory(topology, NODE, "live", 0))
+    shutil.copytree(shard_directory(topology, NODE, "archive", 0), shard_directory(topology, NODE, "live", 0))
+    with pytest.raises(DataDirectoryError, match="store 'archive', the placement says 'live'"):
         open_shards(topology, placement, NODE)
 
 
@@ -163,7 +163,7 @@ def test_a_shard_in_another_nodes_folder_is_lost_to_its_owner(tmp_path: Path) ->
     placement = initial_placement(topology, UUID)
     with opened(topology, placement), opened(topology, placement, "other"):
         placement = with_new_generation(with_new_generation(placement, NODE), "other")
-    mine, others = shard_folder(topology, NODE, "live", 0), shard_folder(topology, "other", "live", 0)
+    mine, others = shard_directory(topology, NODE, "live", 0), shard_directory(topology, "other", "live", 0)
     mine.rename(others)
     with opened(topology, placement) as shards:
         assert shards["live", 0].fragments is None
@@ -173,17 +173,17 @@ def test_a_shard_in_another_nodes_folder_is_lost_to_its_owner(tmp_path: Path) ->
 
 
 def test_a_file_in_a_stores_place_is_refused(topology: Topology) -> None:
-    store = shard_folder(topology, NODE, "live", 0).parent
+    store = shard_directory(topology, NODE, "live", 0).parent
     store.parent.mkdir(parents=True)
     store.write_text("no folder")
-    with pytest.raises(DataFolderError, match=r"live/0000: cannot be made: Not a directory"):
+    with pytest.raises(DataDirectoryError, match=r"live/0000: cannot be made: Not a directory"):
         open_shards(topology, initial_placement(topology, UUID), NODE)
 
 
 @pytest.mark.parametrize(
     ("error", "status", "damage"),
     [
-        (StoreDamaged("bad page"), SectionStatus.DAMAGED, "bad page"),
+        (StoreCorrupt("bad page"), SectionStatus.CORRUPT, "bad page"),
         (StoreFull("no space"), SectionStatus.DISK_FULL, ""),
         (StoreError("odd"), SectionStatus.INTERNAL, ""),
     ],
@@ -209,7 +209,7 @@ def test_a_data_folder_without_shards_has_none(topology: Topology) -> None:
 
 def test_a_shard_of_any_node_is_found(topology: Topology) -> None:
     written(topology)
-    folder = shard_folder(topology, NODE, "archive", 0)
+    folder = shard_directory(topology, NODE, "archive", 0)
     assert any_shard_on_disk(topology) == str(folder)
     folder.parent.parent.rename(Path(topology.data_dir) / "a-node-that-is-no-more")
     assert any_shard_on_disk(topology) == str(folder).replace(NODE, "a-node-that-is-no-more")
@@ -220,7 +220,7 @@ def test_a_damaged_shard_counts_as_one(topology: Topology, length: int) -> None:
     written(topology)
     for data in Path(topology.data_dir).glob("*/*/*/data.mdb"):
         os.truncate(data, length)
-    assert any_shard_on_disk(topology) == str(shard_folder(topology, NODE, "archive", 0))
+    assert any_shard_on_disk(topology) == str(shard_directory(topology, NODE, "archive", 0))
 
 
 # --- the lock ---
@@ -228,8 +228,8 @@ def test_a_damaged_shard_counts_as_one(topology: Topology, length: int) -> None:
 HOLDER = """
 import sys
 from pathlib import Path
-from dawnchorus.nodes.shard_table import locked_folder
-with locked_folder(Path(sys.argv[1])):
+from dawnchorus.nodes.shard_table import locked_directory
+with locked_directory(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -242,14 +242,14 @@ def test_a_folder_is_held_against_other_processes_until_its_holder_ends(tmp_path
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
         in_use = f"{folder}: in use by process {holder.pid}; end it first"
-        with pytest.raises(DataFolderError, match=in_use), locked_folder(folder):
+        with pytest.raises(DataDirectoryError, match=in_use), locked_directory(folder):
             pytest.fail("two hold it")
         holder.kill()
         holder.wait()
     for _ in range(2):
-        with locked_folder(folder):
+        with locked_directory(folder):
             assert folder.joinpath("lock").read_text() == f"{os.getpid()}\n"
-            with pytest.raises(DataFolderError, match="in use"), locked_folder(folder):
+            with pytest.raises(DataDirectoryError, match="in use"), locked_directory(folder):
                 pytest.fail("it is held twice")
 
 
@@ -257,5 +257,5 @@ def test_a_folder_is_held_against_other_processes_until_its_holder_ends(tmp_path
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, folder: str) -> None:
     (tmp_path / "file").write_text("no folder")
     reason = r"cannot be written: .*; make it writable, or give the cluster another data_dir"
-    with pytest.raises(DataFolderError, match=reason), locked_folder(tmp_path / folder):
+    with pytest.raises(DataDirectoryError, match=reason), locked_directory(tmp_path / folder):
         pytest.fail("it is held")

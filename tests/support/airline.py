@@ -1,4 +1,4 @@
-"""The real agents of ../shared/data, or agents like them where that folder is not there."""
+"""The real agents of ../shared/data, or agents like them where that directory is not there."""
 
 import json
 import random

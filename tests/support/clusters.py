@@ -13,7 +13,7 @@ import psutil
 from dawnchorus.nodes.launcher import Launcher, NodeEvent
 from dawnchorus.perf.harness.topologies import free_ports
 
-__all__ = ["DEFAULT_NODES", "RunningCluster", "eventually", "running", "runtime_folder", "write_topology"]
+__all__ = ["DEFAULT_NODES", "RunningCluster", "eventually", "running", "runtime_directory", "write_topology"]
 
 DEFAULT_NODES: Mapping[str, Sequence[str]] = {"identity-1": ["identity"], "live-1": ["live"], "archive-1": ["archive"]}
 
@@ -37,7 +37,7 @@ _PATIENCE_SECONDS = 20.0
 
 
 def write_topology(
-    folder: Path,
+    directory: Path,
     *,
     name: str = "test",
     shards: int = 4,
@@ -58,19 +58,19 @@ def write_topology(
     for (node, listed), port in zip(nodes.items(), ports or free_ports(len(nodes)), strict=True):
         shown = ", ".join(f'"{store}"' for store in listed)
         lines.append(f'[[nodes]]\nname = "{node}"\nendpoint = "tcp://127.0.0.1:{port}"\nstores = [{shown}]')
-    path = folder / "topology.toml"
+    path = directory / "topology.toml"
     path.write_text("\n".join(lines) + "\n")
     return path
 
 
 @contextlib.contextmanager
-def runtime_folder() -> Generator[Path]:
-    """Let nodes started here keep their ipc sockets in a folder of their own, with a short path; gone at the end."""
+def runtime_directory() -> Generator[Path]:
+    """Let nodes started here keep their ipc sockets in a directory of their own, with a short path; gone at the end."""
     before = os.environ.get("XDG_RUNTIME_DIR")
-    with tempfile.TemporaryDirectory(prefix="dc-", dir="/tmp") as folder:
-        os.environ["XDG_RUNTIME_DIR"] = folder
+    with tempfile.TemporaryDirectory(prefix="dc-", dir="/tmp") as directory:
+        os.environ["XDG_RUNTIME_DIR"] = directory
         try:
-            yield Path(folder)
+            yield Path(directory)
         finally:
             if before is None:
                 del os.environ["XDG_RUNTIME_DIR"]

@@ -80,7 +80,7 @@ CLUSTER_UUID = "0123456789abcdef" * 2
 R = TypeVar("R", Hello, Fetch, Commit, Scan, Status, Cancel)
 
 
-NEVER_OPENS = BreakerSpec(requests_min=1_000_000, time_outs_in_a_row=1_000_000)
+NEVER_OPENS = BreakerSpec(requests_min=1_000_000, consecutive_timeouts=1_000_000)
 """The breaker of tests about other things: their nodes fail as often as they like."""
 
 

@@ -21,7 +21,8 @@ from dawnchorus.nodes.shard_table import (
 )
 from dawnchorus.tools.backup.manifest import FORMAT, Manifest, ShardCopy
 from dawnchorus.tools.backup.restore import restore_all
-from dawnchorus.wire.cluster.control_store import FileControlStore, establish_placement, take_generation
+from dawnchorus.wire.cluster.control_store import establish_placement, take_generation
+from dawnchorus.wire.cluster.file_control_store import FileControlStore
 from dawnchorus.wire.cluster.placement import Placement, encode_placement
 from dawnchorus.wire.cluster.restore_marker import require_no_restore
 from dawnchorus.wire.cluster.topology import KindSpec, NodeSpec, StoreSpec, Topology
@@ -37,7 +38,7 @@ Given = tuple[str, int]
 
 
 class Backup(NamedTuple):
-    """A backup's folder and manifest."""
+    """A backup's directory and manifest."""
 
     path: Path
     manifest: Manifest
@@ -56,7 +57,7 @@ class Life:
             kinds={"session": KindSpec("live")},
             nodes={"a": NodeSpec("a", "tcp://127.0.0.1:1", ("live",))},
         )
-        self._control = FileControlStore.in_folder(path)
+        self._control = FileControlStore.in_directory(path)
 
     def made(self) -> Path:
         """Return the data directory, made if need be."""

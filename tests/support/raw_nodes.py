@@ -19,7 +19,8 @@ import msgspec
 from dawnchorus.nodes.group_commit import QUEUE_BYTES_MAX
 from dawnchorus.nodes.node import FragmentNode, Transport
 from dawnchorus.nodes.shard_table import OwnedShard, any_shard_on_disk, begin_generation, close_shards, open_shards
-from dawnchorus.wire.cluster.control_store import FileControlStore, establish_placement, take_generation
+from dawnchorus.wire.cluster.control_store import establish_placement, take_generation
+from dawnchorus.wire.cluster.file_control_store import FileControlStore
 from dawnchorus.wire.cluster.topology import Topology
 from dawnchorus.wire.cluster.topology_file import load_topology
 from dawnchorus.wire.protocol.messages import (
@@ -82,10 +83,10 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 def make_topology(
-    folder: Path, *, shards: int = SHARDS, nodes: Mapping[str, Sequence[str]] = ALL_STORES, name: str = "test"
+    directory: Path, *, shards: int = SHARDS, nodes: Mapping[str, Sequence[str]] = ALL_STORES, name: str = "test"
 ) -> Topology:
-    """The topology of one node with all three stores, two shards each, in a new file of the folder."""
-    return load_topology(write_topology(folder, name=name, shards=shards, nodes=nodes))
+    """The topology of one node with all three stores, two shards each, in a new file of the directory."""
+    return load_topology(write_topology(directory, name=name, shards=shards, nodes=nodes))
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -247,7 +248,7 @@ async def served(
     monotonic: Callable[[], float] = time.monotonic,
 ) -> AsyncGenerator[Served]:
     """Serve one node in this loop for a block; what a node's process does at its start is done before."""
-    control = FileControlStore.in_folder(topology.data_dir)
+    control = FileControlStore.in_directory(topology.data_dir)
     placement = await establish_placement(topology, control, lambda: any_shard_on_disk(topology))
     shards = open_shards(topology, placement, name)
     try:
@@ -321,12 +322,12 @@ class NodeProcess:
         assert facts["event"] == "serving"
         return facts
 
-    def refused(self) -> str:
-        """Wait until it has refused to start; return why: the last line of its log."""
+    def start_failure(self) -> str:
+        """Wait until it has failed to start; return why: the last line of its log."""
         assert self.process.wait(PATIENCE_S) == 2, self.log
         self._log_reader.join(PATIENCE_S)
         last = self.log[-1]
-        assert (last["level"], last["event"]) == ("error", "refused"), self.log
+        assert (last["level"], last["event"]) == ("error", "failed to start"), self.log
         assert not [line for line in self.log if "trace" in line]
         return str(last["detail"])
 

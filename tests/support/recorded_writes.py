@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["STRACE", "Disk", "FileEvent", "folder_syncs", "read_events"]
+__all__ = ["STRACE", "Disk", "FileEvent", "directory_syncs", "read_events"]
 
 _CALLS = "openat,lseek,pwrite64,pwritev,pwritev2,write,writev,fdatasync,fsync,sync_file_range,msync,ftruncate,fallocate"
 
@@ -85,7 +85,7 @@ def _events(lines: Sequence[tuple[float, str, str, str, str]]) -> Iterator[FileE
             yield FileEvent(at, path, offset, content, number in synchronous)
 
 
-def folder_syncs(prefix: Path) -> set[str]:
+def directory_syncs(prefix: Path) -> set[str]:
     """Return every path that was synced with fsync(2), from the outputs of STRACE."""
     found: set[str] = set()
     for output in prefix.parent.glob(f"{prefix.name}.*"):

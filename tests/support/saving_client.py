@@ -27,7 +27,7 @@ from dawnchorus import (
     Saved,
     SaveError,
     SaveIncomplete,
-    SaveRefused,
+    SaveRejected,
     VersionConflict,
     connect,
 )
@@ -63,7 +63,7 @@ class Summary(msgspec.Struct, tag="summary"):
     """Saves of which some store's outcome was not known at first."""
     repeated: int = 0
     """Of these, the ones that were repeated until it was."""
-    refused: int = 0
+    rejected: int = 0
     added: dict[str, int] = {}
     """Counter -> additions that were acknowledged."""
 
@@ -91,14 +91,14 @@ class Client:
             result = error
         if isinstance(result, SaveError) and unknown_stores(result):
             self.summary.unknown += 1
-        self.summary.refused += isinstance(result, SaveRefused)
+        self.summary.rejected += isinstance(result, SaveRejected)
         return result
 
     async def repeat(self, error: SaveError) -> Saved | SaveError:
         """Repeat a save until it is known what became of it."""
         self.summary.repeated += 1
         result: Saved | SaveError = error
-        while isinstance(result, SaveError) and (unknown_stores(result) or isinstance(result, SaveRefused)):
+        while isinstance(result, SaveError) and (unknown_stores(result) or isinstance(result, SaveRejected)):
             try:
                 again = await result.retry()
                 assert isinstance(again, Saved)
@@ -188,7 +188,9 @@ class Owner:
             versions = result.saved
             assert not result.conflicting, f"nobody else writes {self.agent_id}: {result}"
         else:
-            assert isinstance(result, DeadlineExceeded | SaveRefused), f"nobody else writes {self.agent_id}: {result!r}"
+            assert isinstance(result, DeadlineExceeded | SaveRejected), (
+                f"nobody else writes {self.agent_id}: {result!r}"
+            )
             versions = {}
         for store in stores:
             found = {versions[kind] for kind in STORES[store] if kind in versions}
@@ -250,7 +252,7 @@ async def add_on(client: Client, number: int) -> None:
             client.summary.added[counter] = client.summary.added.get(counter, 0) + 1
             tell(Acknowledged(counter, "live", count, result.versions["session"]))
         else:
-            assert isinstance(result, VersionConflict | SaveRefused), repr(result)
+            assert isinstance(result, VersionConflict | SaveRejected), repr(result)
             client.summary.conflicts += isinstance(result, VersionConflict)
             await asyncio.sleep(chance.uniform(0, 0.01))
 

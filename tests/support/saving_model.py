@@ -165,7 +165,7 @@ class HandRouter:
             node: deque() for node in self.nodes
         }
         self.open: set[str] = set()
-        """Nodes that are marked down: what is offered to them is refused."""
+        """Nodes that are marked down: what is offered to them is rejected."""
         self._versions: dict[tuple[str, int], int] = {}
         self._numbers = 0
 
@@ -234,12 +234,12 @@ class HandRouter:
         self.answers[node].append((exchange, number, CommitReply(number, sections)))
 
     def overload(self, node: str) -> None:
-        """Let a node refuse the message that came first, as too much waits there."""
+        """Let a node reject the message that came first, as too much waits there."""
         exchange, number, _, _ = self.inbox[node].popleft()
         self.answers[node].append((exchange, number, None))
 
     def answer(self, node: str, *, again: bool) -> None:
-        """Let the first answer come in; what was refused is sent `again`, or its saving told."""
+        """Let the first answer come in; what was rejected is sent `again`, or its saving told."""
         exchange, number, committed = self.answers[node].popleft()
         if exchange.number != number:
             return  # nobody waits for it any more

@@ -54,10 +54,10 @@ stores = ["live"]
 """
 
 
-def write_topology(folder: Path, *, deadline_ms: int = 20_000, **changes: Any) -> Path:
+def write_topology(directory: Path, *, deadline_ms: int = 20_000, **changes: Any) -> Path:
     """Write the topology of a small cluster, two stores on two nodes, with free ports; return its path."""
     values: dict[str, Any] = {"name": "test", "data_dir": "data", "ports": free_ports(2), "deadline_ms": deadline_ms}
-    path = folder / "topology.toml"
+    path = directory / "topology.toml"
     path.write_text(TOPOLOGY.format(**(values | changes)))
     return path
 

@@ -11,10 +11,10 @@ from dawnchorus.tools import main as main_module
 from dawnchorus.tools.main import main
 from dawnchorus.wire.errors import (
     ClusterUnavailable,
-    DataFolderError,
+    DataDirectoryError,
     DawnchorusError,
     InvalidRequestError,
-    SaveRefused,
+    SaveRejected,
     TopologyError,
     UnknownKindError,
 )
@@ -85,7 +85,7 @@ def test_the_version_is_that_of_the_package(
         ["load", "."],
         ["load", "-", "--copies", "0"],
         ["load", "-", "--copies", "many"],
-        ["export", "no-such-folder/agents.ndjson"],
+        ["export", "no-such-directory/agents.ndjson"],
         ["export", "."],
         ["wake"],
         ["wake", "a", "--deadline-s", "0"],
@@ -138,7 +138,7 @@ def test_every_command_explains_a_topology_that_is_wrong(command: list[str], tmp
     assert "nowhere.toml" in missing
 
 
-def test_the_topology_comes_from_the_environment_and_from_this_folder(tmp_path: Path) -> None:
+def test_the_topology_comes_from_the_environment_and_from_this_directory(tmp_path: Path) -> None:
     other = tmp_path / "other.toml"
     other.write_text("no_such_key = 1")
     ended = run("status", code=2, env={"DAWNCHORUS_TOPOLOGY": str(other)})
@@ -156,11 +156,11 @@ def test_a_cluster_that_is_not_up_is_said(tmp_path: Path) -> None:
     ("error", "code"),
     [
         (TopologyError("what is wrong"), 2),
-        (DataFolderError("what is wrong"), 2),
+        (DataDirectoryError("what is wrong"), 2),
         (InvalidRequestError("what is wrong"), 2),
         (UnknownKindError("what is wrong"), 2),
         (ClusterUnavailable("what is wrong"), 1),
-        (SaveRefused(agent_id="a", write_id="00", refused={"live": "what is wrong"}), 1),
+        (SaveRejected(agent_id="a", write_id="00", rejected={"live": "what is wrong"}), 1),
         (DawnchorusError("what is wrong"), 1),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 
 
 @pytest.fixture
-def short_folder() -> Iterator[Path]:
-    """A folder whose path leaves room for an ipc endpoint's 107 bytes, as `tmp_path` may not."""
-    with tempfile.TemporaryDirectory(prefix="dc-") as folder:
-        yield Path(folder)
+def short_directory() -> Iterator[Path]:
+    """A directory whose path leaves room for an ipc endpoint's 107 bytes, as `tmp_path` may not."""
+    with tempfile.TemporaryDirectory(prefix="dc-") as directory:
+        yield Path(directory)

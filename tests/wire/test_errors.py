@@ -12,7 +12,7 @@ from dawnchorus.wire.errors import (
     FragmentAbsent,
     PeerFault,
     SaveIncomplete,
-    SaveRefused,
+    SaveRejected,
     UnknownKindError,
 )
 
@@ -62,14 +62,14 @@ def test_errors_that_are_key_errors_read_as_sentences() -> None:
 
 def test_errors_name_the_agent_and_the_write() -> None:
     assert "'agent-1'" in str(AgentNotFound("agent-1"))
-    refused = SaveRefused(agent_id="agent-1", write_id="00ff", refused={"live": "too large", "archive": "damaged"})
-    assert str(refused) == "agent 'agent-1': save refused: live: too large; archive: damaged"
-    assert (refused.agent_id, refused.write_id) == ("agent-1", "00ff")
+    rejected = SaveRejected(agent_id="agent-1", write_id="00ff", rejected={"live": "too large", "archive": "corrupt"})
+    assert str(rejected) == "agent 'agent-1': save rejected: live: too large; archive: corrupt"
+    assert (rejected.agent_id, rejected.write_id) == ("agent-1", "00ff")
     incomplete = SaveIncomplete(
-        agent_id="agent-1", write_id="00ff", saved={"session": 5}, refused={"identity": "no"}, unknown=("archive",)
+        agent_id="agent-1", write_id="00ff", saved={"session": 5}, rejected={"identity": "no"}, unknown=("archive",)
     )
     assert str(incomplete) == (
-        "agent 'agent-1': save incomplete: saved session; refused by identity: no; unknown at archive"
+        "agent 'agent-1': save incomplete: saved session; rejected by identity: no; unknown at archive"
     )
 
 

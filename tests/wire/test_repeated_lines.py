@@ -70,7 +70,7 @@ def test_the_next_one_says_how_many_were_held_back(lines: Lines) -> None:
 
 def test_each_shard_and_each_reason_has_its_line(lines: Lines) -> None:
     for shard in range(3):
-        for detail in ("no space", "damaged"):
+        for detail in ("no space", "corrupt"):
             lines.fail(7, store="live", shard=shard, detail=detail)
     assert lines.shown == [("shard fails", 0)] * 6
 

@@ -1,4 +1,4 @@
-"""A backup, as the client makes it: a folder with a marker, a copy of each shard by its node, the manifest last.
+"""A backup, as the client makes it: a directory with a marker, a copy of each shard by its node, the manifest last.
 
 The copies are made one after the other, each by the shard's own node, so that the pace asked for is that of the whole.
 Each shard is one moment of its own: a save that touches two stores may be in one copy and not in the other, as it may
@@ -19,8 +19,8 @@ import msgspec
 
 from ...router.client.cluster import Cluster
 from ...wire.cluster.placement import encode_placement
-from ...wire.durable_files import make_folder_durably, sync_folder
-from ...wire.errors import ClusterUnavailable, DataFolderError
+from ...wire.durable_files import make_directory_durably, sync_directory
+from ...wire.errors import ClusterUnavailable, DataDirectoryError
 from ...wire.private_files import private_opener
 from ...wire.protocol.backup_messages import BACKUP_FILE_PATTERN, BACKUP_MARKER_FILE, BackupMarker, BackupReply
 from ...wire.protocol.messages import SectionStatus, ShardStatus, StatusReply
@@ -43,19 +43,21 @@ _SHOW_EVERY_S: Final = 0.2
 _SERVING: Final = "serving"
 
 
-async def make_backup(cluster: Cluster, topology: str, folder: Path, rate_bytes_s: int, bar: ProgressBar) -> Manifest:
-    """Copy every shard into `folder`, which is made; `topology` is the text of the topology file.
+async def make_backup(
+    cluster: Cluster, topology: str, directory: Path, rate_bytes_s: int, bar: ProgressBar
+) -> Manifest:
+    """Copy every shard into `directory`, which is made; `topology` is the text of the topology file.
 
     `rate_bytes_s`: 0 for as fast as it goes. What was begun and did not come to its end is removed again.
 
     Raises:
         ClusterUnavailable: a node does not answer, a shard is not served, or could not be copied.
-        DataFolderError: the folder cannot be made, or holds something.
+        DataDirectoryError: the directory cannot be made, or holds something.
     """
     shards = await _served_shards(cluster)
     began_at = _now()
-    with _marked_folder(folder, cluster.placement.cluster_uuid):
-        copies = await _copy_all(cluster, shards, folder, rate_bytes_s, bar)
+    with _marked_directory(directory, cluster.placement.cluster_uuid):
+        copies = await _copy_all(cluster, shards, directory, rate_bytes_s, bar)
         placement = cluster.placement
         manifest = Manifest(
             FORMAT,
@@ -67,13 +69,13 @@ async def make_backup(cluster: Cluster, topology: str, folder: Path, rate_bytes_
             msgspec.Raw(encode_placement(placement)),
             copies,
         )
-        write_manifest(folder, manifest)
-    _remove_copies(folder, [copy.file for copy in copies])
+        write_manifest(directory, manifest)
+    _remove_copies(directory, [copy.file for copy in copies])
     return manifest
 
 
 async def _served_shards(cluster: Cluster) -> list[ShardStatus]:
-    """Return every shard of the cluster, in the order of stores and shards; refuse where one cannot be copied."""
+    """Return every shard of the cluster, in the order of stores and shards; reject where one cannot be copied."""
     answers = await cluster.status(STATUS_DEADLINE_S)
     served: dict[tuple[str, int], ShardStatus] = {}
     problems: list[str] = []
@@ -95,14 +97,14 @@ async def _served_shards(cluster: Cluster) -> list[ShardStatus]:
 
 
 async def _copy_all(
-    cluster: Cluster, shards: list[ShardStatus], folder: Path, rate_bytes_s: int, bar: ProgressBar
+    cluster: Cluster, shards: list[ShardStatus], directory: Path, rate_bytes_s: int, bar: ProgressBar
 ) -> tuple[ShardCopy, ...]:
     copies: dict[tuple[str, int], ShardCopy] = {}
     total = sum(shard.disk_bytes for shard in shards)
 
     async def show() -> None:
         while True:
-            size = _bytes_in(folder)
+            size = _bytes_in(directory)
             current = shards[min(len(copies), len(shards) - 1)]
             text = f"{current.store}/{current.shard}, {format_bytes(size)}"
             bar.show(text, min(size, total), total)
@@ -111,18 +113,18 @@ async def _copy_all(
     showing = asyncio.create_task(show())
     try:
         for shard in shards:
-            copies[shard.store, shard.shard] = await _copy(cluster, shard, folder, rate_bytes_s)
+            copies[shard.store, shard.shard] = await _copy(cluster, shard, directory, rate_bytes_s)
     finally:
         showing.cancel()
     return tuple(copies.values())
 
 
-async def _copy(cluster: Cluster, shard: ShardStatus, folder: Path, rate_bytes_s: int) -> ShardCopy:
+async def _copy(cluster: Cluster, shard: ShardStatus, directory: Path, rate_bytes_s: int) -> ShardCopy:
     pace = min(rate_bytes_s / 4, _BYTES_S_MIN) if rate_bytes_s else _BYTES_S_MIN
     deadline_s = _SHARD_DEADLINE_S + shard.disk_bytes / pace
     for attempt in range(_ATTEMPTS):
         file = f"{shard.store}-{shard.shard:04d}{f'-{attempt}' if attempt else ''}.mdb"
-        path = folder / file
+        path = directory / file
         try:
             answer = await cluster.back_up_shard(
                 shard.store, shard.shard, str(path), rate_bytes_s=rate_bytes_s, deadline_s=deadline_s
@@ -155,41 +157,43 @@ def _require_copied(answer: BackupReply, shard: ShardStatus, path: Path) -> None
 
 
 @contextlib.contextmanager
-def _marked_folder(folder: Path, cluster_uuid: str) -> Generator[None]:
-    """Make a folder that nodes may write copies into while the block runs; empty it again where the block fails."""
+def _marked_directory(directory: Path, cluster_uuid: str) -> Generator[None]:
+    """Make a directory that nodes may write copies into while the block runs; empty it again where the block fails."""
     try:
-        make_folder_durably(folder)
-        if any(folder.iterdir()):
-            raise DataFolderError(f"{folder}: holds something already; give a folder that is empty or does not exist")
-        marker = folder / BACKUP_MARKER_FILE
+        make_directory_durably(directory)
+        if any(directory.iterdir()):
+            raise DataDirectoryError(
+                f"{directory}: holds something already; give a directory that is empty or does not exist"
+            )
+        marker = directory / BACKUP_MARKER_FILE
         with open(marker, "xb", opener=private_opener) as file:
             file.write(msgspec.json.encode(BackupMarker(cluster_uuid)))
             file.flush()
             os.fsync(file.fileno())
-        sync_folder(folder.parent)
+        sync_directory(directory.parent)
     except OSError as error:
-        raise DataFolderError(f"{folder}: cannot be written: {error.strerror}") from error
+        raise DataDirectoryError(f"{directory}: cannot be written: {error.strerror}") from error
     try:
         yield
     except BaseException:
         marker.unlink(missing_ok=True)  # a node that still writes a copy gives up
-        _remove_copies(folder, ())
+        _remove_copies(directory, ())
         with contextlib.suppress(OSError):  # something of a node's is there still
-            folder.rmdir()
+            directory.rmdir()
         raise
     marker.unlink(missing_ok=True)
 
 
-def _remove_copies(folder: Path, kept: Collection[str]) -> None:
+def _remove_copies(directory: Path, kept: Collection[str]) -> None:
     """Remove copies that are not part of the backup: those of attempts that broke off."""
-    for file_name in os.listdir(folder):
+    for file_name in os.listdir(directory):
         if BACKUP_FILE_PATTERN.fullmatch(file_name) and file_name not in kept:
-            (folder / file_name).unlink(missing_ok=True)
+            (directory / file_name).unlink(missing_ok=True)
 
 
-def _bytes_in(folder: Path) -> int:
+def _bytes_in(directory: Path) -> int:
     size = 0
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
             with contextlib.suppress(OSError):  # renamed a moment ago
                 size += entry.stat().st_size

@@ -10,14 +10,14 @@ from typing import NamedTuple
 from ...fragment_stores.engine import ShardIdentity
 from ...fragment_stores.registry import file_engine
 from ...fragment_stores.shard_files import Finding, ShardFiles, ShardVerifier, Verified
-from ...nodes.shard_table import shard_folder
+from ...nodes.shard_table import shard_directory
 from ...wire.cluster.placement import Placement
 from ...wire.cluster.topology import Topology
 from ...wire.errors import ConfigurationError
 from ...wire.protocol.versions import generation_of
 from .manifest import Manifest
 
-__all__ = ["Expected", "Verifiers", "require_files", "shards_of_backup", "shards_of_data_folder", "verify_shard"]
+__all__ = ["Expected", "Verifiers", "require_files", "shards_of_backup", "shards_of_data_directory", "verify_shard"]
 
 
 class Expected(NamedTuple):
@@ -62,7 +62,7 @@ def require_files(engine: str) -> ShardFiles:
     return files
 
 
-def shards_of_data_folder(topology: Topology, placement: Placement) -> list[Expected]:
+def shards_of_data_directory(topology: Topology, placement: Placement) -> list[Expected]:
     """Return every shard that was ever opened and is a file, where it should be."""
     expected: list[Expected] = []
     for store, owners in placement.shards.items():
@@ -72,13 +72,13 @@ def shards_of_data_folder(topology: Topology, placement: Placement) -> list[Expe
             continue
         for shard, owner in enumerate(owners):
             if owner.epoch:
-                path = shard_folder(topology, owner.node, store, shard) / files.data_file
+                path = shard_directory(topology, owner.node, store, shard) / files.data_file
                 uuid = placement.cluster_uuid
                 expected.append(Expected(store, shard, engine, path, uuid, len(owners), placement.generation))
     return expected
 
 
-def shards_of_backup(folder: Path, manifest: Manifest) -> list[Expected]:
+def shards_of_backup(directory: Path, manifest: Manifest) -> list[Expected]:
     """Return every shard of a backup."""
     placement = manifest.read_placement()
     return [
@@ -86,7 +86,7 @@ def shards_of_backup(folder: Path, manifest: Manifest) -> list[Expected]:
             copy.store,
             copy.shard,
             copy.engine,
-            folder / copy.file,
+            directory / copy.file,
             manifest.cluster_uuid,
             len(placement.shards[copy.store]),
             placement.generation,

@@ -187,7 +187,7 @@ def _parse_argument(argument: str) -> object:
 
 
 def _read_file(path: str) -> bytes:
-    # A value over the limit is refused later with a word of its own; a device without an end must not fill the memory.
+    # A value over the limit is rejected later with a word of its own; a device without an end must not fill the memory.
     try:
         with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
             return file.read(LINE_BYTES_MAX)
@@ -223,7 +223,7 @@ def _describe_failure(error: SaveError, what: str) -> dict[str, object]:
     }
     if isinstance(error, SaveIncomplete):
         described["versions"] = {kind: str(version) for kind, version in error.saved.items()}
-        described["refused"] = error.refused
+        described["rejected"] = error.rejected
         described["unknown"] = error.unknown
     return described
 

@@ -12,17 +12,17 @@ import click
 
 from ...fragment_stores.shard_files import Verified
 from ...router.client.cluster import connect
-from ...wire.cluster.control_store import FileControlStore
+from ...wire.cluster.file_control_store import FileControlStore
 from ...wire.cluster.placement import reconcile
 from ...wire.cluster.restore_marker import require_no_restore
 from ...wire.cluster.topology import Topology
 from ...wire.cluster.topology_file import load_topology
-from ...wire.errors import DataFolderError, InvalidRequestError, PlacementError
+from ...wire.errors import DataDirectoryError, InvalidRequestError, PlacementError
 from ...wire.protocol.backup_messages import BACKUP_MARKER_FILE
 from ..backup.make_backup import make_backup
-from ..backup.manifest import MANIFEST_FILE, Manifest, ShardCopy, read_manifest, require_whole
+from ..backup.manifest import MANIFEST_FILE, Manifest, ShardCopy, read_manifest, require_complete
 from ..backup.restore import heal_shards, restore_all
-from ..backup.shard_check import Expected, Verifiers, shards_of_backup, shards_of_data_folder, verify_shard
+from ..backup.shard_check import Expected, Verifiers, shards_of_backup, shards_of_data_directory, verify_shard
 from ..backup.stopped_cluster import stopped_cluster
 from ..console.async_runner import run
 from ..console.options import CONNECT_DEADLINE_S, json_option, topology_file_option
@@ -34,11 +34,11 @@ RATE_MB_DEFAULT = 50.0
 """Megabytes a second: half of what a slow disk writes, so that saves find the rest. Median p99 of a single wake beside
 it, over six runs on two busy cores: 1.2 times the idle one, and the same with 20."""
 
-_folder = click.Path(file_okay=False, path_type=Path)
+_directory = click.Path(file_okay=False, path_type=Path)
 
 
 @click.command()
-@click.argument("folder", metavar="DIR", type=_folder)
+@click.argument("directory", metavar="DIR", type=_directory)
 @click.option(
     "--rate-mb",
     type=click.FloatRange(min=0),
@@ -49,7 +49,7 @@ _folder = click.Path(file_okay=False, path_type=Path)
 )
 @topology_file_option
 @json_option("Print the summary as one JSON object; versions in it are strings.")
-def backup(folder: Path, rate_mb: float, topology: str, as_json: bool) -> int:
+def backup(directory: Path, rate_mb: float, topology: str, as_json: bool) -> int:
     """Copy all shards of the running cluster into DIR, which is made and must be empty.
 
     The nodes go on serving; each writes the copies of its own shards, one after the other. Every save that was
@@ -61,9 +61,9 @@ def backup(folder: Path, rate_mb: float, topology: str, as_json: bool) -> int:
       dawnchorus backup backups/2026-01-31
     """
     parsed = load_topology(topology)
-    target = folder.resolve()
+    target = directory.resolve()
     if target.is_relative_to(os.path.realpath(parsed.data_dir)):
-        raise click.UsageError(f"{folder}: lies in the cluster's data folder; a backup should outlive that")
+        raise click.UsageError(f"{directory}: lies in the cluster's data directory; a backup should outlive that")
     text = Path(topology).read_text(encoding="utf-8")
     began = time.monotonic()
 
@@ -81,22 +81,22 @@ def backup(folder: Path, rate_mb: float, topology: str, as_json: bool) -> int:
 
 
 @click.command()
-@click.argument("folder", metavar="DIR", type=_folder)
+@click.argument("directory", metavar="DIR", type=_directory)
 @click.option(
     "--shard",
     "shards",
     multiple=True,
     metavar="STORE/N",
-    help="Only this shard, which is damaged or missing; can be given several times.",
+    help="Only this shard, which is corrupt or missing; can be given several times.",
 )
 @topology_file_option
 @json_option("Print the summary as one JSON object; versions in it are strings.")
-def restore(folder: Path, shards: tuple[str, ...], topology: str, as_json: bool) -> int:
-    """Build the data folder of a stopped cluster from the backup in DIR.
+def restore(directory: Path, shards: tuple[str, ...], topology: str, as_json: bool) -> int:
+    """Build the data directory of a stopped cluster from the backup in DIR.
 
-    The whole backup is read and checked first; a damaged or incomplete one is refused, and so is a data folder that
-    holds data. With --shard, single damaged or missing shards of a data folder are replaced; the damaged ones are kept
-    beside them. Versions go on growing: nobody takes a restored fragment for a newer one that was lost.
+    The complete backup is read and checked first. A corrupt or incomplete one is rejected, and so is a data directory
+    that holds data. With --shard, single corrupt or missing shards are replaced; the corrupt ones are kept beside them.
+    Versions go on growing: no client takes a restored fragment for a newer one that was lost.
 
     \b
     Example:
@@ -105,11 +105,11 @@ def restore(folder: Path, shards: tuple[str, ...], topology: str, as_json: bool)
     """
     wanted = [_parse_shard(name) for name in dict.fromkeys(shards)]
     parsed = load_topology(topology)
-    source = folder.resolve()
+    source = directory.resolve()
     began = time.monotonic()
     manifest = read_manifest(source)
     with stopped_cluster(parsed) as data, progress_bar("restore") as bar:
-        require_whole(source, manifest, _teller(bar, "checks", manifest.shards))
+        require_complete(source, manifest, _teller(bar, "checks", manifest.shards))
         chosen = [copy for copy in manifest.shards if not wanted or (copy.store, copy.shard) in wanted]
         tell = _teller(bar, "copies", chosen)
         kept: list[Path] = []
@@ -118,17 +118,17 @@ def restore(folder: Path, shards: tuple[str, ...], topology: str, as_json: bool)
         else:
             restore_all(parsed, data, manifest, source, tell)
         for path in kept:
-            bar.print(f"the damaged shard is kept in {path}; remove it when nobody needs it any more")
+            bar.print(f"the corrupt shard is kept in {path}; remove it when nobody needs it any more")
     _report("restored", manifest, data, time.monotonic() - began, as_json, chosen)
     return 0
 
 
 @click.command()
-@click.argument("folder", metavar="[DIR]", type=_folder, required=False)
+@click.argument("directory", metavar="[DIR]", type=_directory, required=False)
 @topology_file_option
 @json_option("Print the summary as one JSON object, with up to 1,000 findings.")
-def verify(folder: Path | None, topology: str, as_json: bool) -> int:
-    """Check the backup in DIR, or, without DIR, the data folder of the topology's cluster, which must be stopped.
+def verify(directory: Path | None, topology: str, as_json: bool) -> int:
+    """Check the backup in DIR, or, without DIR, the data directory of the topology's cluster, which must be stopped.
 
     Everything is read: every page, every image, the log and the expiry index, and each is held against the others. A
     backup's files are held against its manifest as well. What is wrong is named, shard by shard, and the exit code is
@@ -142,15 +142,15 @@ def verify(folder: Path | None, topology: str, as_json: bool) -> int:
     began = time.monotonic()
     with progress_bar("verify") as bar:
         problems = Problems(bar)
-        if folder is not None:
-            source = folder.resolve()
+        if directory is not None:
+            source = directory.resolve()
             manifest = _read_backup(source)
-            require_whole(source, manifest, _teller(bar, "reads", manifest.shards))
+            require_complete(source, manifest, _teller(bar, "reads", manifest.shards))
             seen = _verify_all(shards_of_backup(source, manifest), problems, bar)
         else:
             parsed = load_topology(topology)
             if not Path(parsed.data_dir).is_dir():
-                raise DataFolderError(f"{parsed.data_dir}: there is no data folder")
+                raise DataDirectoryError(f"{parsed.data_dir}: there is no data directory")
             with stopped_cluster(parsed):
                 seen = _verify_all(_placed_shards(parsed), problems, bar)
         problems.finish()
@@ -164,7 +164,7 @@ def verify(folder: Path | None, topology: str, as_json: bool) -> int:
         "seconds": round(time.monotonic() - began, 3),
     }
     if as_json:
-        print_json({**totals, "problems": problems.count, "listed": problems.listed})
+        print_json({**totals, "problem_count": problems.count, "problems": problems.listed})
     else:
         click.echo(
             f"verified {totals['shards']} shards, {totals['agents']:,} agents, {totals['fragments']:,} fragments,"
@@ -178,17 +178,17 @@ def _read_backup(source: Path) -> Manifest:
     if not any((source / name).exists() for name in (MANIFEST_FILE, BACKUP_MARKER_FILE)) and not list(
         source.glob("*.mdb")
     ):
-        raise DataFolderError(f"{source}: is no backup; for the data folder of a cluster give --topology alone")
+        raise DataDirectoryError(f"{source}: is no backup; for the data directory of a cluster give --topology alone")
     return read_manifest(source)
 
 
 def _placed_shards(topology: Topology) -> list[Expected]:
     require_no_restore(topology.data_dir)
-    control = FileControlStore.in_folder(topology.data_dir)
+    control = FileControlStore.in_directory(topology.data_dir)
     placement = asyncio.run(control.read())
     if placement is None:
         raise PlacementError(f"{control.path}: there is no placement; restore it, or all, from a backup")
-    return shards_of_data_folder(topology, reconcile(topology, placement))
+    return shards_of_data_directory(topology, reconcile(topology, placement))
 
 
 def _verify_all(shards: list[Expected], problems: Problems, bar: ProgressBar) -> list[Verified]:
@@ -232,7 +232,7 @@ def _teller(
 
 
 def _report(
-    what: str, manifest: Manifest, folder: Path, took_s: float, as_json: bool, copies: list[ShardCopy] | None = None
+    what: str, manifest: Manifest, directory: Path, took_s: float, as_json: bool, copies: list[ShardCopy] | None = None
 ) -> None:
     shards = manifest.shards if copies is None else copies
     size = sum(copy.bytes for copy in shards)
@@ -241,7 +241,7 @@ def _report(
             {
                 "cluster": manifest.cluster,
                 "cluster_uuid": manifest.cluster_uuid,
-                "folder": str(folder),
+                "directory": str(directory),
                 "began_at": manifest.began_at,
                 "bytes": size,
                 "seconds": round(took_s, 3),
@@ -253,4 +253,4 @@ def _report(
         )
     else:
         shown = f"{len(shards)} shards of cluster {manifest.cluster}, {format_bytes(size)}"
-        click.echo(f"{what} {shown}, in {took_s:.1f} s: {folder}")
+        click.echo(f"{what} {shown}, in {took_s:.1f} s: {directory}")

@@ -18,7 +18,7 @@ def up(topology: str, as_json: bool) -> int:
     A node that dies is started again, after a pause that grows while it keeps dying. On a terminal, each node has a
     line that is kept current; otherwise events, and what the nodes log, are printed to standard output, one JSON object
     a line. Lines that nobody takes are dropped and counted, never waited for. The exit code is 0 after Ctrl-C or
-    SIGTERM, and 2 if the topology is wrong or a node refuses to start; the others are then ended again.
+    SIGTERM, and 2 if the topology is wrong or a node fails to start; the others are then ended again.
 
     \b
     Example:
@@ -40,7 +40,7 @@ def node(name: str, topology: str, as_json: bool, until_stdin_closes: bool, laun
     """Run the node NAME of a topology in this process, until Ctrl-C or SIGTERM.
 
     For those who supervise processes themselves; `dawnchorus up` runs all nodes and starts them again when they die.
-    Events are printed to standard error, one JSON object a line. The exit code is 2 if the node refuses to start.
+    Events are printed to standard error, one JSON object a line. The exit code is 2 if the node fails to start.
 
     \b
     Example:

@@ -104,7 +104,7 @@ def _is_well(answer: StatusReply | DawnchorusError | None) -> bool:
     return (
         isinstance(answer, StatusReply)
         and answer.takes_clients
-        and all(shard.state == SERVING and not shard.trouble and not shard.notice for shard in answer.shards)
+        and all(shard.state == SERVING and not shard.last_error and not shard.notice for shard in answer.shards)
     )
 
 
@@ -150,7 +150,7 @@ def _describe_shard(shard: ShardStatus) -> dict[str, object]:
         "agents": shard.agents,
         "disk_bytes": shard.disk_bytes,
         "state": shard.state,
-        "trouble": shard.trouble,
+        "last_error": shard.last_error,
         "notice": shard.notice,
         "clock_ahead_ms": shard.clock_ahead_ms,
     }
@@ -223,9 +223,9 @@ def _problems(nodes: Mapping[str, NodeSpec], answers: Answers) -> list[str]:
             if shard.state != SERVING
         ]
         found += [
-            f"{node}: the last save to shard {shard.shard} of store {shard.store} failed: {shard.trouble}"
+            f"{node}: the last save to shard {shard.shard} of store {shard.store} failed: {shard.last_error}"
             for shard in answer.shards
-            if shard.state == SERVING and shard.trouble
+            if shard.state == SERVING and shard.last_error
         ]
         found += [
             f"{node}: shard {shard.shard} of store {shard.store}: {shard.notice}"

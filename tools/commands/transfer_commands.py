@@ -94,8 +94,8 @@ def _print_load(loader: Loader, problems: Problems, as_json: bool, stopped: str 
     """Say what was loaded, also by a load that was cut short: loading the same file again is then harmless."""
     totals = loader.totals
     if as_json:
-        counts = {**asdict(totals), "unknown": loader.unknown, "problems": problems.count}
-        print_json({**counts, "stopped": stopped, "listed": problems.listed})
+        counts = {**asdict(totals), "unknown": loader.unknown, "problem_count": problems.count}
+        print_json({**counts, "stopped": stopped, "problems": problems.listed})
         return
     rate = totals.agents / totals.seconds if totals.seconds else 0.0
     click.echo(
@@ -123,7 +123,7 @@ def export(file: str, topology: str, as_json: bool) -> int:
       dawnchorus export | head -1
     """
     if file != "-" and not Path(file).resolve().parent.is_dir():
-        raise click.UsageError(f"{file}: its folder does not exist")
+        raise click.UsageError(f"{file}: its directory does not exist")
     return run(_export(file, topology, as_json))
 
 
@@ -157,7 +157,9 @@ async def _export(file: str, topology: str, as_json: bool) -> int:
     totals = exporter.totals
     to_stderr = file == "-"
     if as_json:
-        print_json({**asdict(totals), "problems": problems.count, "listed": problems.listed}, to_stderr=to_stderr)
+        print_json(
+            {**asdict(totals), "problem_count": problems.count, "problems": problems.listed}, to_stderr=to_stderr
+        )
     elif not to_stderr or sys.stderr.isatty():
         click.echo(
             f"exported {totals.agents:,} agents, {totals.fragments:,} fragments, {format_bytes(totals.bytes)}"

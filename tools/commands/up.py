@@ -26,7 +26,7 @@ __all__ = ["format_event", "run_up"]
 
 _STANDARD_OUTPUT: Final = 1
 
-_LEVELS: Final = {"restarting": "warning", "refused": "error"}
+_LEVELS: Final = {"restarting": "warning", "failed": "error"}
 
 Show = Callable[[NodeEvent], None]
 
@@ -35,7 +35,7 @@ def run_up(topology: str, *, as_json: bool) -> int:
     """Run all nodes until a signal asks for the end; returns the exit code.
 
     Raises:
-        ConfigurationError: the topology is wrong or a node refused to start; all nodes have been ended.
+        ConfigurationError: the topology is wrong or a node failed to start; all nodes have been ended.
     """
     log_to_stderr("up")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -20,7 +20,7 @@ __all__ = ["NodeTable", "render"]
 _EVENT_BYTES: Final = 512
 """What an event takes beside its detail, about."""
 
-_STYLES: Final = {"starting": "yellow", "serving": "green", "restarting": "yellow", "stopped": "dim", "refused": "red"}
+_STYLES: Final = {"starting": "yellow", "serving": "green", "restarting": "yellow", "stopped": "dim", "failed": "red"}
 
 
 class NodeTable:

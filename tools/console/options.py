@@ -18,7 +18,7 @@ CONNECT_DEADLINE_S: Final = 2.0
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def _refuse_endpoint(_ctx: click.Context, _option: click.Parameter, value: str) -> str:
+def _reject_endpoint(_ctx: click.Context, _option: click.Parameter, value: str) -> str:
     if "://" in value:
         raise click.BadParameter(f"{value!r} is an endpoint; this command needs the topology file itself.")
     return value
@@ -34,7 +34,7 @@ def topology_file_option(command: Command) -> Command:
         envvar=_ENVIRONMENT,
         show_envvar=True,
         metavar="PATH",
-        callback=_refuse_endpoint,
+        callback=_reject_endpoint,
         help="The topology file.",
     )(command)
 

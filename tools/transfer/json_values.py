@@ -10,7 +10,7 @@ A mapping of the user's that looks like one of these survives by escaping: a map
 `$bytes`, `$$bytes`, ... gets one more `$` when written and loses one when read, and the same for the other tags.
 
 Integers are exact within 64 bits, signed or unsigned. What cannot be kept exactly (larger integers, a key that is there
-twice) is refused, never changed. Pure: bytes in, values out.
+twice) is rejected, never changed. Pure: bytes in, values out.
 
 Formats: RFC 8259 (JSON), RFC 4648 section 4 (base64, padded), RFC 3339 (times). "NaN" and "Infinity" are spelled as in
 the JSON of Protocol Buffers.
@@ -83,7 +83,7 @@ def parse_json(text: bytes) -> object:
     except orjson.JSONDecodeError as error:
         raise UnreadableJson(f"not JSON: {error.msg} (column {error.colno})") from None
     if _has_fewer_keys(document, text):
-        _refuse_duplicates(text)
+        _reject_duplicates(text)
     return document
 
 
@@ -140,7 +140,7 @@ def _count_keys(document: object) -> int:
     return count
 
 
-def _refuse_duplicates(text: bytes) -> None:
+def _reject_duplicates(text: bytes) -> None:
     def check(pairs: list[tuple[str, object]]) -> None:
         seen = set[str]()
         for key, _ in pairs:

@@ -27,7 +27,7 @@ from ...wire.errors import (
     InvalidRequestError,
     PeerFault,
     SaveIncomplete,
-    SaveRefused,
+    SaveRejected,
 )
 from ...wire.protocol.limits import AGENT_ID_BYTES_MAX, FRAGMENT_BYTES_MAX
 from ..console.async_runner import in_thread
@@ -259,9 +259,9 @@ class Loader:
 
 
 def may_pass_later(error: DawnchorusError) -> bool:
-    """Whether the same save may succeed a moment later; not so for what is refused for what it is."""
-    if isinstance(error, SaveRefused | SaveIncomplete):
-        return error.refused.keys() <= set(error.transient)
+    """Whether the same save may succeed a moment later; not so for what is rejected for what it is."""
+    if isinstance(error, SaveRejected | SaveIncomplete):
+        return error.rejected.keys() <= set(error.transient)
     return isinstance(error, DeadlineExceeded | ClusterUnavailable | PeerFault)
 
 

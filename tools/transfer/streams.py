@@ -138,11 +138,11 @@ class OutputFile:
         os.replace(self._temporary, self._target)
         self._temporary = None
         os.close(self.descriptor)
-        folder = os.open(self._target.parent, os.O_RDONLY | os.O_CLOEXEC)
+        directory = os.open(self._target.parent, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            os.fsync(folder)
+            os.fsync(directory)
         finally:
-            os.close(folder)
+            os.close(directory)
 
     def discard(self) -> None:
         """Remove what was not committed. The descriptor stays open: a thread may still be writing to it."""

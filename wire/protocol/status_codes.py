@@ -15,7 +15,7 @@ class SectionStatus(enum.IntEnum):
     """The node does not own the shard, or not under this epoch."""
     SEALED = 2
     """The shard takes no writes at the moment."""
-    DAMAGED = 3
+    CORRUPT = 3
     """The shard's data cannot be trusted."""
     DISK_FULL = 4
     OVERLOADED = 5

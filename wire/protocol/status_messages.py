@@ -27,7 +27,7 @@ class ShardStatus(msgspec.Struct, array_like=True, frozen=True, gc=False):
     agents: int
     disk_bytes: int
     state: str
-    trouble: str = ""
+    last_error: str = ""
     notice: str = ""
     clock_ahead_ms: int = 0
 

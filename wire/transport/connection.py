@@ -355,7 +355,7 @@ class Link:
 
     def refuse(self, reason: str) -> None:
         """Take note that router and node do not belong together; it is tried again later."""
-        _log.warning("node refuses", extra={"node": self.node, "endpoint": self.endpoint, "detail": reason})
+        _log.warning("node rejects this client", extra={"node": self.node, "endpoint": self.endpoint, "detail": reason})
         self._begin_again(self._backoff.refused_pause_s())
         self._owner.handle_refused(self, reason)
 

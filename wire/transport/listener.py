@@ -33,7 +33,7 @@ class Listener:
         """Bind the socket.
 
         Raises:
-            DataFolderError: the endpoint is in use or not to be had.
+            DataDirectoryError: the endpoint is in use or not to be had.
         """
         monitor = replies.get_monitor_socket(int(zmq.EVENT_LISTENING))
         try:

@@ -26,7 +26,7 @@ class ServerSocket:
         """Listen: requests wait in the socket until `open_channel`.
 
         Raises:
-            DataFolderError: an endpoint is in use or not to be had; nothing is left bound.
+            DataDirectoryError: an endpoint is in use or not to be had; nothing is left bound.
         """
         try:
             self._listener = Listener(self._replies, self._endpoint)

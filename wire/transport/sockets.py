@@ -13,7 +13,7 @@ from typing import Final, Self
 import zmq
 
 from ..descriptors import require_descriptors
-from ..errors import ClusterUnavailable, DataFolderError
+from ..errors import ClusterUnavailable, DataDirectoryError
 from ..protocol.limits import FRAME_BYTES_MAX
 
 __all__ = ["BROKEN_EVENTS", "NODE_RECEIVE_FRAMES_MAX", "NODE_SEND_FRAMES_MAX", "SocketOwner", "bind", "remove_ipc_file"]
@@ -170,13 +170,13 @@ def bind(replies: zmq.Socket[bytes], endpoint: str) -> None:
     """Bind a socket.
 
     Raises:
-        DataFolderError: the endpoint is in use or not to be had.
+        DataDirectoryError: the endpoint is in use or not to be had.
     """
     try:
         replies.bind(endpoint)
     except zmq.ZMQError as error:
         remedy = "end the process that uses it or give the node another endpoint in topology.toml"
-        raise DataFolderError(f"cannot bind {endpoint}: {error}; {remedy}") from error
+        raise DataDirectoryError(f"cannot bind {endpoint}: {error}; {remedy}") from error
 
 
 def remove_ipc_file(endpoint: str) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dawnchorus.fragment_stores.lmdb.store import LMDBStore
-from dawnchorus.wire.errors import StoreDamaged
+from dawnchorus.wire.errors import StoreCorrupt
 from dawnchorus.wire.protocol.image import decode_image
 from dawnchorus.wire.protocol.messages import DeleteAgent, DeleteKind, Operation, Put
 from tests.fragment_stores.conformance import IDENTITY, commit, put, write
@@ -116,7 +116,7 @@ def test_a_row_of_the_log_that_cannot_be_appended_is_damage_and_nothing_is_commi
             transaction.put(future, row)
     store = LMDBStore(tmp_path, IDENTITY, create=False)
     store.version += 1
-    with pytest.raises(StoreDamaged, match="a row newer than the shard's clock"):
+    with pytest.raises(StoreCorrupt, match="a row newer than the shard's clock"):
         commit(store, [put("a", b"2")], 1_000)
     assert fragments(store, b"a")["session"].value == b"1"
     store.close()

@@ -13,7 +13,7 @@ from dawnchorus.fragment_stores.lmdb.checker import FileVerifier
 from dawnchorus.fragment_stores.lmdb.file_format import unreadable_format
 from dawnchorus.fragment_stores.lmdb.identity import read_identity
 from dawnchorus.fragment_stores.lmdb.store import LMDBStore
-from dawnchorus.wire.errors import StoreDamaged, StoreError
+from dawnchorus.wire.errors import StoreCorrupt, StoreError
 from tests.fragment_stores.conformance import IDENTITY, commit, put, values
 
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")
@@ -42,7 +42,7 @@ def test_a_file_of_a_format_that_is_not_at_hand_is_named_and_not_called_damaged(
     for opens in (lambda: LMDBStore(tmp_path, IDENTITY, create=False), lambda: read_identity(tmp_path)):
         with pytest.raises(StoreError, match=rf"written in format {version} of .*{name}.*nothing is wrong") as raised:
             opens()
-        assert not isinstance(raised.value, StoreDamaged)
+        assert not isinstance(raised.value, StoreCorrupt)
         assert "backup" not in str(raised.value)
     with FileVerifier() as verifier:
         [finding], _ = verifier.verify(tmp_path / "data.mdb")

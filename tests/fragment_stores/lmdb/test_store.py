@@ -17,7 +17,7 @@ from dawnchorus.fragment_stores.lmdb import environment as lmdb_file
 from dawnchorus.fragment_stores.lmdb import store as lmdb_store
 from dawnchorus.fragment_stores.lmdb.identity import read_identity
 from dawnchorus.fragment_stores.lmdb.store import LMDBStore
-from dawnchorus.wire.errors import StoreDamaged, StoreError, StoreFull
+from dawnchorus.wire.errors import StoreCorrupt, StoreError, StoreFull
 from dawnchorus.wire.protocol.messages import DeleteAgent, Rejection, RejectionCode
 from dawnchorus.wire.protocol.versions import first_version
 from tests.fragment_stores.conformance import IDENTITY, commit, images_of, put, read, value_of, values, versions, write
@@ -99,8 +99,8 @@ def test_a_file_that_lost_its_end_is_refused_instead_of_killing_its_reader(tmp_p
     assert ended.returncode == 0, f"ended by {-ended.returncode}, after {ended.stdout!r}: {ended.stderr}"
     whole, *damaged = ended.stdout.splitlines()
     assert whole == "100 1000 identity"
-    assert {line.split()[0] for line in damaged} == {"StoreDamaged"}
-    assert {line.split()[-1] for line in damaged} <= {"StoreDamaged", "StoreError"}
+    assert {line.split()[0] for line in damaged} == {"StoreCorrupt"}
+    assert {line.split()[-1] for line in damaged} <= {"StoreCorrupt", "StoreError"}
     assert [folder.joinpath("data.mdb").stat().st_size for folder in folders] == cuts, "damaged data was overwritten"
 
 
@@ -132,7 +132,7 @@ def test_a_walk_that_takes_too_long_is_no_proof(tmp_path: Path, monkeypatch: pyt
     os.truncate(tmp_path / "data.mdb", 100 * PAGE_BYTES)
     monkeypatch.setattr(lmdb_file, "_WALK", "import time; time.sleep(60)")
     monkeypatch.setattr(lmdb_file, "_WALK_SECONDS_MAX", 0.1)
-    with pytest.raises(StoreDamaged, match=r"has lost its end: it has only 409,600 bytes; restore a backup"):
+    with pytest.raises(StoreCorrupt, match=r"has lost its end: it has only 409,600 bytes; restore a backup"):
         LMDBStore(tmp_path, IDENTITY, create=False)
 
 
@@ -140,9 +140,9 @@ def test_a_walk_that_takes_too_long_is_no_proof(tmp_path: Path, monkeypatch: pyt
 def test_a_file_of_something_else_is_refused_and_kept(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "data.mdb").write_bytes(content)
     for create in (False, True):
-        with pytest.raises(StoreDamaged, match="damaged"):
+        with pytest.raises(StoreCorrupt, match="corrupt"):
             LMDBStore(tmp_path, IDENTITY, create=create)
-    with pytest.raises(StoreDamaged, match="damaged"):
+    with pytest.raises(StoreCorrupt, match="corrupt"):
         read_identity(tmp_path)
     assert (tmp_path / "data.mdb").read_bytes() == content
 
@@ -159,7 +159,7 @@ def test_a_shard_that_does_not_know_itself_is_refused(tmp_path: Path, key: bytes
         else:
             transaction.put(key, value)
     environment.close()
-    with pytest.raises(StoreDamaged, match="restore a backup"):
+    with pytest.raises(StoreCorrupt, match="restore a backup"):
         LMDBStore(tmp_path, IDENTITY, create=False)
 
 
@@ -170,7 +170,7 @@ def test_a_shard_without_one_of_its_databases_is_refused(tmp_path: Path, databas
     with environment.begin(write=True) as transaction:
         transaction.drop(environment.open_db(database, transaction))
     environment.close()
-    with pytest.raises(StoreDamaged):
+    with pytest.raises(StoreCorrupt):
         LMDBStore(tmp_path, IDENTITY, create=False)
 
 
@@ -196,7 +196,7 @@ def test_a_damaged_row_of_the_log_is_named(tmp_path: Path) -> None:
         with environment.begin(environment.open_db(b"log"), write=True) as transaction:
             transaction.put((1 << 40).to_bytes(8, "big"), row)
         environment.close()
-        with pytest.raises(StoreDamaged, match="row of the log is damaged"):
+        with pytest.raises(StoreCorrupt, match="row of the log is corrupt"):
             LMDBStore(tmp_path, IDENTITY, create=False)
 
 

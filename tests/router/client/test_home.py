@@ -152,7 +152,7 @@ SAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_every_call_from_elsewhere_is_refused_and_nothing_sent(way: str) -> None:
+async def test_every_call_from_elsewhere_is_rejected_and_nothing_sent(way: str) -> None:
     async with fake_client() as (cluster, nodes):
         given = await given_of(cluster, nodes)
         await nodes.read_everything(cluster)

@@ -97,7 +97,7 @@ def test_a_sound_id_is_its_utf8(agent_id: str) -> None:
 
 
 @pytest.mark.parametrize("agent_id", ["", "x" * 257, "世" * 86, "\ud800", 5, b"bytes", None])
-def test_an_id_that_no_agent_can_have_is_refused(agent_id: Any) -> None:
+def test_an_id_that_no_agent_can_have_is_rejected(agent_id: Any) -> None:
     with pytest.raises(InvalidRequestError):
         check_agent_id(agent_id)
     assert sound_ids(["good", agent_id, "fine"]) == (["good", "fine"], [b"good", b"fine"])

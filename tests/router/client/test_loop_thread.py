@@ -114,7 +114,7 @@ def test_calls_that_wait_while_loop_is_busy_begin_in_one_turn(thread: LoopThread
     assert len(set(begun)) == 1
 
 
-def test_close_ends_calls_under_way_and_refuses_others(
+def test_close_ends_calls_under_way_and_rejects_others(
     thread: LoopThread[Resource], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     errors: list[BaseException] = []
@@ -142,7 +142,7 @@ def test_close_ends_calls_under_way_and_refuses_others(
     thread.close()  # once more does nothing
 
 
-def test_call_from_within_the_loop_is_refused(thread: LoopThread[Resource]) -> None:
+def test_call_from_within_the_loop_is_rejected(thread: LoopThread[Resource]) -> None:
     async def within() -> str:
         with pytest.raises(WrongLoopError, match="would wait for itself"):
             thread.run(thread.resource.double, 1, limit_s=LONG_S)

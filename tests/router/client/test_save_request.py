@@ -78,13 +78,13 @@ def test_an_expectation_is_a_mapping_zero_or_nothing() -> None:
 
 
 @pytest.mark.parametrize("expect", [1, -1, True, False, 0.0, Fraction(0), "a", b"", [0], {"d": 0}])
-def test_what_is_no_expectation_is_refused(expect: Any) -> None:
+def test_what_is_no_expectation_is_rejected(expect: Any) -> None:
     with pytest.raises(InvalidRequestError, match="expect"):
         expected(expect, "a", "c")
 
 
 @pytest.mark.parametrize("version", [-1, 1 << 64, True, 1.0, Fraction(1), None, "1", b"1"])
-def test_what_is_no_version_is_refused(version: Any) -> None:
+def test_what_is_no_version_is_rejected(version: Any) -> None:
     with pytest.raises(InvalidRequestError, match="is no version"):
         expected({"a": version}, "a")
 

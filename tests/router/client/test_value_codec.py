@@ -269,7 +269,7 @@ def test_a_registered_type_with_room_for_anything_keeps_the_same_promise(value: 
         ),
     ],
 )
-def test_a_refusal_names_the_place(value: Any, complaint: str) -> None:
+def test_a_rejection_names_the_place(value: Any, complaint: str) -> None:
     assert complaint in str(difference(UNTYPED, value))
 
 
@@ -285,7 +285,7 @@ def test_a_refusal_names_the_place(value: Any, complaint: str) -> None:
         [{"deep": Record({frozenset({1}): 1, (1,): 2})}],
     ],
 )
-def test_keys_that_become_one_are_refused_also_where_values_may_change(value: Any) -> None:
+def test_keys_that_become_one_are_rejected_also_where_values_may_change(value: Any) -> None:
     for codec in (UNTYPED, LOSSY, ValueCodec("context", dict[Any, Any] if isinstance(value, dict) else list[Any])):
         assert "become" in str(difference(codec, value))
 
@@ -330,7 +330,7 @@ def endless() -> list[Any]:
 
 @pytest.mark.parametrize("codec", [UNTYPED, LOSSY, ValueCodec("a", Any), ValueCodec("a", list[Any])])
 @pytest.mark.parametrize("value", [endless(), {1: endless()}, "x" * (1 << 20), ["x" * (1 << 20)], ("x" * (1 << 20),)])
-def test_circles_and_what_is_too_large_are_refused(codec: ValueCodec, value: Any) -> None:
+def test_circles_and_what_is_too_large_are_rejected(codec: ValueCodec, value: Any) -> None:
     assert difference(codec, value) is not None
 
 
@@ -407,25 +407,25 @@ def test_plain_values_may_stand_for_a_registered_type(value: Any, came: Typed) -
         (Record("x"), "does not fit"),
     ],
 )
-def test_a_registered_type_refuses_what_it_could_not_give_back(value: Any, complaint: str) -> None:
+def test_a_registered_type_rejects_what_it_could_not_give_back(value: Any, complaint: str) -> None:
     assert complaint in str(difference(TYPED, value))
 
 
-def test_a_subclass_of_the_registered_type_is_refused_for_what_it_would_lose() -> None:
+def test_a_subclass_of_the_registered_type_is_rejected_for_what_it_would_lose() -> None:
     class More(Typed):
         more: int = 0
 
     assert "would come back as" in str(difference(TYPED, More("Ada", more=5)))
 
 
-def test_a_number_that_the_type_rounds_is_refused() -> None:
+def test_a_number_that_the_type_rounds_is_rejected() -> None:
     codec = ValueCodec("context", float)
     assert back(codec, 3) == 3.0
     assert "would come back as" in str(difference(codec, (1 << 53) + 1))
 
 
 @given(st.dictionaries(keys, st.integers(0, 3), max_size=4))
-def test_a_mapping_with_typed_keys_keeps_its_entries_or_is_refused(value: dict[Any, Any]) -> None:
+def test_a_mapping_with_typed_keys_keeps_its_entries_or_is_rejected(value: dict[Any, Any]) -> None:
     codec = ValueCodec("context", dict[uuid.UUID | int, int])
     if difference(codec, value) is None:
         assert len(back(codec, value)) == len(value)
@@ -485,7 +485,7 @@ def test_hooks_teach_a_registered_type() -> None:
     assert back(ValueCodec("context", Point, HOOKS), Point(3)) == Point(3)
 
 
-def test_hooks_that_do_not_bring_it_back_are_refused_with_the_place() -> None:
+def test_hooks_that_do_not_bring_it_back_are_rejected_with_the_place() -> None:
     assert "value[0] is of type range, and would come back as list" in str(
         difference(ValueCodec("context", rules=HOOKS), [range(2)])
     )
@@ -560,20 +560,20 @@ def test_what_the_documentation_permits_passes_and_comes_back_so(saved: str, cam
     assert same(back(UNTYPED, eval(saved, NAMES)), eval(came, NAMES))
 
 
-@pytest.mark.parametrize(("saved", "came"), rows("What is refused"))
-def test_what_the_documentation_refuses_is_refused_unless_permitted(saved: str, came: str) -> None:
+@pytest.mark.parametrize(("saved", "came"), rows("What is rejected"))
+def test_what_the_documentation_rejects_is_rejected_unless_permitted(saved: str, came: str) -> None:
     assert "would come back as" in str(difference(UNTYPED, eval(saved, NAMES)))
     assert same(back(LOSSY, eval(saved, NAMES)), eval(came, NAMES))
 
 
 def test_the_documentation_has_both_tables() -> None:
     assert len(rows("What may come back as another type")) >= 8
-    assert len(rows("What is refused")) >= 12
+    assert len(rows("What is rejected")) >= 12
     for limit in ("256 bytes", "1 MiB", "2 MiB", "| 64 |", "| 200 |"):
         assert limit in PAGE
 
 
-def test_a_refusal_names_a_remedy_if_there_is_one() -> None:
+def test_a_rejection_names_a_remedy_if_there_is_one() -> None:
     assert "connect(allow_lossy_values=True)" in str(difference(UNTYPED, [{1}]))
     assert "connect(allow_lossy_values=True)" in str(difference(UNTYPED, {UUID: 1}))
     for value in ({UUID: 1, str(UUID): 2}, {"a": object()}, nest(NESTING_MAX + 1, lambda inner: [inner])):

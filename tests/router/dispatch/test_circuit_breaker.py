@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from dawnchorus.router.dispatch.circuit_breaker import MOMENT_S, Breaker, BreakerState
 from dawnchorus.wire.cluster.topology import BreakerSpec
 
-SPEC = BreakerSpec(failure_share=0.25, requests_min=10, window_s=10.0, time_outs_in_a_row=5, retry_after_s=5.0)
+SPEC = BreakerSpec(failure_share=0.25, requests_min=10, window_s=10.0, consecutive_timeouts=5, retry_after_s=5.0)
 
 
 def state_of(breaker: Breaker) -> BreakerState:

@@ -71,10 +71,10 @@ async def test_a_client_learns_what_its_cluster_gets_while_it_is_connected() -> 
 
 @pytest.mark.real
 @pytest.mark.parametrize("field", ["directory", "node", "cluster_uuid"])
-async def test_a_socket_of_somebody_else_is_not_used(field: str, ipc_folder: Path) -> None:
+async def test_a_socket_of_somebody_else_is_not_used(field: str, ipc_directory: Path) -> None:
     """The Unix socket that a node names is another's: the link stays with TCP."""
     topology = fake_topology()
-    path = f"ipc://{ipc_folder}/taken-{field}.ipc"
+    path = f"ipc://{ipc_directory}/taken-{field}.ipc"
     async with fake_cluster(topology) as nodes:
         nodes["live"].ipc = path  # named, and not bound
         nodes.put("a", profile=1, session=2)

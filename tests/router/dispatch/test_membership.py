@@ -147,13 +147,13 @@ async def test_a_welcome_that_cannot_be_read_is_a_refusal(field: str) -> None:
     topology = fake_topology()
     async with fake_cluster(topology) as nodes:
         for node in nodes.values():
-            node.answer = with_damaged_welcome(node, field)
+            node.answer = with_corrupt_welcome(node, field)
         with pytest.raises(ClusterUnavailable, match=r"Welcome of node .* cannot be read"):
             async with connect(topology, connect_deadline_s=LONG_S):
                 pass
 
 
-def with_damaged_welcome(node: FakeNode, field: str) -> Callable[[Request], list[bytes]]:
+def with_corrupt_welcome(node: FakeNode, field: str) -> Callable[[Request], list[bytes]]:
     """Answer Hello with a Welcome of which one field is no placement or topology."""
 
     def answer(request: Request) -> list[bytes]:

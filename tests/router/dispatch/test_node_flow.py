@@ -14,7 +14,7 @@ from dawnchorus.router.dispatch.node_flow import QUEUE_REQUESTS_MAX, NodeFlow, O
 from dawnchorus.wire.cluster.topology import AdmissionSpec, BreakerSpec
 from tests.support.internals import exchange
 
-NEVER = BreakerSpec(requests_min=1_000_000, time_outs_in_a_row=1_000_000)
+NEVER = BreakerSpec(requests_min=1_000_000, consecutive_timeouts=1_000_000)
 
 
 def flow_with(*requests: Exchange, up: bool = True, breaker: BreakerSpec = NEVER) -> NodeFlow:
@@ -225,7 +225,7 @@ def test_what_waits_is_bounded() -> None:
 
 
 def test_a_dead_node_is_marked_down_after_a_run_of_time_outs_and_asked_again_after_a_while() -> None:
-    flow = flow_with(breaker=BreakerSpec(time_outs_in_a_row=2, retry_after_s=5.0))
+    flow = flow_with(breaker=BreakerSpec(consecutive_timeouts=2, retry_after_s=5.0))
     for second in range(2):
         request = exchange(deadline=second + 1.0)
         assert flow.offer(request, float(second)) is Offer.GO
@@ -241,7 +241,7 @@ def test_a_dead_node_is_marked_down_after_a_run_of_time_outs_and_asked_again_aft
 
 
 def test_a_node_that_answers_too_late_is_slow_and_not_dead() -> None:
-    flow = flow_with(breaker=BreakerSpec(time_outs_in_a_row=2, requests_min=1_000))
+    flow = flow_with(breaker=BreakerSpec(consecutive_timeouts=2, requests_min=1_000))
     for second in range(10):
         request = exchange(deadline=second + 1.0)
         flow.offer(request, float(second))
@@ -252,7 +252,7 @@ def test_a_node_that_answers_too_late_is_slow_and_not_dead() -> None:
 
 def test_what_waits_for_a_node_taken_for_dead_is_given_back_but_for_questions_how_it_is() -> None:
     waiting, question = exchange(deadline=9.0), exchange(guarded=False)
-    flow = flow_with(waiting, question, up=False, breaker=BreakerSpec(time_outs_in_a_row=1))
+    flow = flow_with(waiting, question, up=False, breaker=BreakerSpec(consecutive_timeouts=1))
     assert flow.rejected_by_breaker() == []
     open_breaker(flow)
     assert flow.rejected_by_breaker() == [waiting]
@@ -266,7 +266,7 @@ def patient(deadline: float = 1e6) -> Exchange:
 
 
 def test_who_is_patient_waits_for_a_node_taken_for_dead_and_is_its_probe() -> None:
-    flow = flow_with(breaker=BreakerSpec(time_outs_in_a_row=1, retry_after_s=5.0))
+    flow = flow_with(breaker=BreakerSpec(consecutive_timeouts=1, retry_after_s=5.0))
     open_breaker(flow)
     first, second, third = patient(), patient(), patient()
     assert [flow.offer(request, 1.5) for request in (first, second, third)] == [Offer.WAITS] * 3
@@ -279,7 +279,7 @@ def test_who_is_patient_waits_for_a_node_taken_for_dead_and_is_its_probe() -> No
 
 
 def test_what_waits_patiently_goes_on_waiting_when_the_node_is_marked_down_and_when_a_probe_fails() -> None:
-    flow = flow_with(up=False, breaker=BreakerSpec(time_outs_in_a_row=1, requests_min=1, retry_after_s=5.0))
+    flow = flow_with(up=False, breaker=BreakerSpec(consecutive_timeouts=1, requests_min=1, retry_after_s=5.0))
     first, second, other = patient(), patient(deadline=20.0), exchange()
     for request in (first, second, other):
         assert flow.offer(request, 0.0) is Offer.WAITS
@@ -292,7 +292,7 @@ def test_what_waits_patiently_goes_on_waiting_when_the_node_is_marked_down_and_w
 
 
 def test_patience_ends_at_the_deadline_and_says_nothing_of_the_node() -> None:
-    flow = flow_with(breaker=BreakerSpec(time_outs_in_a_row=1, retry_after_s=5.0))
+    flow = flow_with(breaker=BreakerSpec(consecutive_timeouts=1, retry_after_s=5.0))
     open_breaker(flow)
     request = patient(deadline=3.0)
     flow.offer(request, 1.5)

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from dawnchorus import Cluster, DawnchorusError, DeadlineExceeded, Outcome, SaveRefused, WakeIncomplete
+from dawnchorus import Cluster, DawnchorusError, DeadlineExceeded, Outcome, SaveRejected, WakeIncomplete
 from dawnchorus.wire.cluster.topology import AdmissionSpec, BreakerSpec, RetrySpec
 from dawnchorus.wire.protocol.messages import Cancel, Commit, Fault, Fetch, Request, Status, encode
 from dawnchorus.wire.protocol.status_codes import FaultCode
@@ -14,8 +14,8 @@ from tests.support.internals import is_marked_down, is_up, leftovers
 from tests.support.timing import loop_time
 
 SHORT_S, LONG_S = 0.1, 20.0
-QUICK = BreakerSpec(time_outs_in_a_row=2, requests_min=1_000, retry_after_s=0.3)
-LASTING = BreakerSpec(time_outs_in_a_row=2, requests_min=1_000, retry_after_s=3_600.0)
+QUICK = BreakerSpec(consecutive_timeouts=2, requests_min=1_000, retry_after_s=0.3)
+LASTING = BreakerSpec(consecutive_timeouts=2, requests_min=1_000, retry_after_s=3_600.0)
 NO_RETRIES = RetrySpec(share=0.0, per_s=0.0)
 
 
@@ -117,7 +117,7 @@ async def test_a_save_to_a_node_taken_for_dead_is_refused_at_once_and_how_it_is_
         put(nodes, "a")
         live = nodes["live"]
         await take_for_dead(cluster, nodes, "live")
-        with pytest.raises(SaveRefused, match="marked down"):
+        with pytest.raises(SaveRejected, match="marked down"):
             await cluster.save("a", {"session": "new"}, deadline_s=LONG_S)
         assert not live.asked(Commit)
         assert not isinstance((await cluster.status(LONG_S))["live-1"], DawnchorusError)
@@ -144,7 +144,7 @@ async def test_a_save_tried_again_waits_for_a_node_taken_for_dead() -> None:
         live = nodes["live"]
         live.hold.add(Commit)
         errors: list[DeadlineExceeded] = []
-        for _ in range(QUICK.time_outs_in_a_row):
+        for _ in range(QUICK.consecutive_timeouts):
             with pytest.raises(DeadlineExceeded) as caught:
                 await cluster.save("a", {"session": "new"}, deadline_s=SHORT_S)
             errors.append(caught.value)
@@ -173,7 +173,7 @@ async def test_saves_tried_again_go_together_once_the_first_is_answered() -> Non
         live.hold.add(Commit)
         errors: list[DeadlineExceeded] = []
         for agent in ("a", "b", "c"):
-            with pytest.raises((DeadlineExceeded, SaveRefused)) as caught:
+            with pytest.raises((DeadlineExceeded, SaveRejected)) as caught:
                 await cluster.save(agent, {"session": agent}, deadline_s=SHORT_S)
             if isinstance(caught.value, DeadlineExceeded):
                 errors.append(caught.value)
@@ -371,7 +371,7 @@ async def test_a_save_that_every_sending_of_was_refused_is_told_as_refused() -> 
             if isinstance(request, Commit)
             else live.serve(request)
         )
-        with pytest.raises(SaveRefused, match="OVERLOADED"):
+        with pytest.raises(SaveRejected, match="OVERLOADED"):
             await cluster.save("a", {"session": "new"}, deadline_s=LONG_S)
 
 

@@ -54,7 +54,7 @@ async def test_a_listing_left_early_leaves_nothing_behind() -> None:
         assert not leftovers(cluster)
 
 
-@pytest.mark.parametrize("status", [SectionStatus.DAMAGED, SectionStatus.MOVED, 99])
+@pytest.mark.parametrize("status", [SectionStatus.CORRUPT, SectionStatus.MOVED, 99])
 async def test_a_shard_that_cannot_be_listed_is_named(status: int) -> None:
     async with fake_client() as (cluster, nodes):
         old = nodes["old"]

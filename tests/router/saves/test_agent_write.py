@@ -11,9 +11,9 @@ from dawnchorus import (
     Saved,
     SaveError,
     SaveIncomplete,
+    SaveIndeterminate,
     SaveInterrupted,
-    SaveRefused,
-    SaveUndecidable,
+    SaveRejected,
     VersionConflict,
 )
 from dawnchorus.router.saves.agent_write import AgentWrite, SavedVersions
@@ -31,11 +31,11 @@ DISK_FULL = "DISK_FULL: no space left on the disk"
 
 
 def written(**answers: int | Rejection | str | None) -> AgentWrite:
-    """A write to two stores that got these answers: of a node, "" for a section refused as a whole, None for none."""
+    """A write to two stores that got these answers: of a node, "" for a section rejected as a whole, None for none."""
     write = AgentWrite("a", b"a", TOKEN, OPERATIONS)
     for store, answer in answers.items():
         if isinstance(answer, str):
-            write.refuse(store, answer, transient=False)
+            write.reject(store, answer, transient=False)
         elif answer is not None:
             write.handle_result(store, answer)
     return write
@@ -60,16 +60,16 @@ def test_a_save_that_every_store_acknowledged_is_saved() -> None:
     [
         ({"id": None, "live": None}, DeadlineExceeded),
         ({"id": CONFLICT, "live": CONFLICT}, VersionConflict),
-        ({"id": REFUSED, "live": DISK_FULL}, SaveRefused),
+        ({"id": REFUSED, "live": DISK_FULL}, SaveRejected),
         ({"id": 5, "live": None}, SaveIncomplete),
         ({"id": 5, "live": CONFLICT}, SaveIncomplete),
         ({"id": 5, "live": REFUSED}, SaveIncomplete),
         ({"id": CONFLICT, "live": None}, SaveIncomplete),
         ({"id": CONFLICT, "live": REFUSED}, SaveIncomplete),
         ({"id": REFUSED, "live": None}, SaveIncomplete),
-        ({"id": 5, "live": INDETERMINATE}, SaveUndecidable),
-        ({"id": INDETERMINATE, "live": INDETERMINATE}, SaveUndecidable),
-        ({"id": INDETERMINATE, "live": None}, SaveUndecidable),
+        ({"id": 5, "live": INDETERMINATE}, SaveIndeterminate),
+        ({"id": INDETERMINATE, "live": INDETERMINATE}, SaveIndeterminate),
+        ({"id": INDETERMINATE, "live": None}, SaveIndeterminate),
     ],
 )
 def test_each_mixture_of_answers_is_one_error(
@@ -89,25 +89,25 @@ def test_a_conflict_everywhere_says_everything_that_is_there() -> None:
     assert "profile 4, session 0" in str(error)
 
 
-def test_an_incomplete_save_lists_saved_conflicting_refused_and_unknown() -> None:
+def test_an_incomplete_save_lists_saved_conflicting_rejected_and_unknown() -> None:
     error = outcome(written(id=5, live=CONFLICT))
     assert isinstance(error, SaveIncomplete)
-    assert (error.saved, error.conflicting, error.refused, error.unknown) == ({"profile": 5}, {"profile": 4}, {}, ())
+    assert (error.saved, error.conflicting, error.rejected, error.unknown) == ({"profile": 5}, {"profile": 4}, {}, ())
     error = outcome(written(id=DISK_FULL))
     assert isinstance(error, SaveIncomplete)
-    assert (error.saved, error.conflicting, error.refused) == ({}, {}, {"id": DISK_FULL})
+    assert (error.saved, error.conflicting, error.rejected) == ({}, {}, {"id": DISK_FULL})
     assert error.unknown == ("live",)
-    assert all(part in str(error) for part in (f"refused by id: {DISK_FULL}", "unknown at live"))
+    assert all(part in str(error) for part in (f"rejected by id: {DISK_FULL}", "unknown at live"))
 
 
-def test_a_conflict_that_does_not_say_what_is_there_is_a_refusal() -> None:
+def test_a_conflict_that_does_not_say_what_is_there_is_a_rejection() -> None:
     error = outcome(written(id=Rejection("other versions", RejectionCode.CONFLICT), live=REFUSED))
-    assert isinstance(error, SaveRefused)
-    assert error.refused == {"id": "other versions", "live": "too large"}
+    assert isinstance(error, SaveRejected)
+    assert error.rejected == {"id": "other versions", "live": "too large"}
 
 
-def test_a_refusal_of_a_code_that_is_not_known_yet_is_a_refusal() -> None:
-    assert isinstance(outcome(written(id=Rejection("new", 99), live=REFUSED)), SaveRefused)
+def test_a_rejection_of_a_code_that_is_not_known_yet_is_a_rejection() -> None:
+    assert isinstance(outcome(written(id=Rejection("new", 99), live=REFUSED)), SaveRejected)
 
 
 def test_an_agent_erased_whole_names_every_kind() -> None:
@@ -130,9 +130,11 @@ def test_no_outcome_is_more_certain_than_the_answers(given_: dict[str, int | Rej
     assert set(write.unknown) == unanswered
     assert isinstance(result, Saved) == all(isinstance(answer, int) for answer in given_.values())
     if unanswered:
-        assert isinstance(result, DeadlineExceeded | SaveIncomplete | SaveUndecidable)
+        assert isinstance(result, DeadlineExceeded | SaveIncomplete | SaveIndeterminate)
     if any(isinstance(answer, int) for answer in given_.values()):
-        assert not isinstance(result, DeadlineExceeded | SaveRefused | VersionConflict), "nothing was written anywhere?"
+        assert not isinstance(result, DeadlineExceeded | SaveRejected | VersionConflict), (
+            "nothing was written anywhere?"
+        )
 
 
 # --- sending it, and sending it again ---
@@ -161,26 +163,26 @@ def test_a_save_sent_again_keeps_its_name_and_goes_where_it_is_not_known_to_be()
     assert outcome(first) is not saved and first.unknown == ("live",), "the first stays as it was"
 
 
-def test_what_a_store_refused_is_asked_again() -> None:
+def test_what_a_store_rejected_is_asked_again() -> None:
     again = written(id=REFUSED, live=CONFLICT).again()
     assert set(again.unknown) == {"id", "live"}
-    assert not again.refused
+    assert not again.rejected
     assert not again.conflicts
     assert not again.repeated, "it was not applied: that is no doubt that a repetition could have"
 
 
-def test_a_refusal_unsent_stays_one_when_tried_again_and_an_unknown_stays_unknown() -> None:
+def test_a_rejection_unsent_stays_one_when_tried_again_and_an_unknown_stays_unknown() -> None:
     again = written(id=DISK_FULL).again()
-    again.refuse("id", DISK_FULL, transient=False)
-    again.refuse("live", DISK_FULL, transient=False)
-    assert again.refused == {"id": DISK_FULL}
+    again.reject("id", DISK_FULL, transient=False)
+    again.reject("live", DISK_FULL, transient=False)
+    assert again.rejected == {"id": DISK_FULL}
     assert again.unknown == ("live",)
     assert isinstance(outcome(written(id=DISK_FULL, live=DISK_FULL).again()), DeadlineExceeded)
     once_more = written(id=DISK_FULL, live=DISK_FULL).again()
     assert once_more.is_latest
-    once_more.refuse("id", "nothing was sent", transient=False)
-    once_more.refuse("live", "nothing was sent", transient=False)
-    assert isinstance(outcome(once_more), SaveRefused)
+    once_more.reject("id", "nothing was sent", transient=False)
+    once_more.reject("live", "nothing was sent", transient=False)
+    assert isinstance(outcome(once_more), SaveRejected)
 
 
 def test_an_error_tried_again_twice_knows_no_more_of_the_first_time() -> None:
@@ -189,12 +191,12 @@ def test_an_error_tried_again_twice_knows_no_more_of_the_first_time() -> None:
     assert not second.repeated
     third = first.again()
     assert set(third.repeated) == {"id", "live"}, "the second may have been applied"
-    second.refuse("id", DISK_FULL, transient=False)
-    assert not second.refused, "nor is the second sure, while the third is on its way"
+    second.reject("id", DISK_FULL, transient=False)
+    assert not second.rejected, "nor is the second sure, while the third is on its way"
     assert set(second.again().repeated) == {"id", "live"}
 
 
-def test_a_repeated_write_that_its_node_refuses_was_not_applied_before_either() -> None:
+def test_a_repeated_write_that_its_node_rejects_was_not_applied_before_either() -> None:
     again = written().again()
     assert set(again.repeated) == {"id", "live"}
     again.handle_result("id", REFUSED)

@@ -12,9 +12,9 @@ from dawnchorus import (
     InvalidRequestError,
     Saved,
     SaveIncomplete,
+    SaveIndeterminate,
     SaveInterrupted,
-    SaveRefused,
-    SaveUndecidable,
+    SaveRejected,
     UnknownKindError,
     VersionConflict,
 )
@@ -102,34 +102,34 @@ def puts(operations: list[Put | DeleteKind | DeleteAgent]) -> list[Put]:
     return [operation for operation in operations if isinstance(operation, Put)]
 
 
-async def test_a_refused_write_says_why_and_that_nothing_was_written() -> None:
+async def test_a_rejected_write_says_why_and_that_nothing_was_written() -> None:
     async with fake_client() as (cluster, nodes):
         answering(nodes["id"], SectionStatus.OK, Rejection("too large for this shard"))
-        with pytest.raises(SaveRefused, match="too large for this shard") as raised:
+        with pytest.raises(SaveRejected, match="too large for this shard") as raised:
             await cluster.save("a", {"profile": 1})
-        assert list(raised.value.refused) == ["id"]
+        assert list(raised.value.rejected) == ["id"]
         assert not raised.value.transient
         assert raised.value.agent_id == "a"
 
 
-async def test_some_stores_saved_and_some_refused_is_incomplete() -> None:
+async def test_some_stores_saved_and_some_rejected_is_incomplete() -> None:
     async with fake_client() as (cluster, nodes):
         answering(nodes["live"], SectionStatus.DISK_FULL, detail="no space left")
         answering(nodes["old"], SectionStatus.INTERNAL)
         with pytest.raises(SaveIncomplete) as raised:
             await cluster.save("a", {"profile": 1, "session": 2, "history": 3})
         assert raised.value.saved == {"profile": nodes["id"].version}
-        assert list(raised.value.refused) == ["live"]
-        assert "no space left" in raised.value.refused["live"]
+        assert list(raised.value.rejected) == ["live"]
+        assert "no space left" in raised.value.rejected["live"]
         assert raised.value.unknown == ("old",)
         assert not raised.value.transient, "a full disk is not empty a moment later"
 
 
 @pytest.mark.parametrize("status", [SectionStatus.MOVED, SectionStatus.SEALED, SectionStatus.TOO_LATE])
-async def test_a_section_that_was_not_begun_is_refused(status: SectionStatus) -> None:
+async def test_a_section_that_was_not_begun_is_rejected(status: SectionStatus) -> None:
     async with fake_client() as (cluster, nodes):
         answering(nodes["id"], status)
-        with pytest.raises(SaveRefused, match=status.name) as raised:
+        with pytest.raises(SaveRejected, match=status.name) as raised:
             await cluster.save("a", {"profile": 1})
         assert raised.value.transient == ("id",)
 
@@ -145,12 +145,12 @@ async def test_a_section_that_failed_in_a_way_nobody_can_tell_is_unknown(status:
 @pytest.mark.parametrize(
     ("code", "error"),
     [
-        (FaultCode.BAD_REQUEST, SaveRefused),
-        (FaultCode.OVERLOADED, SaveRefused),
+        (FaultCode.BAD_REQUEST, SaveRejected),
+        (FaultCode.OVERLOADED, SaveRejected),
         (FaultCode.INTERNAL, DeadlineExceeded),
     ],
 )
-async def test_a_fault_is_a_refusal_unless_the_node_failed_at_it(code: FaultCode, error: type[Exception]) -> None:
+async def test_a_fault_is_a_rejection_unless_the_node_failed_at_it(code: FaultCode, error: type[Exception]) -> None:
     async with fake_client() as (cluster, nodes):
         nodes["id"].answer = refusing(code, Commit)
         with pytest.raises(error) as raised:
@@ -178,16 +178,16 @@ async def test_no_answer_by_the_deadline_is_unknown() -> None:
         assert (await cluster.wake("a"))["profile"] == 1
 
 
-async def test_a_save_that_could_not_be_sent_is_refused() -> None:
+async def test_a_save_that_could_not_be_sent_is_rejected() -> None:
     async with fake_client() as (cluster, nodes):
         nodes["id"].stop()
         await eventually(lambda: not is_up(cluster, "id-1"))
-        with pytest.raises(SaveRefused, match="nothing was sent"):
+        with pytest.raises(SaveRejected, match="nothing was sent"):
             await cluster.save("a", {"profile": 1}, deadline_s=0.1)
         with pytest.raises(SaveIncomplete) as raised:
             await cluster.save("a", {"profile": 1, "session": 2}, deadline_s=0.6)
         assert list(raised.value.saved) == ["session"]
-        assert list(raised.value.refused) == ["id"]
+        assert list(raised.value.rejected) == ["id"]
         assert not leftovers(cluster)
 
 
@@ -224,7 +224,7 @@ async def test_a_save_whose_connection_broke_is_sent_again_and_applied_once() ->
 
 
 @pytest.mark.parametrize("status", [SectionStatus.DISK_FULL, SectionStatus.MOVED, SectionStatus.TOO_LATE])
-async def test_a_refusal_of_what_was_sent_before_says_nothing_of_the_first_time(status: SectionStatus) -> None:
+async def test_a_rejection_of_what_was_sent_before_says_nothing_of_the_first_time(status: SectionStatus) -> None:
     async with fake_client() as (cluster, nodes):
         nodes["id"].hold.add(Commit)
         saving = asyncio.ensure_future(cluster.save("a", {"profile": 1}, deadline_s=LONG_S))
@@ -303,7 +303,7 @@ async def test_a_conflict_says_what_is_there() -> None:
 async def test_a_save_that_is_repeated_too_late_is_undecidable() -> None:
     async with fake_client() as (cluster, nodes):
         answering(nodes["id"], SectionStatus.OK, Rejection("the log reaches back to 9", RejectionCode.INDETERMINATE))
-        with pytest.raises(SaveUndecidable, match="id: the log reaches back to 9"):
+        with pytest.raises(SaveIndeterminate, match="id: the log reaches back to 9"):
             await cluster.save("a", {"profile": 1}, write_id="01.id:5")
 
 
@@ -361,7 +361,7 @@ async def test_one_agents_error_leaves_the_others_saved() -> None:
         assert len(names) == 7
 
 
-async def test_what_cannot_be_sent_is_refused_before_anything_is() -> None:
+async def test_what_cannot_be_sent_is_rejected_before_anything_is() -> None:
     async with fake_client() as (cluster, nodes):
         with pytest.raises(UnknownKindError, match="profile, session, history"):
             await cluster.save("a", {"profile": 1, "nonsense": 2})
@@ -412,15 +412,15 @@ async def test_a_closed_cluster_saves_nothing() -> None:
         assert isinstance((await many)["b"], ClusterUnavailable)
         with pytest.raises(ClusterUnavailable):
             await raised.value.retry()
-        await refuses_everything(cluster)
+        await rejects_everything(cluster)
 
 
-async def test_a_cluster_that_was_never_opened_refuses_everything() -> None:
+async def test_a_cluster_that_was_never_opened_rejects_everything() -> None:
     async with fake_client() as (cluster, _):
-        await refuses_everything(Cluster(cluster.topology, ValueRules(), 1.0))
+        await rejects_everything(Cluster(cluster.topology, ValueRules(), 1.0))
 
 
-async def refuses_everything(cluster: Cluster) -> None:
+async def rejects_everything(cluster: Cluster) -> None:
     """Every call of a cluster that is not open raises ClusterUnavailable."""
     with pytest.raises(ClusterUnavailable):
         await cluster.save("a", {"profile": 1})

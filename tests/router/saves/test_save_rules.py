@@ -14,8 +14,8 @@ from dawnchorus import (
     Saved,
     SaveError,
     SaveIncomplete,
-    SaveRefused,
-    SaveUndecidable,
+    SaveIndeterminate,
+    SaveRejected,
     VersionConflict,
 )
 from dawnchorus.router.client.kind_registry import Kinds
@@ -238,14 +238,14 @@ class SaveRules(RuleBasedStateMachine):
 
     def _is_no_surer_than_it_is(self, write: AgentWrite, error: SaveError) -> None:
         applied = self._applied(write)
-        if isinstance(error, SaveRefused | VersionConflict):
+        if isinstance(error, SaveRejected | VersionConflict):
             known = self.keyed.get((write.agent_id, write.token.key)) if write.token.key else None
             if not write.token.key:
-                assert not applied, "it was refused, and is there"
+                assert not applied, "it was rejected, and is there"
             elif known is not None and known != write.operations:
-                assert isinstance(error, SaveRefused)
+                assert isinstance(error, SaveRejected)
         elif isinstance(error, SaveIncomplete) and not write.token.key:
-            for store in error.refused:
+            for store in error.rejected:
                 assert store not in applied
             stores = {self.topology.kinds[kind].store for kind, version in error.saved.items() if version}
             assert stores <= set(applied)
@@ -274,7 +274,7 @@ class SaveRulesShortLog(SaveRules):
     LOG_ROWS_MAX = 3
 
     def _is_no_surer_than_it_is(self, write: AgentWrite, error: SaveError) -> None:
-        if not isinstance(error, SaveUndecidable):
+        if not isinstance(error, SaveIndeterminate):
             super()._is_no_surer_than_it_is(write, error)
 
 

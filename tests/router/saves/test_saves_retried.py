@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from dawnchorus import Cluster, ClusterUnavailable, DeadlineExceeded, SaveInterrupted, SaveRefused
+from dawnchorus import Cluster, ClusterUnavailable, DeadlineExceeded, SaveInterrupted, SaveRejected
 from dawnchorus.wire.cluster.topology import BreakerSpec
 from dawnchorus.wire.protocol.messages import Commit
 from tests.support.clusters import eventually
@@ -13,7 +13,7 @@ from tests.support.internals import is_marked_down, leftovers
 from tests.support.timing import loop_time
 
 LONG_S = 20.0
-LASTS = BreakerSpec(requests_min=1_000_000, time_outs_in_a_row=1, retry_after_s=3_600.0)
+LASTS = BreakerSpec(requests_min=1_000_000, consecutive_timeouts=1, retry_after_s=3_600.0)
 """Opens at once, and stays so for longer than any test."""
 
 
@@ -26,16 +26,16 @@ async def open_breaker(cluster: Cluster, node: FakeNode) -> DeadlineExceeded:
     return caught.value
 
 
-async def test_a_save_that_was_never_sent_stays_refused_when_it_is_tried_again() -> None:
+async def test_a_save_that_was_never_sent_stays_rejected_when_it_is_tried_again() -> None:
     async with fake_client(breaker=LASTS) as (cluster, nodes):
         await open_breaker(cluster, nodes["live"])
         asked = len(nodes["live"].asked(Commit))
-        with pytest.raises(SaveRefused, match="breaker is open") as caught:
+        with pytest.raises(SaveRejected, match="breaker is open") as caught:
             await cluster.save("b", {"session": 2}, deadline_s=0.3)
         error = caught.value
         for _ in range(2):
             began = loop_time()
-            with pytest.raises(SaveRefused, match="nothing was sent") as again:
+            with pytest.raises(SaveRejected, match="nothing was sent") as again:
                 await error.retry()
             assert loop_time() - began > 0.25, "it waits for the node within its deadline"
             assert again.value.write_id == error.write_id
@@ -54,9 +54,9 @@ async def test_a_save_of_unknown_outcome_stays_unknown_when_it_cannot_be_sent_ag
 async def test_a_retry_that_waits_ends_when_its_cluster_is_closed() -> None:
     async with fake_client(breaker=LASTS) as (cluster, nodes):
         unknown = await open_breaker(cluster, nodes["live"])
-        with pytest.raises(SaveRefused) as refused:
+        with pytest.raises(SaveRejected) as rejected:
             await cluster.save("b", {"session": 2}, deadline_s=LONG_S)
-        never_sent = asyncio.ensure_future(refused.value.retry())
+        never_sent = asyncio.ensure_future(rejected.value.retry())
         of_unknown = asyncio.ensure_future(
             cluster.save("a", {"session": 1}, write_id=unknown.write_id, deadline_s=LONG_S)
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dawnchorus import Cluster, InvalidRequestError, Saved, SaveRefused, VersionConflict
+from dawnchorus import Cluster, InvalidRequestError, Saved, SaveRejected, VersionConflict
 from dawnchorus.wire.protocol.messages import Commit, FaultCode, Write
 from tests.support.clusters import eventually
 from tests.support.fake_nodes import FakeNode, fake_client, refusing
@@ -74,7 +74,7 @@ async def test_another_agents_save_and_another_stores_do_not_wait_for_one_that_h
         await eventually(lambda: len(nodes["live"].held) == 1)
         assert isinstance(await cluster.save("a", {"profile": 1}, deadline_s=LONG_S), Saved)
         behind = asyncio.ensure_future(cluster.save("a", {"session": 2}, deadline_s=LONG_S))
-        with pytest.raises(SaveRefused, match="an earlier save of this agent"):
+        with pytest.raises(SaveRejected, match="an earlier save of this agent"):
             await cluster.save("a", {"session": 3}, deadline_s=0.05)
         other = asyncio.ensure_future(cluster.save("b", {"session": 1}, deadline_s=LONG_S))
         await eventually(lambda: len(nodes["live"].held) == 2)
@@ -112,9 +112,9 @@ async def test_a_bad_argument_costs_its_call_alone() -> None:
         calls = [cluster.save("a", {"session": 1})]
         calls += [cluster.save("b", {"session": 2}, expect=expect) for expect in bad]
         calls.append(cluster.save("c", {"session": 3}))
-        first, *refused, last = await asyncio.gather(*calls, return_exceptions=True)
+        first, *rejected, last = await asyncio.gather(*calls, return_exceptions=True)
         assert isinstance(first, Saved) and isinstance(last, Saved)
-        assert all(isinstance(error, InvalidRequestError) for error in refused)
+        assert all(isinstance(error, InvalidRequestError) for error in rejected)
         results = await cluster.save_many({"a": {"session": 1}, "b": {"session": 2}}, expect={"a": None, "b": bad[1]})
         assert [type(result) for result in results.values()] == [Saved, InvalidRequestError]
         odd: Mapping[str, Any] = {"a": {"session": 1}, "b": None, "c": 5, "d": {}}
@@ -198,14 +198,14 @@ async def test_a_key_is_for_one_save_alone(cluster: Cluster) -> None:
     again = await cluster.save("keyed", {"context": {"b": 2, "a": 1}}, write_id="order 17", deadline_s=LONG_S)
     assert again.versions == first.versions
     for fragments in ({"context": {"a": 1}}, {"context": {"a": 1, "b": 2}, "session": 1}):
-        with pytest.raises(SaveRefused, match="other kinds or values"):
+        with pytest.raises(SaveRejected, match="other kinds or values"):
             await cluster.save("keyed", fragments, write_id="order 17", deadline_s=LONG_S)
     other = await cluster.save("keyed too", {"context": 1}, write_id="order 17", deadline_s=LONG_S)
     assert other.versions["context"], "a key names a save of its agent"
     ours = await cluster.save("keyed", {"context": 5}, deadline_s=LONG_S)
     again = await cluster.save("keyed", {"context": 5}, write_id=ours.write_id, deadline_s=LONG_S)
     assert again.versions == ours.versions
-    with pytest.raises(SaveRefused, match="other kinds or values"):
+    with pytest.raises(SaveRejected, match="other kinds or values"):
         await cluster.save("keyed", {"context": 6}, write_id=ours.write_id, deadline_s=LONG_S)
 
 

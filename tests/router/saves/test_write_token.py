@@ -54,7 +54,7 @@ def test_any_other_text_is_a_key(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x" * (WRITE_KEY_BYTES_MAX + 1), "\N{SNOWMAN}" * 86, "\ud800"])
-def test_what_can_be_no_key_is_refused(text: str) -> None:
+def test_what_can_be_no_key_is_rejected(text: str) -> None:
     with pytest.raises(InvalidRequestError, match="write_id"):
         parse_token(text, STORES)
 

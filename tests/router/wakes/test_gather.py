@@ -182,7 +182,7 @@ def test_images_of_a_failed_section_never_move_those_of_another() -> None:
     planned = small_plan(12, stores=1, shards=2)
     first, second = (group.parts[0] for group in planned.groups)
     sound = images(right(planned, 0, first), right(planned, 1, second))
-    failed = type(sound.sections[0])(0, 0, SectionStatus.DAMAGED, 9, sound.sections[0].sizes)
+    failed = type(sound.sections[0])(0, 0, SectionStatus.CORRUPT, 9, sound.sections[0].sizes)
     with pytest.raises(ProtocolError):
         Gather(planned).handle_images(
             [first, second], FetchReply(1, 0, [failed, sound.sections[1]], True, sound.body), []
@@ -197,7 +197,7 @@ def test_images_of_a_failed_section_never_move_those_of_another() -> None:
         (SectionStatus.SEALED, Outcome.UNAVAILABLE),
         (SectionStatus.OVERLOADED, Outcome.SHED),
         (SectionStatus.TOO_LATE, Outcome.TIMEOUT),
-        (SectionStatus.DAMAGED, Outcome.FAULT),
+        (SectionStatus.CORRUPT, Outcome.FAULT),
         (SectionStatus.INTERNAL, Outcome.FAULT),
         (99, Outcome.FAULT),
     ],

@@ -12,7 +12,7 @@ import pytest
 
 from dawnchorus.nodes.shard_table import open_shards
 from dawnchorus.wire.cluster.restore_marker import MARKER_FILE, read_marker, require_no_restore
-from dawnchorus.wire.errors import DataFolderError, StoreDamaged, StoreFull
+from dawnchorus.wire.errors import DataDirectoryError, StoreCorrupt, StoreFull
 from tests.support.lives import Backup, Life
 
 SHARDS = 2
@@ -58,7 +58,7 @@ def _leave(_path: Path, *, ignore_errors: bool = False) -> None:
     del ignore_errors
 
 
-def _die(_folder: Path) -> NoReturn:
+def _die(_directory: Path) -> NoReturn:
     raise Interrupted
 
 
@@ -94,7 +94,7 @@ def test_two_backups_are_never_mixed(origin: Life, tmp_path: Path, step: int, fu
     interrupted(first, target, step, function)
     marker = read_marker(target.path)
     if marker is not None and marker.phase == "placing":
-        with pytest.raises(DataFolderError, match=r"restore of another backup \(.*first.*\) was interrupted"):
+        with pytest.raises(DataDirectoryError, match=r"restore of another backup \(.*first.*\) was interrupted"):
             target.restore(second)
         target.restore(first)
     else:
@@ -106,9 +106,9 @@ def test_no_node_starts_on_a_restore_that_was_interrupted(origin: Life, tmp_path
     backup = origin.backup(tmp_path / "backup")
     target = Life(tmp_path / "target", SHARDS)
     interrupted(backup, target, 1, "rename")
-    with pytest.raises(DataFolderError, match=r"was interrupted here .*: run `dawnchorus restore .*backup` again"):
+    with pytest.raises(DataDirectoryError, match=r"was interrupted here .*: run `dawnchorus restore .*backup` again"):
         require_no_restore(target.path)
-    with pytest.raises(DataFolderError, match="was interrupted here"):
+    with pytest.raises(DataDirectoryError, match="was interrupted here"):
         target.start(1)
 
 
@@ -133,7 +133,7 @@ def test_a_stale_marker_never_lets_live_shards_go(origin: Life, tmp_path: Path, 
         if not placement:
             (target.path / "placement.json").unlink()
         left.write_bytes(marker)
-        with pytest.raises(DataFolderError, match=r"holds a (cluster|shard) already|is not as the"):
+        with pytest.raises(DataDirectoryError, match=r"holds a (cluster|shard) already|is not as the"):
             target.restore(backup)
         assert {file: file.read_bytes() for file in target.path.glob("*/*/*/data.mdb")} == live
 
@@ -177,12 +177,12 @@ def test_shards_that_are_newer_than_the_placement_cost_no_generation(origin: Lif
         with pytest.raises(Exception, match="the placement file is older than the data"):
             origin.start(1)
     assert (origin.path / "placement.json").read_bytes() == old
-    # The store itself refuses as well.
+    # The store itself rejects as well.
     shards = open_shards(origin.topology, origin.placement(), "a")
     try:
         fragments = shards["live", 0].fragments
         assert fragments is not None
-        with pytest.raises(StoreDamaged, match="newer than generation 3"):
+        with pytest.raises(StoreCorrupt, match="newer than generation 3"):
             fragments.begin_generation(3)
     finally:
         for shard in shards.values():

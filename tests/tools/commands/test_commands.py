@@ -78,7 +78,7 @@ def test_what_is_loaded_is_exported(up: Up, topology: tuple[str, str], tmp_path:
     path = tmp_path / "agents.ndjson"
     path.write_bytes(ndjson(agents))
     summary = run_json("load", path, "--copies", "3", *topology)
-    assert (summary["agents"], summary["fragments"], summary["problems"]) == (180, 60 * 9 - 3, 0)
+    assert (summary["agents"], summary["fragments"], summary["problem_count"]) == (180, 60 * 9 - 3, 0)
     expected = agents | {f"{agent_id}~{copy}": agents[agent_id] for agent_id in agents for copy in (1, 2)}
     ended = run("export", *topology)
     assert ended.stderr == b""
@@ -176,8 +176,8 @@ def test_broken_lines_are_named_and_the_rest_is_loaded(topology: tuple[str, str]
     assert [message.partition(":")[0] for message in messages] == ["line 2", "line 3", "line 5", "line 6", "line 7"]
     assert b"loaded 2 agents" in ended.stdout
     summary = run_json("load", "-", *topology, code=1, stdin=b"\n".join(lines))
-    assert (summary["agents"], summary["problems"], summary["stopped"]) == (2, 5, None)
-    assert [problem["line"] for problem in summary["listed"]] == [2, 3, 5, 6, 7]
+    assert (summary["agents"], summary["problem_count"], summary["stopped"]) == (2, 5, None)
+    assert [problem["line"] for problem in summary["problems"]] == [2, 3, 5, 6, 7]
     assert set(exported(run("export", *topology).stdout, "broken")) == {"broken/1", "broken/5"}
 
 
@@ -192,8 +192,8 @@ def test_an_image_over_the_limit_is_named_and_the_rest_is_loaded(topology: tuple
     whole = "x" * ((1 << 20) - 5)  # two of the largest values leave no room for the rest of the image
     agents["image/2"] = {"profile": 2, "session": whole, "context": whole}
     summary = run_json("load", "-", *topology, code=1, stdin=ndjson(agents))
-    assert [(problem["line"], problem["agent_id"]) for problem in summary["listed"]] == [(2, "image/2")]
-    assert "the limit is 2,097,152" in summary["listed"][0]["problem"]
+    assert [(problem["line"], problem["agent_id"]) for problem in summary["problems"]] == [(2, "image/2")]
+    assert "the limit is 2,097,152" in summary["problems"][0]["problem"]
     assert summary["agents"] == 2
 
 
@@ -303,13 +303,13 @@ def test_what_is_saved_is_woken_until_it_is_deleted(topology: tuple[str, str], t
         (["delete", "a", "--kind", "nonsense"], "there is no kind 'nonsense'"),
     ],
 )
-def test_what_the_cluster_cannot_have_is_refused(
+def test_what_the_cluster_cannot_have_is_rejected(
     arguments: list[str], complaint: str, topology: tuple[str, str]
 ) -> None:
     assert complaint in error_of(*arguments, *topology)
 
 
-def test_a_value_over_the_limit_is_refused(topology: tuple[str, str], tmp_path: Path) -> None:
+def test_a_value_over_the_limit_is_rejected(topology: tuple[str, str], tmp_path: Path) -> None:
     path = tmp_path / "large"
     path.write_bytes(bytes((1 << 20) + 1))
     assert "1,048,577 bytes" in error_of("save", "a", "--kind", "profile", "--bytes-file", path, *topology)

@@ -48,7 +48,7 @@ def test_a_cluster_that_is_well() -> None:
 
 def test_a_node_that_is_down_and_a_shard_that_is_not_served_are_named() -> None:
     answers: Answers = {
-        "one": reply("one", "serving", "page 7 is damaged"),
+        "one": reply("one", "serving", "page 7 is corrupt"),
         "two": ClusterUnavailable("node 'two' is not connected"),
     }
     described = orjson.loads(orjson.dumps(describe("dev", NODES, answers)))
@@ -61,7 +61,7 @@ def test_a_node_that_is_down_and_a_shard_that_is_not_served_are_named() -> None:
     }
     text = rendered(answers)
     assert "1 of 2" in text
-    assert "one: shard 1 of store live is not served: page 7 is damaged" in text
+    assert "one: shard 1 of store live is not served: page 7 is corrupt" in text
     assert "two is down: node 'two' is not connected" in text
 
 
@@ -70,7 +70,7 @@ def test_a_shard_whose_last_save_failed_is_named_and_counts_as_served() -> None:
     answers: Answers = {"one": reply("one", "serving"), "two": StatusReply(1, "two", 1, 1, 1, [full], {})}
     described = orjson.loads(orjson.dumps(describe("dev", NODES, answers)))
     assert described["well"] is False
-    assert described["nodes"][1]["shards"][0]["trouble"] == "/d/live/0007: no space left on the disk"
+    assert described["nodes"][1]["shards"][0]["last_error"] == "/d/live/0007: no space left on the disk"
     text = rendered(answers)
     assert "two: the last save to shard 7 of store live failed: /d/live/0007: no space left on the disk" in text
     assert "not served" not in text

@@ -1,4 +1,4 @@
-"""`dawnchorus up`: its events, its end by every signal, what it refuses, and commands while a node is in trouble."""
+"""`dawnchorus up`: its events, its end by every signal, what it rejects, and commands while a node is in trouble."""
 
 import os
 import pty
@@ -90,7 +90,7 @@ def test_a_cluster_that_is_stopped_and_started_has_the_same_agents(tmp_path: Pat
             assert run("export", "--topology", topology).stdout == AGENTS + b"\n"
 
 
-def test_a_second_up_or_node_is_refused_and_disturbs_nothing(tmp_path: Path) -> None:
+def test_a_second_up_or_node_is_rejected_and_disturbs_nothing(tmp_path: Path) -> None:
     topology = write_topology(tmp_path)
     with Up(topology) as up:
         run("load", "-", "--topology", topology, stdin=AGENTS)
@@ -188,7 +188,7 @@ def test_commands_say_what_a_node_in_trouble_leaves_out(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_started_is_explained(change: dict[str, Any], complaint: str, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "file").write_text("no directory")
     ended = run("up", "--topology", write_topology(tmp_path, **change), code=2)
     assert complaint in ended.stderr.decode()
     assert len(ended.stderr.splitlines()) == 1

@@ -31,9 +31,9 @@ async def listed(ids: Iterable[str]) -> AsyncIterator[str]:
 class Export:
     """One export of all agents of a cluster, and what came of it."""
 
-    def __init__(self, cluster: KeptCluster, folder: Path, expiring: Sequence[str] = ()) -> None:
+    def __init__(self, cluster: KeptCluster, directory: Path, expiring: Sequence[str] = ()) -> None:
         self.cluster = cluster
-        self.path = folder / "agents.ndjson"
+        self.path = directory / "agents.ndjson"
         self.bar = KeptBar()
         self.problems = Problems(self.bar)
         self.exporter = Exporter(cluster, KINDS, expiring, self.problems)

@@ -1,4 +1,4 @@
-"""Values as JSON: what goes out comes back, tagged where JSON has no such thing, and what cannot be kept is refused."""
+"""Values as JSON: what goes out comes back, tagged if JSON has no such thing; what cannot be kept is rejected."""
 
 import json
 import math
@@ -164,7 +164,7 @@ def test_what_a_json_text_stands_for(text: bytes, value: object) -> None:
         (b'{"a:": 1, "a:": 3}', "the key 'a:' is there twice"),
     ],
 )
-def test_what_cannot_be_kept_is_refused_by_name(text: bytes, complaint: str) -> None:
+def test_what_cannot_be_kept_is_rejected_by_name(text: bytes, complaint: str) -> None:
     with pytest.raises(UnreadableJson) as caught:
         parse_value(text)
     assert complaint in str(caught.value)
@@ -179,7 +179,7 @@ json_keys = st.sampled_from(['"a"', '"b"', '":"', '"a:\\""', '"\\u0061"', '"\\\\
         max_size=5,
     )
 )
-def test_a_key_that_is_there_twice_is_refused_and_no_other(pairs: list[tuple[str, str]]) -> None:
+def test_a_key_that_is_there_twice_is_rejected_and_no_other(pairs: list[tuple[str, str]]) -> None:
     text = "[{%s}]" % ", ".join([f"{key} : {value}" for key, value in pairs])  # noqa: UP031 -- braces
     once = {orjson.loads(key) for key, _ in pairs}
     if len(once) == len(pairs):
@@ -219,7 +219,7 @@ def test_all_nesting_that_a_save_takes_is_shown_and_read(hold: Callable[[Any], A
         (1 << 64, "integer 18446744073709551616 does not fit into 64 bits"),
     ],
 )
-def test_what_json_cannot_hold_is_refused_by_name(value: object, complaint: str) -> None:
+def test_what_json_cannot_hold_is_rejected_by_name(value: object, complaint: str) -> None:
     with pytest.raises(NotJson) as caught:
         encode_value(value)
     assert str(caught.value) == complaint

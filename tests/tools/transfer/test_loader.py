@@ -17,7 +17,7 @@ from dawnchorus.wire.errors import (
     DeadlineExceeded,
     InvalidRequestError,
     SaveIncomplete,
-    SaveRefused,
+    SaveRejected,
 )
 from dawnchorus.wire.protocol.limits import FRAGMENT_BYTES_MAX
 from tests.tools.fakes import KeptBar, KeptCluster
@@ -39,8 +39,8 @@ def line_of(agent_id: object, **fragments: object) -> bytes:
 class Load:
     """One load of these lines, and what came of it."""
 
-    def __init__(self, cluster: Any, folder: Path, lines: list[bytes], copies: int = 1) -> None:
-        self.path = folder / "agents.ndjson"
+    def __init__(self, cluster: Any, directory: Path, lines: list[bytes], copies: int = 1) -> None:
+        self.path = directory / "agents.ndjson"
         self.path.write_bytes(b"\n".join(lines))
         self.bar = KeptBar()
         self.problems = Problems(self.bar)
@@ -199,11 +199,11 @@ async def test_what_was_not_acknowledged_is_saved_again(tmp_path: Path) -> None:
     assert load.loader.totals.agents == 2
 
 
-async def test_what_is_refused_for_what_it_is_is_not_saved_again(tmp_path: Path) -> None:
-    refused = {"live": "the agent's image would have 3,000,000 bytes; the limit is 2,097,152"}
+async def test_what_is_rejected_for_what_it_is_is_not_saved_again(tmp_path: Path) -> None:
+    rejected = {"live": "the agent's image would have 3,000,000 bytes; the limit is 2,097,152"}
     cluster = KeptCluster(
         fail_save=lambda agent_id, _call: (
-            SaveRefused(agent_id="b", write_id="00", refused=refused) if agent_id == "b" else None
+            SaveRejected(agent_id="b", write_id="00", rejected=rejected) if agent_id == "b" else None
         )
     )
     load = await Load(cluster, tmp_path, [line_of("a", profile=1), line_of("b", profile=1)]).run()
@@ -212,7 +212,7 @@ async def test_what_is_refused_for_what_it_is_is_not_saved_again(tmp_path: Path)
         {
             "line": 2,
             "agent_id": "b",
-            "problem": "line 2: agent 'b': save refused: live: the agent's image would have 3,000,000 bytes;"
+            "problem": "line 2: agent 'b': save rejected: live: the agent's image would have 3,000,000 bytes;"
             " the limit is 2,097,152",
         }
     ]
@@ -249,10 +249,10 @@ async def test_an_agent_that_makes_a_call_impossible_fails_alone(tmp_path: Path)
         (late("a"), True),
         (ClusterUnavailable("gone"), True),
         (InvalidRequestError("no"), False),
-        (SaveRefused(agent_id="a", write_id="00", refused={"live": "later"}, transient=("live",)), True),
-        (SaveRefused(agent_id="a", write_id="00", refused={"live": "", "old": "no"}, transient=("live",)), False),
-        (SaveIncomplete(agent_id="a", write_id="00", saved={}, refused={}, unknown=("live",)), True),
-        (SaveIncomplete(agent_id="a", write_id="00", saved={}, refused={"a": "DAMAGED: x"}, unknown=("b",)), False),
+        (SaveRejected(agent_id="a", write_id="00", rejected={"live": "later"}, transient=("live",)), True),
+        (SaveRejected(agent_id="a", write_id="00", rejected={"live": "", "old": "no"}, transient=("live",)), False),
+        (SaveIncomplete(agent_id="a", write_id="00", saved={}, rejected={}, unknown=("live",)), True),
+        (SaveIncomplete(agent_id="a", write_id="00", saved={}, rejected={"a": "CORRUPT: x"}, unknown=("b",)), False),
     ],
 )
 def test_which_errors_pass(error: DawnchorusError, passing: bool) -> None:

@@ -1,4 +1,4 @@
-"""Agents as lines of JSON: what goes out comes back, and what cannot be kept exactly is refused by name."""
+"""Agents as lines of JSON: what goes out comes back, and what cannot be kept exactly is rejected by name."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -97,7 +97,7 @@ def test_a_time_of_expiry_is_never_rounded_up_and_never_to_for_ever() -> None:
         (b'{"agent_id": "a", "fragments": {"profile": ' + b"9" * 300 + b"}}", "does not fit into 64 bits"),
     ],
 )
-def test_a_broken_line_is_refused_by_name(line: bytes, complaint: str) -> None:
+def test_a_broken_line_is_rejected_by_name(line: bytes, complaint: str) -> None:
     with pytest.raises(BrokenLine) as caught:
         parse_line(line)
     assert complaint in str(caught.value)
@@ -108,6 +108,6 @@ def test_ids_at_their_limits_are_taken() -> None:
         assert parse_line(format_line(agent_id, {"profile": 1})).agent_id == agent_id
 
 
-def test_what_json_cannot_hold_is_refused_with_its_kind() -> None:
+def test_what_json_cannot_hold_is_rejected_with_its_kind() -> None:
     with pytest.raises(NotJson, match="context: JSON has no set"):
         format_line("a", {"profile": 1, "context": [{1}]})

@@ -109,7 +109,7 @@ def test_devices_and_pipes_are_written_as_they_are(tmp_path: Path) -> None:
     assert stat.S_ISFIFO(path.stat().st_mode)
 
 
-def test_a_folder_is_refused(tmp_path: Path) -> None:
+def test_a_directory_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         OutputFile(str(tmp_path))
     assert list(tmp_path.iterdir()) == []

@@ -169,7 +169,7 @@ FIELDS = {
     "ScanReply": "request status agents last",
     "RequestHeader": "request budget_us sent_us trace",
     "Status": "request budget_us sent_us trace",
-    "ShardStatus": "store shard epoch version agents disk_bytes state trouble notice clock_ahead_ms",
+    "ShardStatus": "store shard epoch version agents disk_bytes state last_error notice clock_ahead_ms",
     "StatusReply": (
         "request node pid uptime_ms rss_bytes shards counters"
         " clients descriptors descriptors_max takes_clients topology"
@@ -373,7 +373,7 @@ def test_the_numbers_on_the_wire_never_change() -> None:
         "OK": 0,
         "MOVED": 1,
         "SEALED": 2,
-        "DAMAGED": 3,
+        "CORRUPT": 3,
         "DISK_FULL": 4,
         "OVERLOADED": 5,
         "TOO_LATE": 6,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dawnchorus.perf.harness.topologies import free_ports
 from dawnchorus.wire.descriptors import Reserve
-from dawnchorus.wire.errors import DataFolderError
+from dawnchorus.wire.errors import DataDirectoryError
 from dawnchorus.wire.transport.acceptance import IPC_DESCRIPTORS_MIN, RESERVE, Acceptance, Doors
 from dawnchorus.wire.transport.listener import Listener
 from dawnchorus.wire.transport.sockets import SocketOwner
@@ -175,5 +175,5 @@ def test_a_shut_listener_lets_nobody_in_and_connections_that_stand_go_on() -> No
             assert requests.recv() == b"answer"
             assert listener.shut(False)
             socket.create_connection(("127.0.0.1", port), timeout=5).close()
-        with pytest.raises(DataFolderError, match="Address already in use"):
+        with pytest.raises(DataDirectoryError, match="Address already in use"):
             Listener(owner.router(), f"tcp://127.0.0.1:{port}")

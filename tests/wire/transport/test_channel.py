@@ -61,8 +61,8 @@ async def connected(folder: Path) -> AsyncGenerator[Ends]:
 
 
 @pytest.fixture
-async def ends(short_folder: Path) -> AsyncGenerator[Ends]:
-    async with connected(short_folder) as made:
+async def ends(short_directory: Path) -> AsyncGenerator[Ends]:
+    async with connected(short_directory) as made:
         yield made
 
 
@@ -96,12 +96,12 @@ async def test_large_frames_are_handed_over_before_many_have_gathered(ends: Ends
     assert max(map(len, ends.at_node)) <= (DRAIN_BYTES_MAX >> 20) + 1
 
 
-async def test_timers_run_between_the_turns_of_a_drain(short_folder: Path) -> None:
+async def test_timers_run_between_the_turns_of_a_drain(short_directory: Path) -> None:
     # The handler keeps the socket full for ever, as a storm does.
     with SocketOwner() as owner:
         replies = owner.router()
-        bind(replies, f"ipc://{short_folder}/x")
-        requests = owner.dealer(f"ipc://{short_folder}/x")
+        bind(replies, f"ipc://{short_directory}/x")
+        requests = owner.dealer(f"ipc://{short_directory}/x")
         loop = asyncio.get_running_loop()
         handed = 0
 
@@ -150,11 +150,11 @@ async def test_nothing_waits_for_an_edge_that_a_send_has_swallowed(ends: Ends) -
     assert identity
 
 
-async def test_frames_that_came_before_the_channel_was_made_are_handed_over(short_folder: Path) -> None:
+async def test_frames_that_came_before_the_channel_was_made_are_handed_over(short_directory: Path) -> None:
     with SocketOwner() as owner:
         replies = owner.router()
-        bind(replies, f"ipc://{short_folder}/x")
-        requests = owner.dealer(f"ipc://{short_folder}/x")
+        bind(replies, f"ipc://{short_directory}/x")
+        requests = owner.dealer(f"ipc://{short_directory}/x")
         requests.send(b"early")
         assert replies.poll(PATIENCE_MS)
         handed: list[Messages] = []
@@ -177,11 +177,11 @@ async def test_large_frames_arrive_whole_although_their_sender_lets_go_of_them(e
         assert frames == [bytes([number]) * size for number, size in enumerate(sizes)]
 
 
-async def test_a_peer_that_does_not_read_is_full_and_gets_everything_once_it_reads(short_folder: Path) -> None:
+async def test_a_peer_that_does_not_read_is_full_and_gets_everything_once_it_reads(short_directory: Path) -> None:
     with SocketOwner() as owner:
         replies = owner.router()
-        bind(replies, f"ipc://{short_folder}/x")
-        requests = owner.dealer(f"ipc://{short_folder}/x")
+        bind(replies, f"ipc://{short_directory}/x")
+        requests = owner.dealer(f"ipc://{short_directory}/x")
         handed: list[Messages] = []
         node = Channel(asyncio.get_running_loop(), replies, receive_parts, handed.append)
         requests.send(b"hello")
@@ -231,11 +231,11 @@ async def test_a_closed_channel_hands_nothing_over(ends: Ends) -> None:
     assert [ends.replies.recv_multipart() for _ in range(2)] == [[identity, b"before"], [identity, b"after"]]
 
 
-async def test_a_channel_closed_by_its_own_handler_is_left_alone(short_folder: Path) -> None:
+async def test_a_channel_closed_by_its_own_handler_is_left_alone(short_directory: Path) -> None:
     with SocketOwner() as owner:
         replies = owner.router()
-        bind(replies, f"ipc://{short_folder}/x")
-        requests = owner.dealer(f"ipc://{short_folder}/x")
+        bind(replies, f"ipc://{short_directory}/x")
+        requests = owner.dealer(f"ipc://{short_directory}/x")
         handed: list[Messages] = []
 
         def close(messages: Messages) -> None:
@@ -250,11 +250,11 @@ async def test_a_channel_closed_by_its_own_handler_is_left_alone(short_folder: P
         assert len(handed) == 1
 
 
-async def test_what_is_left_in_the_socket_is_handed_over_although_the_handler_fails(short_folder: Path) -> None:
+async def test_what_is_left_in_the_socket_is_handed_over_although_the_handler_fails(short_directory: Path) -> None:
     with SocketOwner() as owner:
         replies = owner.router()
-        bind(replies, f"ipc://{short_folder}/x")
-        requests = owner.dealer(f"ipc://{short_folder}/x")
+        bind(replies, f"ipc://{short_directory}/x")
+        requests = owner.dealer(f"ipc://{short_directory}/x")
         for number in range(600):
             requests.send(b"%d" % number)
         handed = 0
@@ -275,11 +275,11 @@ async def test_what_is_left_in_the_socket_is_handed_over_although_the_handler_fa
     assert all(isinstance(context["exception"], RuntimeError) for context in failures)
 
 
-async def test_a_frame_received_uncopied_stays_whole_when_others_follow(short_folder: Path) -> None:
+async def test_a_frame_received_uncopied_stays_whole_when_others_follow(short_directory: Path) -> None:
     with SocketOwner() as owner:
         replies = owner.router()
-        bind(replies, f"ipc://{short_folder}/x")
-        requests = owner.dealer(f"ipc://{short_folder}/x")
+        bind(replies, f"ipc://{short_directory}/x")
+        requests = owner.dealer(f"ipc://{short_directory}/x")
         handed: list[Messages] = []
         views: list[memoryview] = []
         loop = asyncio.get_running_loop()

@@ -10,7 +10,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from dawnchorus.perf.harness.topologies import free_ports
-from dawnchorus.wire.errors import ClusterUnavailable, DataFolderError
+from dawnchorus.wire.errors import ClusterUnavailable, DataDirectoryError
 from dawnchorus.wire.protocol.limits import FRAME_BYTES_MAX
 from dawnchorus.wire.transport.sockets import (
     BROKEN_EVENTS,
@@ -32,9 +32,9 @@ def end_within_patience(action: Callable[[], None]) -> None:
     assert not thread.is_alive(), "it does not end"
 
 
-def test_both_sockets_bound_what_a_peer_can_make_them_hold(short_folder: Path) -> None:
+def test_both_sockets_bound_what_a_peer_can_make_them_hold(short_directory: Path) -> None:
     with SocketOwner() as owner:
-        router, dealer = owner.router(), owner.dealer(f"ipc://{short_folder}/x")
+        router, dealer = owner.router(), owner.dealer(f"ipc://{short_directory}/x")
         for made in (router, dealer):
             assert made.getsockopt(zmq.MAXMSGSIZE) == FRAME_BYTES_MAX
             assert made.getsockopt(zmq.TCP_KEEPALIVE) == 1
@@ -48,18 +48,18 @@ def test_both_sockets_bound_what_a_peer_can_make_them_hold(short_folder: Path) -
         assert dealer.getsockopt(zmq.TCP_MAXRT) == 60_000, "longer than a node is busy that takes in nothing meanwhile"
 
 
-def test_no_socket_uses_heartbeats_of_libzmq_or_lets_it_connect_again(short_folder: Path) -> None:
+def test_no_socket_uses_heartbeats_of_libzmq_or_lets_it_connect_again(short_directory: Path) -> None:
     with SocketOwner() as owner:
-        dealer, monitor = owner.monitored_dealer(f"ipc://{short_folder}/x")
-        for made in (owner.router(), owner.dealer(f"ipc://{short_folder}/x"), dealer, monitor):
+        dealer, monitor = owner.monitored_dealer(f"ipc://{short_directory}/x")
+        for made in (owner.router(), owner.dealer(f"ipc://{short_directory}/x"), dealer, monitor):
             # What ends a process by libzmq's own assertions: docs/decisions/0009.
             assert made.getsockopt(zmq.HEARTBEAT_IVL) == 0
             assert made.getsockopt(zmq.HEARTBEAT_TTL) == 0
         assert dealer.getsockopt(zmq.RECONNECT_IVL) == -1
 
 
-def test_a_frame_over_the_limit_costs_its_sender_the_connection_and_nobody_else(short_folder: Path) -> None:
-    endpoint = f"ipc://{short_folder}/x"
+def test_a_frame_over_the_limit_costs_its_sender_the_connection_and_nobody_else(short_directory: Path) -> None:
+    endpoint = f"ipc://{short_directory}/x"
     with SocketOwner() as owner, SocketOwner() as other:
         replies = owner.router()
         bind(replies, endpoint)
@@ -84,29 +84,31 @@ def test_a_router_is_told_of_peers_that_it_cannot_reach() -> None:
         owner.router().send_multipart([b"nobody", b"frame"])
 
 
-def test_an_endpoint_in_use_is_one_clear_error(short_folder: Path) -> None:
+def test_an_endpoint_in_use_is_one_clear_error(short_directory: Path) -> None:
     endpoint = f"tcp://127.0.0.1:{free_ports(1)[0]}"
     with SocketOwner() as owner:
         bind(owner.router(), endpoint)
-        with pytest.raises(DataFolderError, match=f"cannot bind {endpoint}: Address already in use.*; end the process"):
+        with pytest.raises(
+            DataDirectoryError, match=f"cannot bind {endpoint}: Address already in use.*; end the process"
+        ):
             bind(owner.router(), endpoint)
 
 
 @pytest.mark.parametrize("endpoint", ["tcp://192.0.2.1:9", "ipc:///no/such/folder/x", "x"])
 def test_an_endpoint_that_is_not_to_be_had_is_one_clear_error(endpoint: str) -> None:
-    with SocketOwner() as owner, pytest.raises(DataFolderError, match=r"cannot bind .* in topology\.toml"):
+    with SocketOwner() as owner, pytest.raises(DataDirectoryError, match=r"cannot bind .* in topology\.toml"):
         bind(owner.router(), endpoint)
 
 
 @pytest.mark.parametrize("kind", ["tcp", "ipc"])
-def test_an_endpoint_can_be_had_again_once_its_owner_is_closed(kind: str, short_folder: Path) -> None:
-    endpoint = f"tcp://127.0.0.1:{free_ports(1)[0]}" if kind == "tcp" else f"ipc://{short_folder}/x"
+def test_an_endpoint_can_be_had_again_once_its_owner_is_closed(kind: str, short_directory: Path) -> None:
+    endpoint = f"tcp://127.0.0.1:{free_ports(1)[0]}" if kind == "tcp" else f"ipc://{short_directory}/x"
     for _ in range(3):
         with SocketOwner() as owner:
             bind(owner.router(), endpoint)
         remove_ipc_file(endpoint)
         remove_ipc_file(endpoint)
-        assert not list(short_folder.iterdir())
+        assert not list(short_directory.iterdir())
 
 
 def test_an_endpoint_that_cannot_be_connected_to_is_told_and_its_socket_closed() -> None:
@@ -117,14 +119,14 @@ def test_an_endpoint_that_cannot_be_connected_to_is_told_and_its_socket_closed()
     end_within_patience(make)
 
 
-def test_an_owner_ends_with_everything_still_unsent(short_folder: Path) -> None:
+def test_an_owner_ends_with_everything_still_unsent(short_directory: Path) -> None:
     def make() -> None:
         with SocketOwner() as owner:
-            requests, monitor = owner.monitored_dealer(f"ipc://{short_folder}/nobody")
+            requests, monitor = owner.monitored_dealer(f"ipc://{short_directory}/nobody")
             for _ in range(100):
                 requests.send(b"x" * 100_000)
             replies = owner.router()
-            bind(replies, f"ipc://{short_folder}/x")
+            bind(replies, f"ipc://{short_directory}/x")
         assert requests.closed
         assert monitor.closed
         assert replies.closed
@@ -132,12 +134,12 @@ def test_an_owner_ends_with_everything_still_unsent(short_folder: Path) -> None:
     end_within_patience(make)
 
 
-def test_frames_on_their_way_are_sent_before_a_socket_closes(short_folder: Path) -> None:
+def test_frames_on_their_way_are_sent_before_a_socket_closes(short_directory: Path) -> None:
     with SocketOwner() as node:
         replies = node.router()
-        bind(replies, f"ipc://{short_folder}/x")
+        bind(replies, f"ipc://{short_directory}/x")
         with SocketOwner() as router:
-            requests = router.dealer(f"ipc://{short_folder}/x")
+            requests = router.dealer(f"ipc://{short_directory}/x")
             requests.send(b"first")
             assert replies.poll(PATIENCE_MS)
             replies.recv_multipart()
@@ -148,8 +150,8 @@ def test_frames_on_their_way_are_sent_before_a_socket_closes(short_folder: Path)
             assert replies.recv_multipart()[1] == bytes([number]) * 50_000
 
 
-def test_a_monitor_tells_of_an_attempt_that_failed(short_folder: Path) -> None:
-    for endpoint in (f"ipc://{short_folder}/nobody", f"tcp://127.0.0.1:{free_ports(1)[0]}"):
+def test_a_monitor_tells_of_an_attempt_that_failed(short_directory: Path) -> None:
+    for endpoint in (f"ipc://{short_directory}/nobody", f"tcp://127.0.0.1:{free_ports(1)[0]}"):
         with SocketOwner() as owner:
             requests, monitor = owner.monitored_dealer(endpoint)
             assert monitor.poll(PATIENCE_MS)
@@ -158,8 +160,8 @@ def test_a_monitor_tells_of_an_attempt_that_failed(short_folder: Path) -> None:
             owner.close_monitored(requests, monitor)
 
 
-def test_a_monitor_tells_of_a_connection_that_broke(short_folder: Path) -> None:
-    endpoint = f"ipc://{short_folder}/x"
+def test_a_monitor_tells_of_a_connection_that_broke(short_directory: Path) -> None:
+    endpoint = f"ipc://{short_directory}/x"
     with SocketOwner() as owner:
         with SocketOwner() as node:
             bind(node.router(), endpoint)

@@ -1,4 +1,4 @@
-"""Clusters whose nodes are stopped and killed: filled before, with clients that are whole and hold nothing after."""
+"""Clusters whose nodes are stopped and killed: filled before, with clients that hold nothing after."""
 
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
