@@ -74,9 +74,12 @@ class Transport(Protocol):
         ...
 
     def open_channel(
-        self, loop: asyncio.AbstractEventLoop, handle_messages: Callable[[list[list[bytes]]], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        handle_messages: Callable[[list[list[bytes]]], None],
+        handle_ended: Callable[[], None],
     ) -> RoutedChannel:
-        """Deliver requests."""
+        """Deliver requests, and say when connections have ended."""
         ...
 
     def shut(self, shut: bool) -> object:

@@ -49,6 +49,22 @@ async def main():
 asyncio.run(main())
 """
 
+_TCP_HOST = """
+import sys, time
+from dawnchorus.wire.protocol.messages import PING, PROTOCOL, Hello, encode
+from dawnchorus.wire.transport.sockets import SocketOwner
+with SocketOwner() as owner:
+    requests = owner.dealer(sys.argv[1])
+    requests.send(encode(Hello(PROTOCOL, "", b"12345678", "")))
+    requests.recv()
+    print("there", flush=True)
+    while True:
+        requests.send(PING)
+        requests.recv()
+        time.sleep(0.2)
+"""
+"""A host that does not move to ipc."""
+
 
 async def _until(condition: Callable[[], bool]) -> float:
     """Return how long it took until a condition held, in seconds; infinite if it never did."""
@@ -104,26 +120,31 @@ async def _node_is_noticed(path: Path, launcher: Launcher, port: int, *, seclude
         router.close()
 
 
-async def _host_is_noticed(path: Path, directory: Path, port: int, *, secluded: bool) -> None:
-    """What a node notices of a host."""
+async def _host_is_killed(path: Path, directory: Path) -> None:
+    """When a node forgets a host that was killed."""
     async with connect(path) as cluster:
         await asyncio.sleep(6)  # what it had over TCP before it moved to ipc is forgotten
         before = await _clients(cluster)
-        for number, what in enumerate(["killed", "cut off"] if secluded else ["killed"]):
-            with child_process([sys.executable, "-c", _HOST, str(path)], log=directory / f"host-{number}") as host:
-                await _until_clients(cluster, before + 1)
-                await asyncio.sleep(6)
-                if what == "killed":
-                    host.kill()
-                    took_s = await _until_clients(cluster, before)
-                else:
-                    host.send_signal(signal.SIGSTOP)  # so that it does not come back by another connection
-                    async with packets_dropped(port):
-                        began = time.monotonic()
-                        await asyncio.sleep(4.5)
-                    await _until_clients(cluster, before)
-                    took_s = time.monotonic() - began
-            print(f"  a host that was {what}: forgotten after {took_s:.2f} s")
+        with child_process([sys.executable, "-c", _HOST, str(path)], log=directory / "host-killed") as host:
+            await _until_clients(cluster, before + 1)
+            await asyncio.sleep(6)
+            host.kill()
+            print(f"  a host that was killed: forgotten after {await _until_clients(cluster, before):.2f} s")
+
+
+async def _host_is_cut_off(path: Path, directory: Path, port: int) -> None:
+    """When a node forgets a host that was cut off, as one sees who is not: over ipc."""
+    async with connect(path) as cluster:
+        await asyncio.sleep(6)
+        before = await _clients(cluster)
+        command = [sys.executable, "-c", _TCP_HOST, f"tcp://127.0.0.1:{port}"]
+        with child_process(command, log=directory / "host-cut-off") as host:
+            await _until_clients(cluster, before + 1)
+            await asyncio.sleep(2)
+            async with packets_dropped(port):
+                took_s = await _until_clients(cluster, before)
+            print(f"  a host over TCP that was cut off: forgotten after {took_s:.2f} s")
+            host.kill()
 
 
 def _be_busy(seconds: float) -> None:
@@ -159,7 +180,9 @@ async def liveness(busy_s: float, *, secluded: bool) -> None:
                 async with connect(path) as cluster:
                     await cluster.save("a", {"session": "asleep"})
                 await _node_is_noticed(path, launcher, port, secluded=secluded and not ipc)
-                await _host_is_noticed(path, directory, port, secluded=secluded and not ipc)
+                await _host_is_killed(path, directory)
+                if secluded and ipc:
+                    await _host_is_cut_off(path, directory, port)
                 await _busy_host(path, busy_s)
 
 

@@ -27,7 +27,7 @@ class Sink:
         self.sent = 0
         self.soon: list[Callable[[], object]] = []
 
-    def open(self, deliver: Callable[[list[list[bytes]]], None]) -> "Sink":
+    def open(self, deliver: Callable[[list[list[bytes]]], None], _handle_ended: Callable[[], None]) -> "Sink":
         self.deliver = deliver
         return self
 

@@ -337,7 +337,10 @@ class MemoryTransport:
         pass
 
     def open_channel(
-        self, loop: asyncio.AbstractEventLoop, handle_messages: Callable[[list[list[bytes]]], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        handle_messages: Callable[[list[list[bytes]]], None],
+        handle_ended: Callable[[], None],
     ) -> "MemoryTransport":
         self.deliver = handle_messages
         return self

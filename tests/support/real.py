@@ -46,6 +46,7 @@ REAL_FILES: Final = (
     "wire/test_descriptors.py",
     "wire/transport/test_channel.py",
     "wire/transport/test_loop_calls.py",
+    "wire/transport/test_server_socket.py",
     "wire/transport/test_sockets.py",
     "*/test_acceptance.py",
 )

@@ -29,20 +29,15 @@ _DROP = struct.pack("HBBI", 0x06, 0, 0, 0)
 class Listener:
     """One bound TCP endpoint of a ZeroMQ socket."""
 
-    def __init__(self, replies: zmq.Socket[bytes], endpoint: str) -> None:
-        """Bind the socket.
+    def __init__(self, replies: zmq.Socket[bytes], monitor: zmq.Socket[bytes], endpoint: str) -> None:
+        """Bind a socket, which has this monitor (`SocketOwner.monitored_router`).
 
         Raises:
             DataDirectoryError: the endpoint is in use or not to be had.
         """
-        monitor = replies.get_monitor_socket(int(zmq.EVENT_LISTENING))
-        try:
-            bind(replies, endpoint)
-            # Said in the call that binds (zmq_socket_monitor(3), ZMQ_EVENT_LISTENING: its value is the descriptor).
-            listening = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))
-        finally:
-            replies.disable_monitor()
-            monitor.close(linger=0)
+        bind(replies, endpoint)
+        # Said in the call that binds (zmq_socket_monitor(3), ZMQ_EVENT_LISTENING: its value is the descriptor).
+        listening = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))
         self._descriptor = int(listening["value"])
 
     def shut(self, shut: bool) -> bool:

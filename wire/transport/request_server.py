@@ -83,6 +83,9 @@ _RETRY_SECONDS: Final = 0.001
 """Pause before a blocked peer is tried again: ROUTER does not tell when one peer's queue has room. At 1 GB/s a reader
 takes one frame in it."""
 
+_SEARCH_SECONDS: Final = 0.1
+"""Pause between the end of a connection and the search for its peer: what ends together is searched for together."""
+
 _TURNED_AWAY_S: Final = 2.0
 """How long a router is asked to stay away that finds no room here."""
 
@@ -119,10 +122,16 @@ class RequestServer:
         self._turn_scheduled = False
         self._closed = False
         self._retry: Timer | None = None
+        self._search: Timer | None = None
 
-    def start(self, open_channel: Callable[[Callable[[list[list[bytes]]], None]], RoutedChannel]) -> None:
-        """Serve what comes on the channel that `open_channel` makes of where to deliver messages."""
-        self._channel = open_channel(self._handle_messages)
+    def start(
+        self, open_channel: Callable[[Callable[[list[list[bytes]]], None], Callable[[], None]], RoutedChannel]
+    ) -> None:
+        """Serve what comes on the channel that `open_channel` makes.
+
+        It gets two functions: one that takes messages, and one to be called when connections, whosesoever, have ended.
+        """
+        self._channel = open_channel(self._handle_messages, self._handle_ended)
         self._peers = Peers(self._channel, self._counters, peers_max=self._peers_max)
         self._ticking = self._loop.call_later(LIVENESS_TICK_S, self._tick)
 
@@ -148,8 +157,9 @@ class RequestServer:
         self._closed = True
         self._channel.close()
         self._ticking.cancel()
-        if self._retry is not None:
-            self._retry.cancel()
+        for timer in (self._retry, self._search):
+            if timer is not None:
+                timer.cancel()
         self._queue.abandon_parked()
 
     # --- from the socket into the queue ---
@@ -190,6 +200,15 @@ class RequestServer:
         self._schedule_retry()  # under way already, as the next, unless something went wrong in its midst
         if not self._turn_scheduled:
             self._turn()
+
+    def _handle_ended(self) -> None:
+        if self._search is None and not self._closed:
+            self._search = self._loop.call_later(_SEARCH_SECONDS, self._forget_gone)
+
+    def _forget_gone(self) -> None:
+        self._search = None
+        for peer in self._peers.handle_ended():
+            self._forget(peer)
 
     def _shed(self, peer: bytes, frame: bytes, shed: Shed) -> None:
         self._counters.shed += 1

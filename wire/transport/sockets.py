@@ -60,7 +60,7 @@ _DESCRIPTORS: Final = 16
 its monitor, one of the connection, and what a name's resolution takes. libzmq ends the process where it finds none for
 its threads (docs/decisions/0009)."""
 
-_LINGER_MS: Final = 200
+LINGER_MS: Final = 200
 """How long a closing socket may take to hand its last frames to the kernel."""
 
 
@@ -81,6 +81,21 @@ class SocketOwner:
         replies.setsockopt(zmq.RCVHWM, NODE_RECEIVE_FRAMES_MAX)
         replies.setsockopt(zmq.TCP_MAXRT, _NODE_UNTAKEN_MS)
         return replies
+
+    def monitored_router(self) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+        """Return a `router`, and the PAIR socket on which libzmq tells where it listens and what has ended.
+
+        Without a limit: libzmq's thread would wait for room in it while a node's loop is busy, and with it all traffic.
+        A thousand events take 100 KB.
+        """
+        replies = self.router()
+        address = f"inproc://router-{id(replies)}"
+        replies.monitor(address, int(zmq.EVENT_LISTENING | zmq.EVENT_DISCONNECTED))
+        monitor: zmq.Socket[bytes] = self._context.socket(zmq.PAIR)
+        self._open.add(monitor)
+        monitor.setsockopt(zmq.RCVHWM, 0)
+        monitor.connect(address)
+        return replies, monitor
 
     def dealer(self, endpoint: str) -> zmq.Socket[bytes]:
         """Return a router's DEALER socket, connecting to one node, with an identity that libzmq makes up.
@@ -125,15 +140,17 @@ class SocketOwner:
             raise ClusterUnavailable(f"cannot connect to {endpoint}: {error}") from error
         return requests, monitor
 
-    def close_monitored(self, watched: zmq.Socket[bytes], monitor: zmq.Socket[bytes] | None) -> None:
-        """Close a socket and its monitor.
+    def close_monitored(
+        self, watched: zmq.Socket[bytes], monitor: zmq.Socket[bytes] | None, *, linger_ms: int = 0
+    ) -> None:
+        """Close a socket and its monitor; what the socket had queued is sent within `linger_ms` or dropped.
 
         In this order: libzmq's thread waits for room in a monitor that nobody reads, for ever if it is closed first.
         """
         watched.disable_monitor()
         if monitor is not None:
             self.close_socket(monitor)
-        self.close_socket(watched)
+        self.close_socket(watched, linger_ms=linger_ms)
 
     def close_socket(self, closing: zmq.Socket[bytes], *, linger_ms: int = 0) -> None:
         """Close one socket; what it had queued is sent within `linger_ms` or dropped."""
@@ -143,7 +160,7 @@ class SocketOwner:
     def close(self) -> None:
         """Close every socket and end the context; frames that are on their way get a fifth of a second."""
         for closing in list(self._open):
-            self.close_socket(closing, linger_ms=_LINGER_MS)
+            self.close_socket(closing, linger_ms=LINGER_MS)
         self._context.term()
 
     def __enter__(self) -> Self:
@@ -155,7 +172,7 @@ class SocketOwner:
     def _make(self, kind: int) -> zmq.Socket[bytes]:
         made: zmq.Socket[bytes] = self._context.socket(kind)
         self._open.add(made)
-        made.setsockopt(zmq.LINGER, _LINGER_MS)
+        made.setsockopt(zmq.LINGER, LINGER_MS)
         made.setsockopt(zmq.IPV6, 1)  # off by default, and then tcp://[::1]:port is "No such device"
         made.setsockopt(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
         made.setsockopt(zmq.TCP_KEEPALIVE, 1)

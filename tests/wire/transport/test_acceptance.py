@@ -160,8 +160,8 @@ def test_whoever_comes_and_goes_what_is_held_stays_held(limit: int, steps: list[
 def test_a_shut_listener_lets_nobody_in_and_connections_that_stand_go_on() -> None:
     port = free_ports(1)[0]
     with SocketOwner() as owner, SocketOwner() as other:
-        replies = owner.router()
-        listener = Listener(replies, f"tcp://127.0.0.1:{port}")
+        replies, monitor = owner.monitored_router()
+        listener = Listener(replies, monitor, f"tcp://127.0.0.1:{port}")
         requests = other.dealer(f"tcp://127.0.0.1:{port}")
         requests.send(b"before")
         identity, _ = replies.recv_multipart()
@@ -176,4 +176,4 @@ def test_a_shut_listener_lets_nobody_in_and_connections_that_stand_go_on() -> No
             assert listener.shut(False)
             socket.create_connection(("127.0.0.1", port), timeout=5).close()
         with pytest.raises(DataDirectoryError, match="Address already in use"):
-            Listener(owner.router(), f"tcp://127.0.0.1:{port}")
+            Listener(*owner.monitored_router(), f"tcp://127.0.0.1:{port}")

@@ -201,3 +201,30 @@ def test_a_peer_that_asks_and_takes_nothing_is_not_silent() -> None:
     made.peers.reply(b"a", b"0")
     assert tick(made, 50, b"a") == []
     assert b"a" in made.peers
+
+
+def test_ended_connection_makes_quiet_peer_asked_sooner() -> None:
+    made = Made(b"a", b"b")
+    made.pipes.gone.add(b"a")
+    assert tick(made, 1, b"b") == []
+    assert made.peers.handle_ended() == [], "it was heard in the last tick"
+    assert tick(made, 1, b"b") == [b"a"]
+    assert not made.pipes.sent[b"b"]
+
+
+def test_peer_quiet_for_ticks_is_asked_at_once() -> None:
+    made = Made(b"a", b"b")
+    assert tick(made, SILENT_TICKS, b"b") == []
+    made.pipes.gone.add(b"a")
+    assert made.peers.handle_ended() == [b"a"]
+    assert b"a" not in made.peers
+    assert not made.pipes.sent[b"b"]
+
+
+def test_long_stopped_peer_is_not_flooded_with_questions() -> None:
+    made = Made(b"a")
+    for _ in range(100):
+        tick(made, 1)
+        for _ in range(3):
+            made.peers.handle_ended()
+    assert len(made.pipes.sent[b"a"]) < 40, "a dozen when it fell silent, then seldom"

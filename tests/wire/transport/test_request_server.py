@@ -89,10 +89,12 @@ class Pipes:
         self.sent: dict[bytes, list[bytes]] = defaultdict(list)
         self.in_order: list[bytes] = []
         self.handle_messages: Callable[[list[list[bytes]]], None] = lambda _: None
+        self.handle_ended: Callable[[], None] = lambda: None
         self.closed = False
 
-    def open(self, handle_messages: Callable[[list[list[bytes]]], None]) -> "Pipes":
+    def open(self, handle_messages: Callable[[list[list[bytes]]], None], handle_ended: Callable[[], None]) -> "Pipes":
         self.handle_messages = handle_messages
+        self.handle_ended = handle_ended
         return self
 
     def send_to(self, identity: bytes, frame: bytes) -> Sent:
@@ -308,6 +310,19 @@ def test_handler_answers_later_by_reply(served: Served) -> None:
     assert (call.peer, call.number, commit.request) == (b"a", 4, 4)
     served.server.reply(call.peer, CommitReply(4, []))
     assert served.answer(b"a") == CommitReply(4, [])
+
+
+def test_quiet_peer_is_forgotten_soon_after_its_connection_ended(served: Served) -> None:
+    for peer in (b"a", b"b"):
+        served.come(peer, HELLO)
+    served.loop.run(3 * LIVENESS_TICK_S)
+    served.pipes.gone.add(b"a")
+    served.pipes.handle_ended()
+    served.pipes.handle_ended()
+    assert b"a" in served.server.peers
+    served.loop.run(0.2)
+    assert b"a" not in served.server.peers
+    assert b"b" in served.server.peers
 
 
 # --- deadlines, cancels, shedding, peers that do not read ---
