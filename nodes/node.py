@@ -124,7 +124,7 @@ class FragmentNode:
         self._loop = asyncio.get_running_loop()
         self._calls = LoopCalls(self._loop)
         self._clock = open_clock(shards.values(), Path(topology.data_dir) / name)
-        self._status = NodeStatus(topology, name, shards.values(), self.counters, self._clock, monotonic)
+        self._status = NodeStatus(topology, name, shards.values(), self.counters, self._clock, ipc, monotonic)
         housekeeper = Housekeeper(shards.values(), self._clock, self.counters, monotonic)
         self._writer = Writer(
             self._calls,

@@ -28,14 +28,16 @@ class NodeStatus:
         shards: Iterable[OwnedShard],
         counters: NodeCounters,
         clock: Clock,
+        ipc: str = "",
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`monotonic` gives seconds."""
+        """`ipc`: the node's ipc endpoint, "" for none. `monotonic` gives seconds."""
         self._digest = topology.digest
         self._name = name
         self._shards = shards
         self._counters = counters
         self._clock = clock
+        self._ipc = ipc
         self._monotonic = monotonic
         self._started = monotonic()
         self._process = psutil.Process()
@@ -57,6 +59,7 @@ class NodeStatus:
             acceptance.limit,
             acceptance.doors is Doors.OPEN,
             self._digest,
+            self._ipc,
         )
 
     def _memory(self) -> int:

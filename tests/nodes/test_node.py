@@ -318,6 +318,7 @@ async def test_a_node_serves_its_ipc_endpoint_too(tmp_path: Path) -> None:
         ipc = f"ipc://{folder}/x.ipc"
         async with served(make_topology(tmp_path), ipc=ipc) as serving, RawClient(ipc) as client:
             assert (await client.hello()).ipc == ipc
+            assert (await client.status()).ipc == ipc
             await client.commit({b"a": b"v"})
             async with RawClient(serving.endpoint) as other:
                 assert (await other.hello()).ipc == ipc

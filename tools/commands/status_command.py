@@ -136,6 +136,7 @@ def _describe_node(spec: NodeSpec, answer: StatusReply | DawnchorusError | None)
         "takes_clients": answer.takes_clients,
         "descriptors": answer.descriptors,
         "descriptors_max": answer.descriptors_max,
+        "ipc": answer.ipc,
         "counters": answer.counters,
         "shards": [_describe_shard(shard) for shard in answer.shards],
     }

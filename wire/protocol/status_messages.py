@@ -36,7 +36,7 @@ class StatusReply(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=10
     """Answers Status. `counters` are totals since the start, by names of `wire.transport.counters`.
 
     `clients`: routers that it has welcomed. `takes_clients`: false if it has no descriptors to spare for more.
-    `topology`: the digest of the topology that the node serves; "": not said.
+    `topology`: the digest of the topology that the node serves; "": not said. `ipc`: its ipc endpoint, "" for none.
     """
 
     request: int
@@ -51,3 +51,4 @@ class StatusReply(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=10
     descriptors_max: int = 0
     takes_clients: bool = True
     topology: str = ""
+    ipc: str = ""

@@ -22,9 +22,10 @@ making (a thread that reads cold pages, another network). It is resumed by `resu
 later callback, once (`wire.transport.loop_calls` brings a thread's news there). Then it is the first of its peer's
 queue again, and `next_frame` is called in the peer's next turn; it may return None, and so park, again.
 
-- It holds its frame, its Frames and its place: what a peer may have waiting (`fair_queue`) counts parked calls too.
-  Other requests of the peer are served meanwhile. Frames must hold nothing between two calls of `next_frame` that has
-  to be closed: nobody tells them when they are let go of.
+- It holds its frame, its Frames and its place: what a peer may have waiting (`fair_queue`) counts parked calls too, by
+  number and by the bytes of their frames. Other requests of the peer are served meanwhile. What Frames hold besides
+  (an answer that is there before its peer reads) they have to bound for each peer by themselves; and between two calls
+  of `next_frame` they must hold nothing that has to be closed: they are not told when they are let go of.
 - If its peer goes, it is abandoned: `call.abandoned` is set, it is counted with the peer's `dropped_replies`, and to
   resume it does nothing.
 - If it is cancelled, it is abandoned and counted (`cancelled`), and keeps its place until it is resumed, because

@@ -139,8 +139,9 @@ EXAMPLES: list[tuple[Message, str]] = [
             9,
             False,
             "ff",
+            "ipc://x",
         ),
-        "9d0a0aa66c6976652d31040506919aa46c6976650001020304a773657276696e67a466756c6ca4676f6e650981a76665746368657301070809c2a26666",
+        "9e0a0aa66c6976652d31040506919aa46c6976650001020304a773657276696e67a466756c6ca4676f6e650981a76665746368657301070809c2a26666a76970633a2f2f78",
     ),
     (Fault(11, 4, "no", 5), "950b0b04a26e6f05"),
     (Cancel([7, 300]), "920e9207cd012c"),
@@ -172,7 +173,7 @@ FIELDS = {
     "ShardStatus": "store shard epoch version agents disk_bytes state last_error notice clock_ahead_ms",
     "StatusReply": (
         "request node pid uptime_ms rss_bytes shards counters"
-        " clients descriptors descriptors_max takes_clients topology"
+        " clients descriptors descriptors_max takes_clients topology ipc"
     ),
     "Fault": "request code detail retry_after_us",
     "Backup": "request budget_us sent_us trace store shard epoch path rate_bytes_s",
@@ -184,6 +185,10 @@ FIELDS = {
 
 # What peers sent before fields were appended: read as ever, with the defaults of what they do not say.
 OLDER: list[tuple[Message, str]] = [
+    (
+        StatusReply(10, "live-1", 4, 5, 6, [], {"fetches": 1}, 7, 8, 9, False, "ff"),
+        "9d0a0aa66c6976652d310405069081a76665746368657301070809c2a26666",
+    ),
     (
         StatusReply(10, "live-1", 4, 5, 6, [ShardStatus("live", 0, 1, 2, 3, 4, "serving", "full")], {"fetches": 1}),
         "980a0aa66c6976652d310405069198a46c6976650001020304a773657276696e67a466756c6c81a76665746368657301",
