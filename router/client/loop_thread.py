@@ -104,9 +104,18 @@ class LoopThread(Generic[R]):
 
     resource: R
 
-    def __init__(self, opening: Callable[[], AbstractAsyncContextManager[R]], name: str) -> None:
+    def __init__(
+        self,
+        opening: Callable[[], AbstractAsyncContextManager[R]],
+        name: str,
+        *,
+        grace_s: float = _GRACE_SECONDS,
+        close_s: float = _CLOSE_SECONDS,
+    ) -> None:
         """`opening` is called in the loop, and gives what is opened there."""
         self._opening = opening
+        self._grace_s = grace_s
+        self._close_s = close_s
         self._calls: deque[Call] = deque()
         self._scheduled = False
         self._under_way = 0
@@ -137,7 +146,7 @@ class LoopThread(Generic[R]):
         _running.add(self)
         try:
             self._thread.start()
-            if not self._opened.wait(deadline_s + _GRACE_SECONDS):
+            if not self._opened.wait(deadline_s + self._grace_s):
                 self._wait(self._opened, deadline_s)
             if self._opened.error is not None:
                 raise self._opened.error
@@ -165,7 +174,7 @@ class LoopThread(Generic[R]):
             if self._ended:  # just now
                 self._reject_calls()
             # In one piece, for what every call passes: `Call.wait` without its frame.
-            if call.ended.acquire(True, limit_s + _GRACE_SECONDS):
+            if call.ended.acquire(True, limit_s + self._grace_s):
                 if call.behind:
                     call.let_next_go()
             else:
@@ -188,9 +197,9 @@ class LoopThread(Generic[R]):
             self._closed = True
 
     def _wait(self, call: Call, limit_s: float) -> None:
-        if not call.wait(_GRACE_SECONDS):
+        if not call.wait(self._grace_s):
             raise ClusterUnavailable(
-                f"the cluster's own thread did not come to a call within {limit_s + 2 * _GRACE_SECONDS:g} s: is it held"
+                f"the cluster's own thread did not come to a call within {limit_s + 2 * self._grace_s:g} s: is it held"
                 " up by other threads of this process?"
             )
 
@@ -216,7 +225,7 @@ class LoopThread(Generic[R]):
         except (AttributeError, RuntimeError):
             pass  # it never came that far, or has gone already
         if self._thread.ident not in (None, threading.get_ident()):
-            self._thread.join(2 * _CLOSE_SECONDS)
+            self._thread.join(2 * self._close_s)
         self._reject_calls()
 
     def _reject_calls(self) -> None:
@@ -249,7 +258,7 @@ class LoopThread(Generic[R]):
         await asyncio.sleep(0)
         waiting = asyncio.all_tasks() - {asyncio.current_task()}
         if waiting:
-            await asyncio.wait(waiting, timeout=_CLOSE_SECONDS)
+            await asyncio.wait(waiting, timeout=self._close_s)
 
     def _end(self) -> None:
         if self._is_open:

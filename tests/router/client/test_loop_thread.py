@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-import dawnchorus.router.client.loop_thread
 from dawnchorus import ClusterUnavailable, WrongLoopError
 from dawnchorus.router.client.loop_thread import Call, LoopThread
 
@@ -54,10 +53,18 @@ async def resource() -> AsyncGenerator[Resource]:
 
 @pytest.fixture
 def thread() -> Generator[LoopThread[Resource]]:
-    made = LoopThread(resource, "tested")
+    with started() as made:
+        yield made
+
+
+@contextlib.contextmanager
+def started(grace_s: float = 5.0, close_s: float = 2.0) -> Generator[LoopThread[Resource]]:
+    made = LoopThread(resource, "tested", grace_s=grace_s, close_s=close_s)
     made.start(LONG_S)
-    yield made
-    made.close()
+    try:
+        yield made
+    finally:
+        made.close()
     assert not made.resource.open
 
 
@@ -114,32 +121,30 @@ def test_calls_that_wait_while_loop_is_busy_begin_in_one_turn(thread: LoopThread
     assert len(set(begun)) == 1
 
 
-def test_close_ends_calls_under_way_and_rejects_others(
-    thread: LoopThread[Resource], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_close_ends_calls_under_way_and_rejects_others() -> None:
     errors: list[BaseException] = []
     begun = threading.Event()
+    with started(close_s=0.05) as thread:
 
-    async def forever() -> None:
-        begun.set()
-        await thread.resource.forever()
+        async def forever() -> None:
+            begun.set()
+            await thread.resource.forever()
 
-    def work() -> None:
-        try:
-            thread.run(forever, limit_s=LONG_S)
-        except ClusterUnavailable as error:
-            errors.append(error)
+        def work() -> None:
+            try:
+                thread.run(forever, limit_s=LONG_S)
+            except ClusterUnavailable as error:
+                errors.append(error)
 
-    worker = threading.Thread(target=work)
-    worker.start()
-    assert begun.wait(LONG_S)
-    monkeypatch.setattr(dawnchorus.router.client.loop_thread, "_CLOSE_SECONDS", 0.05)
-    thread.close()
-    worker.join(LONG_S)
-    assert [str(error) for error in errors] == ["the cluster was closed"]
-    with pytest.raises(ClusterUnavailable, match="was closed"):
-        thread.run(thread.resource.double, 1, limit_s=LONG_S)
-    thread.close()  # once more does nothing
+        worker = threading.Thread(target=work)
+        worker.start()
+        assert begun.wait(LONG_S)
+        thread.close()
+        worker.join(LONG_S)
+        assert [str(error) for error in errors] == ["the cluster was closed"]
+        with pytest.raises(ClusterUnavailable, match="was closed"):
+            thread.run(thread.resource.double, 1, limit_s=LONG_S)
+        thread.close()  # once more does nothing
 
 
 def test_call_from_within_the_loop_is_rejected(thread: LoopThread[Resource]) -> None:
@@ -151,18 +156,17 @@ def test_call_from_within_the_loop_is_rejected(thread: LoopThread[Resource]) -> 
     assert thread.run(within, limit_s=LONG_S) == "told"
 
 
-def test_wait_for_a_stuck_loop_ends(thread: LoopThread[Resource], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dawnchorus.router.client.loop_thread, "_GRACE_SECONDS", 0.02)
+def test_wait_for_a_stuck_loop_ends() -> None:
     release = threading.Event()
 
     async def stuck() -> None:
         release.wait(LONG_S)
 
-    with pytest.raises(ClusterUnavailable, match="did not come to a call within"):
-        thread.run(stuck, limit_s=0.01)
-    release.set()
-    monkeypatch.setattr(dawnchorus.router.client.loop_thread, "_GRACE_SECONDS", LONG_S)
-    assert thread.run(thread.resource.double, 4, limit_s=LONG_S) == 8, "it serves again"
+    with started(grace_s=0.02) as thread:
+        with pytest.raises(ClusterUnavailable, match="did not come to a call within"):
+            thread.run(stuck, limit_s=0.01)
+        release.set()
+        assert thread.run(thread.resource.double, 4, limit_s=LONG_S) == 8, "it serves again"
 
 
 def test_opening_that_fails_raises_and_leaves_no_thread() -> None:
@@ -225,10 +229,8 @@ def test_given_up_call_in_a_row_lets_the_next_go(thread: LoopThread[Resource]) -
 PROGRAM = """
 import threading, time
 from tests.router.client.test_loop_thread import resource
-from dawnchorus.router.client import loop_thread
 from dawnchorus.router.client.loop_thread import LoopThread
-loop_thread._CLOSE_SECONDS = 0.1
-thread = LoopThread(resource, "left open")
+thread = LoopThread(resource, "left open", close_s=0.1)
 thread.start(30.0)
 def work():
     print(thread.run(thread.resource.double, 4, limit_s=30.0))
