@@ -18,7 +18,7 @@ from dawnchorus import (
     UnknownKindError,
     connect,
 )
-from dawnchorus.wire.protocol.messages import Hello
+from dawnchorus.wire.protocol.messages import PROTOCOL, Hello
 from tests.support.clusters import RunningCluster
 from tests.support.faces import FACES, opened
 
@@ -51,15 +51,16 @@ async def test_a_client_of_another_cluster_is_rejected_in_the_nodes_words(
             pass
 
 
+@pytest.mark.parametrize("protocol", [PROTOCOL - 1, 99])
 async def test_a_client_of_another_protocol_version_is_rejected_in_the_nodes_words(
-    running_cluster: RunningCluster, monkeypatch: pytest.MonkeyPatch
+    running_cluster: RunningCluster, monkeypatch: pytest.MonkeyPatch, protocol: int
 ) -> None:
-    def hello_of_tomorrow(_protocol: int, cluster: str, client: bytes, digest: str) -> Hello:
-        return Hello(99, cluster, client, digest)
+    def another_hello(_protocol: int, cluster: str, client: bytes, digest: str) -> Hello:
+        return Hello(protocol, cluster, client, digest)
 
-    monkeypatch.setattr(dawnchorus.router.dispatch.membership, "Hello", hello_of_tomorrow)
+    monkeypatch.setattr(dawnchorus.router.dispatch.membership, "Hello", another_hello)
     for source in (running_cluster.path, running_cluster.endpoint("live-1")):
-        with pytest.raises(ClusterUnavailable, match="this node speaks protocol 1, not 99"):
+        with pytest.raises(ClusterUnavailable, match=f"this node speaks protocol {PROTOCOL}, not {protocol}"):
             async with connect(source):
                 pass
 
