@@ -25,7 +25,7 @@ class MemoryState:
 
     @property
     def degraded(self) -> tuple[str, ...]:
-        """Kinds that could not be had."""
+        """Kinds that could not be read."""
         return tuple(self._outcomes)
 
     def outcome(self, kind: str) -> Outcome:

@@ -2,7 +2,6 @@
 
 import io
 import json
-from typing import Any
 
 import msgspec
 from rich.console import Console
@@ -11,28 +10,13 @@ from dawnchorus.perf.chaos.counts import Latency, WakeCounts
 from dawnchorus.perf.chaos.report import (
     ChaosReport,
     Healing,
-    MemoryUse,
     OverloadReport,
     PhaseReport,
     render_chaos,
     unproven_phase,
 )
+from tests.support.reports import WAKES, chaos_report, phase_with
 
-WAKES = WakeCounts(
-    offered=6_000,
-    complete=5_000,
-    degraded=900,
-    failed=100,
-    shed=250,
-    stuck=0,
-    unsent=0,
-    latency_ms=Latency(1.2, 102.4, 103.5, 1_234.6),
-    complete_ms=Latency(1.1, 80.0, 90.0, 95.0),
-    shed_ms=Latency(0.3, 2.5, 3.0, 4.0),
-    past_deadline_ms=Latency(1.0, 3.5, 4.0, 7.7),
-    started_late_ms=Latency(0.5, 1.6, 2.0, 3.0),
-)
-MEMORY = MemoryUse(50 << 20, 60 << 20, 51 << 20)
 OVERLOAD = OverloadReport(
     share_of_core=0.1,
     best_per_s=5_000.0,
@@ -47,36 +31,17 @@ OVERLOAD = OverloadReport(
 )
 
 
-def phase_with(name: str, **changes: Any) -> PhaseReport:
-    """A plausible phase."""
-    return msgspec.structs.replace(PhaseReport(name, "something was done", 6.0, 1_000.0, WAKES, MEMORY), **changes)
-
-
-def report_of(*phases: PhaseReport) -> ChaosReport:
-    """A plausible report."""
-    return ChaosReport(
-        agents=10_000,
-        value_bytes=512,
-        rate=1_000.0,
-        deadline_ms=100,
-        node="archive-1",
-        seed=1,
-        phases=list(phases),
-        notes=["it rained"],
-    )
-
-
 def text_of(*phases: PhaseReport) -> str:
     """What a terminal shows."""
     console = Console(file=io.StringIO(), width=200)
-    console.print(render_chaos(report_of(*phases)))
+    console.print(render_chaos(chaos_report(*phases)))
     output = console.file
     assert isinstance(output, io.StringIO)
     return output.getvalue()
 
 
 def test_the_json_object_has_a_phase_with_every_number() -> None:
-    found = json.loads(msgspec.json.encode(report_of(phase_with("overload", overload=OVERLOAD))))
+    found = json.loads(msgspec.json.encode(chaos_report(phase_with("overload", overload=OVERLOAD))))
     assert {"agents", "rate", "deadline_ms", "node", "seed", "phases", "notes"} <= set(found)
     (phase,) = found["phases"]
     assert {"phase", "fault", "seconds", "wakes", "memory", "healing", "overload", "unproven"} <= set(phase)

@@ -2,47 +2,15 @@
 
 import io
 import json
-from typing import Any
 
 import msgspec
 import pytest
 from rich.console import Console
 
-from dawnchorus.perf.harness.measure import Spread, Tail
-from dawnchorus.perf.peers.redis_peer import Batch
-from dawnchorus.perf.storm.report import Batches, Peers, StormReport, ratios_of, render, targets_of
+from dawnchorus.perf.storm.report import StormReport, render, targets_of
+from tests.support.reports import PEERS, storm_report
 
-PEERS = Peers(
-    redis_mget_ms=Spread(200, 250, 300),
-    redis_packed_ms=Spread(90, 100, 120),
-    redis_task_per_agent_ms=Spread(1000, 1200, 1500),
-    raw_zmq_ms=Spread(15, 20, 25),
-    raw_zmq_uncopied_ms=Spread(8, 10, 15),
-    raw_echo_us=Tail(100, 200),
-)
 NO_REDIS = msgspec.structs.replace(PEERS, redis_mget_ms=None, redis_packed_ms=None, redis_task_per_agent_ms=None)
-
-
-def report_with(peers: Peers, **changes: Any) -> StormReport:
-    """A plausible report."""
-    wake_many, task_per_agent, single = Spread(25, 30, 40), Spread(100, 120, 160), Tail(150, 300)
-    report = StormReport(
-        agents=100_000,
-        wake=10_000,
-        fragments=5,
-        value_bytes=512,
-        topology="one-store",
-        runs=9,
-        wake_many_ms=wake_many,
-        task_per_agent_ms=task_per_agent,
-        single_us=single,
-        closed_loop_per_s=100_000.0,
-        peers=peers,
-        ratios=ratios_of(10_000, wake_many, task_per_agent, single, 100_000.0, peers),
-        redis_batches=Batches(Batch(1000, pipelined=False), Batch(500, pipelined=True)),
-        notes=[],
-    )
-    return msgspec.structs.replace(report, **changes)
 
 
 def text_of(report: StormReport) -> str:
@@ -55,7 +23,7 @@ def text_of(report: StormReport) -> str:
 
 
 def test_the_json_object_has_every_key_that_is_promised() -> None:
-    found = json.loads(msgspec.json.encode(report_with(PEERS)))
+    found = json.loads(msgspec.json.encode(storm_report(PEERS)))
     promised = (
         "agents wake fragments value_bytes topology runs wake_many_ms task_per_agent_ms single_us closed_loop_per_s"
     )
@@ -70,7 +38,7 @@ def test_the_json_object_has_every_key_that_is_promised() -> None:
 
 
 def test_ratios_are_of_medians() -> None:
-    ratios = report_with(PEERS).ratios
+    ratios = storm_report(PEERS).ratios
     assert ratios.wake_many_to_redis == 0.12
     assert ratios.wake_many_to_redis_packed == 0.3
     assert ratios.task_per_agent_to_redis == 0.1
@@ -81,7 +49,7 @@ def test_ratios_are_of_medians() -> None:
 
 
 def test_a_person_sees_times_ratios_and_targets() -> None:
-    text = text_of(report_with(PEERS))
+    text = text_of(storm_report(PEERS))
     assert "10,000 agents woken of 100,000 asleep" in text
     assert "30.0 ms" in text and "333,333" in text
     assert "3.3 times as fast" in text
@@ -91,19 +59,19 @@ def test_a_person_sees_times_ratios_and_targets() -> None:
 
 @pytest.mark.parametrize("topology", ["one-store", "default"])
 def test_a_missed_target_is_said(topology: str) -> None:
-    slow = msgspec.structs.replace(report_with(PEERS).ratios, wake_many_to_redis_packed=0.8)
-    assert "must is missed" in text_of(report_with(PEERS, ratios=slow, topology=topology))
+    slow = msgspec.structs.replace(storm_report(PEERS).ratios, wake_many_to_redis_packed=0.8)
+    assert "must is missed" in text_of(storm_report(PEERS, ratios=slow, topology=topology))
 
 
 def test_targets_hold_for_the_sizes_that_they_were_set_for() -> None:
-    assert targets_of(report_with(PEERS))["wake_many_to_raw"].aim == 1.4
-    assert not targets_of(report_with(PEERS, agents=1000))
-    assert set(targets_of(report_with(PEERS, topology="five-stores"))) == {"wake_many_to_redis"}
-    assert "must" not in text_of(report_with(PEERS, agents=1000))
+    assert targets_of(storm_report(PEERS))["wake_many_to_raw"].aim == 1.4
+    assert not targets_of(storm_report(PEERS, agents=1000))
+    assert set(targets_of(storm_report(PEERS, topology="five-stores"))) == {"wake_many_to_redis"}
+    assert "must" not in text_of(storm_report(PEERS, agents=1000))
 
 
 def test_missing_redis_is_said_and_hides_nothing_else() -> None:
-    report = report_with(NO_REDIS, redis_batches=None, notes=["Redis was not measured: it is not installed"])
+    report = storm_report(NO_REDIS, redis_batches=None, notes=["Redis was not measured: it is not installed"])
     found = json.loads(msgspec.json.encode(report))
     assert found["peers"]["redis_packed_ms"] is None
     assert found["ratios"]["wake_many_to_redis_packed"] is None
