@@ -201,16 +201,16 @@ async def test_a_backup_goes_into_an_empty_directory_only(ipc_directory: Path, t
     (tmp_path / "taken" / "mine").write_text("kept")
     async with running(path):
         said = await asyncio.to_thread(error_of, "backup", tmp_path / "taken", "-t", path)
-        assert "holds something already" in said
+        assert "is not empty" in said
         said = await asyncio.to_thread(error_of, "backup", tmp_path / "data" / "backup", "-t", path)
-        assert "lies in the cluster's data directory" in said
+        assert "is inside the cluster's data directory" in said
         # Through a symbolic link as well.
         (tmp_path / "linked").mkdir()
         (tmp_path / "linked" / "data").symlink_to(tmp_path / "data")
         linked = tmp_path / "linked" / "topology.toml"
         linked.write_text(path.read_text())
         said = await asyncio.to_thread(error_of, "backup", tmp_path / "data" / "backup", "-t", linked)
-        assert "lies in the cluster's data directory" in said
+        assert "is inside the cluster's data directory" in said
     assert [entry.name for entry in (tmp_path / "taken").iterdir()] == ["mine"]
 
 

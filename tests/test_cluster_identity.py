@@ -85,7 +85,7 @@ async def test_a_data_directory_that_is_moved_away_is_named_by_status(tmp_path: 
         assert (await cluster.wake("a", deadline_s=20))["profile"] == 1
         assert not [event for event in nodes.events if event.log and "trace" in event.log]
         (tmp_path / "moved").rename(tmp_path / "data")
-        assert (await asyncio.to_thread(run_json, "status", "-t", path))["well"]
+        assert (await asyncio.to_thread(run_json, "status", "-t", path))["healthy"]
 
 
 async def rejected_again(nodes: RunningCluster) -> None:

@@ -40,11 +40,11 @@ _COMMANDS: Final[Mapping[str, _LazyCommand]] = {
     "wake": _LazyCommand("agent_commands", "wake", "Show the state of agents."),
     "save": _LazyCommand("agent_commands", "save", "Save fragments of one agent."),
     "delete": _LazyCommand("agent_commands", "delete", "Delete one agent, or some of its kinds."),
-    "status": _LazyCommand("status_command", "status", "Show how each node is."),
+    "status": _LazyCommand("status_command", "status", "Show the health of each node."),
     "backup": _LazyCommand("backup_commands", "backup", "Copy all shards of the running cluster into a directory."),
     "restore": _LazyCommand("backup_commands", "restore", "Build the data of a stopped cluster from a backup."),
     "verify": _LazyCommand("backup_commands", "verify", "Check a backup, or the data of a stopped cluster."),
-    "perf": _LazyCommand("perf_commands", "perf", "Measure: wake storms, and memory."),
+    "perf": _LazyCommand("perf_commands", "perf", "Measure wakes, saves and memory beside Redis and others."),
 }
 
 
@@ -84,6 +84,9 @@ def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -
 )
 def cli() -> None:
     """Wake ten thousand dormant agents at once.
+
+    An agent's state is a set of fragments, one of each kind: profile, session, history and so on. Each kind is kept in
+    a store, and nodes serve the stores. The topology file names kinds, stores and nodes.
 
     \b
     dawnchorus up                          in one terminal: start the cluster of ./topology.toml

@@ -9,10 +9,10 @@
     |-- InvalidRequestError (ValueError)    an id, kind or value outside the limits; nothing was sent
     |-- UnknownKindError (KeyError)         a kind that the topology does not name
     |-- FragmentAbsent (KeyError)           never written, deleted or expired
-    |-- FragmentUnavailable (LookupError)   could not be had in time; a new wake may help
+    |-- FragmentUnavailable (LookupError)   could not be read in time; a new wake may help
     |-- FragmentUndecodable (ValueError)    its bytes do not fit the registered type
     |-- AgentNotFound (LookupError)         no required kind of the agent was ever written
-    |-- WakeIncomplete                      a required kind could not be had; `.state` holds the rest
+    |-- WakeIncomplete                      a required kind could not be read; `.state` holds the rest
     |-- SaveError                           `.agent_id` and `.write_id`; `await error.retry()` is safe
     |   |-- SaveRejected                    the nodes rejected it for what it is; nothing was written anywhere
     |   |-- VersionConflict                 other versions are there (`.found`); nothing was written anywhere
@@ -152,7 +152,7 @@ class FragmentAbsent(_KeyedError):
 
 
 class FragmentUnavailable(DawnchorusError, LookupError):
-    """The fragment could not be had (see `state.outcome(kind)`), or was not asked for; a new wake may bring it."""
+    """The fragment could not be read (see `state.outcome(kind)`), or was not asked for; a new wake may bring it."""
 
 
 class FragmentUndecodable(DawnchorusError, ValueError):
@@ -163,19 +163,19 @@ class AgentNotFound(DawnchorusError, LookupError):
     """No required kind of the agent was ever written."""
 
     def __init__(self, agent_id: str) -> None:
-        super().__init__(f"agent {agent_id!r}: no required kind of it was ever written")
+        super().__init__(f"agent {agent_id!r} was not found: none of its required kinds was ever written")
         self.agent_id = agent_id
 
 
 class WakeIncomplete(DawnchorusError):
-    """A required kind could not be had in time; `state` holds what could. A retry may help.
+    """A required kind could not be read in time; `state` holds what could. A retry may help.
 
     In another process, if a value of the state cannot be pickled, `state` is None.
     """
 
     def __init__(self, state: Any, kinds: tuple[str, ...]) -> None:
         outcomes = ", ".join(f"{kind} {state.outcome(kind).name}" for kind in kinds)
-        super().__init__(f"agent {state.agent_id!r}: required kinds could not be had: {outcomes}")
+        super().__init__(f"agent {state.agent_id!r}: required kinds could not be read: {outcomes}")
         self.state = state
 
     def _portable(self, fields: dict[str, Any]) -> dict[str, Any]:

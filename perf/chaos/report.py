@@ -101,7 +101,7 @@ class ChaosReport(msgspec.Struct, frozen=True):
 
 
 def unproven_phase(phase: str, why: str) -> PhaseReport:
-    """A phase that could not be had here."""
+    """A phase that could not be read here."""
     return PhaseReport(phase, NOTHING, unproven=why)
 
 

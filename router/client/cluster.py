@@ -180,7 +180,7 @@ class Cluster:
             UnknownKindError: the topology has no such kind.
             ClusterUnavailable: the cluster is closed.
             AgentNotFound: no required kind of the agent was ever written.
-            WakeIncomplete: a required kind could not be had in time; its `.state` holds what could.
+            WakeIncomplete: a required kind could not be read in time; its `.state` holds what could.
         """
         if self._home.turn != get_ident():
             self._home.begin_turn()

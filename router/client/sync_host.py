@@ -39,7 +39,7 @@ class SyncAgentState(AgentState, gc=False, eq=False, repr_omit_defaults=True):
     def settle(  # type: ignore[override] # the state itself: nobody here could await a future of it
         self, deadline_s: Seconds | None = None, *, callback: Callable[[Self], None] | None = None
     ) -> Self:
-        """Ask again for the kinds that could not be had; return this state, completed as far as it goes.
+        """Ask again for the kinds that could not be read; return this state, completed as far as it goes.
 
         Ends by `deadline_s` from now (None: as a wake); `callback` is then called with the state, in this thread.
 

@@ -148,7 +148,7 @@ async def scan_shard(
     """Return the next ids of a shard behind `after`, in the order of their bytes, as far as they begin with `prefix`.
 
     Raises:
-        ClusterUnavailable: they could not be had. PeerFault: the node refused.
+        ClusterUnavailable: they could not be read. PeerFault: the node refused.
     """
     assert router.placement is not None
     owner = router.placement.shards[store][shard]

@@ -1,4 +1,4 @@
-"""An agent as a wake left it: its values, and what became of those that could not be had.
+"""An agent as a wake left it: its values, and what became of those that could not be read.
 
 Its images are in `state_images`. A fragment is decoded when it is first looked at, into the type registered for its
 kind. What may be brought into a state later, and what of it: `fills`. What a copy of it takes along: `state_copy`.
@@ -52,7 +52,7 @@ class AgentState(AgentImages, gc=False, eq=False, repr_omit_defaults=True):
 
         Raises:
             FragmentAbsent: (a KeyError) it was never written, was deleted or has expired.
-            FragmentUnavailable: (a LookupError) it could not be had, or was not asked for, and has no fallback.
+            FragmentUnavailable: (a LookupError) it could not be read, or was not asked for, and has no fallback.
             FragmentUndecodable: (a ValueError) its bytes do not fit the type registered for the kind.
             UnknownKindError: (a KeyError) the topology has no such kind.
         """
@@ -68,7 +68,7 @@ class AgentState(AgentImages, gc=False, eq=False, repr_omit_defaults=True):
     def get(self, kind: str, default: Any = None) -> Any:
         """Return the value of a kind, `default` where it is absent or expired.
 
-        One that could not be had is no reason for a default: that gives its fallback, or raises, as `state[kind]` does.
+        One that could not be read is no reason for a default: it gives its fallback, or raises, as `state[kind]` does.
         """
         values = self._values
         if values is not None and kind in values:
@@ -99,7 +99,7 @@ class AgentState(AgentImages, gc=False, eq=False, repr_omit_defaults=True):
         """Return the version of a kind; 0 if absent or expired.
 
         Raises:
-            FragmentUnavailable: it could not be had, or was not asked for: its version is unknown.
+            FragmentUnavailable: it could not be read, or was not asked for: its version is unknown.
             UnknownKindError: the topology has no such kind.
         """
         outcome, fragment = self._look(kind) if self._fills else self._stored(kind, living=True)
@@ -119,7 +119,7 @@ class AgentState(AgentImages, gc=False, eq=False, repr_omit_defaults=True):
         outcome, fragment = self._look(kind)
         if self._fills is not None and kind in self._fills.missed and outcome in WHOLE:
             raise FragmentUnavailable(
-                f"agent {self.agent_id!r}: {kind} was looked at while it could not be had, and its value came later:"
+                f"agent {self.agent_id!r}: {kind} was looked at while it could not be read, and its value came later:"
                 f" look at it again before you save over it"
             )
         if fragment is None and outcome not in WHOLE:
@@ -160,10 +160,10 @@ class AgentState(AgentImages, gc=False, eq=False, repr_omit_defaults=True):
     def settle(
         self, deadline_s: Seconds | None = None, *, callback: Callable[[Self], None] | None = None
     ) -> asyncio.Future[Self]:
-        """Ask again for the kinds that could not be had; return a future of this state, completed as far as it goes.
+        """Ask again for the kinds that could not be read; return a future of this state, completed as far as it goes.
 
         It begins at once and ends by `deadline_s` from now (None: as a wake); `callback` is then called with the state,
-        whether the future is awaited or not. What still could not be had stays degraded: look at `complete`. What was
+        whether the future is awaited or not. What still could not be read stays degraded: look at `complete`. What was
         looked at stays as it is; in place of a fallback its value is shown.
 
         Raises (when awaited):
@@ -187,7 +187,7 @@ class AgentState(AgentImages, gc=False, eq=False, repr_omit_defaults=True):
     def as_dict(self) -> dict[str, Any]:
         """Return `{kind: state[kind]}` of every kind asked for that is not absent or expired.
 
-        Raises: as `state[kind]`: a kind that could not be had and has no fallback is never left out as if it were
+        Raises: as `state[kind]`: a kind that could not be read and has no fallback is never left out as if it were
         absent.
         """
         shown: dict[str, Any] = {}
@@ -377,7 +377,7 @@ class AgentState(AgentImages, gc=False, eq=False, repr_omit_defaults=True):
         return self._holder(kind)._stored(kind)
 
     def _unavailable(self, kind: str, outcome: Outcome) -> FragmentUnavailable:
-        return FragmentUnavailable(f"agent {self.agent_id!r}: {kind} could not be had: {outcome.name}")
+        return FragmentUnavailable(f"agent {self.agent_id!r}: {kind} could not be read: {outcome.name}")
 
 
 def _revive(agent_id: str, kinds: list[KindCopy], skewed: tuple[str, ...], copied_ms: int) -> AgentState:

@@ -162,9 +162,7 @@ def _marked_directory(directory: Path, cluster_uuid: str) -> Generator[None]:
     try:
         make_directory_durably(directory)
         if any(directory.iterdir()):
-            raise DataDirectoryError(
-                f"{directory}: holds something already; give a directory that is empty or does not exist"
-            )
+            raise DataDirectoryError(f"{directory}: is not empty; give a directory that is empty or does not exist")
         marker = directory / BACKUP_MARKER_FILE
         with open(marker, "xb", opener=private_opener) as file:
             file.write(msgspec.json.encode(BackupMarker(cluster_uuid)))

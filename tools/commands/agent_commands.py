@@ -45,18 +45,21 @@ def _split_kinds(_ctx: click.Context, _option: click.Parameter, value: tuple[str
     multiple=True,
     metavar="KIND[,KIND...]",
     callback=_split_kinds,
-    help="Only these kinds (default: all).",
+    help='Only these kinds (default: all but those of stores with wake = "lazy").',
 )
-@deadline_option
+@deadline_option("wake_deadline_ms of the topology")
 @endpoint_or_file_option
 @json_option("Print one line of JSON for each agent, also on a terminal.")
 def wake(ids: tuple[str, ...], kinds: tuple[str, ...], deadline_s: float | None, topology: str, as_json: bool) -> int:
-    """Show the state of agents: what each kind's outcome, version and value is. Kinds of lazy stores have to be named.
+    """Show the state of agents: the outcome, version and value of each kind.
 
     Prints one JSON object for each ID, in their order: over several lines on a terminal, on one line otherwise.
-    Versions are strings, as they exceed 2^53; bytes are {"$bytes": "base64"}. What stands in for a kind that could not
-    be had is not among the values but under "fallbacks". The exit code is 1 if an agent was not found, or a kind could
-    not be had.
+    Versions are strings, as JSON numbers are not exact beyond 2^53; bytes are {"$bytes": "base64"}.
+
+    Outcomes: OK; ABSENT: never written, or deleted; EXPIRED; TIMEOUT: no answer within the deadline; UNAVAILABLE: its
+    node is down; SHED: not asked, as its node is overloaded; FAULT: its data is corrupt, or its node failed. A kind
+    that could not be read is under "fallbacks", not "values", if the topology has a fallback for it. The exit code is
+    1 if an agent was not found, or a kind could not be read.
 
     \b
     Example:
@@ -75,7 +78,7 @@ async def _wake(
         wakes = [cluster.wake(agent_id, kinds=kinds, deadline_s=deadline_s) for agent_id in ids]
         results = await asyncio.gather(*wakes, return_exceptions=True)
     known = tuple(cluster.topology.kinds)
-    all_well = True
+    all_read = True
     for agent_id, result in zip(ids, results, strict=True):
         problems: list[str] = []
         if isinstance(result, WakeIncomplete):
@@ -90,8 +93,8 @@ async def _wake(
         click.echo(write_json(described, pretty=pretty))
         for problem in problems:
             click.echo(problem, err=True)
-        all_well = all_well and not problems
-    return 0 if all_well else 1
+        all_read = all_read and not problems
+    return 0 if all_read else 1
 
 
 def _asked(state: AgentState, kinds: tuple[str, ...]) -> tuple[str, ...]:
@@ -112,7 +115,7 @@ def _describe(state: AgentState, kinds: tuple[str, ...], problems: list[str]) ->
     for kind in kinds:
         degraded = kind in state.degraded
         if degraded:
-            problems.append(f"agent {state.agent_id!r}: {kind} could not be had: {state.outcome(kind).name}")
+            problems.append(f"agent {state.agent_id!r}: {kind} could not be read: {state.outcome(kind).name}")
         else:
             versions[kind] = str(state.version(kind))
         try:
@@ -141,7 +144,7 @@ def _describe(state: AgentState, kinds: tuple[str, ...], problems: list[str]) ->
 @click.option(
     "--bytes-file", "files", multiple=True, metavar="FILE", help="Its value as bytes: what is in FILE; repeatable."
 )
-@deadline_option
+@deadline_option("save_deadline_ms of the topology")
 @endpoint_or_file_option
 @json_option("Print the result as one JSON object.")
 def save(
@@ -239,7 +242,7 @@ def _describe_failure(error: SaveError, what: str) -> dict[str, object]:
     callback=_split_kinds,
     help="Delete only these kinds (default: the whole agent).",
 )
-@deadline_option
+@deadline_option("save_deadline_ms of the topology")
 @endpoint_or_file_option
 @json_option("Print the result as one JSON object.")
 def delete(agent_id: str, kinds: tuple[str, ...], deadline_s: float | None, topology: str, as_json: bool) -> int:

@@ -45,7 +45,7 @@ _directory = click.Path(file_okay=False, path_type=Path)
     default=RATE_MB_DEFAULT,
     show_default=True,
     metavar="N",
-    help="Write at most so many megabytes a second; 0: as fast as it goes.",
+    help="Write at most this many megabytes a second; 0: no limit.",
 )
 @topology_file_option
 @json_option("Print the summary as one JSON object; versions in it are strings.")
@@ -63,7 +63,7 @@ def backup(directory: Path, rate_mb: float, topology: str, as_json: bool) -> int
     parsed = load_topology(topology)
     target = directory.resolve()
     if target.is_relative_to(os.path.realpath(parsed.data_dir)):
-        raise click.UsageError(f"{directory}: lies in the cluster's data directory; a backup should outlive that")
+        raise click.UsageError(f"{directory}: is inside the cluster's data directory, which the backup should outlive")
     text = Path(topology).read_text(encoding="utf-8")
     began = time.monotonic()
 
@@ -118,7 +118,7 @@ def restore(directory: Path, shards: tuple[str, ...], topology: str, as_json: bo
         else:
             restore_all(parsed, data, manifest, source, tell)
         for path in kept:
-            bar.print(f"the corrupt shard is kept in {path}; remove it when nobody needs it any more")
+            bar.print(f"the corrupt shard is kept in {path}; remove it when it is not needed any more")
     _report("restored", manifest, data, time.monotonic() - began, as_json, chosen)
     return 0
 
@@ -130,8 +130,8 @@ def restore(directory: Path, shards: tuple[str, ...], topology: str, as_json: bo
 def verify(directory: Path | None, topology: str, as_json: bool) -> int:
     """Check the backup in DIR, or, without DIR, the data directory of the topology's cluster, which must be stopped.
 
-    Everything is read: every page, every image, the log and the expiry index, and each is held against the others. A
-    backup's files are held against its manifest as well. What is wrong is named, shard by shard, and the exit code is
+    Everything is read: every page, every image, the log and the expiry index, and each is compared with the others. A
+    backup's files are compared with its manifest as well. Each problem is named with its shard, and the exit code is
     then 1.
 
     \b
@@ -156,7 +156,7 @@ def verify(directory: Path | None, topology: str, as_json: bool) -> int:
         problems.finish()
     totals = {
         "shards": len(seen),
-        "agents": sum(shard.agents for shard in seen),
+        "images": sum(shard.agents for shard in seen),
         "fragments": sum(shard.fragments for shard in seen),
         "log_rows": sum(shard.log_rows for shard in seen),
         "expiry_rows": sum(shard.expiry_rows for shard in seen),
@@ -167,9 +167,9 @@ def verify(directory: Path | None, topology: str, as_json: bool) -> int:
         print_json({**totals, "problem_count": problems.count, "problems": problems.listed})
     else:
         click.echo(
-            f"verified {totals['shards']} shards, {totals['agents']:,} agents, {totals['fragments']:,} fragments,"
+            f"verified {totals['shards']} shards, {totals['images']:,} images, {totals['fragments']:,} fragments,"
             f" {totals['log_rows']:,} rows of the log in {totals['seconds']:.1f} s: "
-            + (f"{problems.count:,} problems, as said above" if problems.count else "sound")
+            + (f"{problems.count:,} problems, listed above" if problems.count else "intact")
         )
     return 1 if problems.count else 0
 

@@ -17,8 +17,8 @@ def up(topology: str, as_json: bool) -> int:
 
     A node that dies is started again, after a pause that grows while it keeps dying. On a terminal, each node has a
     line that is kept current; otherwise events, and what the nodes log, are printed to standard output, one JSON object
-    a line. Lines that nobody takes are dropped and counted, never waited for. The exit code is 0 after Ctrl-C or
-    SIGTERM, and 2 if the topology is wrong or a node fails to start; the others are then ended again.
+    a line. Lines that are not read are dropped and counted: `up` never waits for its reader. The exit code is 0 after
+    Ctrl-C or SIGTERM, and 2 if the topology is wrong or a node fails to start; the others are then ended again.
 
     \b
     Example:
@@ -33,13 +33,13 @@ def up(topology: str, as_json: bool) -> int:
 @click.command()
 @click.argument("name")
 @topology_file_option
-@json_option("Print events as lines of JSON, as it does anyway.")
+@json_option("Changes nothing: events are always lines of JSON.")
 @click.option("--until-stdin-closes", is_flag=True, hidden=True, help="End with the process that holds standard input.")
 @click.option("--launched", is_flag=True, hidden=True, help="Take what to start from standard input, too.")
 def node(name: str, topology: str, as_json: bool, until_stdin_closes: bool, launched: bool) -> int:
     """Run the node NAME of a topology in this process, until Ctrl-C or SIGTERM.
 
-    For those who supervise processes themselves; `dawnchorus up` runs all nodes and starts them again when they die.
+    For setups with a supervisor of their own; `dawnchorus up` runs all nodes and starts them again when they die.
     Events are printed to standard error, one JSON object a line. The exit code is 2 if the node fails to start.
 
     \b

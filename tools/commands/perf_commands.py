@@ -75,7 +75,7 @@ def _topology(default: str) -> Callable[[Command], Command]:
         type=click.Choice(TOPOLOGY_NAMES),
         default=default,
         show_default=True,
-        help="One store on two nodes, five stores on five nodes, or three stores on three nodes (default).",
+        help="One store on two nodes, five stores on five nodes, or the three stores of the default topology.",
     )
 
 
@@ -108,7 +108,7 @@ def _measured(
     return run(work())
 
 
-@perf.command("storm")
+@perf.command("storm", short_help="Wake thousands of agents at once, beside Redis.")
 @_count("--agents", None, f"Made-up agents asleep (default: {_STORM.agents:,}).")
 @_count("--wake", None, f"Agents woken at once (default: {_STORM.wake:,}, or all if fewer sleep).")
 @_count("--value-bytes", None, f"Bytes of each made-up fragment (default: {_STORM.value_bytes}).")
@@ -120,6 +120,8 @@ def _measured(
     help="Put the agents of this NDJSON file to sleep instead of made-up ones.",
 )
 @click.option("--copies", type=click.IntRange(min=1), metavar="N", help="Each agent of the file N times.")
+@_count("--singles", _STORM.singles, "Wakes one at a time, and echoes, in each run.")
+@_seconds("closed_loop_s", _STORM.closed_loop_s, "How long the workers wake agents in each run.")
 @_seed(_STORM.seed, "the agents that are woken")
 @_json
 def storm_command(
@@ -157,7 +159,7 @@ def storm_command(
     return _measured("storm", partial(storm, options), render, as_json)
 
 
-@perf.command("save")
+@perf.command("save", short_help="Save durably, beside Redis and PostgreSQL.")
 @_count("--agents", _SAVE.agents, "Made-up agents, all saved at once.", least=2)
 @_count("--value-bytes", _SAVE.value_bytes, "Bytes of each fragment.")
 @_topology(_SAVE.topology)
@@ -187,7 +189,7 @@ def save_command(savers: int | None, as_json: bool, **given: Any) -> int:
     return _measured("save", partial(save, options), render_save, as_json)
 
 
-@perf.command("memory")
+@perf.command("memory", short_help="Memory that storms cost nodes and clients.")
 @_count("--agents", _MEMORY.agents, "Made-up agents asleep.")
 @_count("--wake", _MEMORY.wake, "Agents woken at once.")
 @_count("--value-bytes", _MEMORY.value_bytes, "Bytes of each fragment.")
@@ -205,7 +207,7 @@ def memory_command(as_json: bool, **given: Any) -> int:
     return _measured("memory", partial(memory, MemoryOptions(**given)), render_memory, as_json)
 
 
-@perf.command("threads")
+@perf.command("threads", short_help="Wakes of blocking threads, beside an event loop.")
 @_count("--threads", _THREADS.threads, "Blocking threads, and as many workers in the event loop beside them.")
 @_topology(_THREADS.topology)
 @_count("--runs", _THREADS.runs, _RUNS)
@@ -221,7 +223,7 @@ def threads_command(as_json: bool, **given: Any) -> int:
     return _measured("threads", partial(threads, ThreadsOptions(**given)), render_threads, as_json)
 
 
-@perf.command("chaos")
+@perf.command("chaos", short_help="Wake agents while nodes fail or are overloaded.")
 @click.option(
     "--phases",
     default=",".join(_CHAOS.phases),

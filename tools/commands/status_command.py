@@ -1,4 +1,4 @@
-"""The command `status`: every node is asked how it is; one that does not answer is shown as down."""
+"""The command `status`: every node is asked for its health; one that does not answer is shown as down."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ Answers = Mapping[str, StatusReply | DawnchorusError]
 
 
 @click.command()
-@deadline_option
+@deadline_option(f"{DEADLINE_S:g}")
 @endpoint_or_file_option
 @json_option("Print one JSON object; versions in it are strings.")
 def status(deadline_s: float | None, topology: str, as_json: bool) -> int:
-    """Show how each node is: its process, agents, shards, bytes, and what it has counted since its start.
+    """Show the health of each node: its process, agents, shards, bytes, and what it has counted since its start.
 
     The exit code is 1 if a node does not answer or takes no more clients, a shard is not served, or nodes serve
     different topologies.
@@ -66,11 +66,11 @@ async def _status(deadline_s: float, topology: str, as_json: bool) -> int:
         print_json(describe(name, nodes, answers, digest))
     else:
         render(name, nodes, answers, result_console(), digest)
-    return 0 if _all_well(nodes, answers) else 1
+    return 0 if _all_healthy(nodes, answers) else 1
 
 
-def _all_well(nodes: Mapping[str, NodeSpec], answers: Answers) -> bool:
-    return all(_is_well(answers.get(node)) for node in nodes) and len(_served_topologies(answers)) <= 1
+def _all_healthy(nodes: Mapping[str, NodeSpec], answers: Answers) -> bool:
+    return all(_is_healthy(answers.get(node)) for node in nodes) and len(_served_topologies(answers)) <= 1
 
 
 def _served_topologies(answers: Answers) -> dict[str, list[str]]:
@@ -100,7 +100,7 @@ def _topology_problems(answers: Answers, digest: str) -> list[str]:
     return found
 
 
-def _is_well(answer: StatusReply | DawnchorusError | None) -> bool:
+def _is_healthy(answer: StatusReply | DawnchorusError | None) -> bool:
     return (
         isinstance(answer, StatusReply)
         and answer.takes_clients
@@ -112,7 +112,7 @@ def describe(name: str, nodes: Mapping[str, NodeSpec], answers: Answers, digest:
     """The cluster's status as plain JSON types: nodes in the order of the topology, whose digest here is `digest`."""
     return {
         "cluster": name,
-        "well": _all_well(nodes, answers),
+        "healthy": _all_healthy(nodes, answers),
         "topology": digest,
         "topology_problems": _topology_problems(answers, digest),
         "nodes": [_describe_node(spec, answers.get(node)) for node, spec in nodes.items()],
@@ -178,7 +178,9 @@ def render(name: str, nodes: Mapping[str, NodeSpec], answers: Answers, console: 
     console.print(table)
     counted = [counter for counter in _counter_names(up) if any(answer.counters.get(counter) for answer in up.values())]
     if counted:
-        counters = Table(title="counted since their start", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        counters = Table(
+            title="counted since each node started", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+        )
         counters.add_column("")
         for node in up:
             counters.add_column(node, justify="right")

@@ -45,12 +45,13 @@ def load(file: str, copies: int, topology: str, as_json: bool) -> int:
     \b
     {"agent_id": "agent-42", "fragments": {"profile": {"name": "Mia"}, "session": {"$bytes": "AAEC"}}}
 
-    Only the kinds that a line names are written. Bytes are {"$bytes": "base64"}; to save such an object itself, write
-    "$$bytes". Other values that JSON has not: docs/values.md. A line may say when fragments expire, as in
-    "expires": {"session": "2026-01-02T03:04:05Z"}, or null for never; what has expired by then is loaded as expired.
+    Only the kinds that a line names are written. Bytes are {"$bytes": "base64"}; an object that has such a key itself
+    is written with "$$bytes". docs/values.md has the other values that JSON does not know. A line may say when
+    fragments expire: "expires": {"session": "2026-01-02T03:04:05Z"}, or null for never; with a time in the past the
+    fragment is loaded as expired.
 
-    Lines that cannot be saved are named by number on standard error, all others are saved, and the exit code is then 1.
-    A load that is interrupted says how much was saved. Loading a file again is harmless.
+    A line that cannot be saved is named by its number on standard error, all others are saved, and the exit code is
+    then 1. A load that is interrupted says how much was saved. Loading a file again changes nothing.
 
     \b
     Example:
@@ -101,7 +102,7 @@ def _print_load(loader: Loader, problems: Problems, as_json: bool, stopped: str 
     click.echo(
         f"loaded {totals.agents:,} agents, {totals.fragments:,} fragments, {format_bytes(totals.bytes)} of JSON"
         f" in {totals.seconds:.1f} s ({rate:,.0f} agents/s)"
-        + (f"; {problems.count:,} not loaded, as said above" if problems.count else "")
+        + (f"; {problems.count:,} not loaded, listed above" if problems.count else "")
         + (f"; {loader.unknown:,} were sent and may be loaded or not" if loader.unknown else "")
         + (f"; stopped after line {totals.lines:,}" if stopped is not None else "")
     )
@@ -114,8 +115,8 @@ def _print_load(loader: Loader, problems: Problems, as_json: bool, stopped: str 
 def export(file: str, topology: str, as_json: bool) -> int:
     """Write all agents to FILE (default: standard output), in the order of their ids, in the form that `load` reads.
 
-    An agent is written whole or not at all: those that could not be had whole are named on standard error, and the exit
-    code is then 1. FILE appears, or is replaced, only when everything is in it.
+    An agent is written complete or not at all: one with a kind that could not be read is named on standard error, and
+    the exit code is then 1. FILE appears, or is replaced, only when everything is in it.
 
     \b
     Example:

@@ -58,11 +58,11 @@ def json_option(help_text: str) -> Callable[[Command], Command]:
     return click.option("--json", "as_json", is_flag=True, help=help_text)
 
 
-def deadline_option(command: Command) -> Command:
-    """`--deadline-s SECONDS`: the deadline of the call; the topology's own where none is given."""
+def deadline_option(default: str) -> Callable[[Command], Command]:
+    """`--deadline-s SECONDS`: the deadline of the call; `default` says which one it is if none is given."""
     return click.option(
         "--deadline-s",
         type=click.FloatRange(min=0, min_open=True),
         metavar="SECONDS",
-        help="Give up after this time (default: the topology's).",
-    )(command)
+        help=f"Give up after this many seconds (default: {default}).",
+    )

@@ -89,7 +89,7 @@ class Exporter:
 
         Raises:
             OSError: the output cannot be written.
-            DawnchorusError: the ids could not be had to their end.
+            DawnchorusError: the ids could not be read to their end.
         """
         started_s = time.monotonic()
         try:

@@ -266,7 +266,7 @@ def test_agents_that_are_not_there_are_said(topology: tuple[str, str]) -> None:
     ended = run("wake", "nobody", "there", "--json", *topology, code=1)
     lines = [orjson.loads(line) for line in ended.stdout.splitlines()]
     assert [(line["agent_id"], line["found"]) for line in lines] == [("nobody", False), ("there", True)]
-    assert ended.stderr.decode().startswith("agent 'nobody': no required kind of it was ever written")
+    assert ended.stderr.decode().startswith("agent 'nobody' was not found: none of its required kinds was ever written")
 
 
 def test_what_is_saved_is_woken_until_it_is_deleted(topology: tuple[str, str], tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_a_value_over_the_limit_is_rejected(topology: tuple[str, str], tmp_path:
 def test_status_shows_every_node(up: Up, topology: tuple[str, str]) -> None:
     run("save", "status", "--kind", "profile", "--value", "1", *topology)
     status = run_json("status", *topology)
-    assert status["well"]
+    assert status["healthy"]
     nodes = {node["node"]: node for node in status["nodes"]}
     assert {name: node["pid"] for name, node in nodes.items()} == up.pids()
     assert [len(node["shards"]) for node in status["nodes"]] == [2, 3]

@@ -34,7 +34,7 @@ def rendered(answers: Answers, width: int = 140) -> str:
 def test_a_cluster_that_is_well() -> None:
     answers: Answers = {"two": reply("two", "serving"), "one": reply("one", "serving", "serving")}
     described = describe("dev", NODES, answers)
-    assert described["well"] is True
+    assert described["healthy"] is True
     first = orjson.loads(orjson.dumps(described))["nodes"][0]
     assert (first["node"], first["up"], first["agents"], first["disk_bytes"]) == ("one", True, 2_000, 2 << 20)
     assert first["shards"][1]["version"] == str((1 << 60) + 1)
@@ -52,7 +52,7 @@ def test_a_node_that_is_down_and_a_shard_that_is_not_served_are_named() -> None:
         "two": ClusterUnavailable("node 'two' is not connected"),
     }
     described = orjson.loads(orjson.dumps(describe("dev", NODES, answers)))
-    assert described["well"] is False
+    assert described["healthy"] is False
     assert described["nodes"][1] == {
         "node": "two",
         "endpoint": "tcp://127.0.0.1:7412",
@@ -69,7 +69,7 @@ def test_a_shard_whose_last_save_failed_is_named_and_counts_as_served() -> None:
     full = ShardStatus("live", 7, 1, 1, 1_000, 1 << 20, "serving", "/d/live/0007: no space left on the disk")
     answers: Answers = {"one": reply("one", "serving"), "two": StatusReply(1, "two", 1, 1, 1, [full], {})}
     described = orjson.loads(orjson.dumps(describe("dev", NODES, answers)))
-    assert described["well"] is False
+    assert described["healthy"] is False
     assert described["nodes"][1]["shards"][0]["last_error"] == "/d/live/0007: no space left on the disk"
     text = rendered(answers)
     assert "two: the last save to shard 7 of store live failed: /d/live/0007: no space left on the disk" in text
@@ -82,7 +82,7 @@ def test_a_node_that_takes_no_more_clients_is_named() -> None:
     )
     answers: Answers = {"one": reply("one", "serving"), "two": crowded}
     described = orjson.loads(orjson.dumps(describe("dev", NODES, answers)))
-    assert described["well"] is False
+    assert described["healthy"] is False
     assert described["nodes"][1]["takes_clients"] is False
     assert described["nodes"][1]["clients"] == 800
     assert "two takes no more clients: 900 of its 1,024 descriptors are in use" in rendered(answers)
@@ -91,7 +91,7 @@ def test_a_node_that_takes_no_more_clients_is_named() -> None:
 def test_a_shard_whose_file_is_gone_is_named() -> None:
     gone = ShardStatus("live", 7, 1, 1, 0, 0, "serving", "", "/d/live/0007/data.mdb is not there any more")
     answers: Answers = {"one": reply("one", "serving"), "two": StatusReply(1, "two", 1, 1, 1, [gone], {})}
-    assert describe("dev", NODES, answers)["well"] is False
+    assert describe("dev", NODES, answers)["healthy"] is False
     assert "two: shard 7 of store live: /d/live/0007/data.mdb is not there any more" in rendered(answers)
 
 
@@ -100,20 +100,22 @@ def test_nodes_that_serve_different_topologies_are_named() -> None:
         return msgspec.structs.replace(reply(node, "serving"), topology=digest)
 
     same: Answers = {"one": serving("one", "aa"), "two": serving("two", "aa")}
-    assert describe("dev", NODES, same, "aa")["well"] is True
+    assert describe("dev", NODES, same, "aa")["healthy"] is True
     assert "topology" not in rendered(same)
     other: Answers = {**same, "two": serving("two", "bb"), "three": serving("three", "aa")}
     described = describe("dev", NODES, other, "aa")
-    assert described["well"] is False
+    assert described["healthy"] is False
     (problem,) = cast("list[str]", described["topology_problems"])
     assert problem.startswith("two: serves topology bb, and one, three aa: the file was changed")
     assert problem in rendered(other)
     # A file that the nodes have not taken up is said, and no fault of theirs.
     changed = describe("dev", NODES, same, "cc")
-    assert changed["well"] is True
+    assert changed["healthy"] is True
     assert "the topology file here is not what the nodes serve" in str(changed["topology_problems"])
     # Nodes of before say nothing of it.
-    assert describe("dev", NODES, {"one": reply("one", "serving"), "two": serving("two", "aa")}, "aa")["well"] is True
+    assert (
+        describe("dev", NODES, {"one": reply("one", "serving"), "two": serving("two", "aa")}, "aa")["healthy"] is True
+    )
 
 
 def test_clocks_that_differ_from_their_hosts_are_named_and_nothing_is_wrong() -> None:
@@ -123,7 +125,7 @@ def test_clocks_that_differ_from_their_hosts_are_named_and_nothing_is_wrong() ->
     ]
     answers: Answers = {"one": reply("one", "serving"), "two": StatusReply(1, "two", 1, 1, 1, shards, {})}
     described = orjson.loads(orjson.dumps(describe("dev", NODES, answers)))
-    assert described["well"] is True
+    assert described["healthy"] is True
     assert [shard["clock_ahead_ms"] for shard in described["nodes"][1]["shards"]][:2] == [172_800_000, 3_000]
     text = rendered(answers)
     assert "two: the clocks of 2 shards are ahead of its host's, by up to 2.0 d" in text

@@ -98,7 +98,7 @@ def test_a_second_up_or_node_is_rejected_and_disturbs_nothing(tmp_path: Path) ->
         assert "in use" in error_of("up", "--topology", topology)
         assert "in use" in error_of("node", "live-1", "--topology", topology)
         after = run_json("status", "--topology", topology)
-        assert after["well"]
+        assert after["healthy"]
         assert [node["pid"] for node in after["nodes"]] == [node["pid"] for node in before["nodes"]]
         assert run("export", "--topology", topology).stdout == AGENTS + b"\n"
         assert up.process.poll() is None
@@ -161,7 +161,7 @@ def test_commands_say_what_a_node_in_trouble_leaves_out(tmp_path: Path) -> None:
             assert state["fallbacks"] == {"session": {"turns": 0}}
             assert state["outcomes"]["profile"] == "OK"
             assert state["outcomes"]["session"] in {"TIMEOUT", "UNAVAILABLE"}
-            assert "session could not be had" in ended.stderr.decode()
+            assert "session could not be read" in ended.stderr.decode()
             failed = run_json(
                 "save", "agent-007", "--kind", "profile", "--kind", "session", "--value", "8", "--value", "8",
                 "--deadline-s", "1", *options, code=1,
