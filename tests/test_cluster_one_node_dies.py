@@ -40,7 +40,7 @@ async def nodes(ipc_directory: object, tmp_path_factory: pytest.TempPathFactory)
     Its breakers never open: here every wake waits for its node until its deadline (tests/test_cluster_resilience.py has
     the others).
     """
-    never = "[breaker]\ntime_outs_in_a_row = 1000000\nrequests_min = 1000000\n"
+    never = "[breaker]\nconsecutive_timeouts = 1000000\nrequests_min = 1000000\n"
     async with filled(write_topology(tmp_path_factory.mktemp("dies"), sections=never), IDS) as nodes:
         yield nodes
 
