@@ -55,7 +55,7 @@ up: setup ## start and supervise the nodes of topology.toml, in the foreground
 	@$(BIN)/dawnchorus up
 
 unit: $(REQUIRED) ## unit tests: in memory and virtual time, no sockets, processes or waiting
-	DAWNCHORUS_INTERPRETED=1 $(BIN)/python -m pytest -m "not real" --numprocesses=$(CORES) --durations=10
+	DAWNCHORUS_INTERPRETED=1 $(BIN)/python -m pytest -m "not real" --numprocesses=$(CORES) --hypothesis-profile=quick --durations=10
 
 test: ## everything: format, lint, types, tests
 	@$(MAKE) --no-print-directory --jobs=2 setup servers check

@@ -38,6 +38,7 @@ settings.register_profile(
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],  # how fast examples are made is the machine's matter
 )
+settings.register_profile("quick", settings.get_profile("dawnchorus"), max_examples=25)  # `make unit`
 settings.load_profile("dawnchorus")
 
 
