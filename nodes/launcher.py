@@ -58,7 +58,7 @@ _LINE_BYTES_MAX: Final = 1 << 20
 
 
 class NodeEvent(msgspec.Struct, frozen=True):
-    """What happened to a node. `state`: starting, serving, restarting, failed, stopped; or log, with a line of its.
+    """An event of a node. `state`: starting, serving, restarting, failed, stopped; or log, with a line of its.
 
     `detail` says how the node ended that is started again, while it is: by which signal, and its last words.
     """

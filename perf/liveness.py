@@ -3,8 +3,8 @@
     python -m dawnchorus.perf.liveness --busy 30
 
 A node and a host, each a process of its own, that end with this one. Packets are dropped in a network namespace made
-for it (`perf.faults.seclusion`), which takes root and nft; without them that part is left out. What each line says is
-measured from the signal, or from when the packets stopped.
+for it (`perf.faults.seclusion`), which takes root and nft; without them that part is left out. Each line's time counts
+from the signal, or from when the packets stopped.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ async def _until_clients(cluster: Cluster, clients: int) -> float:
 
 
 async def _node_is_noticed(path: Path, launcher: Launcher, port: int, *, secluded: bool) -> None:
-    """What a host notices of a node."""
+    """Measure when a host notices that a node is stopped, killed or cut off."""
     router = Router()
     await router.connect(load_topology(path), _PATIENCE_S)
 
@@ -121,7 +121,7 @@ async def _node_is_noticed(path: Path, launcher: Launcher, port: int, *, seclude
 
 
 async def _host_is_killed(path: Path, directory: Path) -> None:
-    """When a node forgets a host that was killed."""
+    """Measure when a node forgets a host that was killed."""
     async with connect(path) as cluster:
         await asyncio.sleep(6)  # what it had over TCP before it moved to ipc is forgotten
         before = await _clients(cluster)
@@ -133,7 +133,7 @@ async def _host_is_killed(path: Path, directory: Path) -> None:
 
 
 async def _host_is_cut_off(path: Path, directory: Path, port: int) -> None:
-    """When a node forgets a host that was cut off, as one sees who is not: over ipc."""
+    """Measure when a node forgets a host that was cut off, as one sees who is not: over ipc."""
     async with connect(path) as cluster:
         await asyncio.sleep(6)
         before = await _clients(cluster)

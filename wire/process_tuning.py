@@ -29,7 +29,7 @@ with this."""
 
 
 def tune_process() -> bool:
-    """Let this process keep the memory of one storm for the next, and collect garbage less often.
+    """Let this process keep the memory of one storm for the next, and run the garbage collector less often.
 
     Returns whether both could be set: mallopt(3) is glibc's; elsewhere only the collector is. Call it once, early, from
     the main thread.

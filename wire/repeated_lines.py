@@ -1,6 +1,6 @@
 """Log lines that would come as often as something is asked for: each is let through once, then counted.
 
-What goes wrong with one request goes wrong with the next: a full disk wrote 119 KB of the same lines a second. Within a
+An error of one request is often that of the next, too: a full disk wrote 119 KB of the same lines a second. Within a
 minute a line is let through once; how often it would have come again is said with the next one, or when the minute is
 over. Lines below WARNING are not held back: they tell of things that are rare.
 """

@@ -33,6 +33,6 @@ def all_images(workload: SyntheticAgents) -> list[bytes]:
 
 
 def fragments_of(workload: SyntheticAgents, agent: int) -> dict[str, Fragment]:
-    """An agent's fragments as its node would have them."""
+    """Return an agent's fragments as its node would have them."""
     values = workload.encoded(agent)
     return {kind: Fragment(1 << 41, 0, 0, 1_750_000_000_000, 0, value) for kind, value in values.items()}

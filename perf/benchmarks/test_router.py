@@ -17,7 +17,7 @@ Reply = tuple[Sequence[Part], FetchReply]
 
 
 def routes_to(stores: int, nodes: int) -> Routes:
-    """Stores of 16 shards; with one store its shards take turns on the nodes, else each store has its own node."""
+    """Return stores of 16 shards: the shards of one store take turns on the nodes, of several each has its own node."""
 
     def owner(store: int, shard: int) -> str:
         return f"node {(shard if stores == 1 else store) % nodes}"

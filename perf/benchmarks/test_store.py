@@ -29,7 +29,7 @@ def store(tmp_path: Path, workload: SyntheticAgents, agents: list[bytes]) -> Ite
 
 
 def write_of(workload: SyntheticAgents, agents: list[bytes], number: int) -> Write:
-    """A save of all fragments of an agent."""
+    """Return a save of all fragments of an agent."""
     operations = [Put(kind, 0, 0, value) for kind, value in workload.encoded(number).items()]
     return Write(agents[number], number.to_bytes(16, "big"), 0, list(operations))
 

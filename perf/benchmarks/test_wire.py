@@ -38,7 +38,7 @@ def bodies(all_images: list[bytes]) -> list[bytes | memoryview]:
 
 @pytest.fixture
 def section(bodies: list[bytes | memoryview]) -> ImageSection:
-    """What the frame says of them."""
+    """Sizes of the images, as the frame has them."""
     return ImageSection(0, 0, 0, 1 << 41, list(map(len, bodies)))
 
 

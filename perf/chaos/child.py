@@ -27,14 +27,14 @@ __all__ = ["ChildAnswer", "ChildOrder"]
 
 
 class ChildOrder(msgspec.Struct, frozen=True):
-    """What the child is to do."""
+    """The steps that the child goes through."""
 
     options: ChaosOptions
     steps: tuple[Step, ...]
 
 
 class ChildAnswer(msgspec.Struct, frozen=True):
-    """What it found, or why it could not."""
+    """Its phases, or why it could not run them."""
 
     phases: list[PhaseReport]
     unproven: str | None = None

@@ -94,11 +94,11 @@ class PhaseCounts:
         return len(self._late) - len(self._ended)
 
     def handle_start(self, planned_ns: int, now_ns: int) -> None:
-        """A wake is asked for."""
+        """Count the start of a wake."""
         self._late.append(max(0, now_ns - planned_ns))
 
     def handle_end(self, planned_ns: int, due_ns: int, now_ns: int, ending: Ending, shed: bool) -> None:
-        """A wake ended whose deadline was at `due_ns`."""
+        """Count the end of a wake whose deadline was at `due_ns`."""
         self._planned.append(planned_ns)
         self._due.append(due_ns)
         self._ended.append(now_ns)
@@ -112,7 +112,7 @@ class PhaseCounts:
         """Return how long after a moment the last wake that was not complete was planned.
 
         0 where all wakes since that moment were complete; None where none was planned after the last incomplete one,
-        so that nobody knows whether the trouble is over.
+        so that it is not known whether the fault is over.
         """
         last_whole = last_broken = since_ns
         for planned_ns, ending in zip(self._planned, self._endings, strict=True):

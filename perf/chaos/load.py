@@ -43,10 +43,10 @@ right."""
 
 
 class Waker(Protocol):
-    """What a load needs of a `Cluster`: waking one agent."""
+    """The part of a `Cluster` that a load needs: waking one agent."""
 
     def wake(self, agent_id: str, /, *, deadline_s: float) -> asyncio.Future[Any]:
-        """As `Cluster.wake`."""
+        """Wake an agent, as `Cluster.wake` does."""
         ...
 
 
@@ -177,6 +177,6 @@ def _was_shed(state: AgentState, degraded: tuple[str, ...]) -> bool:
 
 
 def _until(next_ns: int) -> float:
-    """How long to sleep: nothing where more is due already, else at least as long as a timer can."""
+    """Return how long to sleep: not at all if more is due already, else at least as long as a timer can."""
     left_s = (next_ns - time.monotonic_ns()) / 1e9
     return max(_TIMER_SECONDS, left_s) if left_s > 0 else 0.0

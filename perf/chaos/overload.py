@@ -24,7 +24,7 @@ VALUE_BYTES: Final = 4_096
 
 SHARE: Final = 0.04
 PERIOD_MS: Final = 20.0
-"""What each node has of a core, within periods short against the deadline. The best goodput is then 1,000 to 2,000/s,
+"""Each node's share of a core, within periods short against the deadline. The best goodput is then 1,000 to 2,000/s,
 three times which one process can offer beside the nodes on two cores; with 0.06 it was 6,600. With small values and a
 smaller share a node that has run for a millisecond too long is held for a third of the deadline."""
 

@@ -27,7 +27,7 @@ NOTHING = "nothing was done"
 """The fault of a phase without one."""
 
 GOODPUT_SHARE_MIN = 0.8
-"""What must be left of the best goodput when three times as much is offered."""
+"""The share of the best goodput that must be left when three times as much is offered."""
 
 
 class MemoryUse(msgspec.Struct, frozen=True):
@@ -48,7 +48,7 @@ class Healing(msgspec.Struct, frozen=True):
 
 
 class OverloadReport(msgspec.Struct, frozen=True):
-    """What became of the goodput, in complete wakes a second."""
+    """The goodput under overload, in complete wakes a second."""
 
     share_of_core: float
     """that each node was let have"""
@@ -87,7 +87,7 @@ class PhaseReport(msgspec.Struct, frozen=True):
 
 
 class ChaosReport(msgspec.Struct, frozen=True):
-    """What `dawnchorus perf chaos --json` prints."""
+    """A run's result; encoded, the object that `dawnchorus perf chaos --json` prints."""
 
     agents: int
     value_bytes: int
@@ -101,12 +101,12 @@ class ChaosReport(msgspec.Struct, frozen=True):
 
 
 def unproven_phase(phase: str, why: str) -> PhaseReport:
-    """A phase that could not be read here."""
+    """Return the report of a phase that cannot be run here."""
     return PhaseReport(phase, NOTHING, unproven=why)
 
 
 def render_chaos(report: ChaosReport) -> RenderableType:
-    """The report as a table of a line for each phase, and what else is to be said of them."""
+    """Return the report as a table of a line for each phase, and remarks on them."""
     head = Text.assemble(
         (f"{report.rate:,.0f} wakes a second, each planned beforehand", "bold"),
         f", of {report.agents:,} agents with 5 fragments of {report.value_bytes:,} bytes; deadline ",
@@ -144,7 +144,7 @@ def _latency_cells(latency: Latency | None) -> list[str]:
 
 
 def _remarks(phase: PhaseReport) -> Iterator[str]:
-    """What is to be said of a phase beside its line, a sentence each."""
+    """Yield remarks on a phase beside its line, a sentence each."""
     if phase.unproven is not None:
         yield f"left unproven: {phase.unproven}"
         return

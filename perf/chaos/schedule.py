@@ -48,7 +48,7 @@ class Schedule:
     def poll_due(self, now_ns: int) -> range:
         """Return the numbers of the starts that are due, the earliest TURN_STARTS_MAX of them, each once."""
         first = self._next
-        # Those of the tick that has begun are due as well. What follows makes up for what the division rounds.
+        # Those of the tick that has begun are due as well. The loops below make up for what the division rounds.
         ticks_ns = ((now_ns - self._begin_ns) // self._tick_ns + 1) * self._tick_ns
         due = max(first, min(self.count, first + TURN_STARTS_MAX, int(ticks_ns / self._step_ns)))
         while due < min(self.count, first + TURN_STARTS_MAX) and self.planned_ns(due) <= now_ns:

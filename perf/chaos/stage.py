@@ -69,7 +69,7 @@ async def run_steps(
 
 
 def _write_topology(options: ChaosOptions, directory: Path) -> Path:
-    """The default topology over TCP only, so that what is done to TCP is in the way."""
+    """Write the default topology over TCP only, so that faults of TCP have an effect; return its path."""
     endpoints = [f"tcp://127.0.0.1:{port}" for port in free_ports(node_count("default"))]
     path = directory / "topology.toml"
     path.write_text(default_text("chaos", "data", options.deadline_ms, _SAVE_DEADLINE_MS, endpoints, ipc=False))
@@ -245,7 +245,7 @@ class _Stage:
             through = msgspec.structs.replace(topology, nodes=nodes)
             cluster = await self._stack.enter_async_context(connect(through))
             self._proxied = proxy, cluster
-            # What a fresh client needs anyway is not to be counted as what a fault has cost it.
+            # The cost of a fresh client is not to be counted as that of a fault.
             await self._load.run(cluster, self._options.rate, min(_WARM_UP_SECONDS, self._options.seconds))
         proxy, self._client = self._proxied
         return proxy

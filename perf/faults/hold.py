@@ -28,7 +28,7 @@ LOOKS = 20
 """At each process in a period: with one of 20 ms every millisecond, which costs a twentieth of a core."""
 
 DEBT_MAX = 5.0
-"""What a process may owe, in what it may use in a period: it is held for five periods at most, about a deadline."""
+"""The most that a process may owe, in what it may use in a period: it is held for five periods, about a deadline."""
 
 
 class _Held:
@@ -53,7 +53,7 @@ class _Held:
             pass  # it has ended meanwhile
 
     def runs(self) -> bool:
-        """Whether a thread of it still runs: one that does sees a SIGSTOP a moment after it was sent."""
+        """Return whether a thread of it still runs: one that does sees a SIGSTOP a moment after it was sent."""
         return any(state not in b"TtXZ" for state in _states(self._pid))
 
     def look(self, gained_s: float, quota_s: float) -> None:
@@ -74,7 +74,7 @@ class _Held:
 
 
 def _states(pid: int) -> list[bytes]:
-    """What each thread of a process does, a letter of proc_pid_stat(5) for each; none where the process has ended."""
+    """Return the state of each thread of a process, a letter of proc_pid_stat(5); none if the process has ended."""
     states: list[bytes] = []
     for path in glob.glob(f"/proc/{pid}/task/*/stat"):
         try:

@@ -78,11 +78,11 @@ class TcpProxy:
         self._holder.close()
 
     def enter(self, side: _Side) -> None:
-        """A connection was made."""
+        """Take note of a new connection."""
         self._sides.add(side)
 
     def leave(self, side: _Side) -> None:
-        """It is gone."""
+        """Take note that a connection has ended."""
         self._sides.discard(side)
 
 
@@ -223,7 +223,7 @@ def _bound_socket(port: int) -> socket.socket:
 
 @contextlib.asynccontextmanager
 async def tcp_proxy(upstream_port: int) -> AsyncGenerator[TcpProxy]:
-    """An open proxy while the block runs."""
+    """Run an open proxy while the block runs."""
     proxy = TcpProxy(upstream_port)
     try:
         await proxy.open()

@@ -70,7 +70,7 @@ def check_running(process: subprocess.Popen[bytes], name: str, log: Path) -> Non
 
 
 def python_module(module: str, *arguments: str) -> list[str]:
-    """The command that runs a module of this package in a fresh interpreter of the same kind."""
+    """Return the command that runs a module of this package in a fresh interpreter of the same kind."""
     return [sys.executable, "-m", module, *arguments]
 
 

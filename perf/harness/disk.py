@@ -79,7 +79,7 @@ class SyncedFile:
         os.fsync(self._file)
 
     def write_and_sync(self) -> None:
-        """One write of a block, durable on return (fdatasync(2))."""
+        """Write a block, durable on return (fdatasync(2))."""
         os.pwrite(self._file, self._block, self._next * BLOCK_BYTES)
         os.fdatasync(self._file)
         self._next = (self._next + 1) % FILE_BLOCKS

@@ -57,7 +57,7 @@ class WrongResult(DawnchorusError):
 
 
 class State(Protocol):
-    """What a storm looks at of an `AgentState`."""
+    """The part of an `AgentState` that a storm looks at."""
 
     @property
     def agent_id(self) -> str: ...
@@ -69,7 +69,7 @@ class State(Protocol):
 
 
 class Wakes(Protocol):
-    """What a storm needs of a `Cluster`."""
+    """The part of a `Cluster` that a storm needs."""
 
     def wake(self, agent_id: str, /) -> Awaitable[State]: ...
 
@@ -94,13 +94,13 @@ class Tail(msgspec.Struct, frozen=True):
 
 
 def spread_of(milliseconds: Sequence[float]) -> Spread:
-    """Smallest, median and largest."""
+    """Return the smallest, the median and the largest."""
     middle = statistics.median(milliseconds)
     return Spread(round(min(milliseconds), 3), round(middle, 3), round(max(milliseconds), 3))
 
 
 def tail_of(nanoseconds: Sequence[int]) -> Tail:
-    """Median and 99th percentile (the smallest value that at least 99 % do not exceed)."""
+    """Return the median and the 99th percentile (the smallest value that at least 99 % do not exceed)."""
     ordered = sorted(nanoseconds)
     p99 = ordered[-(-len(ordered) * 99 // 100) - 1]
     return Tail(round(statistics.median(ordered) / 1000, 2), round(p99 / 1000, 2))
@@ -112,7 +112,7 @@ def median_rate(per_second: Sequence[float]) -> float:
 
 
 async def milliseconds(work: Callable[[], Awaitable[T]]) -> tuple[float, T]:
-    """How long the work took, and its result: what letting go of that costs comes after the clock has stopped."""
+    """Return how long the work took, and its result, which is let go of after the clock has stopped."""
     started = time.perf_counter_ns()
     result = await work()
     return (time.perf_counter_ns() - started) / 1e6, result
@@ -120,10 +120,10 @@ async def milliseconds(work: Callable[[], Awaitable[T]]) -> tuple[float, T]:
 
 @contextlib.contextmanager
 def settled_memory() -> Generator[None]:
-    """The process set as a host of many agents may set it, and everything made so far out of the collector's sight.
+    """Set this process as a host of many agents may, and take all that was made so far out of the collector's sight.
 
-    For the one process in which the cluster's client and all peers' clients run, thus the same for all. What
-    `tune_process` tells the allocator stays.
+    For the one process in which the cluster's client and all peers' clients run, thus the same for all. The
+    allocator keeps what `tune_process` sets.
     """
     before = gc.get_threshold()
     tune_process()
@@ -137,7 +137,7 @@ def settled_memory() -> Generator[None]:
 
 
 async def wake_many(cluster: Wakes, ids: Sequence[str]) -> Sequence[State]:
-    """All in one call."""
+    """Wake all in one call."""
     return await cluster.wake_many(ids)
 
 
@@ -162,7 +162,7 @@ async def task_per_agent(cluster: Wakes, ids: Sequence[str]) -> Sequence[State]:
 
 
 async def single_wakes(cluster: Wakes, ids: Sequence[str]) -> tuple[list[int], list[State]]:
-    """One after the other; the nanoseconds of each, and the states."""
+    """Wake one after the other; return the nanoseconds of each, and the states."""
     times: list[int] = []
     states: list[State] = []
     for agent_id in ids:
@@ -176,7 +176,7 @@ async def single_wakes(cluster: Wakes, ids: Sequence[str]) -> tuple[list[int], l
 async def closed_loop(
     cluster: Wakes, ids: Sequence[str], seconds: float, tasks: int = CLOSED_LOOP_WORKERS
 ) -> tuple[float, dict[str, State]]:
-    """Wakes per second of so many tasks that each wake one agent after the other; the last states too."""
+    """Return the wakes per second of so many tasks that each wake one agent after the other, and the last states."""
     next_ids = itertools.cycle(ids)
     done = 0
     last_states: dict[str, State] = {}
@@ -203,7 +203,7 @@ async def closed_loop(
 
 
 def check_states(states: Sequence[State], agents: Sequence[int], workload: Workload) -> None:
-    """Every agent, in the order asked for, complete, and with every value as it was saved."""
+    """Check that there is every agent, in the order asked for, complete, and with every value as it was saved."""
     if len(states) != len(agents):
         raise WrongResult(f"{len(states)} states for {len(agents)} agents")
     for state, agent in zip(states, agents, strict=True):
@@ -217,12 +217,12 @@ def check_states(states: Sequence[State], agents: Sequence[int], workload: Workl
 
 
 def check_encoded(values: Sequence[bytes | None], expected: Sequence[bytes | None], peer: str) -> None:
-    """A peer's answer, value by value."""
+    """Check a peer's answer, value by value."""
     if list(values) != list(expected):
         raise WrongResult(f"{peer} gave other values than were put into it")
 
 
 async def settle() -> None:
-    """A moment for what the last measurement left behind: its garbage, and the other processes' last work."""
+    """Let pass what the last measurement left behind: objects to collect, and the other processes' last work."""
     gc.collect()
     await asyncio.sleep(SETTLE_SECONDS)

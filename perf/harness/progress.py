@@ -1,4 +1,4 @@
-"""Progress of long work, for whoever watches."""
+"""Progress of long work, as it is shown."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 
 
 def no_progress(phase: str, done: int, total: int) -> None:
-    """Nobody watches."""
+    """Show nothing."""

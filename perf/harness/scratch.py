@@ -17,14 +17,14 @@ _SOCKET_NAME_ROOM = 20
 
 @contextlib.contextmanager
 def temporary_directory(parent: Path | None = None) -> Generator[Path]:
-    """A directory of one's own, gone at the end; `parent` None is the system's place for such."""
+    """Make a directory that is gone at the end; with no `parent` in the system's place for such."""
     with tempfile.TemporaryDirectory(prefix="dawnchorus-", dir=parent, ignore_cleanup_errors=True) as directory:
         yield Path(directory)
 
 
 @contextlib.contextmanager
 def socket_directory(directory: Path) -> Generator[Path]:
-    """This directory if a socket's path in it is short enough, else another one below /tmp."""
+    """Give this directory if a socket's path in it is short enough, else another one below /tmp."""
     if len(str(directory).encode()) + _SOCKET_NAME_ROOM <= IPC_PATH_BYTES_MAX:
         yield directory
     else:

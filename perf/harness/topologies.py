@@ -65,7 +65,7 @@ _DEFAULT_NODES = (("identity-1", "identity"), ("live-1", "live"), ("archive-1", 
 
 
 def store_of_kind(topology: TopologyName, kinds: Sequence[str]) -> dict[str, str]:
-    """The store of each kind; raises `WorkloadError` for a kind that the topology does not have."""
+    """Return the store of each kind; raises `WorkloadError` for a kind that the topology does not have."""
     if topology == "one-store":
         return dict.fromkeys(kinds, "state")
     unknown = [kind for kind in kinds if kind not in FIVE_KINDS]
@@ -78,7 +78,7 @@ def store_of_kind(topology: TopologyName, kinds: Sequence[str]) -> dict[str, str
 
 
 def node_count(topology: TopologyName) -> int:
-    """How many node processes the topology has."""
+    """Return how many node processes the topology has."""
     return {"one-store": 2, "five-stores": 5, "default": 3}[topology]
 
 
@@ -108,7 +108,7 @@ def default_text(
     *,
     ipc: bool = True,
 ) -> str:
-    """The default topology with these settings; `endpoints` are those of identity-1, live-1 and archive-1.
+    """Return the default topology with these settings; `endpoints` are those of identity-1, live-1 and archive-1.
 
     Without `ipc` nodes can be reached over TCP alone.
     """
@@ -158,7 +158,7 @@ def _node_text(name: str, endpoint: str, store: str) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that are for the caller alone, until 64 more were asked for or this process ends.
+    """Return loopback ports that are for the caller alone, until 64 more were asked for or this process ends.
 
     Each stays bound here and never listens. To Linux that hinders no listener that sets SO_REUSEADDR, as libzmq,
     asyncio and `create_server` do; but whoever asks for any port gets another, and so does a connection that goes out.

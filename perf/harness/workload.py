@@ -116,7 +116,7 @@ class GivenAgents:
 
 
 def image_bytes(values: Mapping[str, bytes], stores: Mapping[str, str]) -> int:
-    """About how many bytes a wake of an agent with these values moves: its images, one per store, with their heads.
+    """Return about how many bytes a wake of an agent with these values moves: its images, with their heads.
 
     `stores` names the store of each kind. The shape is the image format's; the numbers in it are of the usual lengths.
     """

@@ -25,7 +25,7 @@ KEEP_EVERY = 100
 
 
 class ClientOrder(msgspec.Struct, frozen=True):
-    """What the client is to do: wake these agents of this cluster, whose images have so many bytes together."""
+    """The client's work: wake these agents of this cluster, whose images have so many bytes together."""
 
     topology: str
     ids: list[str]

@@ -41,7 +41,7 @@ CLIENT_SECONDS = 120.0
 
 
 class MemoryOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What to measure. The defaults take about a minute on two cores."""
+    """Options of the measurement. The defaults take about a minute on two cores."""
 
     agents: int = 100_000
     value_bytes: int = 512
@@ -63,7 +63,7 @@ class NodeMemory(msgspec.Struct, frozen=True):
 
 
 class MemoryReport(msgspec.Struct, frozen=True):
-    """What `dawnchorus perf memory --json` prints."""
+    """The result; encoded, the object that `dawnchorus perf memory --json` prints."""
 
     agents: int
     wake: int
@@ -150,7 +150,7 @@ async def _measure_nodes(
 
 
 def render_memory(report: MemoryReport) -> RenderableType:
-    """The report as tables."""
+    """Return the report as tables."""
     head = Text.assemble(
         (f"{report.storms} storms of {report.wake:,} agents", "bold"),
         f" of {report.agents:,}, five fragments of {report.value_bytes:,} bytes each (topology {report.topology})",

@@ -28,12 +28,12 @@ __all__ = ["UNCOPIED", "descriptor", "has_input", "serve_echo", "serve_storm"]
 
 
 def descriptor(socket: zmq.Socket[bytes]) -> int:
-    """What an event loop watches for a socket."""
+    """Return the descriptor that an event loop watches for a socket."""
     return int(socket.getsockopt(zmq.FD))
 
 
 def has_input(socket: zmq.Socket[bytes]) -> bool:
-    """Whether a message waits: to be asked again after every send and receive, until it says no."""
+    """Return whether a message waits: to be asked again after every send and receive, until it says no."""
     return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
 
@@ -53,7 +53,7 @@ def serve_storm(endpoint: str, reply_bytes: int, replies_kept: int) -> None:
 
 
 async def serve_echo(endpoint: str, reply_bytes: int, synced_file: Path | None = None) -> None:
-    """The same on an event loop: drain, answer, and look again, since the socket's descriptor is edge-triggered.
+    """Serve the same on an event loop: drain, answer, and look again, since the socket's descriptor is edge-triggered.
 
     See ZMQ_FD in zmq_getsockopt(3).
     """

@@ -59,11 +59,11 @@ class RawStorm:
         return await self._exchange(self.frames, self._request)
 
     async def run_uncopied(self) -> list[bytes]:
-        """The same, but the servers give their frames to ZeroMQ without copying them."""
+        """Run the same, but let the servers give their frames to ZeroMQ without copying them."""
         return await self._exchange(self.frames, self._request_uncopied)
 
     async def first_answers(self) -> None:
-        """One frame from each server: the connections stand."""
+        """Take one frame from each server: the connections are made."""
         await self._exchange(len(self._servers), self._request)
 
     async def _exchange(self, frames: int, request: bytes) -> list[bytes]:

@@ -90,12 +90,12 @@ class RedisPeer:
             await asyncio.sleep(0)
 
     def mget_keys(self, agents: Sequence[int]) -> list[str]:
-        """The keys of all their fragments, kind by kind."""
+        """Return the keys of all their fragments, kind by kind."""
         ids = self._workload.ids
         return [f"{ids[agent]}:{kind}" for kind in self._workload.kinds for agent in agents]
 
     def mget(self, keys: Sequence[str], agents: int) -> list[bytes | None]:
-        """One value per key, in the keys' order; `agents` says how many they belong to."""
+        """Return one value per key, in the keys' order; `agents` says how many they belong to."""
         return self._mget_as(self.mget_choice, keys, agents)
 
     def packed_keys(self, agents: Sequence[int]) -> list[str]:
@@ -103,11 +103,11 @@ class RedisPeer:
         return [ids[agent] for agent in agents]
 
     def packed(self, keys: Sequence[str]) -> list[bytes | None]:
-        """One packed agent per key, in the keys' order."""
+        """Return one packed agent per key, in the keys' order."""
         return _fetch(self._packed_client, self.packed_choice, [keys])
 
     async def task_per_agent(self, agents: Sequence[int]) -> list[list[bytes | None]]:
-        """The values of each agent, in the order of the agents and of the kinds."""
+        """Return the values of each agent, in the order of the agents and of the kinds."""
         ids, kinds = self._workload.ids, self._workload.kinds
         client = self._task_client
 

@@ -71,7 +71,7 @@ class RedisSaves:
         self.packed_choice = Batch(1000, pipelined=False)
 
     def save_fragments(self, prepared: PreparedSets) -> None:
-        """One SET per fragment, a pipeline per batch of agents; returns when all are synced."""
+        """Send one SET per fragment, a pipeline per batch of agents; return when all are synced."""
         words, step = prepared.words, self.sets_choice.agents * prepared.words_per_agent
         for start in range(0, len(words), step):
             pipeline = self._fragments_client.pipeline(transaction=False)
@@ -80,7 +80,7 @@ class RedisSaves:
             pipeline.execute()
 
     def save_packed(self, prepared: PreparedSets) -> None:
-        """One MSET per batch of agents; returns when all are synced."""
+        """Send one MSET per batch of agents; return when all are synced."""
         words, step = prepared.words, self.packed_choice.agents * prepared.words_per_agent
         batches = [words[start : start + step] for start in range(0, len(words), step)]
         if self.packed_choice.pipelined:

@@ -69,7 +69,7 @@ class SaveRatios(msgspec.Struct, frozen=True):
 
 
 class SaveReport(msgspec.Struct, frozen=True):
-    """What `dawnchorus perf save --json` prints."""
+    """The result; encoded, the object that `dawnchorus perf save --json` prints."""
 
     agents: int
     fragments: int
@@ -113,7 +113,7 @@ _TARGETS = {
 
 
 def save_targets(report: SaveReport) -> dict[str, Target]:
-    """The targets of the report's ratios by name; none for other work than they were set for."""
+    """Return the targets of the report's ratios by name; none for other work than they were set for."""
     work = (report.topology, report.agents, report.fragments, report.value_bytes, report.savers)
     return _TARGETS if work == ("one-store", 10_000, 5, 512, 1000) else {}
 
@@ -121,7 +121,7 @@ def save_targets(report: SaveReport) -> dict[str, Target]:
 def save_ratios(
     save_many_ms: Spread, single_us: Tail, concurrent_per_s: float, wakes: SingleWakes, peers: SavePeers
 ) -> SaveRatios:
-    """The ratios of these medians, and of the wakes' 99th percentiles."""
+    """Return the ratios of these medians, and of the wakes' 99th percentiles."""
 
     def ratio(theirs: Spread | None) -> float | None:
         return None if theirs is None else round(save_many_ms.p50 / theirs.p50, 3)
@@ -138,7 +138,7 @@ def save_ratios(
 
 
 def render_save(report: SaveReport) -> RenderableType:
-    """The report as tables: how long each way of saving took, and how that compares."""
+    """Return the report as tables: how long each way of saving took, and how that compares."""
     head = Text.assemble(
         (f"{report.agents:,} agents saved", "bold"),
         f", {report.fragments} fragments of {report.value_bytes:,} bytes each, every save synced to ",

@@ -4,7 +4,7 @@
     each run: new values for all agents; every way of saving them once, beginning with another one each run
     medians over the runs, ratios of the medians
 
-All of them write to the same disk, and all sync before they answer. What was saved is read again and compared, after
+All of them write to the same disk, and all sync before they answer. All saved values are read again and compared, after
 the clock has stopped.
 """
 
@@ -49,7 +49,7 @@ from .savers import FreshValues, Saves, check_saved, check_shown, concurrent_sav
 __all__ = ["SaveOptions", "render_save", "save"]
 
 WRITE_BYTES = 100
-"""What a save of one fragment has on the wire beside the value, about."""
+"""Bytes on the wire of a save of one fragment beside the value, about."""
 
 ANSWER_BYTES = 40
 
@@ -60,14 +60,14 @@ LOAD_SECONDS = 30.0
 """How long another process may take until it is at its work."""
 
 BACKUP_MB_PER_S = 20
-"""What the backup beside the wakes may write: less than by default, so that 26 MB take longer than the wakes."""
+"""The rate of the backup beside the wakes: less than by default, so that 26 MB take longer than the wakes."""
 
 BACKUP_BLOCK = 50
 """Wakes before it is seen whether the backup still runs: 8 ms of more than a second."""
 
 
 class SaveOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What to measure. The defaults take about a minute on two cores and a fast disk."""
+    """Options of the measurement. The defaults take about a minute on two cores and a fast disk."""
 
     agents: int = 10_000
     """saved at once"""
@@ -117,7 +117,7 @@ class _Contest:
         self.times = Times()
 
     async def run(self, number: int, workload: SyntheticAgents) -> None:
-        """One run with these values."""
+        """Measure each way of saving these values once."""
         self._workload = workload
         turns: list[Callable[[], Awaitable[None]]] = [self._save_many, self._singles, self._concurrent]
         turns += [self._wakes, self._wakes_beside_backup]
@@ -184,7 +184,7 @@ class _Contest:
         self.times.add_rate("fdatasync", syncs)
 
     def _woken_singly(self) -> list[int]:
-        """The agents of single wakes: such as are not saved just now."""
+        """Return the agents of single wakes: such as are not saved just now."""
         others = range(self._options.savers, self._options.agents)
         return [others[index * 7919 % len(others)] for index in range(self._options.singles)]
 
@@ -230,7 +230,7 @@ class _Contest:
 
 
 def as_bytes(word: str | bytes) -> bytes:
-    """A value among keys and values; values are bytes."""
+    """Return a value from among keys and values; values are bytes."""
     return word if isinstance(word, bytes) else word.encode()
 
 

@@ -17,11 +17,11 @@ from ..harness.measure import Wakes, WrongResult
 __all__ = ["SAVED_KIND", "FreshValues", "Saves", "check_saved", "check_shown", "concurrent_saves", "single_saves"]
 
 SAVED_KIND = "context"
-"""What single savers save: one kind of an agent that has all, as an agent does after each of its turns."""
+"""The kind that single savers save: one of an agent that has all, as an agent does after each of its turns."""
 
 
 class Saves(Wakes, Protocol):
-    """What the harness needs of a `Cluster`."""
+    """The part of a `Cluster` that the harness needs."""
 
     def save(self, agent_id: str, fragments: Mapping[str, object], /) -> Awaitable[object]: ...
 
@@ -57,7 +57,7 @@ async def single_saves(
 async def concurrent_saves(
     cluster: Saves, ids: Sequence[str], fresh: Callable[[], bytes], seconds: float
 ) -> tuple[float, dict[str, bytes]]:
-    """A task for each agent, saving it again and again; the saves of all a second, and what each saved last."""
+    """Save each agent again and again, a task each; return the saves of all a second, and what each saved last."""
     done = 0
     saved: dict[str, bytes] = {}
     started = time.perf_counter()
@@ -81,14 +81,14 @@ async def concurrent_saves(
 
 
 def check_saved(results: Mapping[str, object]) -> None:
-    """Every save of a `save_many` went well."""
+    """Check that every save of a `save_many` was acknowledged."""
     for agent_id, result in results.items():
         if isinstance(result, BaseException):
             raise WrongResult(f"agent {agent_id} could not be saved: {result}") from result
 
 
 async def check_shown(cluster: Saves, saved: Mapping[str, bytes]) -> None:
-    """A wake shows of each agent what was saved last."""
+    """Check that a wake shows of each agent what was saved last."""
     states = await cluster.wake_many(list(saved))
     for state, (agent_id, value) in zip(states, saved.items(), strict=True):
         if not state.complete or state.agent_id != agent_id or state[SAVED_KIND] != value:

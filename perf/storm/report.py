@@ -89,7 +89,7 @@ _TARGETS: dict[tuple[TopologyName, int], dict[str, Target]] = {
 
 
 def targets_of(report: StormReport) -> dict[str, Target]:
-    """The targets for the report's ratios by name; none for another size than they were set for."""
+    """Return the targets for the report's ratios by name; none for another size than they were set for."""
     size = (report.agents, report.wake, report.fragments)
     if size != (_TARGET_AGENTS, _TARGET_WAKE, _TARGET_FRAGMENTS):
         return {}
@@ -99,7 +99,7 @@ def targets_of(report: StormReport) -> dict[str, Target]:
 def ratios_of(
     wake: int, wake_many_ms: Spread, task_per_agent_ms: Spread, single_us: Tail, closed_loop_per_s: float, peers: Peers
 ) -> Ratios:
-    """The ratios of these medians."""
+    """Return the ratios of these medians."""
 
     def ratio(ours: Spread | Tail, theirs: Spread | Tail | None) -> float | None:
         return None if theirs is None else round(ours.p50 / theirs.p50, 3)
@@ -118,7 +118,7 @@ def ratios_of(
 
 
 def render(report: StormReport) -> RenderableType:
-    """The report as tables: how long each way of waking took, and how that compares."""
+    """Return the report as tables: how long each way of waking took, and how that compares."""
     nodes = node_count(report.topology)
     head = Text.assemble(
         (f"{report.wake:,} agents woken", "bold"),

@@ -46,7 +46,7 @@ __all__ = ["StormOptions", "render", "storm"]
 
 
 class StormOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What to measure. The defaults take about 40 s on two cores."""
+    """Options of the measurement. The defaults take about 40 s on two cores."""
 
     agents: int = 100_000
     """made up and asleep; not used where `workload` is given"""
@@ -175,8 +175,10 @@ class _Contest:
             check_encoded(values, [encoded.get(kind) for kind in self._workload.kinds], "redis.asyncio")
 
     def _ids(self, sample: Sequence[int]) -> list[str]:
-        """The ids made anew, as a request brings them, and as the keys for Redis are: not 10,000 of 100,000 old strings
-        that lie anywhere in memory."""
+        """Return the ids made anew, as a request brings them, and as the keys for Redis are.
+
+        10,000 of 100,000 old strings would be anywhere in memory.
+        """
         ids = self._workload.ids
         return [ids[agent].encode().decode() for agent in sample]
 

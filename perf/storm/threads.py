@@ -43,7 +43,7 @@ __all__ = ["ThreadsOptions", "ThreadsReport", "render_threads", "threads"]
 
 
 class ThreadsOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What to measure. The defaults take about 30 s on two cores."""
+    """Options of the measurement. The defaults take about 30 s on two cores."""
 
     agents: int = 10_000
     value_bytes: int = 512
@@ -67,7 +67,7 @@ class ThreadsRatios(msgspec.Struct, frozen=True):
 
 
 class ThreadsReport(msgspec.Struct, frozen=True):
-    """What `dawnchorus perf threads --json` prints."""
+    """The result; encoded, the object that `dawnchorus perf threads --json` prints."""
 
     agents: int
     value_bytes: int
@@ -156,7 +156,7 @@ def _single_wakes(cluster: SyncCluster, ids: Sequence[str]) -> tuple[list[int], 
 
 
 def _closed_loop(cluster: SyncCluster, ids: Sequence[str], options: ThreadsOptions) -> float:
-    """Wakes per second of threads that each wake one agent after the other."""
+    """Return the wakes per second of threads that each wake one agent after the other."""
     next_ids = itertools.cycle(ids)
     done: list[int] = []
     errors: list[BaseException] = []
@@ -184,7 +184,7 @@ def _closed_loop(cluster: SyncCluster, ids: Sequence[str], options: ThreadsOptio
 
 
 def render_threads(report: ThreadsReport) -> RenderableType:
-    """The report as tables."""
+    """Return the report as tables."""
     head = Text.assemble(
         ("Wakes of an event loop and of threads", "bold"),
         f" in one process, {report.agents:,} agents asleep, five fragments of {report.value_bytes:,} bytes each"

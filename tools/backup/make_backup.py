@@ -2,7 +2,7 @@
 
 The copies are made one after the other, each by the shard's own node, so that the pace asked for is that of the whole.
 Each shard is one moment of its own: a save that touches two stores may be in one copy and not in the other, as it may
-be for a wake. What was acknowledged before the backup began is in it.
+be for a wake. Every save acknowledged before the backup began is in it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ async def make_backup(
 ) -> Manifest:
     """Copy every shard into `directory`, which is made; `topology` is the text of the topology file.
 
-    `rate_bytes_s`: 0 for as fast as it goes. What was begun and did not come to its end is removed again.
+    `rate_bytes_s`: 0 for no limit. A backup that fails is removed again.
 
     Raises:
         ClusterUnavailable: a node does not answer, a shard is not served, or could not be copied.

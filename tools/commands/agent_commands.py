@@ -108,7 +108,7 @@ def _asked(state: AgentState, kinds: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _describe(state: AgentState, kinds: tuple[str, ...], problems: list[str]) -> dict[str, object]:
-    """A state as plain JSON types; what is wrong with it is added to the problems."""
+    """Return a state as plain JSON types; add what is wrong with it to the problems."""
     values: dict[str, object] = {}
     fallbacks: dict[str, object] = {}
     versions: dict[str, str] = {}

@@ -74,7 +74,7 @@ def _all_healthy(nodes: Mapping[str, NodeSpec], answers: Answers) -> bool:
 
 
 def _served_topologies(answers: Answers) -> dict[str, list[str]]:
-    """The nodes by the topology that they serve, the one of most nodes first."""
+    """Return the nodes by the topology that they serve, the one of most nodes first."""
     served: dict[str, list[str]] = {}
     for node, answer in answers.items():
         if isinstance(answer, StatusReply) and answer.topology:
@@ -83,7 +83,7 @@ def _served_topologies(answers: Answers) -> dict[str, list[str]]:
 
 
 def _topology_problems(answers: Answers, digest: str) -> list[str]:
-    """What is wrong with the topologies that nodes serve; `digest` is that of the file at hand, "" for none."""
+    """Return problems with the topologies that nodes serve; `digest` is that of the file at hand, "" for none."""
     served = _served_topologies(answers)
     if not served:
         return []
@@ -109,7 +109,7 @@ def _is_healthy(answer: StatusReply | DawnchorusError | None) -> bool:
 
 
 def describe(name: str, nodes: Mapping[str, NodeSpec], answers: Answers, digest: str = "") -> dict[str, object]:
-    """The cluster's status as plain JSON types: nodes in the order of the topology, whose digest here is `digest`."""
+    """Return the status as plain JSON types, nodes in the topology's order; `digest` is that of the file at hand."""
     return {
         "cluster": name,
         "healthy": _all_healthy(nodes, answers),

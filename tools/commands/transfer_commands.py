@@ -171,7 +171,7 @@ async def _export(file: str, topology: str, as_json: bool) -> int:
 
 
 async def _count_agents(cluster: Cluster) -> int | None:
-    """About how many agents the cluster has: those of its largest store; None if not every node answers in time."""
+    """Return about how many agents there are: those of the largest store; None if not every node answers in time."""
     agents: dict[str, int] = {}
     for reply in (await cluster.status(COUNT_DEADLINE_S)).values():
         if isinstance(reply, DawnchorusError):

@@ -82,7 +82,7 @@ def _format_dropped(dropped: int) -> bytes:
 
 
 def format_event(event: NodeEvent, now: datetime) -> dict[str, object]:
-    """An event as a log line's fields, the time as in RFC 3339; a node's own log line as it is."""
+    """Return an event as a log line's fields, the time as in RFC 3339; a node's own log line as it is."""
     if event.log is not None:
         return {"time": now.isoformat(timespec="milliseconds"), "node": event.node, **event.log}
     return {

@@ -18,7 +18,7 @@ from ..console.standard_streams import unlocked_output
 __all__ = ["NodeTable", "render"]
 
 _EVENT_BYTES: Final = 512
-"""What an event takes beside its detail, about."""
+"""Bytes of an event beside its detail, about."""
 
 _STYLES: Final = {"starting": "yellow", "serving": "green", "restarting": "yellow", "stopped": "dim", "failed": "red"}
 
@@ -70,14 +70,14 @@ def _call(drawing: Callable[[], None]) -> None:
 
 
 def _said_by_node(node: str, log: dict[str, Any]) -> str:
-    # What a node says in the course of things is for programs (`--json`); a person hears of what is wrong.
+    # Lines without a problem are for programs (`--json`); a person is shown warnings and errors.
     if log.get("level") not in {"warning", "error", "critical"}:
         return ""
     return f"{node}: {log.get('event')}" + (f": {log['detail']}" if log.get("detail") else "")
 
 
 def render(latest: dict[str, NodeEvent]) -> Table:
-    """The table of every node's last event, in the order in which the nodes came."""
+    """Return the table of every node's last event, in the order in which the nodes came."""
     table = Table(box=None, pad_edge=False)
     for column in ("node", "state", "pid", "endpoint", "shards", "restarts", ""):
         table.add_column(

@@ -37,7 +37,7 @@ def print_json(value: object, *, to_stderr: bool = False) -> None:
 
 
 def format_bytes(size: float) -> str:
-    """A size for people: `812 B`, `1.4 MiB`."""
+    """Return a size for people: `812 B`, `1.4 MiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -46,7 +46,7 @@ def format_bytes(size: float) -> str:
 
 
 def seconds(duration_s: float) -> str:
-    """A duration for people: `0.4 s`, `12 min`, `3.5 h`, `2.1 d`."""
+    """Return a duration for people: `0.4 s`, `12 min`, `3.5 h`, `2.1 d`."""
     if duration_s < 100:
         return f"{duration_s:.1f} s"
     for unit, length_s, enough in (("min", 60, 100), ("h", 3600, 48)):
@@ -77,7 +77,7 @@ class _NoBar:
 
 @contextmanager
 def progress_bar(label: str) -> Generator[ProgressBar, None, None]:
-    """A bar on standard error while the block runs, where that is a terminal; otherwise only `print` does anything."""
+    """Show a bar on standard error while the block runs, if that is a terminal; else only `print` has an effect."""
     if not sys.stderr.isatty():
         yield _NoBar()
         return
@@ -99,7 +99,7 @@ def progress_bar(label: str) -> Generator[ProgressBar, None, None]:
 
 
 class Problems:
-    """What went wrong with single lines or agents while the rest went on: some are printed, more are kept."""
+    """Problems with single lines or agents while the rest went on: some are printed, more are kept."""
 
     def __init__(self, bar: ProgressBar) -> None:
         self._bar = bar

@@ -1,12 +1,12 @@
-"""Standard input, output and error as a command finds them: closed, full, or whoever read them is gone.
+"""Standard input, output and error as a command finds them: closed, full, or without a reader.
 
 A descriptor that was closed (`>&-`) is free, and the next file that a process opens gets its number: the data of a
-shard would become its standard output. So what is closed is filled at once, with a file that is open the wrong way
-round: whoever reads or writes there meets an error, and not an empty file or a hole.
+shard would become its standard output. So closed ones are opened at once, with a file that is open the wrong way
+round: a read or write there is an error, and not an empty file or a hole.
 
-What a command says of its own (results, progress, problems) is lost then, as was asked for, and its exit code counts.
-What cannot be written to a standard output that is there (a full disk) is an error, since somebody wanted it; to
-standard error it is lost, because there is no place left to say so.
+The output of a command (results, progress, problems) is lost then, as was asked for, and its exit code counts. A failed
+write to a standard output that is there (a full disk) is an error, since the output is wanted; to standard error it is
+lost, because there is no place left to say so.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class _Output(io.RawIOBase):
         return size
 
     def handle_lost(self, error: OSError) -> None:
-        """Something could not be written."""
+        """Raise the error of a failed write."""
         if isinstance(error, BrokenPipeError):
             raise error
         raise OSError(error.errno, f"{_NAMES[self._descriptor]}: {error.strerror}") from error
@@ -107,7 +107,7 @@ class _Forgiving(_Output):
 
 
 def _text(raw: _Output, like: TextIO | None) -> TextIO:
-    """A text stream as Python makes them; `like` is the one that it made, None for a descriptor that was closed."""
+    """Return a text stream as Python makes them; `like` is the one that it made, None for a closed descriptor."""
     if not isinstance(like, io.TextIOWrapper):
         return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace")
     lines, buffered = like.line_buffering, io.BufferedWriter(raw)

@@ -14,5 +14,5 @@ FILE_COLUMNS: Final = 140
 
 
 def result_console() -> Console:
-    """Standard output, as wide as the terminal; a file or pipe takes a table whole."""
+    """Return standard output, as wide as the terminal; in a file or pipe tables are not cut."""
     return Console() if sys.stdout.isatty() else Console(width=FILE_COLUMNS)

@@ -60,7 +60,7 @@ class Waker(Protocol):
 
 @dataclass
 class Totals:
-    """What an export has written: agents, fragments, and bytes of NDJSON."""
+    """Totals of an export: agents, fragments, and bytes of NDJSON."""
 
     agents: int = 0
     fragments: int = 0
@@ -124,7 +124,7 @@ class Exporter:
         self._writing = asyncio.create_task(in_thread(output.write, b"".join(lines)))
 
     async def _wake(self, ids: list[str]) -> list[State]:
-        """The agents' states, in order; those that stay incomplete after some attempts are named and left out."""
+        """Return the agents' states, in order; name and leave out those that stay incomplete after some attempts."""
         states: dict[str, State] = {}
         waiting = ids
         for attempt in range(ATTEMPTS_MAX):

@@ -9,8 +9,8 @@
 A mapping of the user's that looks like one of these survives by escaping: a mapping with a single key of the form
 `$bytes`, `$$bytes`, ... gets one more `$` when written and loses one when read, and the same for the other tags.
 
-Integers are exact within 64 bits, signed or unsigned. What cannot be kept exactly (larger integers, a key that is there
-twice) is rejected, never changed. Pure: bytes in, values out.
+Integers are exact within 64 bits, signed or unsigned. Values that cannot be kept exactly (larger integers, a key that
+is there twice) are rejected, never changed. Pure: bytes in, values out.
 
 Formats: RFC 8259 (JSON), RFC 4648 section 4 (base64, padded), RFC 3339 (times). "NaN" and "Infinity" are spelled as in
 the JSON of Protocol Buffers.

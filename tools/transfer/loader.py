@@ -64,7 +64,7 @@ class Saver(Protocol):
 
 @dataclass
 class Totals:
-    """What a load has done: agents and fragments acknowledged (copies count), and the JSON that they stood in."""
+    """Totals of a load: agents and fragments acknowledged (copies count), and the JSON that they came in."""
 
     lines: int = 0
     agents: int = 0
@@ -259,14 +259,14 @@ class Loader:
 
 
 def may_pass_later(error: DawnchorusError) -> bool:
-    """Whether the same save may succeed a moment later; not so for what is rejected for what it is."""
+    """Return whether the same save may succeed a moment later; not so for what is rejected for what it is."""
     if isinstance(error, SaveRejected | SaveIncomplete):
         return error.rejected.keys() <= set(error.transient)
     return isinstance(error, DeadlineExceeded | ClusterUnavailable | PeerFault)
 
 
 def copies_of(agent_id: str, copies: int) -> Iterator[str]:
-    """The names of an agent's copies: its own, then `ID~1`, `ID~2`, ..."""
+    """Return the names of an agent's copies: its own, then `ID~1`, `ID~2`, ..."""
     yield agent_id
     for number in range(1, copies):
         yield f"{agent_id}~{number}"

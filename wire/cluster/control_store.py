@@ -31,7 +31,7 @@ SWAP_ATTEMPTS_MAX: Final = 10_000
 """Lost swaps before giving up. Each is another process's success, so that only a fault can use them up."""
 
 LOST_REMEDY: Final = "restore placement.json from a backup; it is never computed again, and the shards were not touched"
-"""What to do about a placement that is not there, while shards on disk hold data."""
+"""The remedy for a placement that is not there, while shards on disk hold data."""
 
 _ATTEMPTS_USED_UP: Final = (
     f"the placement could not be changed in {SWAP_ATTEMPTS_MAX} attempts: something changes it all the time"

@@ -1,6 +1,6 @@
 """The names of a data directory: one for its sockets, and one that its clients compare.
 
-A copy of a data directory has everything of the original: cluster uuid, nodes, placement. What it has not is its place.
+A copy of a data directory has everything of the original: cluster uuid, nodes, placement. Only its place differs.
 So both names are digests of the place as well: path (symbolic links followed) and inode, and, for sockets, the device.
 Clients compare without the device: its number may change when a host starts again, and they would reject their own
 cluster.

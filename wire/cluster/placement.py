@@ -13,8 +13,8 @@ with every change of its owner: requests carry it, so that a node which lost a s
 Encoded, it is a checksummed JSON document (`wire.checksummed_json`). Of a newer version's placement, fields that this
 one does not know are kept and written back as they are: nodes of both versions run beside each other while a cluster
 is upgraded. A newer version may add such a field only if older ones are right to ignore it; otherwise it counts
-`format` up, and older ones reject the placement. What is new within a shard's entry says who may write the shard, which
-nobody may ignore: it is rejected.
+`format` up, and older ones reject the placement. A longer entry of a shard is always rejected: it says who may write
+the shard, which no version may ignore.
 """
 
 from __future__ import annotations
@@ -340,7 +340,7 @@ def _require_valid(placement: Placement) -> None:
 
 
 def _is_unknown(entries: Sequence[Sequence[Any]], shards: Sequence[ShardPlacement]) -> bool:
-    """Whether an entry of these shards, as read, says more than this version knows: moves of shards, say."""
+    """Return whether an entry of these shards, as read, says more than this version knows: moves of shards, say."""
     known = len(ShardPlacement.__struct_fields__)
     return any(len(entry) > known for entry in entries) or any(shard.migration is not None for shard in shards)
 

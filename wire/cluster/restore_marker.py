@@ -3,8 +3,8 @@
     building    copies of shards are made beside their places, under names of their own; nothing else was touched
     placing     all are made, durably; they are being renamed into their places, and the placement is put in last
 
-Whoever finds it knows whose work lies there: the backup (by the digest of its manifest) and the placement that the
-restore puts in. No node starts on it.
+It names the backup (by the digest of its manifest) and the placement that the restore puts in. No node starts while it
+is there.
 """
 
 from __future__ import annotations

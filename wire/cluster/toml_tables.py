@@ -36,7 +36,7 @@ NAME_PATTERN: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}", re.ASCII)
 NAME_RULE: Final = "1 to 63 characters, a letter first: a-z, 0-9, _ and -"
 
 Rules = Mapping[str, str]
-"""What is permitted, by key."""
+"""Permitted values in words, by key."""
 
 
 class TableError(Exception):

@@ -150,11 +150,12 @@ class RetrySpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class AdmissionSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """What a router sends to a node at once, and how much it lets wait (`router.dispatch.congestion_window`,
-    `router.dispatch.send_queue`).
+    """Limits of what a router sends to a node at once, and of what waits for it.
+
+    They are those of `router.dispatch.congestion_window` and `router.dispatch.send_queue`.
 
     `in_flight_max`: requests that a node has at once. An answer that took more than `slow_share` of its request's
-    budget makes the router send less. Where the oldest request has waited for more than `queue_share` of its budget,
+    budget makes the router send less. If the oldest request has waited for more than `queue_share` of its budget,
     new ones are shed.
     """
 
@@ -205,8 +206,8 @@ class Topology(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 def extend(topology: Topology, cluster: Topology) -> Topology:
     """Return a client's topology with the stores, kinds and nodes of the cluster's own that it has not.
 
-    What both have stays the client's: endpoints as it reaches them, deadlines and `ttl_s` as it was told. The same
-    object where nothing is added.
+    Entries of both stay the client's: endpoints as it reaches them, deadlines and `ttl_s` as it was told. The same
+    object if nothing is added.
     """
     stores = {name: spec for name, spec in cluster.stores.items() if name not in topology.stores}
     kinds = {name: spec for name, spec in cluster.kinds.items() if name not in topology.kinds}

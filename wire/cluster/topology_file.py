@@ -64,7 +64,7 @@ __all__ = ["load_topology"]
 _DEADLINE_MS_MAX: Final = DEADLINE_S_MAX * 1_000
 
 SYNC_INTERVAL_MS_MAX: Final = 60_000
-"""What durability "async" may lose with the machine: a minute of saves at most."""
+"""A minute of saves is the most that durability "async" may lose with the machine."""
 
 _ENGINE_PATTERN: Final = re.compile(r"[A-Za-z0-9_.-]+(:[A-Za-z0-9_.]+)?", re.ASCII)
 
