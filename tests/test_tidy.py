@@ -8,10 +8,13 @@ import re
 import subprocess
 import typing
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tests.support.real import REAL_FILES, UNIT_FILES
 
 ROOT = Path(__file__).parent.parent
 FACE = "dawnchorus"
@@ -66,6 +69,7 @@ PURE = [
     "router/wakes/fetch_results.py",
     "router/wakes/fetch_plan.py",
     "router/dispatch/retry_budget.py",
+    "router/dispatch/timetable.py",
     "router/saves/save_order.py",
     "router/dispatch/load_shedding.py",
     "router/dispatch/send_queue.py",
@@ -313,6 +317,13 @@ def test_no_error_is_swallowed_whole() -> None:
             elif isinstance(node, ast.Call) and ast.unparse(node.func) in {"suppress", "contextlib.suppress"}:
                 wrong += [f"{name(path)}:{node.lineno}" for argument in node.args if ast.unparse(argument) in wide]
     assert not wrong, "catches everything and says nothing: " + ", ".join(wrong)
+
+
+def test_lists_of_real_and_unit_tests_name_files_that_exist() -> None:
+    """A file that has moved would be taken for what it is not, silently."""
+    tests = [path.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").rglob("test_*.py")]
+    unknown = [pattern for pattern in (*REAL_FILES, *UNIT_FILES) if not any(fnmatch(path, pattern) for path in tests)]
+    assert not unknown
 
 
 def test_every_message_has_its_row_in_the_table() -> None:

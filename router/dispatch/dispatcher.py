@@ -14,7 +14,6 @@ the shell beside it, `router`.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from itertools import chain
@@ -29,6 +28,7 @@ from .exchange import Exchange
 from .load_shedding import REJECTIONS, is_shed_whole
 from .node_flow import NodeFlow, Offer
 from .retry_budget import RetryBudget
+from .timetable import Timetable
 
 __all__ = ["Dispatcher", "Stray"]
 
@@ -59,9 +59,8 @@ class Dispatcher:
         self.retries = RetryBudget(RetrySpec(), chance)
         self._outgoing: deque[Exchange] = deque()  # numbered, to be sent before anything else
         self._ready: dict[str, None] = {}  # nodes whose flow may have something to send
-        self._delayed: dict[Exchange, float] = {}  # when they are sent again, as their nodes asked
-        self._resumptions: dict[str, float] = {}  # when nodes are looked at again, though nothing happens until then
-        self._timeout = math.inf
+        self._delayed: Timetable[Exchange] = Timetable()  # to be sent again when their nodes asked them to
+        self._resumptions: Timetable[str] = Timetable()  # nodes to be looked at though nothing happens
         self.is_receiving = False
         """Set while frames are received that came together: what waits is not handed out before the last of them."""
         self.requests_sent = 0
@@ -86,7 +85,7 @@ class Dispatcher:
     def handle_up(self, node: str, now: float) -> None:
         """A node welcomed this router."""
         flow = self.flows[node]
-        self._resumptions.pop(node, None)
+        self._resumptions.cancel(node)
         # All routers of a node that comes back are there at the same moment: who has something to send waits a little.
         flow.handle_up(now + (self.retries.jitter_s() if len(flow) else 0.0))
         self._ready[node] = None
@@ -111,12 +110,10 @@ class Dispatcher:
 
     def close(self, reason: str) -> None:
         """Fail all exchanges."""
-        delayed, self._delayed = self._delayed, {}
         self._outgoing.clear()
         self._ready.clear()
-        self._resumptions.clear()
-        self._timeout = math.inf
-        for exchange in [*delayed, *chain.from_iterable([flow.drain() for flow in self.flows.values()])]:
+        self._resumptions.drain()
+        for exchange in [*self._delayed.drain(), *chain.from_iterable([flow.drain() for flow in self.flows.values()])]:
             exchange.handle_failure(None, reason)
 
     def _flow(self, node: str) -> NodeFlow:
@@ -145,7 +142,7 @@ class Dispatcher:
             elif offer is not Offer.WAITS:
                 rejected.append((exchange, offer))
             elif exchange.patient:
-                self._resume(exchange.node, flow.polls_at(now))
+                self._resumptions.schedule(exchange.node, flow.polls_at(now))
         return rejected
 
     def cancel(self, exchanges: Iterable[Exchange], now: float) -> list[tuple[str, bytes]]:
@@ -156,7 +153,7 @@ class Dispatcher:
         numbers: dict[str, list[int]] = {}
         for exchange in exchanges:
             spared = numbers.setdefault(exchange.node, [])
-            self._delayed.pop(exchange, None)
+            self._delayed.cancel(exchange)
             on_its_way = self.flows[exchange.node].cancel(exchange, now)
             if on_its_way and exchange.cancellable and exchange.deadline - now > _CANCEL_WORTH_S:
                 spared.append(exchange.number)
@@ -182,7 +179,7 @@ class Dispatcher:
                 polled = flow.poll_send(now)
                 if polled is None:
                     del self._ready[node]
-                    self._resume(node, flow.polls_at(now))
+                    self._resumptions.schedule(node, flow.polls_at(now))
                     continue
                 exchange = polled
             else:
@@ -212,24 +209,16 @@ class Dispatcher:
 
     def poll_timeout(self) -> float:
         """Return when `handle_timeout` may have something to do; infinite if nothing waits for its time."""
-        return self._timeout
+        delayed, resumed = self._delayed.earliest, self._resumptions.earliest
+        return delayed if delayed < resumed else resumed
 
     def handle_timeout(self, now: float) -> None:
         """Some time has come, perhaps that of `poll_timeout`."""
-        for exchange in [exchange for exchange, at in self._delayed.items() if at <= now]:
-            del self._delayed[exchange]
+        for exchange in self._delayed.pop_due(now):
             self.flows[exchange.node].send_again(exchange, now)
             self._ready[exchange.node] = None
-        for node in [node for node, at in self._resumptions.items() if at <= now]:
-            del self._resumptions[node]
+        for node in self._resumptions.pop_due(now):
             self._ready[node] = None
-        self._timeout = min([*self._delayed.values(), *self._resumptions.values()], default=math.inf)
-
-    def _resume(self, node: str, at: float) -> None:
-        """Look at a node again at `at`, if not before; infinite is never."""
-        if at < self._resumptions.get(node, math.inf):
-            self._resumptions[node] = at
-            self._timeout = min(self._timeout, at)
 
     # --- replies ---
 
@@ -288,8 +277,7 @@ class Dispatcher:
         if not exchange.repeatable or exchange.deadline <= now + pause_s or not self.retries.withdraw(now):
             return False
         if exchange.waits_for_disk:
-            self._delayed[exchange] = now + pause_s
-            self._timeout = min(self._timeout, now + pause_s)
+            self._delayed.schedule(exchange, now + pause_s)
         else:
             flow.send_again(exchange, now)
             self._ready[exchange.node] = None

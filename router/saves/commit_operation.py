@@ -199,8 +199,9 @@ class Saving:
         self._clock = clock
         self.deadline = deadline
         self._filling: dict[str, _CommitExchange] = {}
-        self._waiting: set[_CommitExchange] = set()
-        self._held: set[Held] = set()
+        # In the order in which they came: a set's order differs from run to run.
+        self._waiting: dict[_CommitExchange, None] = {}
+        self._held: dict[Held, None] = {}
         self._timer: Judgement | None = None
         self._sends_later = True
         """Whether `send` is about to be called."""
@@ -226,7 +227,7 @@ class Saving:
                 exchange.add(store, shard, owner.serving_epoch, write, size)
             else:
                 held = Held(self, store, write)
-                self._held.add(held)
+                self._held[held] = None
                 self._order.hold(held)
 
     def carry(self, held: Held, carrier: object) -> object:
@@ -237,7 +238,7 @@ class Saving:
             not isinstance(carrier, _CommitExchange) or not carrier.belongs_to(self) or carrier.is_full(size)
         ):
             return None
-        self._held.discard(held)
+        self._held.pop(held, None)
         owners = self._placement.shards[store]
         shard = write.hashed % len(owners)
         owner = owners[shard]
@@ -262,7 +263,7 @@ class Saving:
 
     def handle_filling(self, exchange: _CommitExchange) -> None:
         """A message has its first write."""
-        self._waiting.add(exchange)
+        self._waiting[exchange] = None
 
     def send(self) -> None:
         """Send what is not sent yet; each write is settled when its parts are answered, at the latest at the deadline.
@@ -324,7 +325,7 @@ class Saving:
         """An exchange is over, one way or another."""
         if exchange not in self._waiting:
             return
-        self._waiting.discard(exchange)
+        del self._waiting[exchange]
         self._settle(exchange)
         if self._timer is not None and self.is_over:
             self._timer.cancel()
@@ -346,8 +347,8 @@ class Saving:
         """End it, for `reason` or because it is too late: what was not sent is rejected, the rest stays unknown."""
         if self._timer is not None:
             self._timer.cancel()
-        waiting, self._waiting = self._waiting, set()
-        held, self._held = self._held, set()
+        waiting, self._waiting = self._waiting, {}
+        held, self._held = self._held, {}
         # Those held first: none of them may be carried by what ends here.
         for part in held:
             part.waits = False

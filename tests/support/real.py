@@ -5,6 +5,7 @@ a socket, starting a process or a thread, or sleeping is an error. Tests that ne
 or marked `@pytest.mark.real` one by one. `make unit` leaves them out.
 """
 
+import asyncio
 import sys
 import threading
 import time
@@ -15,9 +16,10 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Final
 from unittest import mock
 
+import uvloop
 import zmq
 
-__all__ = ["REAL_FILES", "REAL_FIXTURES", "RealWorldError", "is_real", "kept_away"]
+__all__ = ["REAL_FILES", "REAL_FIXTURES", "UNIT_FILES", "RealWorldError", "is_real", "kept_away"]
 
 REAL_FILES: Final = (
     "fragment_stores/lmdb/*",
@@ -52,6 +54,19 @@ REAL_FILES: Final = (
 )
 """Patterns of files below tests/ whose tests need sockets, processes, threads or time that passes by itself."""
 
+UNIT_FILES: Final = (
+    "perf/chaos/test_chaos_pure.py",
+    "perf/chaos/test_chaos_report.py",
+    "perf/harness/test_workload.py",
+    "perf/saves/test_report.py",
+    "perf/saves/test_savers.py",
+    "perf/storm/test_report.py",
+    "tools/commands/test_status_command.py",
+    "tools/transfer/test_json_values.py",
+    "tools/transfer/test_ndjson.py",
+)
+"""Files among those whose tests are unit tests all the same."""
+
 REAL_FIXTURES: Final = frozenset({"running_cluster", "serving"})
 """Fixtures that are nodes with sockets: each test that asks for one is real."""
 
@@ -67,6 +82,8 @@ _EVENTS: Final = {
 
 _CALLS: Final[tuple[tuple[object, str, str], ...]] = (
     (zmq, "Context", "opens a socket"),
+    (asyncio.events, "new_event_loop", "runs an event loop in real time"),
+    (uvloop, "new_event_loop", "runs an event loop in real time"),
     (threading.Thread, "start", "starts a thread"),
     (BaseProcess, "start", "starts a process"),
     (time, "sleep", "sleeps"),
@@ -118,4 +135,5 @@ def kept_away() -> Generator[None]:
 
 def is_real(path: str, fixtures: Iterable[str]) -> bool:
     """Return whether a test is listed, by its file, named from tests/ on, or by a fixture that it asks for."""
-    return any(fnmatch(path, pattern) for pattern in REAL_FILES) or not REAL_FIXTURES.isdisjoint(fixtures)
+    listed = path not in UNIT_FILES and any(fnmatch(path, pattern) for pattern in REAL_FILES)
+    return listed or not REAL_FIXTURES.isdisjoint(fixtures)

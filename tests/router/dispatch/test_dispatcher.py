@@ -76,7 +76,7 @@ def test_last_reply_frees_the_window_for_the_next() -> None:
     assert sent(made, 1.001) == [second]
 
 
-def test_node_not_connected_is_sent_nothing_until_it_is() -> None:
+def test_unconnected_node_is_sent_nothing() -> None:
     made, waiting = dispatcher(up=()), call()
     made.submit([waiting], 1.0)
     assert sent(made, 1.0) == []
@@ -93,7 +93,7 @@ def test_silent_node_is_sent_nothing_until_it_is_heard() -> None:
     assert sent(made, 2.0) == [waiting]
 
 
-def test_connection_without_room_takes_the_rest_back_in_order() -> None:
+def test_connection_without_room_keeps_the_order() -> None:
     made, calls = dispatcher(), [call() for _ in range(4)]
     other = call("live-1")
     made.submit([*calls, other], 1.0)
@@ -119,7 +119,7 @@ def test_unsent_request_counts_once_in_the_retry_budget() -> None:
     assert not made.retries.withdraw(1.0), "ten attempts to send one request are no ten requests"
 
 
-def test_broken_connection_is_followed_by_the_same_requests_under_new_numbers() -> None:
+def test_requests_of_broken_connection_get_new_numbers() -> None:
     made, calls = dispatcher(), [call(), call()]
     made.submit(calls, 1.0)
     sent(made, 1.0)
@@ -168,7 +168,7 @@ def test_overloaded_node_is_left_alone_until_its_time() -> None:
     assert made.poll_timeout() == math.inf
 
 
-def test_overloaded_node_is_not_asked_again_after_the_deadline() -> None:
+def test_overloaded_node_is_not_asked_after_the_deadline() -> None:
     made, refused = dispatcher(), call(deadline=1.5)
     made.submit([refused], 1.0)
     sent(made, 1.0)
@@ -254,7 +254,7 @@ def test_node_that_forgot_this_router_is_to_be_greeted_again() -> None:
     assert not failure_of(waiting), "it is repeated on the next connection"
 
 
-def test_open_breaker_rejects_newcomers_and_notifies_those_that_wait() -> None:
+def test_open_breaker_rejects_newcomers_and_waiting_exchanges() -> None:
     made = dispatcher(in_flight_max=1)
     first, waiting = call(), call()
     made.submit([first], 1.0)
