@@ -54,13 +54,16 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.real)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Keep the real world away from unit tests."""
+def _keep_to_itself(item: pytest.Item) -> Generator[None, None, None]:
+    """Keep the real world away from a unit test, but not from teardowns: the last one ends the session's cluster."""
     if item.get_closest_marker("real") is not None:
         return (yield)
     with kept_away():
         return (yield)
+
+
+pytest_runtest_setup = pytest.hookimpl(wrapper=True)(_keep_to_itself)
+pytest_runtest_call = pytest.hookimpl(wrapper=True)(_keep_to_itself)
 
 
 async def _with_entered(test: Callable[..., Awaitable[None]], arguments: dict[str, Any]) -> None:
