@@ -36,6 +36,7 @@ INTERPRETED = {
     },
     "router/wakes": {
         "agent_state": "a msgspec Struct, and users' values",
+        "fetcher": "called once a fetch",
         "fills": "called by states, which are interpreted",
         "read_spec": "made once a placement",
         "settle": "calls users' callbacks",

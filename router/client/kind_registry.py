@@ -157,7 +157,7 @@ class Kinds:
             raise InvalidRequestError("a wake needs at least one kind")
         return tuple([kind for kind in self._topology.kinds if kind in chosen])
 
-    def reading(self, placement: Placement, kinds: Iterable[str] | None) -> ReadSpec:
+    def read_spec(self, placement: Placement, kinds: Iterable[str] | None) -> ReadSpec:
         """Return how to read these kinds (None for all but those of lazy stores) under a placement.
 
         Raises:

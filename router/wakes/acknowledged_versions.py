@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import KeysView, Sequence
 from typing import NamedTuple
 
-__all__ = ["Floors"]
+__all__ = ["AcknowledgedVersions"]
 
 
 class _Note(NamedTuple):
@@ -20,7 +20,7 @@ class _Note(NamedTuple):
     needed_until: float
 
 
-class Floors:
+class AcknowledgedVersions:
     """Versions acknowledged while fetches were under way, by agent and store."""
 
     def __init__(self) -> None:

@@ -1,20 +1,21 @@
-"""One fetch: a plan scattered over the nodes, gathered group by group, and handed to whoever waits.
+"""One fetch: a plan scattered over the nodes, gathered group by group, and given to a sink.
 
-A fetch knows nothing of who waits: it calls `handle_groups` with groups that became complete, and its owner calls
-`expire` when the last of its deadlines has come. What it promises of each group it hands over: every item is the
-agent's own, and none is older than a save of that agent which this router has seen acknowledged (see
-`acknowledged_versions`).
+A fetch knows nothing of who waits: it gives its sink the groups that became complete, and the sink calls `expire` when
+the last of its deadlines has come. What it promises of each group that it gives: every item is the agent's own, and
+none is older than a save of that agent which this router has seen acknowledged (see `acknowledged_versions`).
+
+A fetch is under way until its sink ends it, by `end` or `expire`: until then it takes note of what is acknowledged. So
+a sink that shows all groups at once can have those read again (`refresh`) that have become older meanwhile.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from itertools import repeat
-from typing import Final
+from typing import Final, Protocol
 
 from ...wire.errors import ProtocolError
-from ...wire.protocol.limits import FRAME_BYTES_TARGET
 from ...wire.protocol.messages import (
     Answer,
     FaultCode,
@@ -26,60 +27,47 @@ from ...wire.protocol.messages import (
 )
 from ..dispatch.exchange import Exchange
 from ..dispatch.router import Router
-from .acknowledged_versions import Floors
+from .acknowledged_versions import AcknowledgedVersions
 from .agent_state import AgentState
-from .fetch_plan import GROUP_AGENTS_MAX, MESSAGE_AGENTS_MAX, Routes, plan
+from .fetch_plan import GROUP_AGENTS_MAX, plan
 from .fetch_results import Group, Part, Place
 from .gather import Gather
+from .image_sizes import ImageSizes
 from .outcomes import Outcome
+from .read_spec import ReadSpec
 from .wake_context import WakeContext
 
-__all__ = ["Fetching", "ImageSizes"]
+__all__ = ["FetchOperation", "FetchSink"]
 
 _log = logging.getLogger(__name__)
 
-_SIZE_GUESS: Final = 1_024
-"""Bytes of an image before any was seen."""
 
-_MESSAGE_BYTES: Final = FRAME_BYTES_TARGET
-"""Requests are cut so that a reply has about one frame: 5 % faster than two, one store or three."""
+class FetchSink(Protocol):
+    """Where the groups of a fetch go, and who ends it."""
+
+    def handle_groups(self, fetch: FetchOperation, groups: list[Group]) -> None:
+        """Receive groups that are complete now; `fetch.complete` says whether they were the last."""
 
 
-class ImageSizes:
-    """The mean size of a store's images, as seen: what a request is expected to bring."""
+class _NoSink:
+    """The sink of a fetch that has ended."""
 
-    __slots__ = ("_means",)
+    def handle_groups(self, fetch: FetchOperation, groups: list[Group]) -> None:
+        pass
 
-    def __init__(self) -> None:
-        self._means: dict[str, float] = {}
 
-    def mean(self, store: str) -> float:
-        """Return the mean bytes of an image in a store."""
-        return self._means.get(store, _SIZE_GUESS)
-
-    def note(self, store: str, images: int, size: int) -> None:
-        """Take note of images that came: how many, and their bytes."""
-        if images:
-            mean = self._means.get(store)
-            # New sizes count a quarter: a changed workload is learned within some ten messages.
-            self._means[store] = size / images if mean is None else 0.75 * mean + 0.25 * size / images
-
-    def agents_per_message(self, routes: Routes) -> int:
-        """Return how many agents to ask for in one section, so that its reply keeps to the frames meant for it."""
-        # At least one byte: where only agents without images were seen the mean is 0.
-        largest = max(1.0, *[self.mean(store.name) for store in routes.stores])
-        return max(1, min(MESSAGE_AGENTS_MAX, int(_MESSAGE_BYTES / largest)))
+_NO_SINK: Final = _NoSink()
 
 
 class _FetchExchange(Exchange):
     """Some parts of a fetch, at one node."""
 
-    __slots__ = ("_fetching", "_parts")
+    __slots__ = ("_fetch", "_parts")
 
-    def __init__(self, fetching: Fetching, parts: list[Part]) -> None:
-        required = any([part.store in fetching.required for part in parts])
-        super().__init__(parts[0].node, fetching.deadline, fetching.expect(parts), fetching, required=required)
-        self._fetching = fetching
+    def __init__(self, fetch: FetchOperation, parts: list[Part]) -> None:
+        required = any([part.store in fetch.spec.needed_stores for part in parts])
+        super().__init__(parts[0].node, fetch.deadline, fetch.expect(parts), fetch, required=required)
+        self._fetch = fetch
         self._parts = parts
 
     def encode(self, budget_us: int, sent_us: int) -> bytes:
@@ -89,12 +77,12 @@ class _FetchExchange(Exchange):
             parts = self._parts = [part for part in parts if not part.whole]
             for part in parts:
                 part.restart()
-        return self._fetching.encode(self.number, budget_us, sent_us, parts)
+        return self._fetch.encode(self.number, budget_us, sent_us, parts)
 
     def handle_reply(self, reply: Answer) -> bool:
         if not isinstance(reply, FetchReply):
             raise ProtocolError(f"{type(reply).__name__} does not answer a Fetch")
-        self._fetching.handle_images(self._parts, reply)
+        self._fetch.handle_images(self._parts, reply)
         if all([part.whole for part in self._parts]):
             return True
         if reply.last:
@@ -106,55 +94,44 @@ class _FetchExchange(Exchange):
             outcome = Outcome.UNAVAILABLE
         else:
             outcome = Outcome.SHED if code == FaultCode.OVERLOADED else Outcome.FAULT
-        self._fetching.handle_failure(self._parts, outcome)
+        self._fetch.handle_failure(self._parts, outcome)
 
 
-class Fetching:
-    """Agents (each once) fetched from the stores of some routes."""
+class FetchOperation:
+    """Agents (each once) fetched from the stores of one read spec."""
 
     def __init__(
         self,
         router: Router,
-        routes: Routes,
+        acknowledged: AcknowledgedVersions,
+        sizes: ImageSizes,
+        spec: ReadSpec,
+        context: WakeContext,
         ids: Sequence[str],
         agents: Sequence[bytes],
-        *,
-        kinds: list[str] | None,
-        context: WakeContext,
         deadline: float,
-        floors: Floors,
-        sizes: ImageSizes,
-        handle_groups: Callable[[list[Group]], None],
-        required: Collection[int],
-        held: bool = False,
+        sink: FetchSink,
     ) -> None:
-        """Plan it; `start` sends it. `kinds` is None where all kinds of each store are asked for.
-
-        `required`: numbers of the stores without which an agent is of no use to whoever asks.
-        `held`: whoever takes the groups shows none of them before it has the last, calls `refresh` then, and `abandon`
-        in the end.
-        """
+        """Plan it (`Fetcher.fetch`); `start` sends it."""
         self._router = router
-        self._kinds = kinds
-        self._context = context
-        self._floors = floors
+        self._acknowledged = acknowledged
         self._sizes = sizes
-        self._handle_groups = handle_groups
-        self._held = held
+        self._context = context
+        self._sink: FetchSink = sink
+        self.spec = spec
         self.deadline = deadline
-        self.required = required
-        per_message = sizes.agents_per_message(routes) if len(agents) > 1 else 1
-        self.plan = plan(agents, routes, min(per_message, GROUP_AGENTS_MAX))
+        per_message = sizes.agents_per_message(spec.routes) if len(agents) > 1 else 1
+        self.plan = plan(agents, spec.routes, min(per_message, GROUP_AGENTS_MAX))
         self._gather = Gather(self.plan)
         self._ids = list(map(ids.__getitem__, self.plan.order))
-        self._stores = [store.name for store in routes.stores]
+        self._stores = [store.name for store in spec.routes.stores]
         self._exchanges = [_FetchExchange(self, parts) for parts in self.plan.messages(per_message)]
-        self._refetches: list[Fetching] = []
+        self._refetches: set[_Refetch] = set()
         self._ended = False
 
     def start(self) -> None:
         """Scatter the requests."""
-        self._floors.begin_fetch(self.deadline)
+        self._acknowledged.begin_fetch(self.deadline)
         self._router.submit(self._exchanges)
 
     @property
@@ -163,33 +140,40 @@ class Fetching:
         return self._gather.complete
 
     def catch_up(self) -> None:
-        """Take in what has come already: call it before a deadline is judged. What breaks in it breaks nothing here."""
+        """Receive what has come already: call it before a deadline is judged. An error in it breaks nothing here."""
         try:
             self._router.receive()
         except Exception:
             _log.exception("replies could not be received")
 
     def expire(self) -> None:
-        """The last deadline has come: hand over what there is, and forget the rest."""
+        """The last deadline has come: give the sink what there is, forget the rest, and end."""
         groups = self._gather.handle_end(self._router.is_up)
-        if self._floors and not self._ended:
-            for group in self.plan.groups if self._held else groups:
-                for agent, floors in self._floors_in(group):
-                    group.refetched[agent] = group.images_from(agent, floors)
-        handle_groups = self._handle_groups
+        self._withhold_stale(groups)
+        sink = self._sink
         self._end(cancel=True)
         if groups:
-            handle_groups(groups)
+            sink.handle_groups(self, groups)
 
-    def abandon(self) -> None:
-        """Nobody waits any more."""
-        self._end(cancel=True)
+    def end(self) -> None:
+        """Nobody waits any more, or all has come."""
+        self._end(cancel=not self._gather.complete)
 
     def refresh(self) -> int:
-        """Read again what was saved after it was read; return how many agents will be handed over once more for it."""
-        if not self._floors:
+        """Read again what was saved after it was read; return how many agents the sink is given once more for it."""
+        if not self._acknowledged:
             return 0
         return sum([group.stop - group.start for group in self.plan.groups if self._refetch_stale(group)])
+
+    def withhold_stale(self) -> None:
+        """Let what was saved after it was read be TIMEOUT in all groups: there is no time left to read it again."""
+        self._withhold_stale(self.plan.groups)
+
+    def _withhold_stale(self, groups: Sequence[Group]) -> None:
+        if self._acknowledged and not self._ended:
+            for group in groups:
+                for agent, versions in self._acknowledged_in(group):
+                    group.refetched[agent] = group.images_from(agent, versions)
 
     def states(self, group: Group) -> list[AgentState]:
         """Return the states of a group's agents, in the order of the plan; 0.1 us each."""
@@ -199,8 +183,8 @@ class Fetching:
 
     def state_now(self, position: int) -> AgentState:
         """Return the state at a position whose deadline has come before its group was complete."""
-        floors = self._floors.of(self.plan.agents[position], self._stores)
-        images = self._gather.images_now(position, floors, self._router.is_up)
+        versions = self._acknowledged.of(self.plan.agents[position], self._stores)
+        images = self._gather.images_now(position, versions, self._router.is_up)
         group = self.plan.group_at(position)
         agent = position - group.start
         state: AgentState = self._context.state_type(
@@ -227,10 +211,10 @@ class Fetching:
             group = groups[part.group]
             asked = agents[group.start : group.stop]
             sections.append(FetchSection(stores[part.store].name, part.shard, part.epoch, asked))
-        return encode(Fetch(number, budget_us, sent_us, None, sections, self._kinds))
+        return encode(Fetch(number, budget_us, sent_us, None, sections, self.spec.kinds))
 
     def handle_images(self, parts: list[Part], images: FetchReply) -> None:
-        """Take in a reply, and hand over the groups that it completed."""
+        """Receive a reply, and deliver the groups that it completed."""
         complete: list[Group] = []
         try:
             self._gather.handle_images(parts, images, complete)
@@ -243,76 +227,95 @@ class Fetching:
                         self.plan.routes.stores[part.store].name, len(section.sizes), len(part.pieces[-1].body)
                     )
         finally:
-            self._hand_over(complete)
+            self._deliver(complete)
 
     def handle_failure(self, parts: list[Part], outcome: Outcome) -> None:
-        """Give up these parts, and hand over the groups that are complete without them."""
+        """Give up these parts, and deliver the groups that are complete without them."""
         failed = [self._gather.handle_failure(part, outcome) for part in parts]
-        self._hand_over([group for group in failed if group is not None])
+        self._deliver([group for group in failed if group is not None])
 
-    # --- handing over ---
+    # --- to the sink ---
 
-    def _hand_over(self, groups: list[Group]) -> None:
-        if self._floors:
+    def _deliver(self, groups: list[Group]) -> None:
+        if self._acknowledged:
             groups = [group for group in groups if not self._refetch_stale(group)]
-        handle_groups = self._handle_groups
-        if self._gather.complete and not self._held:
-            self._end(cancel=False)
         if groups:
-            handle_groups(groups)
+            self._sink.handle_groups(self, groups)
 
     def _refetch_stale(self, group: Group) -> bool:
         """Read again what is older than a save acknowledged meanwhile; return whether the group has to wait for it."""
-        stale = [agent for agent, floors in self._floors_in(group) if group.is_older(agent, floors)]
+        stale = [agent for agent, versions in self._acknowledged_in(group) if group.is_older(agent, versions)]
         if not stale or self._ended:
             return False
         self._gather.reopen(group)
-        refetch: Fetching
-
-        def take_over(done: list[Group]) -> None:
-            for fresh in done:
-                for place in range(fresh.start, fresh.stop):
-                    group.refetched[stale[refetch.plan.order[place]]] = Place(fresh, place - fresh.start)
-            if refetch.complete:
-                self._refetches.remove(refetch)
-                if self._gather.settle_again(group):
-                    self._hand_over([group])
-
-        refetch = Fetching(
+        refetch = _Refetch(self, group, stale)
+        self._refetches.add(refetch)
+        fetch = FetchOperation(
             self._router,
-            self.plan.routes,
+            self._acknowledged,
+            self._sizes,
+            self.spec,
+            self._context,
             [self._ids[group.start + agent] for agent in stale],
             [self.plan.agents[group.start + agent] for agent in stale],
-            kinds=self._kinds,
-            context=self._context,
-            deadline=self.deadline,
-            floors=self._floors,
-            sizes=self._sizes,
-            handle_groups=take_over,
-            required=self.required,
+            self.deadline,
+            refetch,
         )
-        self._refetches.append(refetch)
-        refetch.start()
+        refetch.start(fetch)
         return True
 
-    def _floors_in(self, group: Group) -> list[tuple[int, list[int]]]:
-        """Return the agents of a group that were saved meanwhile, by their number, each with its stores' floors."""
-        saved = self._floors.agents
+    def handle_refetched(self, refetch: _Refetch, group: Group) -> None:
+        """All that had to be read again for a group has come."""
+        self._refetches.discard(refetch)
+        if self._gather.settle_again(group):
+            self._deliver([group])
+
+    def _acknowledged_in(self, group: Group) -> list[tuple[int, list[int]]]:
+        """Return the agents of a group that were saved meanwhile, by number, each with its stores' versions."""
+        saved = self._acknowledged.agents
         agents = enumerate(self.plan.agents[group.start : group.stop])
-        return [(number, self._floors.of(agent, self._stores)) for number, agent in agents if agent in saved]
+        return [(number, self._acknowledged.of(agent, self._stores)) for number, agent in agents if agent in saved]
 
     def _end(self, *, cancel: bool) -> None:
         if not self._ended:
             self._ended = True
             for refetch in self._refetches:
-                refetch.abandon()
-            self._floors.end_fetch()
+                refetch.end()
+            self._acknowledged.end_fetch()
             if cancel:
                 self._router.cancel(self._exchanges)
             # Nothing that it points to points back any more: its replies go when the last state that needs them goes.
             self._exchanges = []
-            self._handle_groups = _ignore
+            self._sink = _NO_SINK
 
 
-def _ignore(_groups: list[Group]) -> None:
-    """Take the groups of a fetch that nobody waits for."""
+class _Refetch:
+    """Agents of a group that are read again."""
+
+    __slots__ = ("_fetch", "_group", "_parent", "_stale")
+
+    def __init__(self, parent: FetchOperation, group: Group, stale: list[int]) -> None:
+        """`stale`: numbers of the agents in their group."""
+        self._parent = parent
+        self._group = group
+        self._stale = stale
+        self._fetch: FetchOperation | None = None
+
+    def start(self, fetch: FetchOperation) -> None:
+        """Send the fetch of them, of which this is the sink."""
+        self._fetch = fetch
+        fetch.start()
+
+    def handle_groups(self, fetch: FetchOperation, groups: list[Group]) -> None:
+        """Put what is fresh in its place."""
+        for fresh in groups:
+            for place in range(fresh.start, fresh.stop):
+                self._group.refetched[self._stale[fetch.plan.order[place]]] = Place(fresh, place - fresh.start)
+        if fetch.complete:
+            fetch.end()
+            self._parent.handle_refetched(self, self._group)
+
+    def end(self) -> None:
+        """Nobody waits any more."""
+        if self._fetch is not None:
+            self._fetch.end()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple, Protocol
 
 from ...wire.cluster.placement import Placement
 from ...wire.protocol.image import HEADER_BYTES
 from .fetch_plan import Routes
-from .wake_context import Again, KindView, WakeContext
+from .wake_context import KindView
 
 __all__ = ["IMAGE_FIRST_KIND", "ReadSpec", "Readable"]
 
@@ -32,10 +32,6 @@ class ReadSpec(NamedTuple):
     raises: bool = True
     """Whether a wake fails where it has not what is required; one that fills a state in does not."""
 
-    def context(self, again: Again, clock: Callable[[], float]) -> WakeContext:
-        """Return what the states of one fetch share; `again` asks for more of one agent."""
-        return WakeContext(self.views, len(self.routes.stores), again, clock)
-
 
 class Readable(Protocol):
     """The kinds of a cluster, as far as wakes ask."""
@@ -48,7 +44,7 @@ class Readable(Protocol):
         """
         ...
 
-    def reading(self, placement: Placement, kinds: Iterable[str] | None) -> ReadSpec:
+    def read_spec(self, placement: Placement, kinds: Iterable[str] | None) -> ReadSpec:
         """Return how to read these kinds, None for all that a wake fetches.
 
         Raises:

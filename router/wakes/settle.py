@@ -1,4 +1,4 @@
-"""Late fill: what a wake could not give by its deadline, asked for once more, and put into the state that it gave.
+"""Settling of a state: what its wake could not give by its deadline is asked for once more, and put into it.
 
 A wake ends at its deadline with what there is, and the agent starts with less. `AgentState.settle` completes it later,
 `AgentState.fetch` brings what a wake does not ask for by itself (kinds of lazy stores). Both ask again, under a

@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from typing import Final, NamedTuple, Protocol
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
 
 from .agent_state import AgentState
-from .fetch_operation import Fetching
-from .fetch_results import Group
+from .fetcher import Fetcher
 from .read_spec import ReadSpec
 from .wake_batch import WakeBatch
 
-__all__ = ["Choice", "Coalescer", "Fetch"]
+__all__ = ["Choice", "WakeCoalescer"]
 
 _BATCH_AGENTS: Final = 512
 """Agents of a turn's first batch. A loop of 1,024 workers then has two batches under way, one at the nodes and one with
@@ -51,21 +50,6 @@ class Choice(NamedTuple):
 
     kinds: tuple[str, ...] | None
     raises: bool = True
-
-
-class Fetch(Protocol):
-    """Makes the fetch of some agents, not sent yet."""
-
-    def __call__(
-        self,
-        reading: ReadSpec,
-        ids: Sequence[str],
-        agents: Sequence[bytes],
-        deadline: float,
-        handle_groups: Callable[[list[Group]], None],
-    ) -> Fetching:
-        """Return it."""
-        ...
 
 
 class _Gathered(NamedTuple):
@@ -109,14 +93,15 @@ class _UnderWay:
         self.hot: dict[str, _HotAgent] = {}
 
 
-class Coalescer:
+class WakeCoalescer:
     """Batches of wakes, waiting for the end of the turn or under way."""
 
-    def __init__(self, reading: Callable[[Choice], ReadSpec], fetch: Fetch, clock: Callable[[], float]) -> None:
+    def __init__(self, spec_of: Callable[[Choice], ReadSpec], fetcher: Fetcher) -> None:
+        """`spec_of` says how a choice of kinds is read now."""
         self._loop = asyncio.get_running_loop()
-        self._clock = clock
-        self._reading = reading
-        self._fetch = fetch
+        self._clock = fetcher.clock
+        self._spec_of = spec_of
+        self._fetcher = fetcher
         self._pending: dict[Choice, WakeBatch] = {}
         self._batch_agents = 0  # how many go off at once; 0 before this turn's first wake
         self._under_way: dict[Choice, _UnderWay] = {}
@@ -156,7 +141,7 @@ class Coalescer:
     # --- batches ---
 
     def _begin(self, choice: Choice) -> WakeBatch:
-        batch = WakeBatch(self._reading(choice), self._clock)
+        batch = WakeBatch(self._spec_of(choice), self._clock)
         if not self._batch_agents:
             self._batch_agents = _BATCH_AGENTS
             self._loop.call_soon(self._end_turn)
@@ -182,15 +167,14 @@ class Coalescer:
                 if hot is not None:
                     hot.fetches += 1
         try:
-            fetching = self._fetch(batch.reading, ids, batch.agents, batch.deadline, batch.handle_groups)
-            batch.start(fetching, lambda ended: self._handle_over(choice, ended, ids))
+            batch.start(self._fetcher, ids, lambda ended: self._handle_ended(choice, ended, ids))
         except Exception as error:  # a bug: nobody is to wait for ever because of it
             _log.exception("a fetch could not be sent", extra={"agents": len(batch.ids)})
             batch.close(error)
-            self._handle_over(choice, batch, ids)
+            self._handle_ended(choice, batch, ids)
 
-    def _handle_over(self, choice: Choice, ended: WakeBatch, ids: list[str]) -> None:
-        """Take a batch that is over out of what is under way, and let go what was gathered meanwhile."""
+    def _handle_ended(self, choice: Choice, ended: WakeBatch, ids: list[str]) -> None:
+        """Forget a batch that has ended, and let go what was gathered meanwhile."""
         under_way = self._under_way.get(choice)
         if under_way is None or ended not in under_way.batches:
             return
@@ -235,7 +219,7 @@ class Coalescer:
             self._schedule(choice, agent_id, hot, min([gathered.due for gathered in hot.gathered]))
 
     def _cool(self, choice: Choice, under_way: _UnderWay, agent_id: str, hot: _HotAgent) -> None:
-        """A fetch of the agent is over."""
+        """A fetch of the agent has ended."""
         hot.fetches -= 1
         if hot.gathered and hot.fetches < _FETCHES_AT_ONCE:
             gone, hot.gathered = hot.gathered, []

@@ -43,14 +43,15 @@ class WakeContext:
         stores: int,
         again: Again,
         clock: Callable[[], float] | None = None,
+        state_type: Callable[..., Any] | None = None,
     ) -> None:
-        """`clock` is this host's monotonic clock, in seconds."""
+        """`clock` is this host's monotonic clock, in seconds; `state_type` what states are made as."""
         self._clock = clock or time.monotonic
         self.kinds = kinds
         self.again = again
         """How to ask for more."""
-        self.state_type: Any = None
-        """What its states are made as; it is set where they are made."""
+        self.state_type: Any = state_type
+        """What its states are made as."""
         self._clock_offsets_ms = [0] * stores
 
     def note_clock(self, store: int, now_ms: int) -> int:

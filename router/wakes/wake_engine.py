@@ -1,32 +1,29 @@
-"""Wakes of one cluster, from what is asked for to the fetch that brings it.
+"""The wakes of one cluster, from what is asked for to the fetch that brings it.
 
-It owns what all fetches share: how a choice of kinds is read under the current placement, the sizes seen, the versions
-acknowledged meanwhile (`acknowledged_versions`), and the wakes of one agent each that travel together
-(`wake_coalescer`). Its callers look at arguments first; a deadline is in seconds of the monotonic clock here, or a
-budget from now.
+It owns how a choice of kinds is read under the current placement, the wakes of one agent each that travel together
+(`wake_coalescer`), and the fetcher. A wake of many agents (`wake_many`), a batch of wakes of one agent each
+(`wake_batch`) and a stream (`wake_stream`) are sinks of its fetches. Its callers look at arguments first; a deadline is
+in seconds of the monotonic clock here, or a budget from now.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
-from functools import partial
 from typing import Final
 
 from ...wire.protocol.limits import AGENT_ID_BYTES_MAX
 from ..arguments import Seconds, exact_id, exact_text
 from ..dispatch.router import Router
 from ..ids import check_agent_id, slices, sound_ids
-from .acknowledged_versions import Floors
 from .agent_state import AgentState
-from .fetch_operation import Fetching, ImageSizes
-from .fetch_results import Group
+from .fetcher import Fetcher
 from .outcomes import Outcome
 from .read_spec import Readable, ReadSpec
-from .wake_batch import WakeMany
-from .wake_coalescer import Choice, Coalescer
+from .wake_coalescer import Choice, WakeCoalescer
 from .wake_context import Again, WakeContext
+from .wake_many import WakeMany
 from .wake_stream import WakeStream
 
 __all__ = ["WakeEngine"]
@@ -58,15 +55,12 @@ class WakeEngine:
         """Seconds of the clock that deadlines are of."""
         self._kinds = kinds
         self._wake_budget = wake_budget
-        self._state_type = state_type
-        self._again = again or self.wake_again
-        self.floors = Floors()
-        self._sizes = ImageSizes()
+        self.fetcher = Fetcher(router, state_type, again or self.wake_again)
         self._streams: set[WakeStream] = set()
         self._choices: dict[tuple[str, ...], Choice] = {}  # by the names as given
-        self._readings: dict[Choice, ReadSpec] = {}
-        self._readings_revision = -1
-        self.coalescer = Coalescer(self._reading, self._fetching, router.clock)
+        self._specs: dict[Choice, ReadSpec] = {}
+        self._specs_revision = -1
+        self.coalescer = WakeCoalescer(self._spec_of, self.fetcher)
 
     def wake(self, agent_id: str, kinds: Iterable[str] | None, budget_s: float) -> asyncio.Future[AgentState]:
         """Return the future of an agent's state.
@@ -86,14 +80,13 @@ class WakeEngine:
 
     async def wake_many(self, asked: list[str], kinds: Iterable[str] | None, deadline: float) -> list[AgentState]:
         """Return the states of agents, in the order of their ids; of a cluster that is closed meanwhile not all."""
-        reading = self._reading(_ALL_KINDS if kinds is None else self._choice(kinds))
-        waiting = WakeMany(deadline, self.clock)
-        fetch = partial(self._fetching, reading, held=True)
+        spec = self._spec_of(_ALL_KINDS if kinds is None else self._choice(kinds))
+        waiting = WakeMany(self.fetcher, spec, deadline)
         try:
             for wanted in slices(asked):
                 sound, agents = sound_ids(wanted)
                 if sound:
-                    waiting.add(partial(fetch, sound, agents, deadline))
+                    waiting.add(sound, agents)
         except BaseException:
             waiting.abandon()
             raise
@@ -102,13 +95,13 @@ class WakeEngine:
             return states
         # Some ids were asked for twice, or are none that an agent can have.
         by_id = {state.agent_id: state for state in states}
-        context = self._context(reading)
+        context = self.fetcher.context(spec)
         given: set[str] = set()
         shown: list[AgentState] = []
         for agent_id in asked:
             state = by_id.get(agent_id)
             if state is None:
-                state = by_id[agent_id] = _unsound(agent_id, reading, context)
+                state = by_id[agent_id] = _unsound(agent_id, spec, context)
             shown.append(state.twin() if agent_id in given else state)
             given.add(agent_id)
         return shown
@@ -117,20 +110,19 @@ class WakeEngine:
         self, asked: list[str], kinds: Iterable[str] | None, deadline: float
     ) -> AsyncGenerator[AgentState, None]:
         """Yield each agent's state once, as it becomes usable."""
-        reading = self._reading(_ALL_KINDS if kinds is None else self._choice(kinds))
+        spec = self._spec_of(_ALL_KINDS if kinds is None else self._choice(kinds))
         once = list(dict.fromkeys(asked))
         sound, agents = sound_ids(once)
         if len(sound) != len(once):
             known = set(sound)
             for agent_id in once:
                 if agent_id not in known:
-                    yield _unsound(agent_id, reading, self._context(reading))
+                    yield _unsound(agent_id, spec, self.fetcher.context(spec))
         if sound:
-            stores = [store.name for store in reading.routes.stores]
-            waiting = WakeStream(partial(self._fetching, reading), sound, agents, stores, self.clock)
+            waiting = WakeStream(self.fetcher, spec, sound, agents, deadline)
             self._streams.add(waiting)
             try:
-                async with aclosing(waiting.run(deadline)) as states:
+                async with aclosing(waiting.run()) as states:
                     async for state in states:
                         yield state
             finally:
@@ -147,10 +139,11 @@ class WakeEngine:
 
     def handle_acknowledged(self, store: str, acknowledged: list[tuple[bytes, int]]) -> None:
         """Saves are durable: no wake that ends from now on may show what was there before."""
-        if self.floors.are_needed:  # for 10,000 agents 3 ms, which a save_many by itself need not spend
+        noted = self.fetcher.acknowledged
+        if noted.are_needed:  # for 10,000 agents 3 ms, which a save_many by itself need not spend
             now = self.clock()
             for agent, version in acknowledged:
-                self.floors.note(store, agent, version, now)
+                noted.note(store, agent, version, now)
         for stream in self._streams:
             stream.note(store, acknowledged)
 
@@ -160,16 +153,11 @@ class WakeEngine:
 
     # --- within ---
 
-    def _context(self, reading: ReadSpec) -> WakeContext:
-        context = reading.context(self._again, self.clock)
-        context.state_type = self._state_type
-        return context
-
     def handle_grown(self, kinds: Readable) -> None:
         """The cluster has got kinds: wakes that begin from now on know them."""
         self._kinds = kinds
         self._choices.clear()
-        self._readings.clear()
+        self._specs.clear()
 
     def _choice(self, kinds: Iterable[str]) -> Choice:
         try:
@@ -185,46 +173,21 @@ class WakeEngine:
         self._choices[tuple(map(exact_text, given))] = choice
         return choice
 
-    def _reading(self, choice: Choice) -> ReadSpec:
+    def _spec_of(self, choice: Choice) -> ReadSpec:
         placement = self._router.placement
         assert placement is not None
-        if placement.revision != self._readings_revision:
-            self._readings.clear()
-            self._readings_revision = placement.revision
-        reading = self._readings.get(choice)
-        if reading is None:
-            reading = self._kinds.reading(placement, choice.kinds)._replace(raises=choice.raises)
-            if len(self._readings) >= _CHOICES_MAX:
-                del self._readings[next(iter(self._readings))]
-            self._readings[choice] = reading
-        return reading
-
-    def _fetching(
-        self,
-        reading: ReadSpec,
-        ids: Sequence[str],
-        agents: Sequence[bytes],
-        deadline: float,
-        handle_groups: Callable[[list[Group]], None],
-        *,
-        held: bool = False,
-    ) -> Fetching:
-        return Fetching(
-            self._router,
-            reading.routes,
-            ids,
-            agents,
-            kinds=reading.kinds,
-            context=self._context(reading),
-            deadline=deadline,
-            floors=self.floors,
-            sizes=self._sizes,
-            handle_groups=handle_groups,
-            required=reading.needed_stores,
-            held=held,
-        )
+        if placement.revision != self._specs_revision:
+            self._specs.clear()
+            self._specs_revision = placement.revision
+        spec = self._specs.get(choice)
+        if spec is None:
+            spec = self._kinds.read_spec(placement, choice.kinds)._replace(raises=choice.raises)
+            if len(self._specs) >= _CHOICES_MAX:
+                del self._specs[next(iter(self._specs))]
+            self._specs[choice] = spec
+        return spec
 
 
-def _unsound(agent_id: str, reading: ReadSpec, context: WakeContext) -> AgentState:
-    state: AgentState = context.state_type(agent_id, context, _images=(Outcome.FAULT,) * len(reading.routes.stores))
+def _unsound(agent_id: str, spec: ReadSpec, context: WakeContext) -> AgentState:
+    state: AgentState = context.state_type(agent_id, context, _images=(Outcome.FAULT,) * len(spec.routes.stores))
     return state

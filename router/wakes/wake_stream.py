@@ -12,15 +12,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from itertools import islice
-from typing import Final, Protocol
+from typing import Final
 
 from ...wire.errors import ClusterUnavailable
 from ..dispatch.judgement import Judgement
 from .agent_state import AgentState
-from .fetch_operation import Fetching
+from .fetch_operation import FetchOperation
 from .fetch_results import Group
+from .fetcher import Fetcher
+from .read_spec import ReadSpec
 
 __all__ = ["WakeStream"]
 
@@ -30,39 +32,21 @@ _LOOK_AHEAD: Final = 256
 _log = logging.getLogger(__name__)
 
 
-class _Fetch(Protocol):
-    """Makes the fetch of some agents, not sent yet."""
-
-    def __call__(
-        self,
-        ids: Sequence[str],
-        agents: Sequence[bytes],
-        deadline: float,
-        handle_groups: Callable[[list[Group]], None],
-    ) -> Fetching:
-        """Return it."""
-        ...
-
-
 class WakeStream:
     """One caller that takes states as they become usable."""
 
     def __init__(
-        self,
-        fetch: _Fetch,
-        ids: Sequence[str],
-        agents: Sequence[bytes],
-        stores: Sequence[str],
-        clock: Callable[[], float],
+        self, fetcher: Fetcher, spec: ReadSpec, ids: Sequence[str], agents: Sequence[bytes], deadline: float
     ) -> None:
-        """`ids`, `agents`: whom to wake, and their UTF-8; `stores`: the names of the stores asked, in their order."""
-        self._clock = clock
-        self._fetch = fetch
+        """`agents` is the UTF-8 of the ids; `deadline` in seconds of the fetcher's clock."""
+        self._fetcher = fetcher
+        self._spec = spec
+        self._deadline = deadline
         self._agents = dict(zip(ids, agents, strict=True))
-        self._stores = list(stores)
-        self._floors: dict[str, list[int]] = {}  # by agent: acknowledged since it began, of each store
+        self._stores = [store.name for store in spec.routes.stores]
+        self._acknowledged: dict[str, list[int]] = {}  # versions since it began, by agent, of each store
         self._ready: deque[AgentState] = deque()
-        self._fetches: list[Fetching] = []
+        self._fetches: list[FetchOperation] = []
         self._wake_up = asyncio.Event()
         self._expired = False
         self._error: Exception | None = None
@@ -74,18 +58,18 @@ class WakeStream:
             for agent, version in acknowledged:
                 agent_id = agent.decode()
                 if agent_id in self._agents:
-                    floors = self._floors.setdefault(agent_id, [0] * len(self._stores))
-                    floors[place] = max(floors[place], version)
+                    versions = self._acknowledged.setdefault(agent_id, [0] * len(self._stores))
+                    versions[place] = max(versions[place], version)
 
-    async def run(self, deadline: float) -> AsyncGenerator[AgentState, None]:
+    async def run(self) -> AsyncGenerator[AgentState, None]:
         """Fetch, and yield states as they come; ends by the deadline."""
-        timer = Judgement(deadline, self._expire, clock=self._clock)
+        timer = Judgement(self._deadline, self._expire, clock=self._fetcher.clock)
         try:
-            self._begin(list(self._agents), deadline)
+            self._begin(list(self._agents))
             left = len(self._agents)
             while left:
                 while self._ready:
-                    state = self._next(deadline)
+                    state = self._next()
                     if state is not None:
                         left -= 1
                         yield state
@@ -96,46 +80,48 @@ class WakeStream:
                     await self._wake_up.wait()
         finally:
             timer.cancel()
-            for fetching in self._fetches:
-                fetching.abandon()
+            for fetch in self._fetches:
+                fetch.end()
 
-    def _begin(self, ids: list[str], deadline: float) -> None:
-        fetching: Fetching
-
-        def handle_groups(groups: list[Group]) -> None:
-            try:
-                for group in groups:
-                    self._ready.extend(fetching.states(group))
-            except Exception as error:
-                self._break_off(error)
-            self._wake_up.set()
-
-        fetching = self._fetch(ids, [self._agents[agent_id] for agent_id in ids], deadline, handle_groups)
+    def _begin(self, ids: list[str]) -> None:
+        agents = [self._agents[agent_id] for agent_id in ids]
+        fetch = self._fetcher.fetch(self._spec, ids, agents, self._deadline, self)
         self._fetches = [before for before in self._fetches if not before.complete]
-        self._fetches.append(fetching)
-        fetching.start()
+        self._fetches.append(fetch)
+        fetch.start()
 
-    def _next(self, deadline: float) -> AgentState | None:
+    def handle_groups(self, fetch: FetchOperation, groups: list[Group]) -> None:
+        """Let the states of complete groups wait for their turn."""
+        try:
+            for group in groups:
+                self._ready.extend(fetch.states(group))
+        except Exception as error:
+            self._break_off(error)
+        if fetch.complete:
+            fetch.end()
+        self._wake_up.set()
+
+    def _next(self) -> AgentState | None:
         """Return the next state, None where it is older than acknowledged: then it is read again."""
         state = self._ready.popleft()
-        floors = self._floors.get(state.agent_id) if self._floors else None
-        if floors is None or not state.is_older(floors):
+        versions = self._acknowledged.get(state.agent_id) if self._acknowledged else None
+        if versions is None or not state.is_older(versions):
             return state
         if self._expired:
-            return state.without_older(floors)
+            return state.without_older(versions)
         ahead = [*islice(self._ready, _LOOK_AHEAD)]
-        stale = [one for one in ahead if (below := self._floors.get(one.agent_id)) and one.is_older(below)]
+        stale = [one for one in ahead if (newer := self._acknowledged.get(one.agent_id)) and one.is_older(newer)]
         for one in stale:
             self._ready.remove(one)
-        self._begin([state.agent_id, *[one.agent_id for one in stale]], deadline)
+        self._begin([state.agent_id, *[one.agent_id for one in stale]])
         return None
 
     def _expire(self) -> None:
         self._expired = True
         try:
             self._fetches[0].catch_up()
-            for fetching in list(self._fetches):
-                fetching.expire()
+            for fetch in list(self._fetches):
+                fetch.expire()
         except Exception as error:
             self._break_off(error)
         if self._error is None:

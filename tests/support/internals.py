@@ -16,7 +16,7 @@ from dawnchorus.router.dispatch.exchange import Exchange
 from dawnchorus.router.dispatch.router import Router
 from dawnchorus.router.dispatch.send_queue import Priority
 from dawnchorus.router.dispatch.unary_call import _BackupCall, _Call, _StatusCall
-from dawnchorus.router.wakes.fetch_operation import Fetching
+from dawnchorus.router.wakes.fetch_operation import FetchOperation
 from dawnchorus.wire.protocol.messages import Answer, BackupReply, Scan, ScanReply, Status, StatusReply
 from dawnchorus.wire.transport.connection import Link
 from tests.support.memory_network import Network
@@ -55,8 +55,8 @@ def leftovers(cluster: Cluster) -> dict[str, int]:
         "pending": len(wakes._pending),
         "under way": sum(len(of_choice.batches) for of_choice in wakes._under_way.values()),
         "choices": len(wakes._under_way),
-        "floors": len(cluster._wakes.floors),
-        "fetches": cluster._wakes.floors._fetches,
+        "acknowledged": len(cluster._wakes.fetcher.acknowledged),
+        "fetches": cluster._wakes.fetcher.acknowledged._fetches,
         "streams": len(cluster._wakes._streams),
         "saves": len(cluster._saver),
     }
@@ -83,19 +83,19 @@ def thread_of(cluster: SyncCluster) -> LoopThread[HostedCluster]:
 def kept_choices(cluster: Cluster) -> int:
     """Return how many choices of kinds a client keeps something of."""
     wakes, kinds = cluster._wakes, cluster._kinds
-    return len(wakes._choices) + len(wakes._readings) + len(wakes.coalescer._under_way) + len(kinds._layouts)
+    return len(wakes._choices) + len(wakes._specs) + len(wakes.coalescer._under_way) + len(kinds._layouts)
 
 
 def break_next_fetch(cluster: Cluster) -> None:
     """Let the next fetch of a client end in an exception that nobody foresaw, before it is sent."""
-    wakes = cluster._wakes
-    fetching = wakes._fetching
+    fetcher = cluster._wakes.fetcher
+    fetch = fetcher.fetch
 
-    def break_once(*_: object, **__: object) -> Fetching:
-        wakes.coalescer._fetch = wakes._fetching = fetching  # type: ignore[method-assign]
+    def break_once(*_: object) -> FetchOperation:
+        fetcher.fetch = fetch  # type: ignore[method-assign]
         raise ZeroDivisionError("as the test wants it")
 
-    wakes.coalescer._fetch = wakes._fetching = break_once  # type: ignore[method-assign]
+    fetcher.fetch = break_once  # type: ignore[assignment, method-assign]
 
 
 def is_up(cluster: Cluster, node: str) -> bool:

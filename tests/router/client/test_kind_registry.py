@@ -19,7 +19,7 @@ KINDS = Kinds(TOPOLOGY)
 
 
 def test_all_kinds_ask_every_store_for_whole_images() -> None:
-    reading = KINDS.reading(PLACEMENT, None)
+    reading = KINDS.read_spec(PLACEMENT, None)
     assert [store.name for store in reading.routes.stores] == ["one", "two", "three"]
     assert reading.kinds is None
     assert {kind: view.store for kind, view in reading.views.items()} == {"a": 0, "b": 0, "c": 1, "d": 2}
@@ -27,7 +27,7 @@ def test_all_kinds_ask_every_store_for_whole_images() -> None:
 
 
 def test_some_kinds_ask_only_their_stores() -> None:
-    reading = KINDS.reading(PLACEMENT, ["d", "b"])
+    reading = KINDS.read_spec(PLACEMENT, ["d", "b"])
     assert [store.name for store in reading.routes.stores] == ["three", "one"]
     assert reading.kinds == ["d", "b"]
     assert {kind: view.store for kind, view in reading.views.items()} == {"a": -1, "b": 1, "c": -1, "d": 0}
@@ -35,13 +35,13 @@ def test_some_kinds_ask_only_their_stores() -> None:
 
 
 def test_all_kinds_of_a_store_need_not_be_named() -> None:
-    assert KINDS.reading(PLACEMENT, ["b", "a", "a"]).kinds is None
+    assert KINDS.read_spec(PLACEMENT, ["b", "a", "a"]).kinds is None
 
 
 @pytest.mark.parametrize("kinds", [["nonsense"], ["a", "nonsense"]])
 def test_an_unknown_kind_is_named(kinds: list[str]) -> None:
     with pytest.raises(UnknownKindError, match="'nonsense'; the topology has a, b, c, d"):
-        KINDS.reading(PLACEMENT, kinds)
+        KINDS.read_spec(PLACEMENT, kinds)
     with pytest.raises(UnknownKindError):
         KINDS.stores_of(kinds)
     with pytest.raises(UnknownKindError):

@@ -1,4 +1,4 @@
-"""Late fill and lazy stores: what a wake did not give is asked for again, and put into the state that it gave."""
+"""Settling and lazy stores: what a wake did not give is asked for again, and put into the state that it gave."""
 
 import asyncio
 import copy
