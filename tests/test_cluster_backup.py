@@ -89,9 +89,7 @@ def stopped(backed_up: Path, tmp_path: Path) -> Path:
     return shutil.copytree(backed_up, tmp_path / "stopped")
 
 
-async def test_a_backup_under_load_has_every_save_acknowledged_before_it_began(
-    ipc_directory: Path, tmp_path: Path
-) -> None:
+async def test_backup_under_load_has_earlier_acknowledged_saves(ipc_directory: Path, tmp_path: Path) -> None:
     path = write_topology(tmp_path, shards=SHARDS)
     async with running(path), connect(path) as cluster:
         counting = Counting(cluster)
@@ -122,7 +120,7 @@ async def test_a_backup_under_load_has_every_save_acknowledged_before_it_began(
     assert (await command("verify", "-t", restored))["problem_count"] == 0
 
 
-async def test_a_restored_cluster_keeps_its_uuid_and_may_have_other_nodes(stopped: Path, tmp_path: Path) -> None:
+async def test_restored_cluster_keeps_uuid_with_other_nodes(stopped: Path, tmp_path: Path) -> None:
     path = write_topology(tmp_path, shards=SHARDS, nodes={"all-1": ["identity", "live"], "all-2": ["archive", "live"]})
     await command("restore", stopped / "backup", "-t", path)
     assert (await command("verify", "-t", path))["problem_count"] == 0
@@ -191,7 +189,7 @@ def test_a_topology_that_contradicts_the_backup_is_rejected(backed_up: Path, tmp
     assert not list((tmp_path / "data").glob("*/*/*"))
 
 
-def test_what_is_no_backup_is_said_to_be_none(tmp_path: Path) -> None:
+def test_directory_without_backup_is_rejected(tmp_path: Path) -> None:
     assert "is no backup" in error_of("verify", tmp_path)
 
 
@@ -214,9 +212,7 @@ async def test_a_backup_goes_into_an_empty_directory_only(ipc_directory: Path, t
     assert [entry.name for entry in (tmp_path / "taken").iterdir()] == ["mine"]
 
 
-async def test_a_backup_of_a_cluster_with_a_dead_node_is_rejected_and_leaves_nothing(
-    ipc_directory: Path, tmp_path: Path
-) -> None:
+async def test_backup_with_dead_node_fails_without_leftovers(ipc_directory: Path, tmp_path: Path) -> None:
     path = write_topology(tmp_path, shards=1)
     async with running(path) as nodes:
         nodes.signal("live-1", signal.SIGSTOP)
@@ -228,7 +224,7 @@ async def test_a_backup_of_a_cluster_with_a_dead_node_is_rejected_and_leaves_not
     assert not (tmp_path / "backup").exists()
 
 
-async def test_a_node_that_dies_during_a_backup_only_delays_it(ipc_directory: Path, tmp_path: Path) -> None:
+async def test_node_dying_during_backup_only_delays_it(ipc_directory: Path, tmp_path: Path) -> None:
     path = write_topology(tmp_path, shards=2)
     async with running(path) as nodes, connect(path) as cluster:
         await cluster.save_many({agent: {"profile": 1, "context": "x" * 20_000} for agent in AGENTS})
@@ -287,9 +283,7 @@ SHARD_DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("what", SHARD_DAMAGES)
-async def test_a_corrupt_shard_is_named_while_the_others_are_served_and_healed_by_restore(
-    ipc_directory: Path, stopped: Path, what: str
-) -> None:
+async def test_corrupt_shard_is_named_and_healed_by_restore(ipc_directory: Path, stopped: Path, what: str) -> None:
     path = stopped / "topology.toml"
     directory = stopped / "data" / "live-1" / "live" / "0002"
     SHARD_DAMAGES[what](directory / "data.mdb")
@@ -323,7 +317,7 @@ async def test_a_corrupt_shard_is_named_while_the_others_are_served_and_healed_b
     assert (await command("verify", "-t", path))["problem_count"] == 0
 
 
-def test_a_restore_that_is_killed_is_rejected_by_every_command_and_repeated(stopped: Path, tmp_path: Path) -> None:
+def test_killed_restore_blocks_commands_until_repeated(stopped: Path, tmp_path: Path) -> None:
     path = write_topology(tmp_path, shards=SHARDS)
     code = (
         "import os, signal\n"

@@ -184,7 +184,7 @@ def test_code_inside_the_package_imports_it_relatively() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_code_outside_the_package_imports_it_by_its_name() -> None:
+def test_code_outside_package_imports_by_name() -> None:
     wrong = [
         f"{name(path)}:{line} imports {module} instead of {FACE}.{module}"
         for path in outside_files()

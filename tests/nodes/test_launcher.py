@@ -33,9 +33,7 @@ LONG_S = 20.0
 TWO_NODES = {"identity-1": ["identity", "live"], "archive-1": ["archive"]}
 
 
-async def test_all_nodes_serve_when_it_has_started_and_are_gone_when_it_has_stopped(
-    ipc_directory: Path, tmp_path: Path
-) -> None:
+async def test_nodes_serve_after_start_and_end_with_stop(ipc_directory: Path, tmp_path: Path) -> None:
     def ipc_sockets() -> set[Path]:
         return set(ipc_directory.glob("dawnchorus/*.ipc"))
 
@@ -67,7 +65,7 @@ async def test_events_carry_shards_pids_and_endpoints(ipc_directory: Path, tmp_p
         assert serving["archive-1"].endpoint == cluster.endpoint("archive-1")
 
 
-async def test_a_node_that_dies_is_started_again_with_growing_pauses(ipc_directory: Path, tmp_path: Path) -> None:
+async def test_dying_node_is_restarted_with_growing_pauses(ipc_directory: Path, tmp_path: Path) -> None:
     async with running(write_topology(tmp_path, nodes=TWO_NODES)) as cluster:
         other = cluster.launcher.pids()["identity-1"]
         for times in (1, 2, 3):
@@ -98,9 +96,7 @@ def node_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[st
 SERVES = """echo '{"event": "serving", "node": "one", "shards": 4}'; """
 
 
-async def test_a_node_that_dies_by_a_signal_is_named_with_the_signal_and_its_last_words(
-    node_script: Callable[[str], None], tmp_path: Path
-) -> None:
+async def test_killed_node_is_named_with_signal_and_words(node_script: Callable[[str], None], tmp_path: Path) -> None:
     node_script(
         f"""{SERVES}
 if mkdir once; then echo 'log' >&2; echo 'Assertion failed: check () (src/msg.cpp:394)' >&2; kill -ABRT $$; fi
@@ -121,9 +117,7 @@ exec cat > /dev/null"""
     ]
 
 
-async def test_a_node_that_dies_by_a_signal_before_it_serves_fails_the_start_by_that_name(
-    node_script: Callable[[str], None], tmp_path: Path
-) -> None:
+async def test_node_killed_before_serving_fails_the_start(node_script: Callable[[str], None], tmp_path: Path) -> None:
     node_script("echo 'out of luck' >&2; kill -SEGV $$")
     launcher = Launcher(write_topology(tmp_path, nodes={"one": ["identity", "live", "archive"]}))
     words = r"node 'one': it was ended by SIGSEGV \(Segmentation fault\); its last words: out of luck"
@@ -131,16 +125,14 @@ async def test_a_node_that_dies_by_a_signal_before_it_serves_fails_the_start_by_
         await launcher.start()
 
 
-async def test_a_node_that_does_not_heed_sigterm_ends_when_its_standard_input_does(
-    node_script: Callable[[str], None], tmp_path: Path
-) -> None:
+async def test_node_deaf_to_sigterm_ends_with_its_input(node_script: Callable[[str], None], tmp_path: Path) -> None:
     node_script(f"trap '' TERM; {SERVES} cat > /dev/null; touch ended")
     async with Launcher(write_topology(tmp_path, nodes={"one": ["identity", "live", "archive"]})):
         pass
     assert (tmp_path / "ended").exists(), "it was not killed"
 
 
-async def test_stopping_does_not_wait_for_a_node_that_hangs(ipc_directory: Path, tmp_path: Path) -> None:
+async def test_hanging_node_does_not_delay_stop(ipc_directory: Path, tmp_path: Path) -> None:
     async with running(write_topology(tmp_path, nodes=TWO_NODES)) as cluster:
         pids = cluster.launcher.pids()
         cluster.signal("archive-1", signal.SIGSTOP)
@@ -149,18 +141,14 @@ async def test_stopping_does_not_wait_for_a_node_that_hangs(ipc_directory: Path,
     assert not any(map(is_running, pids.values()))
 
 
-async def test_stopping_while_a_node_waits_to_be_started_again_leaves_it_dead(
-    ipc_directory: Path, tmp_path: Path
-) -> None:
+async def test_stop_leaves_node_waiting_for_restart_dead(ipc_directory: Path, tmp_path: Path) -> None:
     async with running(write_topology(tmp_path, nodes=TWO_NODES)) as cluster:
         await cluster.kill("archive-1")
     assert cluster.states("archive-1")[-1] == "stopped"
     assert cluster.launcher.pids() == {}
 
 
-async def test_a_port_in_use_fails_the_start_in_the_nodes_words_and_stops_the_others(
-    ipc_directory: Path, tmp_path: Path
-) -> None:
+async def test_port_in_use_fails_start_in_nodes_words(ipc_directory: Path, tmp_path: Path) -> None:
     first, second = free_ports(2)
     with socket.create_server(("127.0.0.1", second)):
         cluster = RunningCluster(write_topology(tmp_path, nodes=TWO_NODES, ports=[first, second]))
@@ -174,7 +162,7 @@ async def test_a_port_in_use_fails_the_start_in_the_nodes_words_and_stops_the_ot
         pass  # and what it had begun does not stand in the way of a second start
 
 
-async def test_a_data_directory_that_cannot_be_had_fails_the_start(ipc_directory: Path, tmp_path: Path) -> None:
+async def test_unusable_data_directory_fails_the_start(ipc_directory: Path, tmp_path: Path) -> None:
     path = write_topology(tmp_path, nodes=TWO_NODES)
     (tmp_path / "data").write_text("a file in the directory's place")
     with pytest.raises(DataDirectoryError, match=r"data: cannot be written"):
@@ -188,7 +176,7 @@ async def test_a_data_directory_that_cannot_be_had_fails_the_start(ipc_directory
     assert cluster.launcher.pids() == {}
 
 
-async def test_a_topology_that_contradicts_the_data_fails_the_start(ipc_directory: Path, tmp_path: Path) -> None:
+async def test_topology_contradicting_the_data_fails_the_start(ipc_directory: Path, tmp_path: Path) -> None:
     ports = free_ports(2)
     async with running(write_topology(tmp_path, nodes=TWO_NODES, ports=ports)):
         pass
@@ -206,9 +194,7 @@ async def test_a_wrong_topology_starts_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()
 
 
-async def test_a_second_launcher_on_the_same_data_is_rejected_and_disturbs_nothing(
-    ipc_directory: Path, tmp_path: Path
-) -> None:
+async def test_second_launcher_on_same_data_is_rejected(ipc_directory: Path, tmp_path: Path) -> None:
     async with running(write_topology(tmp_path, nodes=TWO_NODES)) as cluster, connect(cluster.path) as client:
         pids = cluster.launcher.pids()
         await client.save("a", {"profile": 1})
@@ -261,7 +247,7 @@ def launcher_process(path: Path) -> Generator[tuple[subprocess.Popen[str], dict[
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-async def test_no_node_outlives_its_launcher_by_more_than_five_seconds(
+async def test_nodes_of_dead_launcher_end_within_seconds(
     how: signal.Signals, ipc_directory: Path, tmp_path: Path
 ) -> None:
     path = write_topology(tmp_path)
@@ -278,9 +264,7 @@ async def test_no_node_outlives_its_launcher_by_more_than_five_seconds(
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-async def test_a_node_ends_cleanly_when_it_is_asked_to(
-    how: signal.Signals, ipc_directory: Path, tmp_path: Path
-) -> None:
+async def test_node_asked_to_end_ends_cleanly(how: signal.Signals, ipc_directory: Path, tmp_path: Path) -> None:
     path = write_topology(tmp_path, nodes=TWO_NODES)
     process = await asyncio.create_subprocess_exec(
         *node_command(path, "archive-1"), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
@@ -294,7 +278,7 @@ async def test_a_node_ends_cleanly_when_it_is_asked_to(
     assert json.loads(log.splitlines()[-1])["event"] == "stopped"
 
 
-async def test_a_node_that_the_topology_does_not_have_is_rejected(tmp_path: Path) -> None:
+async def test_node_unknown_to_topology_is_rejected(tmp_path: Path) -> None:
     path = write_topology(tmp_path)
     node = subprocess.run(node_command(path, "ghost"), capture_output=True, text=True, timeout=LONG_S, check=False)
     assert node.returncode == 2

@@ -24,9 +24,7 @@ COMMANDS = ["up", "node", "load", "export", "wake", "save", "delete", "status", 
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_an_example_and_the_common_options(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_command_has_help_with_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command.split(), "--help"]) == 0
     text = capsys.readouterr().out
     assert f"\n    dawnchorus {command}" in text
@@ -34,7 +32,7 @@ def test_every_command_has_help_with_an_example_and_the_common_options(
     assert "--json" in text
 
 
-def test_the_list_of_commands_is_complete_and_imports_none(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_list_is_complete_and_lazy(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     for command in COMMANDS:
@@ -50,7 +48,7 @@ print(sorted(found - {f"dawnchorus.tools.{name}" for name in ("main", "console",
     assert ended.stdout.endswith(b"\n[]\n")
 
 
-def test_a_node_does_not_import_what_only_people_need() -> None:
+def test_node_imports_nothing_for_people() -> None:
     code = """
 import sys
 from dawnchorus.tools.main import main
@@ -138,7 +136,7 @@ def test_every_command_explains_a_topology_that_is_wrong(command: list[str], tmp
     assert "nowhere.toml" in missing
 
 
-def test_the_topology_comes_from_the_environment_and_from_this_directory(tmp_path: Path) -> None:
+def test_topology_comes_from_environment_or_directory(tmp_path: Path) -> None:
     other = tmp_path / "other.toml"
     other.write_text("no_such_key = 1")
     ended = run("status", code=2, env={"DAWNCHORUS_TOPOLOGY": str(other)})
@@ -178,7 +176,7 @@ def test_our_errors_are_one_message_and_a_code(
     assert "what is wrong" in output.err
 
 
-def test_a_bug_is_not_dressed_up_as_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bug_is_shown_with_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise AssertionError("impossible")
 

@@ -37,7 +37,7 @@ def test_what_is_opened_is_counted() -> None:
     assert count_descriptors() == before
 
 
-def test_none_left_is_told_with_the_limit_and_what_to_do(few_left: int) -> None:
+def test_no_descriptor_left_is_clear_error(few_left: int) -> None:
     before = count_descriptors()
     require_descriptors(1)
     for _ in range(3):
@@ -47,7 +47,7 @@ def test_none_left_is_told_with_the_limit_and_what_to_do(few_left: int) -> None:
     assert descriptors_max() == few_left
 
 
-def test_a_socket_is_not_even_begun_where_descriptors_are_few(few_left: int) -> None:
+def test_socket_without_descriptors_is_not_begun(few_left: int) -> None:
     owner = SocketOwner()  # a fresh context, whose threads libzmq cannot start without descriptors
     taken = [
         os.open("/", os.O_RDONLY) for _ in range(few_left - count_descriptors() - 2) if lowest_free() < few_left - 2
@@ -62,7 +62,7 @@ def test_a_socket_is_not_even_begun_where_descriptors_are_few(few_left: int) -> 
         owner.close()
 
 
-def test_a_process_raises_its_soft_limit_to_the_hard_one() -> None:
+def test_process_raises_soft_limit_to_hard() -> None:
     program = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 512));"
         "from dawnchorus.wire.descriptors import raise_limit; print(raise_limit(), raise_limit())"

@@ -35,7 +35,7 @@ def drawn_tree() -> dict[str, tuple[str | None, str | None]]:
     return found
 
 
-def test_every_error_stands_in_the_drawing_below_its_parent() -> None:
+def test_every_error_is_drawn_below_parent() -> None:
     drawn = drawn_tree()
     assert set(drawn) == set(PUBLIC) == {"DawnchorusError", *drawn}
     for name, (parent, builtin) in drawn.items():
@@ -73,11 +73,11 @@ def test_errors_name_the_agent_and_the_write() -> None:
     )
 
 
-def test_a_late_save_is_a_timeout_to_those_who_know_only_python() -> None:
+def test_late_save_is_a_timeout_error() -> None:
     with pytest.raises(TimeoutError):
         raise DeadlineExceeded("no answer", agent_id="a", write_id="00")
 
 
-def test_a_fault_shows_its_code_with_and_without_a_detail() -> None:
+def test_fault_shows_code_and_detail() -> None:
     assert str(PeerFault("OVERLOADED", "")) == "OVERLOADED"
     assert str(PeerFault("BAD_REQUEST", "no such field")) == "BAD_REQUEST: no such field"

@@ -127,7 +127,7 @@ def test_process_pool_hands_error_to_its_parent() -> None:
         assert pool.submit(len, "abc").result(60) == 3, "the pool still serves"
 
 
-async def test_whatever_else_is_public_can_be_pickled_and_copied() -> None:
+async def test_other_public_types_survive_pickle_and_copy() -> None:
     saved = Saved("agent-1", {"context": 1}, WriteToken(b"\x01", {"live": 2}))
     async with fake_client() as (cluster, _):
         given = [saved, *Outcome, cluster.topology, cluster.placement, *(await cluster.status()).values()]

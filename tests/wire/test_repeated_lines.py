@@ -46,7 +46,7 @@ def lines() -> Lines:
     return Lines()
 
 
-def test_a_line_that_repeats_is_shown_once_and_then_counted(lines: Lines) -> None:
+def test_repeated_line_is_shown_once_and_counted(lines: Lines) -> None:
     lines.fail(1_000, store="live", shard=1, detail="no space")
     assert lines.shown == [("shard fails", 0)]
     lines.now += EVERY_S - 1
@@ -61,7 +61,7 @@ def test_a_line_that_repeats_is_shown_once_and_then_counted(lines: Lines) -> Non
     assert len(lines.shown) == 2, "what does not repeat is not counted"
 
 
-def test_the_next_one_says_how_many_were_held_back(lines: Lines) -> None:
+def test_next_line_says_how_many_were_held(lines: Lines) -> None:
     lines.fail(5, detail="no space")
     lines.now += EVERY_S
     lines.fail(5, detail="no space")

@@ -63,7 +63,7 @@ async def test_a_small_run(tmp_path: Path) -> None:
     assert after.healing is not None and after.healing.since == "after SIGCONT"
 
 
-async def test_what_comes_through_a_proxy_is_late_or_broken(tmp_path: Path) -> None:
+async def test_proxy_delays_replies_or_breaks_connections(tmp_path: Path) -> None:
     late, flapping = await run_small(tmp_path, "late", "flapping", seconds=0.5)
     # The delay of 200 ms is longer than the deadline.
     assert late.wakes is not None and not late.wakes.complete
@@ -71,7 +71,7 @@ async def test_what_comes_through_a_proxy_is_late_or_broken(tmp_path: Path) -> N
     assert "times the connection to archive-1 was broken" in flapping.fault
 
 
-async def test_a_node_is_killed_and_dies_again_and_again(tmp_path: Path) -> None:
+async def test_node_is_killed_once_and_repeatedly(tmp_path: Path) -> None:
     killed, dying = await run_small(tmp_path, "killed", "dying", seconds=2.0)
     assert killed.healing is not None and killed.healing.since == "after the kill"
     assert "killed 0 times" not in dying.fault
@@ -87,7 +87,7 @@ async def test_overload_offers_three_times_the_best_goodput(tmp_path: Path, monk
     assert phase.healing is not None
 
 
-async def test_a_node_is_cut_off_in_a_network_of_its_own(tmp_path: Path) -> None:
+async def test_node_is_cut_off_in_own_network(tmp_path: Path) -> None:
     cut_off, after = await run_small(tmp_path, "cut-off", "after")
     if why_not() is not None or cut_off.unproven is not None:
         assert cut_off.unproven and after.unproven == cut_off.unproven
@@ -121,7 +121,7 @@ COMMAND = [sys.executable, "-m", "dawnchorus.tools.main", "perf", "chaos", "--se
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize("phase", ["stopped", "cut-off"])
-def test_nothing_is_left_when_it_is_ended_in_the_middle(tmp_path: Path, how: signal.Signals, phase: str) -> None:
+def test_chaos_ended_midway_leaves_nothing(tmp_path: Path, how: signal.Signals, phase: str) -> None:
     if phase == "cut-off" and why_not() is not None:
         pytest.skip(str(why_not()))
     if phase == "cut-off" and shutil.which("nsenter") is None:

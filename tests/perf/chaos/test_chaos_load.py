@@ -109,7 +109,7 @@ def load_of(order: Sequence[int] = range(50)) -> Load:
     return Load(AGENTS, order, 0.05)
 
 
-async def test_a_load_offers_what_was_planned_and_counts_every_end() -> None:
+async def test_load_offers_plan_and_counts_every_end() -> None:
     client = MemoryClient(complete, degraded, shed, failed, broken, rejected, cancelled)
     run = await load_of().run(client, 700, 0.1)
     found = run.counts.counts(run.unsent)
@@ -122,7 +122,7 @@ async def test_a_load_offers_what_was_planned_and_counts_every_end() -> None:
     assert run.end_ns - run.begin_ns >= 99_000_000
 
 
-async def test_with_strict_deadlines_a_wake_that_starts_late_has_less_time() -> None:
+async def test_late_wake_with_strict_deadline_has_less_time() -> None:
     client = MemoryClient(complete)
     await load_of().run(client, 700, 0.1, strict=True)
     assert max(client.deadlines) < 0.05, "no wake starts the very nanosecond it was planned for"
@@ -136,14 +136,14 @@ async def test_agents_are_woken_in_turn_over_several_runs() -> None:
     assert client.asked == [AGENTS.ids[agent] for agent in (3, 1, 2, 3, 1, 2, 3)]
 
 
-async def test_what_never_ends_is_stuck_and_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_wake_that_never_ends_counts_as_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load_module, "DRAIN_SECONDS", 0.0)
     run = await load_of().run(MemoryClient(never), 100, 0.05)
     found = run.counts.counts(run.unsent)
     assert (found.offered, found.stuck, found.latency_ms) == (5, 5, None)
 
 
-async def test_what_ends_after_it_was_counted_as_stuck_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_wake_ending_after_stuck_stays_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load_module, "DRAIN_SECONDS", 0.0)
     futures: list[asyncio.Future[Any]] = []
     client = MemoryClient(lambda _agent_id, future: futures.append(future))
@@ -168,7 +168,7 @@ async def test_a_slow_cluster_gets_no_rest() -> None:
     assert run.counts.counts().complete == 20
 
 
-async def test_wakes_of_one_tick_are_asked_for_in_one_turn_of_the_loop() -> None:
+async def test_wakes_of_one_tick_start_in_one_turn() -> None:
     turns: list[int] = []
     fresh = True
 

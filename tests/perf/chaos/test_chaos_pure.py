@@ -36,7 +36,7 @@ def counted(*wakes: tuple[int, int, Ending]) -> PhaseCounts:
     return counts
 
 
-def test_every_wake_is_counted_once_by_how_it_ended() -> None:
+def test_every_wake_is_counted_once_by_ending() -> None:
     counts = PhaseCounts()
     endings = [(Ending.COMPLETE, False), (Ending.DEGRADED, False), (Ending.DEGRADED, True), (Ending.FAILED, True)]
     for number, (ending, shed) in enumerate(endings):
@@ -62,7 +62,7 @@ def test_a_stalled_load_does_not_hide_the_stall() -> None:
     assert found.past_deadline_ms is None
 
 
-def test_a_wake_is_past_its_deadline_by_what_it_was_given() -> None:
+def test_wake_past_deadline_is_counted_by_its_own() -> None:
     counts = PhaseCounts()
     counts.handle_start(0, 30 * MS)
     counts.handle_end(0, 30 * MS + DEADLINE_NS, 131 * MS, Ending.DEGRADED, shed=False)
@@ -70,7 +70,7 @@ def test_a_wake_is_past_its_deadline_by_what_it_was_given() -> None:
     assert found is not None and found.max == 1.0
 
 
-def test_percentiles_are_the_smallest_value_that_the_share_does_not_exceed() -> None:
+def test_percentile_is_smallest_value_not_exceeded() -> None:
     assert latency_of([]) is None
     assert latency_of([MS]) == Latency(1.0, 1.0, 1.0, 1.0)
     assert latency_of([number * MS for number in range(1_000, 0, -1)]) == Latency(500.0, 990.0, 999.0, 1000.0)
@@ -87,7 +87,7 @@ def test_percentiles_of_anything(nanoseconds: list[int]) -> None:
         assert any(round(each / 1e6, 3) == value for each in nanoseconds)
 
 
-def test_how_long_the_trouble_went_on() -> None:
+def test_last_incomplete_wake_is_found() -> None:
     whole, broken = Ending.COMPLETE, Ending.DEGRADED
     assert counted((10, 11, whole), (20, 21, whole)).last_incomplete_ns(0) == 0
     assert counted((10, 11, whole), (20, 120, broken), (30, 31, whole)).last_incomplete_ns(5 * MS) == 15 * MS
@@ -118,9 +118,7 @@ def test_counts_of_what_came_later() -> None:
     st.sampled_from([1, MS, 5 * MS]),
     st.lists(st.integers(min_value=0, max_value=200 * MS), max_size=50),
 )
-def test_every_start_is_given_out_once_and_in_time(
-    begin: int, rate: float, seconds: float, tick: int, steps: list[int]
-) -> None:
+def test_every_start_comes_once_in_time(begin: int, rate: float, seconds: float, tick: int, steps: list[int]) -> None:
     schedule, now = Schedule(begin, rate, seconds, tick), begin
     given_out: list[int] = []
     for step in steps:
@@ -210,7 +208,7 @@ def test_phases_are_read_from_a_list() -> None:
         parse_phases(",".join(["healthy"] * 101))
 
 
-def test_the_default_script_has_every_fault_and_takes_less_than_three_minutes() -> None:
+def test_default_script_has_every_fault_within_three_minutes() -> None:
     assert set(DEFAULT_PHASES) == set(PHASE_NAMES)
     steps = script(DEFAULT_PHASES, 6.0)
     lengths = {step.phase: step.seconds for step in steps}

@@ -40,7 +40,7 @@ def text_of(*phases: PhaseReport) -> str:
     return output.getvalue()
 
 
-def test_the_json_object_has_a_phase_with_every_number() -> None:
+def test_json_object_has_phases_with_every_number() -> None:
     found = json.loads(msgspec.json.encode(chaos_report(phase_with("overload", overload=OVERLOAD))))
     assert {"agents", "rate", "deadline_ms", "node", "seed", "phases", "notes"} <= set(found)
     (phase,) = found["phases"]
@@ -64,7 +64,7 @@ def test_a_person_sees_a_line_for_each_phase() -> None:
     assert "healthy: every wake ended by its deadline" in text_of(phase_with("healthy", wakes=in_time))
 
 
-def test_what_could_not_be_had_is_said_and_not_left_out() -> None:
+def test_unproven_phase_is_shown() -> None:
     text = text_of(unproven_phase("cut-off", "only root may drop packets"))
     assert "unproven" in text
     assert "cut-off: left unproven: only root may drop packets" in text
@@ -98,7 +98,7 @@ def test_overload_is_told_in_words() -> None:
     assert "0.10 of the best; must be 0.8 at least: missed" in text and "nothing was shed" in text
 
 
-def test_a_phase_in_which_nothing_ended_can_be_shown() -> None:
+def test_phase_without_ends_is_shown() -> None:
     empty = WakeCounts(5, 0, 0, 0, 0, 5, 0, None, None, None, None, None)
     dead = msgspec.structs.replace(OVERLOAD, best_per_s=0.0, goodput_share=0.0, before_ms=None, after_ms=None)
     assert "5 wakes were STUCK" in text_of(phase_with("overload", wakes=empty, overload=dead))

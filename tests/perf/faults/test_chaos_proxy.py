@@ -132,7 +132,7 @@ async def test_no_more_is_read_than_may_wait(monkeypatch: pytest.MonkeyPatch) ->
         assert 0 < most <= limit + (1 << 18)
 
 
-async def test_an_end_takes_as_long_as_what_came_before_it() -> None:
+async def test_end_of_stream_is_delayed_like_data() -> None:
     async def say_goodbye(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"goodbye")
         writer.close()
@@ -144,7 +144,7 @@ async def test_an_end_takes_as_long_as_what_came_before_it() -> None:
         client.writer.close()
 
 
-async def test_a_closed_proxy_breaks_and_rejects_and_keeps_its_port() -> None:
+async def test_closed_proxy_rejects_and_keeps_its_port() -> None:
     async with through_proxy() as (proxy, client):
         await client.echoed(b"hello")
         for _ in range(3):
@@ -162,7 +162,7 @@ async def test_a_closed_proxy_breaks_and_rejects_and_keeps_its_port() -> None:
         client.writer.close()
 
 
-async def test_a_node_that_is_not_there_breaks_the_connection() -> None:
+async def test_missing_node_breaks_the_connection() -> None:
     async with echo() as port:
         pass
     async with tcp_proxy(port) as proxy:

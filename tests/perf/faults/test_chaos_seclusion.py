@@ -48,7 +48,7 @@ needs_root = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
 @needs_root
-def test_packets_are_dropped_in_a_network_of_its_own_and_nowhere_else() -> None:
+def test_packets_are_dropped_in_own_network_only() -> None:
     ended = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=False)
     if "could not be made" in ended.stderr or "nft rejects" in ended.stderr:
         pytest.skip(f"not permitted here: {ended.stderr.strip().splitlines()[-1]}")

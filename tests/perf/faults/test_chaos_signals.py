@@ -71,7 +71,7 @@ async def test_a_stopped_process_runs_on_after_a_cancellation(victim: psutil.Pro
     assert not is_stopped(victim) and not holders()
 
 
-async def test_a_process_that_ends_while_it_is_stopped_is_no_trouble(tmp_path: Path) -> None:
+async def test_process_ending_while_stopped_is_no_error(tmp_path: Path) -> None:
     process = subprocess.Popen(BUSY)
     async with stopped([process.pid], tmp_path):
         process.kill()
@@ -88,7 +88,7 @@ async def test_a_process_that_is_not_there_is_said(tmp_path: Path) -> None:
             pytest.fail("there was nothing to stop")
 
 
-async def test_a_holder_that_died_is_said_and_its_victims_run_on(victim: psutil.Process, tmp_path: Path) -> None:
+async def test_dead_holder_is_named_and_victims_run(victim: psutil.Process, tmp_path: Path) -> None:
     with pytest.raises(ChildFailed, match="the process that holds nodes ended"):
         async with stopped([victim.pid], tmp_path):
             (holder,) = holders()
@@ -97,7 +97,7 @@ async def test_a_holder_that_died_is_said_and_its_victims_run_on(victim: psutil.
     assert not is_stopped(victim)
 
 
-def test_a_stopped_process_runs_on_when_the_harness_is_killed(victim: psutil.Process, tmp_path: Path) -> None:
+def test_stopped_process_runs_after_harness_is_killed(victim: psutil.Process, tmp_path: Path) -> None:
     program = (
         "import asyncio, pathlib, sys\n"
         "from dawnchorus.perf.faults.signals import stopped\n"
@@ -118,7 +118,7 @@ def test_a_stopped_process_runs_on_when_the_harness_is_killed(victim: psutil.Pro
     wait_until(lambda: not is_stopped(victim))
 
 
-async def test_throttled_gives_a_process_a_share_of_a_core(victim: psutil.Process, tmp_path: Path) -> None:
+async def test_throttled_process_gets_share_of_core(victim: psutil.Process, tmp_path: Path) -> None:
     async with throttled([victim.pid], 0.05, 20.0, tmp_path):
         before, began = sum(victim.cpu_times()[:2]), time.monotonic()
         await asyncio.sleep(3.0)
@@ -147,7 +147,7 @@ class Supervisor:
         return None
 
 
-async def test_killed_kills_each_process_once_as_often_as_said() -> None:
+async def test_killed_kills_each_process_once() -> None:
     supervisor = Supervisor()
     try:
         async with killed(supervisor.serving, first_after_s=0.05, every_s=0.05, most=3) as kills:

@@ -54,7 +54,7 @@ def test_a_child_ends_when_the_harness_is_killed(tmp_path: Path) -> None:
     child.wait(timeout=10)
 
 
-def test_what_a_failed_child_wrote_is_in_the_error(tmp_path: Path) -> None:
+def test_output_of_failed_child_is_in_error(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with child_process([sys.executable, "-c", "raise SystemExit('no such port')"], log=log) as process:
         process.wait()

@@ -16,7 +16,7 @@ cut short
 """
 
 
-def test_mounts_are_read_by_place_the_last_one_of_each() -> None:
+def test_last_mount_at_a_place_counts() -> None:
     assert parse_mounts(MOUNTS) == {
         "/": FileSystem("ext4", "/dev/vda"),
         "/tmp": FileSystem("tmpfs", "tmpfs"),
@@ -30,13 +30,13 @@ def test_what_is_in_memory_is_no_disk() -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/mountinfo"), reason="Linux tells it there")
-def test_a_directory_is_on_the_file_system_of_the_mount_above_it(tmp_path: Path) -> None:
+def test_directory_is_on_file_system_mounted_above(tmp_path: Path) -> None:
     mounts = parse_mounts(Path("/proc/self/mountinfo").read_text(errors="replace"))
     assert file_system(tmp_path) in mounts.values()
     assert file_system(Path("/proc/self")).kind == "proc"
 
 
-def test_blocks_are_written_one_after_the_other_and_counted(tmp_path: Path) -> None:
+def test_blocks_are_written_in_turn_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "synced"
     with SyncedFile(path) as file:
         size, before = path.stat().st_size, path.stat().st_blocks

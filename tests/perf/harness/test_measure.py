@@ -36,21 +36,21 @@ async def cluster() -> MemoryCluster:
     return cluster
 
 
-async def test_fill_saves_every_agent_and_tells_how_far_it_is(cluster: MemoryCluster) -> None:
+async def test_fill_saves_every_agent_and_shows_progress(cluster: MemoryCluster) -> None:
     seen: list[tuple[str, int, int]] = []
     await fill(cluster, AGENTS, lambda phase, done, total: seen.append((phase, done, total)))
     assert cluster.agents == {agent_id: AGENTS.fragments(agent) for agent, agent_id in enumerate(AGENTS.ids)}
     assert seen[-1] == ("put agents to sleep", 50, 50)
 
 
-async def test_fill_does_not_go_on_with_an_agent_missing() -> None:
+async def test_fill_with_failed_agent_ends() -> None:
     cluster = MemoryCluster()
     cluster.rejected = {AGENTS.ids[3]}
     with pytest.raises(WrongResult, match="no room"):
         await fill(cluster, AGENTS, lambda phase, done, total: None)
 
 
-async def test_every_way_of_waking_wakes_the_agents_asked_for(cluster: MemoryCluster) -> None:
+async def test_every_way_wakes_the_agents_given(cluster: MemoryCluster) -> None:
     sample = [7, 3, 49]
     ids = [AGENTS.ids[agent] for agent in sample]
     check_states(await wake_many(cluster, ids), sample, AGENTS)
@@ -70,13 +70,13 @@ async def test_an_incomplete_wake_is_seen(cluster: MemoryCluster) -> None:
         check_states(await wake_many(cluster, ids), range(5), AGENTS)
 
 
-async def test_the_closed_loop_ends_with_the_error_of_a_wake(cluster: MemoryCluster) -> None:
+async def test_closed_loop_ends_with_wakes_error(cluster: MemoryCluster) -> None:
     cluster.unavailable = True
     with pytest.raises(ClusterUnavailable):
         await closed_loop(cluster, AGENTS.ids, 5.0)
 
 
-async def test_wrong_values_wrong_order_and_missing_agents_are_seen(cluster: MemoryCluster) -> None:
+async def test_wrong_states_are_seen(cluster: MemoryCluster) -> None:
     ids = list(AGENTS.ids[:3])
     states = await wake_many(cluster, ids)
     check_states(states, [0, 1, 2], AGENTS)

@@ -43,7 +43,7 @@ def test_required_is_only_what_every_agent_has(tmp_path: Path) -> None:
     assert {kind: spec.required for kind, spec in topology.kinds.items()} == {"notes": False, "history": True}
 
 
-def test_kinds_that_a_topology_does_not_have_are_rejected(tmp_path: Path) -> None:
+def test_kinds_unknown_to_topology_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(WorkloadError, match="notes"):
         write_topology("default", GivenAgents([("a", {"profile": 1, "notes": 1})]), tmp_path)
     with pytest.raises(WorkloadError, match="profile"):

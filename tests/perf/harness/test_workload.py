@@ -9,7 +9,7 @@ from dawnchorus.perf.harness.workload import FIVE_KINDS, GivenAgents, SyntheticA
 from dawnchorus.wire.protocol.image import Fragment, encode_image
 
 
-def test_synthetic_values_have_the_size_asked_for_and_are_all_different() -> None:
+def test_synthetic_values_have_their_size_and_differ() -> None:
     agents = SyntheticAgents(2000, 100)
     values = [value for agent in range(2000) for value in agents.encoded(agent).values()]
     assert {len(value) for value in values} == {100}
@@ -17,7 +17,7 @@ def test_synthetic_values_have_the_size_asked_for_and_are_all_different() -> Non
     assert len(set(agents.ids)) == 2000
 
 
-def test_synthetic_values_are_the_same_for_the_same_seed_and_others_for_another() -> None:
+def test_synthetic_values_depend_on_seed() -> None:
     first, again, other = SyntheticAgents(10, 64, 1), SyntheticAgents(10, 64, 1), SyntheticAgents(10, 64, 2)
     assert first.encoded(7) == again.encoded(7) == first.fragments(7)
     assert first.encoded(7) != other.encoded(7)

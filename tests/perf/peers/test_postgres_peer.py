@@ -55,7 +55,7 @@ async def test_an_upsert_replaces_what_was_there(peer: PostgresSaves, at_once: b
 
 
 @needs_postgres
-async def test_the_best_batch_is_chosen_of_those_that_fit(peer: PostgresSaves) -> None:
+async def test_best_fitting_batch_is_chosen(peer: PostgresSaves) -> None:
     await peer.choose_batches(prepare_rows(FIRST, EVERYONE), no_progress)
     assert peer.choice.rows == 50
 

@@ -19,12 +19,12 @@ async def test_a_raw_storm_moves_the_bytes_asked_for(tmp_path: Path) -> None:
     assert not children_left()
 
 
-async def test_every_server_of_a_raw_storm_is_asked_even_for_little(tmp_path: Path) -> None:
+async def test_every_raw_server_is_asked_for_little(tmp_path: Path) -> None:
     async with raw_storm(tmp_path, servers=5, total_bytes=1000, total_requests_bytes=10) as storm:
         assert [len(frame) for frame in await storm.run()] == [200] * 5
 
 
-async def test_an_echo_with_a_file_writes_before_it_answers(tmp_path: Path) -> None:
+async def test_echo_with_file_writes_before_answering(tmp_path: Path) -> None:
     file = tmp_path / "synced"
     async with raw_echo(tmp_path, reply_bytes=40, request_bytes=600, synced_file=file) as echo:
         before = file.read_bytes()
@@ -43,9 +43,7 @@ async def test_the_echo_times_each_exchange(tmp_path: Path) -> None:
     assert not children_left()
 
 
-async def test_a_server_that_cannot_start_is_named_with_its_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_failed_server_is_named_with_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dawnchorus.perf.peers.raw_zmq._SERVER_MODULE", "dawnchorus.no_such_server")
     with pytest.raises(ChildFailed, match=r"raw-echo ended with code 1: .*no_such_server"):
         async with raw_echo(tmp_path, reply_bytes=10):

@@ -30,7 +30,7 @@ async def peer(tmp_path: Path) -> AsyncGenerator[RedisPeer]:
 
 @needs_redis
 @pytest.mark.parametrize("batch", [Batch(2, pipelined=False), Batch(2, pipelined=True), Batch(1000, pipelined=False)])
-async def test_each_way_of_asking_gives_what_was_put_in(peer: RedisPeer, batch: Batch) -> None:
+async def test_each_way_gives_what_was_put(peer: RedisPeer, batch: Batch) -> None:
     peer.mget_choice = peer.packed_choice = batch
     by_kind = [AGENTS.encoded(agent)[kind] for kind in AGENTS.kinds for agent in SAMPLE]
     assert peer.mget(peer.mget_keys(SAMPLE), len(SAMPLE)) == by_kind
@@ -45,7 +45,7 @@ async def test_more_tasks_than_connections_wait_for_one(peer: RedisPeer) -> None
 
 
 @needs_redis
-async def test_the_best_batches_are_chosen_of_those_that_fit(peer: RedisPeer) -> None:
+async def test_best_fitting_batches_are_chosen(peer: RedisPeer) -> None:
     await peer.choose_batches(range(300), no_progress)
     assert peer.mget_choice.agents in (100, 250, 300)
     assert peer.packed_choice.agents in (100, 250, 300)

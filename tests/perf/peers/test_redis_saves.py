@@ -45,7 +45,7 @@ async def test_each_way_of_saving_leaves_what_was_given(peer: RedisSaves, batch:
     assert stored == [AGENTS.encoded(agent) for agent in EVERYONE]
 
 
-async def test_the_best_batches_are_chosen_of_those_that_fit(peer: RedisSaves) -> None:
+async def test_best_fitting_batches_are_chosen(peer: RedisSaves) -> None:
     await peer.choose_batches(prepare_sets(AGENTS, EVERYONE), prepare_packed(AGENTS, EVERYONE), no_progress)
     assert (peer.sets_choice.agents, peer.packed_choice.agents) == (50, 50)
 

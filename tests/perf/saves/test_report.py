@@ -62,7 +62,7 @@ def text_of(report: SaveReport) -> str:
     return console.file.getvalue()
 
 
-def test_ratios_are_of_medians_and_of_p99_for_wakes() -> None:
+def test_ratios_are_of_medians_and_p99() -> None:
     assert msgspec.structs.asdict(REPORT.ratios) == {
         "saves_to_redis_sets": 0.25,
         "saves_to_redis_packed": 1.0,
@@ -74,13 +74,13 @@ def test_ratios_are_of_medians_and_of_p99_for_wakes() -> None:
     }
 
 
-def test_targets_are_for_the_work_that_they_were_set_for() -> None:
+def test_targets_hold_for_their_work_only() -> None:
     assert save_targets(REPORT).keys() == msgspec.structs.asdict(REPORT.ratios).keys()
     for changes in ({"agents": 9_999}, {"topology": "default"}, {"value_bytes": 4096}, {"savers": 500}):
         assert not save_targets(msgspec.structs.replace(REPORT, **changes))
 
 
-def test_the_tables_say_what_met_its_target_and_what_did_not() -> None:
+def test_tables_show_met_and_missed_targets() -> None:
     text = text_of(REPORT)
     assert "every save synced to ext4 on /dev/vda" in text
     assert "1,000 rows each, kinds at once" in text

@@ -18,14 +18,14 @@ IDS = ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("value_bytes", [8, 9, 512])
-def test_fresh_values_differ_and_have_the_size_asked_for(value_bytes: int) -> None:
+def test_fresh_values_differ_and_have_their_size(value_bytes: int) -> None:
     fresh = FreshValues(value_bytes, b"filling")
     values = [fresh() for _ in range(1000)]
     assert {len(value) for value in values} == {value_bytes}
     assert len(set(values)) == 1000
 
 
-async def test_single_saves_are_timed_each_and_the_last_of_an_agent_counts() -> None:
+async def test_single_saves_are_timed_each() -> None:
     cluster = MemoryCluster()
     times, saved = await single_saves(cluster, [*IDS, "a"], FreshValues(16, b"x"))
     assert len(times) == 4 and min(times) > 0
@@ -47,7 +47,7 @@ async def test_a_save_that_fails_ends_the_measurement() -> None:
         await concurrent_saves(cluster, IDS, FreshValues(16, b"x"), 5.0)
 
 
-async def test_an_acknowledged_save_that_is_not_there_is_a_wrong_result() -> None:
+async def test_missing_acknowledged_save_is_wrong_result() -> None:
     cluster = MemoryCluster()
     await concurrent_saves(cluster, IDS, FreshValues(16, b"x"), 0.2)
     cluster.forgotten.add("b")
@@ -56,7 +56,7 @@ async def test_an_acknowledged_save_that_is_not_there_is_a_wrong_result() -> Non
         await check_shown(cluster, saved)
 
 
-def test_every_result_of_a_save_many_is_looked_at() -> None:
+def test_every_result_of_save_many_is_checked() -> None:
     check_saved({"a": object()})
     with pytest.raises(WrongResult, match="agent b could not be saved: full"):
         check_saved({"a": object(), "b": OSError("full")})

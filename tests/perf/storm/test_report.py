@@ -22,7 +22,7 @@ def text_of(report: StormReport) -> str:
     return output.getvalue()
 
 
-def test_the_json_object_has_every_key_that_is_promised() -> None:
+def test_json_object_has_every_promised_key() -> None:
     found = json.loads(msgspec.json.encode(storm_report(PEERS)))
     promised = (
         "agents wake fragments value_bytes topology runs wake_many_ms task_per_agent_ms single_us closed_loop_per_s"
@@ -63,7 +63,7 @@ def test_a_missed_target_is_said(topology: str) -> None:
     assert "must is missed" in text_of(storm_report(PEERS, ratios=slow, topology=topology))
 
 
-def test_targets_hold_for_the_sizes_that_they_were_set_for() -> None:
+def test_targets_hold_for_their_sizes_only() -> None:
     assert targets_of(storm_report(PEERS))["wake_many_to_raw"].aim == 1.4
     assert not targets_of(storm_report(PEERS, agents=1000))
     assert set(targets_of(storm_report(PEERS, topology="five-stores"))) == {"wake_many_to_redis"}

@@ -81,7 +81,7 @@ async def test_a_storm_measures_everything_and_leaves_nothing(sleepers: MemorySl
     assert any(note.startswith("Redis") for note in report.notes) != HAS_REDIS
 
 
-async def test_without_redis_the_rest_is_measured_and_it_is_said(sleepers: MemorySleepers, tmp_path: Path) -> None:
+async def test_storm_without_redis_says_so(sleepers: MemorySleepers, tmp_path: Path) -> None:
     report = await storm(small(tmp_path, redis_server="no-such-redis"))
     assert [note for note in report.notes if note.startswith("Redis")] == [
         "Redis was not measured: no-such-redis is not installed (on Debian: apt install redis-server)"
@@ -92,7 +92,7 @@ async def test_without_redis_the_rest_is_measured_and_it_is_said(sleepers: Memor
 
 
 @pytest.mark.usefixtures("sleepers")
-async def test_agents_of_ones_own_with_kinds_of_ones_own(tmp_path: Path) -> None:
+async def test_given_agents_with_own_kinds_are_woken(tmp_path: Path) -> None:
     agents: list[tuple[str, dict[str, object]]] = [
         (f"agent-{number}/ü", {"notes": {"number": number}, "photo": b"\0" * number}) for number in range(20)
     ]
@@ -101,7 +101,7 @@ async def test_agents_of_ones_own_with_kinds_of_ones_own(tmp_path: Path) -> None
     assert (report.agents, report.fragments) == (63, 2)
 
 
-async def test_a_wrong_value_ends_the_storm_and_leaves_nothing(sleepers: MemorySleepers, tmp_path: Path) -> None:
+async def test_wrong_value_ends_storm_without_leftovers(sleepers: MemorySleepers, tmp_path: Path) -> None:
     def spoil(phase: str, done: int, total: int) -> None:
         if phase == "measure":
             for fragments in sleepers.cluster.agents.values():

@@ -72,7 +72,7 @@ def interrupted(backup: Backup, target: Life, step: int, function: str) -> None:
 
 # The renames of a restore of two shards: its marker, again when all are built, two shards, the placement.
 @pytest.mark.parametrize("step", range(6))
-def test_a_restore_that_died_is_repeated_with_its_backup(origin: Life, tmp_path: Path, step: int) -> None:
+def test_dead_restore_is_repeated_with_its_backup(origin: Life, tmp_path: Path, step: int) -> None:
     backup = origin.backup(tmp_path / "backup")
     before = values(origin)
     target = Life(tmp_path / "target", SHARDS)
@@ -102,7 +102,7 @@ def test_two_backups_are_never_mixed(origin: Life, tmp_path: Path, step: int, fu
         assert values(target) == wanted, "what the first had built is gone"
 
 
-def test_no_node_starts_on_a_restore_that_was_interrupted(origin: Life, tmp_path: Path) -> None:
+def test_no_node_starts_on_interrupted_restore(origin: Life, tmp_path: Path) -> None:
     backup = origin.backup(tmp_path / "backup")
     target = Life(tmp_path / "target", SHARDS)
     interrupted(backup, target, 1, "rename")
@@ -160,7 +160,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(origin: Life, tmp_path: Path, mo
     assert values(target) == values(origin)
 
 
-def test_a_restored_cluster_is_the_same_cluster_in_another_life(origin: Life, tmp_path: Path) -> None:
+def test_restored_cluster_has_same_uuid_another_life(origin: Life, tmp_path: Path) -> None:
     backup = origin.backup(tmp_path / "backup")
     lives = [Life(tmp_path / name, SHARDS) for name in ("one", "two")]
     placements = [life.restore(backup) for life in lives]
@@ -168,7 +168,7 @@ def test_a_restored_cluster_is_the_same_cluster_in_another_life(origin: Life, tm
     assert len({placement.life for placement in placements} | {""}) == 3
 
 
-def test_shards_that_are_newer_than_the_placement_cost_no_generation(origin: Life) -> None:
+def test_shards_newer_than_placement_cost_no_generation(origin: Life) -> None:
     old = (origin.path / "placement.json").read_bytes()
     origin.start(1)
     origin.start(1)

@@ -13,9 +13,7 @@ KINDS = {"profile": KindSpec("id"), "history": KindSpec("old")}
 
 
 @pytest.mark.parametrize("wake", ["eager", "lazy"])
-async def test_wake_says_what_the_cluster_says_where_no_kind_is_required(
-    wake: str, capsysbinary: pytest.CaptureFixture[bytes]
-) -> None:
+async def test_wake_without_required_kinds_shows_absence(wake: str, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     stores = {"id": StoreSpec(shards=1), "old": StoreSpec(shards=1, wake=wake)}
     async with fake_client(KINDS, stores=stores) as (cluster, nodes):
         nodes.put("there", profile=1, history=2)

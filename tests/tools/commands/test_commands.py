@@ -93,7 +93,7 @@ def test_what_is_loaded_is_exported(up: Up, topology: tuple[str, str], tmp_path:
     assert run("export", *topology).stdout == ended.stdout
 
 
-def test_an_export_that_is_loaded_elsewhere_keeps_values_and_times_of_expiry(tmp_path: Path) -> None:
+def test_export_loaded_elsewhere_keeps_values_and_expiry(tmp_path: Path) -> None:
     topology = write_topology(tmp_path)
     text = topology.read_text().replace('store = "live"\nfallback', 'store = "live"\nttl_s = 86400\nfallback')
     assert "ttl_s" in text
@@ -143,7 +143,7 @@ def test_an_export_that_is_loaded_elsewhere_keeps_values_and_times_of_expiry(tmp
 
 
 @pytest.mark.skipif(not AIRLINE.exists(), reason="no airline agents here (DAWNCHORUS_AIRLINE)")
-def test_the_airline_agents_are_exported_as_they_were_loaded(tmp_path: Path) -> None:
+def test_airline_agents_are_exported_as_loaded(tmp_path: Path) -> None:
     topology = write_topology(tmp_path)
     kinds = '[fragments.preference]\nstore = "identity"\n[fragments.history]\nstore = "live"\n'
     topology.write_text(topology.read_text() + kinds)
@@ -160,7 +160,7 @@ def test_the_airline_agents_are_exported_as_they_were_loaded(tmp_path: Path) -> 
         assert run("export", "--topology", topology).stdout == before
 
 
-def test_broken_lines_are_named_and_the_rest_is_loaded(topology: tuple[str, str]) -> None:
+def test_broken_lines_are_named_others_loaded(topology: tuple[str, str]) -> None:
     lines = [
         b'{"agent_id": "broken/1", "fragments": {"profile": 1}}',
         b'{"agent_id": "broken/2", "fragments": {"profile": 1}',
@@ -181,7 +181,7 @@ def test_broken_lines_are_named_and_the_rest_is_loaded(topology: tuple[str, str]
     assert set(exported(run("export", *topology).stdout, "broken")) == {"broken/1", "broken/5"}
 
 
-def test_an_image_over_the_limit_is_named_and_the_rest_is_loaded(topology: tuple[str, str]) -> None:
+def test_oversized_image_is_named_others_loaded(topology: tuple[str, str]) -> None:
     megabyte = "x" * ((1 << 20) - 100)
     agents: dict[str, dict[str, Any]] = {
         "image/1": {"profile": 1},
@@ -212,7 +212,7 @@ def test_a_reader_that_has_enough_is_no_error(topology: tuple[str, str]) -> None
 
 @pytest.mark.parametrize("as_json", [False, True])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_load_that_is_interrupted_says_how_much_was_saved(
+def test_interrupted_load_says_how_much_was_saved(
     number: signal.Signals, code: int, topology: tuple[str, str], as_json: bool
 ) -> None:
     loading = subprocess.Popen(
@@ -269,7 +269,7 @@ def test_agents_that_are_not_there_are_said(topology: tuple[str, str]) -> None:
     assert ended.stderr.decode().startswith("agent 'nobody' was not found: none of its required kinds was ever written")
 
 
-def test_what_is_saved_is_woken_until_it_is_deleted(topology: tuple[str, str], tmp_path: Path) -> None:
+def test_saved_agent_is_woken_until_deleted(topology: tuple[str, str], tmp_path: Path) -> None:
     context, key = tmp_path / "context.json", tmp_path / "key.bin"
     context.write_text('{"topic": "flights"}')
     key.write_bytes(bytes(range(256)))

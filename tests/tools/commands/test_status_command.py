@@ -46,7 +46,7 @@ def test_a_cluster_that_is_well() -> None:
     assert "not served" not in text
 
 
-def test_a_node_that_is_down_and_a_shard_that_is_not_served_are_named() -> None:
+def test_down_node_and_unserved_shard_are_named() -> None:
     answers: Answers = {
         "one": reply("one", "serving", "page 7 is corrupt"),
         "two": ClusterUnavailable("node 'two' is not connected"),
@@ -65,7 +65,7 @@ def test_a_node_that_is_down_and_a_shard_that_is_not_served_are_named() -> None:
     assert "two is down: node 'two' is not connected" in text
 
 
-def test_a_shard_whose_last_save_failed_is_named_and_counts_as_served() -> None:
+def test_shard_with_failed_save_counts_as_served() -> None:
     full = ShardStatus("live", 7, 1, 1, 1_000, 1 << 20, "serving", "/d/live/0007: no space left on the disk")
     answers: Answers = {"one": reply("one", "serving"), "two": StatusReply(1, "two", 1, 1, 1, [full], {})}
     described = orjson.loads(orjson.dumps(describe("dev", NODES, answers)))
@@ -76,7 +76,7 @@ def test_a_shard_whose_last_save_failed_is_named_and_counts_as_served() -> None:
     assert "not served" not in text
 
 
-def test_a_node_that_takes_no_more_clients_is_named() -> None:
+def test_node_taking_no_clients_is_named() -> None:
     crowded = StatusReply(
         1, "two", 1, 1, 1, [], {}, clients=800, descriptors=900, descriptors_max=1_024, takes_clients=False
     )
@@ -118,7 +118,7 @@ def test_nodes_that_serve_different_topologies_are_named() -> None:
     )
 
 
-def test_clocks_that_differ_from_their_hosts_are_named_and_nothing_is_wrong() -> None:
+def test_differing_clocks_are_named_and_healthy() -> None:
     shards = [
         ShardStatus("live", number, 1, 1, 1_000, 1 << 20, "serving", "", "", ahead_ms)
         for number, ahead_ms in enumerate([172_800_000, 3_000, 1_999, -60_000])

@@ -82,7 +82,7 @@ def test_up_that_is_killed_leaves_no_node_behind(tmp_path: Path) -> None:
         assert run("export", "--topology", topology).stdout == AGENTS + b"\n"
 
 
-def test_a_cluster_that_is_stopped_and_started_has_the_same_agents(tmp_path: Path) -> None:
+def test_restarted_cluster_has_the_same_agents(tmp_path: Path) -> None:
     topology = write_topology(tmp_path)
     for stdin in (AGENTS, b""):
         with Up(topology):
@@ -90,7 +90,7 @@ def test_a_cluster_that_is_stopped_and_started_has_the_same_agents(tmp_path: Pat
             assert run("export", "--topology", topology).stdout == AGENTS + b"\n"
 
 
-def test_a_second_up_or_node_is_rejected_and_disturbs_nothing(tmp_path: Path) -> None:
+def test_second_up_or_node_is_rejected(tmp_path: Path) -> None:
     topology = write_topology(tmp_path)
     with Up(topology) as up:
         run("load", "-", "--topology", topology, stdin=AGENTS)
@@ -116,7 +116,7 @@ def test_a_node_that_dies_is_started_again(tmp_path: Path) -> None:
     assert [(event["node"], event["level"], event["restarts"]) for event in restarting] == [("live-1", "warning", 1)]
 
 
-def test_a_load_gets_over_the_death_of_a_node(tmp_path: Path) -> None:
+def test_load_survives_death_of_node(tmp_path: Path) -> None:
     topology = write_topology(tmp_path)
     with Up(topology) as up:
         command = [*COMMAND, "load", "-", "--json", "--topology", str(topology)]
@@ -144,7 +144,7 @@ def stopped(pid: int) -> Generator[None, None, None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def test_commands_say_what_a_node_in_trouble_leaves_out(tmp_path: Path) -> None:
+def test_commands_name_what_stopped_node_leaves_out(tmp_path: Path) -> None:
     topology = write_topology(tmp_path, deadline_ms=1_000)
     path = tmp_path / "agents.ndjson"
     path.write_text("before")
@@ -194,7 +194,7 @@ def test_what_cannot_be_started_is_explained(change: dict[str, Any], complaint: 
     assert len(ended.stderr.splitlines()) == 1
 
 
-def test_a_port_in_use_ends_the_start_and_every_node(tmp_path: Path) -> None:
+def test_port_in_use_ends_start_and_nodes(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
@@ -236,7 +236,7 @@ def test_on_a_terminal_each_node_has_a_line(tmp_path: Path) -> None:
     assert b"Traceback" not in text
 
 
-def test_events_that_nobody_reads_any_more_stop_no_cluster(tmp_path: Path) -> None:
+def test_unread_events_stop_no_cluster(tmp_path: Path) -> None:
     topology = write_topology(tmp_path)
     command = [*COMMAND, "up", "--topology", str(topology)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment()) as process:

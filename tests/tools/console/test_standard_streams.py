@@ -90,7 +90,7 @@ def require_supervised(up: subprocess.Popen[bytes], topology: Path) -> None:
 # --- what nobody reads ---
 
 
-def test_up_supervises_and_ends_though_nobody_reads_its_output(tmp_path: Path) -> None:
+def test_up_with_unread_output_supervises_and_ends(tmp_path: Path) -> None:
     topology = write_topology(tmp_path)
     with full_pipe() as (reading, writing):
         with started("exec $D up", topology, stdout=writing) as up:
@@ -98,7 +98,7 @@ def test_up_supervises_and_ends_though_nobody_reads_its_output(tmp_path: Path) -
         assert os.read(reading, 1 << 20).strip(b"\0") == b"", "nothing of it had room"
 
 
-def test_up_supervises_and_ends_though_its_terminal_is_stopped(tmp_path: Path) -> None:
+def test_up_with_stopped_terminal_supervises_and_ends(tmp_path: Path) -> None:
     topology = write_topology(tmp_path)
     controlling, terminal = pty.openpty()
     try:
@@ -113,7 +113,7 @@ def test_up_supervises_and_ends_though_its_terminal_is_stopped(tmp_path: Path) -
         os.close(controlling)
 
 
-def test_a_node_serves_and_ends_though_nobody_reads_its_log(tmp_path: Path) -> None:
+def test_node_with_unread_log_serves_and_ends(tmp_path: Path) -> None:
     topology = write_topology(tmp_path)
     with full_pipe() as (_, writing), contextlib.ExitStack() as stack:
         nodes = [
@@ -126,7 +126,7 @@ def test_a_node_serves_and_ends_though_nobody_reads_its_log(tmp_path: Path) -> N
         assert [node.wait(PATIENCE_S) for node in nodes] == [0, 0]
 
 
-def test_up_and_its_nodes_serve_without_standard_streams_and_write_no_log_into_the_data(tmp_path: Path) -> None:
+def test_up_without_standard_streams_serves(tmp_path: Path) -> None:
     topology = write_topology(tmp_path)
     with started("exec $D up <&- >&- 2>&-", topology) as up:
         require_supervised(up, topology)
@@ -155,7 +155,7 @@ COMMANDS = ["status --json", "wake a", "load FILE", "export"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_output_that_has_no_room_is_said_in_one_line(command: str, served: Path, agents: Path) -> None:
+def test_output_without_room_is_one_line_error(command: str, served: Path, agents: Path) -> None:
     line = f"$D {command.replace('FILE', str(agents))}"
     full = shell(f"{line} > /dev/full", served)
     assert full.returncode == 1
@@ -163,7 +163,7 @@ def test_output_that_has_no_room_is_said_in_one_line(command: str, served: Path,
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_output_that_is_closed_is_none_and_the_exit_code_counts(command: str, served: Path, agents: Path) -> None:
+def test_closed_output_leaves_the_exit_code(command: str, served: Path, agents: Path) -> None:
     closed = shell(f"$D {command.replace('FILE', str(agents))} >&-", served)
     if command == "export":
         assert closed.returncode == 2 and b"standard output is closed" in closed.stderr
@@ -171,7 +171,7 @@ def test_output_that_is_closed_is_none_and_the_exit_code_counts(command: str, se
         assert (closed.returncode, closed.stderr) == (0, b"")
 
 
-def test_errors_that_cannot_be_said_leave_the_exit_code(served: Path, agents: Path) -> None:
+def test_unwritable_errors_leave_the_exit_code(served: Path, agents: Path) -> None:
     assert shell("$D wake nobody >&- 2>&-", served).returncode == 1
     assert shell("$D wake >/dev/full 2>/dev/full", served).returncode == 2
     assert shell("$D status -t nowhere.toml <&- >&- 2>&-", served).returncode == 2
@@ -180,12 +180,12 @@ def test_errors_that_cannot_be_said_leave_the_exit_code(served: Path, agents: Pa
     assert orjson.loads(problems.stdout)["agents"] == 1, "the rest is loaded all the same"
 
 
-def test_input_that_is_closed_is_not_an_empty_one(served: Path) -> None:
+def test_closed_input_is_not_empty_input(served: Path) -> None:
     ended = shell("$D load - <&-", served)
     assert ended.returncode == 2 and b"standard input is closed" in ended.stderr
 
 
-def test_a_reader_that_goes_ends_a_command_without_a_word(served: Path) -> None:
+def test_gone_reader_ends_command_silently(served: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     for command in ("export", "wake a", "status"):
@@ -199,7 +199,7 @@ def test_a_reader_that_goes_ends_a_command_without_a_word(served: Path) -> None:
 # --- signals ---
 
 
-def test_signals_that_were_ignored_at_the_start_stay_so(tmp_path: Path) -> None:
+def test_signals_ignored_at_start_stay_ignored(tmp_path: Path) -> None:
     topology = write_topology(tmp_path)
     with started("trap '' HUP INT; exec $D up >/dev/null", topology) as up:
         save(topology, 1)
@@ -213,7 +213,7 @@ def test_signals_that_were_ignored_at_the_start_stay_so(tmp_path: Path) -> None:
         assert not any(map(runs, nodes))
 
 
-def test_a_terminal_that_is_gone_ends_a_node_in_order(tmp_path: Path) -> None:
+def test_gone_terminal_ends_node_in_order(tmp_path: Path) -> None:
     with started(
         "exec $D node live-1", write_topology(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as node:

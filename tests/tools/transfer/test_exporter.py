@@ -49,7 +49,7 @@ class Export:
         return [orjson.loads(line) for line in self.path.read_bytes().splitlines()]
 
 
-async def test_agents_are_written_in_order_with_kinds_as_in_the_topology(tmp_path: Path) -> None:
+async def test_agents_are_written_in_order_with_kinds(tmp_path: Path) -> None:
     cluster = KeptCluster()
     cluster.agents = {"a": {"session": b"\x00", "profile": 1}, "b": {"profile": None}, "c": {"session": {}}}
     export = await Export(cluster, tmp_path).run()
@@ -62,7 +62,7 @@ async def test_agents_are_written_in_order_with_kinds_as_in_the_topology(tmp_pat
     assert (totals.agents, totals.fragments, totals.bytes) == (3, 4, export.path.stat().st_size)
 
 
-async def test_when_fragments_expire_is_written_and_never_if_their_kind_has_a_lifetime(tmp_path: Path) -> None:
+async def test_expiry_of_fragments_is_written(tmp_path: Path) -> None:
     cluster = KeptCluster()
     cluster.agents = {"a": {"session": 1, "profile": 1}, "b": {"profile": 2}}
     cluster.times = {"profile": datetime(2026, 1, 2, 3, 4, 5, 678_000, tzinfo=UTC)}
@@ -92,7 +92,7 @@ async def test_chunks_follow_the_size_of_the_agents(tmp_path: Path, monkeypatch:
     assert [line["agent_id"] for line in export.lines] == list(cluster.agents)
 
 
-async def test_an_agent_that_comes_later_is_written_in_its_place(tmp_path: Path) -> None:
+async def test_late_agent_is_written_in_its_place(tmp_path: Path) -> None:
     cluster = KeptCluster(degrade=lambda agent_id, call: ("session",) if agent_id == "b" and call < 2 else ())
     cluster.agents = {agent_id: {"profile": 1, "session": 2} for agent_id in "abc"}
     export = await Export(cluster, tmp_path).run()
@@ -101,7 +101,7 @@ async def test_an_agent_that_comes_later_is_written_in_its_place(tmp_path: Path)
     assert export.problems.count == 0
 
 
-async def test_an_agent_that_cannot_be_had_whole_is_named_and_left_out(tmp_path: Path) -> None:
+async def test_incomplete_agent_is_named_and_left_out(tmp_path: Path) -> None:
     cluster = KeptCluster(degrade=lambda agent_id, _call: ("session",) if agent_id == "b" else ())
     cluster.agents = {agent_id: {"profile": 1, "session": 2} for agent_id in "abc"}
     cluster.agents["d"] = {"profile": [{1}]}

@@ -92,7 +92,7 @@ def has_ext(value: Any) -> bool:
 
 
 @given(values)
-def test_whatever_a_save_takes_comes_back_through_json_of_any_writer(value: Any) -> None:
+def test_savable_value_survives_json_of_any_writer(value: Any) -> None:
     _, encoded = CODEC.encode([value])  # what an export sees is what a wake gives
     [woken] = CODEC.decoder.decode(encoded)
     document = encode_value(woken)
@@ -179,7 +179,7 @@ json_keys = st.sampled_from(['"a"', '"b"', '":"', '"a:\\""', '"\\u0061"', '"\\\\
         max_size=5,
     )
 )
-def test_a_key_that_is_there_twice_is_rejected_and_no_other(pairs: list[tuple[str, str]]) -> None:
+def test_duplicate_key_is_rejected_and_no_other(pairs: list[tuple[str, str]]) -> None:
     text = "[{%s}]" % ", ".join([f"{key} : {value}" for key, value in pairs])  # noqa: UP031 -- braces
     once = {orjson.loads(key) for key, _ in pairs}
     if len(once) == len(pairs):
@@ -194,7 +194,7 @@ HOLDERS: list[Callable[[Any], Any]] = [lambda value: [value], lambda value: {"a"
 
 
 @pytest.mark.parametrize("hold", HOLDERS)
-def test_all_nesting_that_a_save_takes_is_shown_and_read(hold: Callable[[Any], Any]) -> None:
+def test_savable_nesting_is_shown_and_read(hold: Callable[[Any], Any]) -> None:
     value: Any = b"deep"
     for _ in range(NESTING_MAX):
         value = hold(value)

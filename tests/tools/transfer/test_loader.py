@@ -88,9 +88,7 @@ async def test_a_time_of_expiry_is_saved_as_one(tmp_path: Path) -> None:
     assert cluster.expires_ms["b~1"] == {"profile": 1_500, "session": 0}
 
 
-async def test_a_load_that_is_cut_short_counts_what_may_have_been_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_load_cut_short_counts_unknown_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     under_way = asyncio.Event()
 
     class Waiting(KeptCluster):
@@ -112,7 +110,7 @@ async def test_a_load_that_is_cut_short_counts_what_may_have_been_saved(
     assert load.loader.unknown in (2, 3), "with the last one or before it was sent"
 
 
-async def test_broken_lines_are_named_by_number_and_the_rest_is_loaded(tmp_path: Path) -> None:
+async def test_broken_lines_are_named_by_number(tmp_path: Path) -> None:
     cluster = KeptCluster()
     lines = [
         line_of("a", profile=1),
@@ -142,7 +140,7 @@ async def test_a_value_exactly_at_the_limit_is_loaded(tmp_path: Path) -> None:
     assert load.problems.count == 1
 
 
-async def test_many_problems_are_shown_and_kept_up_to_a_number(tmp_path: Path) -> None:
+async def test_many_problems_are_kept_up_to_limit(tmp_path: Path) -> None:
     load = await Load(KeptCluster(), tmp_path, [b"nonsense"] * (PROBLEMS_LISTED_MAX + 5)).run()
     assert load.problems.count == PROBLEMS_LISTED_MAX + 5
     assert len(load.problems.listed) == PROBLEMS_LISTED_MAX
@@ -159,7 +157,7 @@ async def test_batches_are_bounded_in_agents_and_bytes(tmp_path: Path, monkeypat
     assert cluster.save_calls == [["0", "1", "2"], ["3", "4", "5"], ["6", "7", "8"], ["9", "10"]]
 
 
-async def test_lines_of_one_agent_are_saved_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_lines_of_one_agent_keep_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "BATCH_AGENTS_MAX", 2)
     under_way: list[str] = []
 
@@ -199,7 +197,7 @@ async def test_what_was_not_acknowledged_is_saved_again(tmp_path: Path) -> None:
     assert load.loader.totals.agents == 2
 
 
-async def test_what_is_rejected_for_what_it_is_is_not_saved_again(tmp_path: Path) -> None:
+async def test_permanently_rejected_save_is_not_repeated(tmp_path: Path) -> None:
     rejected = {"live": "the agent's image would have 3,000,000 bytes; the limit is 2,097,152"}
     cluster = KeptCluster(
         fail_save=lambda agent_id, _call: (
@@ -218,9 +216,7 @@ async def test_what_is_rejected_for_what_it_is_is_not_saved_again(tmp_path: Path
     ]
 
 
-async def test_a_cluster_that_saves_nothing_any_more_ends_the_load(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_cluster_saving_nothing_ends_the_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "BATCH_AGENTS_MAX", 10)
     cluster = KeptCluster(fail_save=lambda agent_id, _call: late(agent_id) if int(agent_id) >= 10 else None)
     load = Load(cluster, tmp_path, [line_of(str(number), profile=1) for number in range(1000)])
@@ -230,7 +226,7 @@ async def test_a_cluster_that_saves_nothing_any_more_ends_the_load(
     assert load.loader.totals.lines < 100
 
 
-async def test_an_agent_that_makes_a_call_impossible_fails_alone(tmp_path: Path) -> None:
+async def test_agent_making_call_impossible_fails_alone(tmp_path: Path) -> None:
     class PickyCluster(KeptCluster):
         async def save_many(self, agents: Any, *, deadline_s: float | None = None) -> Any:
             if "c" in agents:

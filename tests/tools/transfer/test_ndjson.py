@@ -49,7 +49,7 @@ def test_lines_that_older_versions_wrote_are_read() -> None:
     )
 
 
-def test_a_time_of_expiry_is_never_rounded_up_and_never_to_for_ever() -> None:
+def test_expiry_is_never_rounded_up() -> None:
     line = b'{"agent_id": "a", "fragments": {"x": 1, "y": 1, "z": 1}, "expires": {"x": "%s", "y": "%s", "z": null}}'
     assert parse_line(line % (b"2026-01-02T00:00:00.001999Z", b"1970-01-01T00:00:00Z")).expires_ms == {
         "x": milliseconds(datetime(2026, 1, 2, 0, 0, 0, 1_000, tzinfo=UTC)),
@@ -108,6 +108,6 @@ def test_ids_at_their_limits_are_taken() -> None:
         assert parse_line(format_line(agent_id, {"profile": 1})).agent_id == agent_id
 
 
-def test_what_json_cannot_hold_is_rejected_with_its_kind() -> None:
+def test_value_outside_json_is_rejected_with_kind() -> None:
     with pytest.raises(NotJson, match="context: JSON has no set"):
         format_line("a", {"profile": 1, "context": [{1}]})

@@ -22,7 +22,7 @@ def read_all(reader: LineReader) -> list[InputLine]:
 
 
 @given(st.lists(st.sampled_from([b"a", b"bc", b"\n", b"\r\n", b"0123456789"]), max_size=30), st.integers(1, 8))
-def test_lines_are_the_same_in_whatever_pieces_they_come(parts: list[bytes], piece_bytes: int) -> None:
+def test_lines_are_same_in_any_pieces(parts: list[bytes], piece_bytes: int) -> None:
     content, longest = b"".join(parts), 9
     receiving, sending = os.pipe()
     os.write(sending, content)
@@ -39,7 +39,7 @@ def test_lines_are_the_same_in_whatever_pieces_they_come(parts: list[bytes], pie
     ]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+def test_byte_order_mark_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "agents.ndjson"
     path.write_bytes(b"\xef\xbb\xbfone\n\xef\xbb\xbftwo")
     reader = LineReader(str(path), 100)
@@ -49,7 +49,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
     assert reader.read() is None
 
 
-def test_a_line_is_given_before_the_next_one_comes() -> None:
+def test_line_is_given_before_the_next() -> None:
     receiving, sending = os.pipe()
     reader = LineReader(f"/dev/fd/{receiving}", 100)
     assert reader.bytes_total is None
@@ -63,7 +63,7 @@ def test_a_line_is_given_before_the_next_one_comes() -> None:
     os.close(receiving)
 
 
-def test_a_file_keeps_its_content_until_the_new_one_is_whole(tmp_path: Path) -> None:
+def test_file_keeps_content_until_replaced(tmp_path: Path) -> None:
     path = tmp_path / "agents.ndjson"
     path.write_text("before")
     path.chmod(0o640)
@@ -82,7 +82,7 @@ def test_a_file_keeps_its_content_until_the_new_one_is_whole(tmp_path: Path) -> 
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_link_keeps_pointing_to_the_file_that_is_replaced(tmp_path: Path) -> None:
+def test_link_keeps_pointing_to_replaced_file(tmp_path: Path) -> None:
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_text("before")
     link.symlink_to(target)
@@ -115,7 +115,7 @@ def test_a_directory_is_rejected(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_pipe_that_takes_no_more_for_now_is_waited_for() -> None:
+def test_full_pipe_is_waited_for() -> None:
     receiving, sending = os.pipe()
     os.set_blocking(sending, False)
     content = bytes(range(256)) * 4096

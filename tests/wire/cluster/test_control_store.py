@@ -94,7 +94,7 @@ def go(process: subprocess.Popen[str]) -> None:
     process.stdin.flush()
 
 
-async def test_a_new_cluster_gets_a_placement_with_a_random_uuid(control: FileControlStore, tmp_path: Path) -> None:
+async def test_new_cluster_gets_random_uuid(control: FileControlStore, tmp_path: Path) -> None:
     topology = make_topology()
     placement = await establish_placement(topology, control, no_shards)
     assert placement == await control.read()
@@ -122,7 +122,7 @@ async def test_a_grown_topology_is_added(control: FileControlStore) -> None:
     )
 
 
-async def test_a_contradicting_topology_is_rejected_with_the_data_directory(control: FileControlStore) -> None:
+async def test_contradicting_topology_is_rejected_with_data_directory(control: FileControlStore) -> None:
     await establish_placement(make_topology(), control, no_shards)
     before = control.path.read_bytes()
     with pytest.raises(
@@ -168,13 +168,13 @@ class ScriptedControlStore:
             yield self.current
 
 
-async def test_whoever_loses_the_first_swap_takes_the_winners_placement() -> None:
+async def test_loser_of_first_swap_takes_winners_placement() -> None:
     winner = msgspec.structs.replace(FIRST, revision=1)
     scripted: ControlStore = ScriptedControlStore(None, [winner])
     assert await establish_placement(make_topology(), scripted, no_shards) == winner
 
 
-async def test_whoever_loses_a_generation_takes_the_next() -> None:
+async def test_loser_of_generation_takes_the_next() -> None:
     rivals = [msgspec.structs.replace(FIRST, revision=1 + n, generation=n) for n in range(1, 6)]
     scripted = ScriptedControlStore(msgspec.structs.replace(FIRST, revision=1), rivals)
     placement = await take_generation(scripted, "identity-1")
@@ -182,7 +182,7 @@ async def test_whoever_loses_a_generation_takes_the_next() -> None:
     assert (placement.generation, placement.revision) == (6, 7)
 
 
-async def test_a_shard_written_by_who_was_faster_is_no_loss() -> None:
+async def test_shard_written_by_winner_is_no_loss() -> None:
     winner = msgspec.structs.replace(FIRST, revision=1)
     scripted = ScriptedControlStore(None, [])
 
@@ -219,9 +219,7 @@ async def test_tasks_of_one_process_take_distinct_generations(control: FileContr
     assert sorted(placement.generation for placement in taken) == list(range(1, 21))
 
 
-def test_processes_that_start_a_cluster_at_once_agree_and_take_distinct_generations(
-    tmp_path: Path, start_worker: StartWorker
-) -> None:
+def test_concurrent_starts_agree_on_distinct_generations(tmp_path: Path, start_worker: StartWorker) -> None:
     directory = tmp_path / "dev"
     workers = [start_worker(directory, "establish") for _ in range(8)]
     for worker in workers:
@@ -234,9 +232,7 @@ def test_processes_that_start_a_cluster_at_once_agree_and_take_distinct_generati
     assert (placement.generation, placement.revision) == (8, 9)
 
 
-async def test_a_process_killed_at_any_moment_leaves_a_whole_placement_and_no_generation_twice(
-    control: FileControlStore, start_worker: StartWorker
-) -> None:
+async def test_killed_process_leaves_complete_placement(control: FileControlStore, start_worker: StartWorker) -> None:
     await control.compare_and_swap(0, FIRST)
     seed = random.randrange(1 << 32)
     choose = random.Random(seed)
@@ -263,7 +259,7 @@ async def test_a_process_killed_at_any_moment_leaves_a_whole_placement_and_no_ge
     ("moment", "kept"),
     [("before fsync", 0), ("after fsync", 0), ("before replace", 0), ("after replace", 1)],
 )
-async def test_a_process_killed_at_each_step_leaves_the_old_or_the_new_placement(
+async def test_process_killed_at_step_leaves_either_placement(
     control: FileControlStore, start_worker: StartWorker, moment: str, kept: int
 ) -> None:
     await control.compare_and_swap(0, FIRST)

@@ -18,12 +18,12 @@ from dawnchorus.wire.errors import ConfigurationError, PlacementError
 from tests.support.control import FIRST, make_topology, no_shards
 
 
-async def test_there_is_no_placement_at_first_and_reading_makes_none(control: FileControlStore) -> None:
+async def test_reading_makes_no_placement(control: FileControlStore) -> None:
     assert await control.read() is None
     assert not control.path.parent.exists()
 
 
-async def test_a_swap_is_read_back_with_the_next_revision(control: FileControlStore) -> None:
+async def test_swap_is_read_with_next_revision(control: FileControlStore) -> None:
     assert control.path.name == "placement.json"
     assert await control.compare_and_swap(0, FIRST)
     assert await control.read() == msgspec.structs.replace(FIRST, revision=1)
@@ -39,14 +39,12 @@ async def test_a_swap_of_another_revision_changes_nothing(control: FileControlSt
     assert control.path.read_bytes() == before
 
 
-async def test_a_swap_of_what_does_not_exist_makes_nothing(control: FileControlStore) -> None:
+async def test_swap_of_missing_placement_makes_nothing(control: FileControlStore) -> None:
     assert not await control.compare_and_swap(1, FIRST)
     assert await control.read() is None
 
 
-async def test_a_swap_is_synced_before_and_after_the_rename(
-    control: FileControlStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_swap_is_synced_around_the_rename(control: FileControlStore, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     fsync, replace = os.fsync, os.replace
 
@@ -68,7 +66,7 @@ async def test_a_swap_is_synced_before_and_after_the_rename(
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"\x00" * 4_096, b'{"checksum": "0", "placement": {}}'])
-async def test_a_corrupt_file_is_named_with_its_remedy_and_left_alone(control: FileControlStore, damage: bytes) -> None:
+async def test_corrupt_file_is_named_and_left_alone(control: FileControlStore, damage: bytes) -> None:
     await control.compare_and_swap(0, FIRST)
     control.path.write_bytes(damage)
     attempts = (
@@ -87,7 +85,7 @@ async def test_a_corrupt_file_is_named_with_its_remedy_and_left_alone(control: F
     assert control.path.read_bytes() == damage
 
 
-async def test_a_data_directory_that_is_a_file_is_a_clear_error(tmp_path: Path) -> None:
+async def test_file_as_data_directory_is_clear_error(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     control = FileControlStore.in_directory(tmp_path / "taken" / "dev")
     with pytest.raises(ConfigurationError) as caught:
@@ -104,7 +102,7 @@ async def test_an_unwritable_directory_is_a_clear_error() -> None:
         await FileControlStore.in_directory("/proc").compare_and_swap(0, FIRST)
 
 
-async def test_a_file_that_cannot_be_read_is_a_clear_error(control: FileControlStore) -> None:
+async def test_unreadable_file_is_clear_error(control: FileControlStore) -> None:
     control.path.mkdir(parents=True)
     with pytest.raises(ConfigurationError, match=r"placement\.json: cannot be read: Is a directory"):
         await control.read()
@@ -130,7 +128,7 @@ def hold(lock_path: Path) -> int:
     return descriptor
 
 
-async def test_a_lock_held_for_too_long_is_a_clear_error_and_not_a_hang(
+async def test_lock_held_too_long_is_clear_error(
     tmp_path: Path,
 ) -> None:
     control = FileControlStore(tmp_path / "placement.json", lock_wait_s=0.05)
@@ -147,9 +145,7 @@ async def test_a_lock_held_for_too_long_is_a_clear_error_and_not_a_hang(
     assert await control.compare_and_swap(1, FIRST)
 
 
-async def test_a_swap_waits_for_the_lock_and_then_for_the_one_that_is_there(
-    control: FileControlStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_swap_waits_for_the_present_lock(control: FileControlStore, monkeypatch: pytest.MonkeyPatch) -> None:
     await control.compare_and_swap(0, FIRST)
     waited = threading.Event()
 
@@ -171,7 +167,7 @@ async def test_a_swap_waits_for_the_lock_and_then_for_the_one_that_is_there(
     assert lock_path.exists()
 
 
-async def test_a_watch_yields_the_current_placement_and_each_change(tmp_path: Path) -> None:
+async def test_watch_yields_placement_and_each_change(tmp_path: Path) -> None:
     control = FileControlStore(tmp_path / "placement.json", watch_interval_s=0.001)
     watch = control.watch()
     first = asyncio.ensure_future(anext(watch))

@@ -51,7 +51,7 @@ def content_of(placement: Placement) -> dict[str, Any]:
     return content
 
 
-def test_the_first_placement_deals_shards_round_in_the_order_of_the_file() -> None:
+def test_first_placement_deals_shards_round() -> None:
     placement = initial_placement(make_topology(), UUID)
     assert [placed.node for placed in placement.shards["live"]] == ["b", "a", "c", "b", "a"]
     assert [placed.node for placed in placement.shards["archive"]] == ["a", "a"]
@@ -61,13 +61,13 @@ def test_the_first_placement_deals_shards_round_in_the_order_of_the_file() -> No
     assert (placement.format, placement.revision, placement.generation) == (1, 0, 0)
 
 
-def test_a_store_that_no_node_lists_cannot_be_placed() -> None:
+def test_store_without_node_cannot_be_placed() -> None:
     topology = make_topology(nodes={"b": NodeSpec("b", "tcp://127.0.0.1:1", ("live",))})
     with pytest.raises(PlacementError, match=r"no node of the topology lists store 'archive'; add it"):
         initial_placement(topology, UUID)
 
 
-def test_shards_of_a_node_come_with_store_index_and_epoch() -> None:
+def test_shards_of_node_have_index_and_epoch() -> None:
     placement = initial_placement(make_topology(), UUID)
     assert placement.shards_of("a") == [("live", 1, 0), ("live", 4, 0), ("archive", 0, 0), ("archive", 1, 0)]
     assert placement.shards_of("b") == [("live", 0, 0), ("live", 3, 0)]
@@ -101,13 +101,13 @@ def test_new_kinds_stores_and_nodes_extend_a_placement() -> None:
     assert reconcile(new, extended) is extended
 
 
-def test_a_node_that_joins_a_placed_store_gets_none_of_its_shards() -> None:
+def test_node_joining_placed_store_gets_no_shards() -> None:
     placement = initial_placement(make_topology(), UUID)
     nodes = {**make_topology().nodes, "d": NodeSpec("d", "tcp://127.0.0.1:4", ("live",))}
     assert reconcile(make_topology(nodes=nodes), placement) is placement
 
 
-def test_moved_shards_and_other_endpoints_do_not_contradict_a_topology() -> None:
+def test_moved_shards_do_not_contradict_topology() -> None:
     placement = initial_placement(make_topology(), UUID)
     moved = msgspec.structs.replace(placement, shards={**placement.shards, "live": (ShardPlacement("c", 7),) * 5})
     nodes = {**make_topology().nodes, "b": NodeSpec("b", "tcp://127.0.0.1:99", ("live",))}
@@ -168,12 +168,12 @@ def test_each_contradiction_is_rejected_with_reason_and_remedy(
     assert isinstance(caught.value, ConfigurationError)
 
 
-def test_a_generation_is_one_more_and_nothing_else_changes() -> None:
+def test_generation_grows_and_nothing_else_changes() -> None:
     placement = initial_placement(make_topology(), UUID)
     assert with_new_generation(placement, "nobody") == msgspec.structs.replace(placement, generation=1)
 
 
-def test_generations_end_where_versions_have_no_more_bits_for_them() -> None:
+def test_generations_end_with_bits_of_versions() -> None:
     placement = msgspec.structs.replace(initial_placement(make_topology(), UUID), generation=GENERATION_MAX - 1)
     last = with_new_generation(placement, "nobody")
     assert last.generation == (1 << 24) - 1
@@ -215,7 +215,7 @@ def test_an_encoded_placement_is_readable() -> None:
 
 
 @given(placements(), st.data())
-def test_any_flipped_bit_or_cut_is_noticed_or_changes_nothing(placement: Placement, data: st.DataObject) -> None:
+def test_flipped_bit_is_noticed_or_harmless(placement: Placement, data: st.DataObject) -> None:
     encoded = bytearray(encode_placement(placement))
     if data.draw(st.booleans()):
         encoded[data.draw(st.integers(0, len(encoded) - 1))] ^= 1 << data.draw(st.integers(0, 7))
@@ -231,13 +231,13 @@ def test_any_flipped_bit_or_cut_is_noticed_or_changes_nothing(placement: Placeme
 
 
 @given(st.binary(max_size=200))
-def test_garbage_is_damage(garbage: bytes) -> None:
+def test_arbitrary_bytes_are_corrupt(garbage: bytes) -> None:
     with pytest.raises(PlacementError, match="the placement is corrupt"):
         decode_placement(garbage)
 
 
 @pytest.mark.parametrize("encoded", [b"", b"{}", b"null", b"[]", b"[" * 100_000, b'{"checksum": "", "placement": 7}'])
-def test_json_of_another_shape_is_damage(encoded: bytes) -> None:
+def test_json_of_another_shape_is_corrupt(encoded: bytes) -> None:
     with pytest.raises(PlacementError, match="the placement is corrupt"):
         decode_placement(encoded)
 
@@ -270,16 +270,14 @@ def test_an_edit_by_hand_is_noticed() -> None:
         ({"shards": {"live": [["a"]], "archive": [["a", 1]]}}, "Expected `array` of at least length 2"),
     ],
 )
-def test_values_that_no_placement_has_are_damage_even_with_a_right_checksum(
-    changes: dict[str, Any], problem: str
-) -> None:
+def test_impossible_values_are_corrupt_despite_checksum(changes: dict[str, Any], problem: str) -> None:
     content = content_of(initial_placement(make_topology(), UUID)) | changes
     with pytest.raises(PlacementError) as caught:
         decode_placement(seal(content))
     assert f"the placement is corrupt: {problem}" in str(caught.value)
 
 
-def test_a_missing_field_is_damage() -> None:
+def test_missing_field_is_corrupt() -> None:
     content = content_of(initial_placement(make_topology(), UUID))
     del content["shards"]
     with pytest.raises(PlacementError, match="corrupt: Object missing required field `shards`"):

@@ -38,14 +38,14 @@ PLACEMENT = msgspec.structs.replace(initial_placement(topology("a", "b"), "ab" *
 LIFE = "cd" * 16
 
 
-def test_generation_and_revision_pass_over_what_may_have_been_used() -> None:
+def test_restore_passes_over_used_generations() -> None:
     for newest in (3, 9):
         made = restored(topology("a", "b"), PLACEMENT, newest, life=LIFE)
         assert (made.generation, made.revision) == (9 + GENERATIONS_SKIPPED, 30 + GENERATIONS_SKIPPED)
     assert restored(topology("a", "b"), PLACEMENT, 500, life=LIFE, draw=7).generation == 507 + GENERATIONS_SKIPPED
 
 
-def test_a_restored_placement_says_whose_life_it_is_and_older_clients_can_read_it() -> None:
+def test_restored_placement_names_its_life() -> None:
     made = restored(topology("a", "b"), PLACEMENT, 1, life=LIFE)
     assert decode_placement(encode_placement(made)) == made
     assert made.life == LIFE != PLACEMENT.life
@@ -55,13 +55,13 @@ def test_a_restored_placement_says_whose_life_it_is_and_older_clients_can_read_i
         decode_placement(encode_placement(msgspec.structs.replace(made, life="second")))
 
 
-def test_every_shard_has_been_opened_and_keeps_its_owner() -> None:
+def test_restored_shards_are_opened_and_keep_owners() -> None:
     made = restored(topology("a", "b", "c"), PLACEMENT, 1, life=LIFE)
     assert made.shards["live"] == tuple(ShardPlacement("ab"[number % 2], 1) for number in range(4))
     assert made.cluster_uuid == PLACEMENT.cluster_uuid
 
 
-def test_shards_of_a_node_that_is_gone_are_spread_under_a_new_epoch() -> None:
+def test_shards_of_gone_node_get_new_epoch() -> None:
     made = restored(topology("b", "c"), PLACEMENT, 1, life=LIFE)
     assert made.shards["live"] == (
         ShardPlacement("b", 2),
@@ -82,7 +82,7 @@ def test_generations_that_are_used_up_are_rejected() -> None:
         restored(topology("a", "b"), PLACEMENT, GENERATION_MAX - 1, life=LIFE)
 
 
-async def test_a_restored_placement_is_kept_as_it_is_and_only_where_there_is_none(tmp_path: Path) -> None:
+async def test_restored_placement_is_kept_unchanged(tmp_path: Path) -> None:
     control = FileControlStore.in_directory(tmp_path / "data")
     assert control.put_restored(PLACEMENT)
     assert await control.read() == PLACEMENT

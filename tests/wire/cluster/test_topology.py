@@ -55,7 +55,7 @@ def topologies(draw: st.DrawFn) -> Topology:
 
 
 @given(topologies())
-def test_a_topology_survives_its_encoding_without_its_data_dir(topology: Topology) -> None:
+def test_topology_survives_encoding_without_data_dir(topology: Topology) -> None:
     decoded = decode_topology(encode_topology(topology))
     assert decoded == msgspec.structs.replace(topology, data_dir="")
     assert list(decoded.kinds) == list(topology.kinds)
@@ -74,7 +74,7 @@ def test_fields_of_later_versions_are_passed_over(topology: Topology, value: int
 
 
 @given(st.binary(max_size=200))
-def test_garbage_from_a_node_is_a_topology_error_or_a_topology(garbage: bytes) -> None:
+def test_arbitrary_bytes_are_error_or_topology(garbage: bytes) -> None:
     with contextlib.suppress(TopologyError):
         assert decode_topology(garbage).name is not None
 
@@ -102,7 +102,7 @@ def test_nesting_that_would_overflow_the_stack_is_rejected() -> None:
         decode_topology(encoded)
 
 
-def test_the_digest_is_of_what_is_meant_not_of_how_it_is_written() -> None:
+def test_digest_does_not_depend_on_writing() -> None:
     topology = load_topology(ROOT / "topology.toml")
     swapped = msgspec.structs.replace(
         topology,
@@ -194,7 +194,7 @@ def test_addresses_of_this_hosts_interfaces_are_local(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "[2001:db8::1]", "node-1.example.org"])
-def test_other_hosts_are_rejected_with_the_reason_and_what_is_permitted(host: str) -> None:
+def test_other_hosts_are_rejected_with_reason(host: str) -> None:
     with pytest.raises(TopologyError) as caught:
         require_local_endpoints(one_node(f"tcp://{host}:7411"))
     message = str(caught.value)
@@ -203,6 +203,6 @@ def test_other_hosts_are_rejected_with_the_reason_and_what_is_permitted(host: st
     assert "permitted hosts here: localhost, 127.0.0.1" in message
 
 
-def test_an_endpoint_that_is_none_is_rejected_by_the_locality_check_too() -> None:
+def test_malformed_endpoint_fails_locality_check() -> None:
     with pytest.raises(TopologyError, match="permitted: tcp://HOST:PORT"):
         require_local_endpoints(one_node("tcp://*:7411"))

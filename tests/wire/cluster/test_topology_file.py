@@ -226,7 +226,7 @@ def write(tmp_path: Path) -> Callable[[str | bytes], Path]:
 
 
 @pytest.mark.parametrize(("old", "new", "key", "said"), MISTAKES, ids=[row[2][:60] for row in MISTAKES])
-def test_each_error_is_one_line_naming_file_key_and_remedy(
+def test_error_names_file_key_and_remedy(
     write: Callable[[str], Path], old: str, new: str, key: str, said: tuple[str, ...]
 ) -> None:
     assert old in GOOD
@@ -258,7 +258,7 @@ def test_the_unchanged_file_of_the_table_is_good(write: Callable[[str], Path], t
     )
 
 
-def test_the_defences_of_a_router_are_set_in_sections_of_their_own(write: Callable[[str], Path]) -> None:
+def test_routers_defences_have_own_sections(write: Callable[[str], Path]) -> None:
     text = "[breaker]\nretry_after_s = 1\n[retries]\nshare = 0\n[admission]\nqueue_share = 0.3\n"
     topology = load_topology(write(text + GOOD.replace("= 1000", "= 1000\nipc = false")))
     assert topology.breaker == BreakerSpec(retry_after_s=1.0)
@@ -269,7 +269,7 @@ def test_the_defences_of_a_router_are_set_in_sections_of_their_own(write: Callab
 
 
 @pytest.mark.parametrize(("engine", "key"), [("redis", "redis"), ("a.b:C", '"a.b:C"')])
-def test_an_engines_options_are_a_table_of_its_name(write: Callable[[str], Path], engine: str, key: str) -> None:
+def test_engines_options_are_table_of_its_name(write: Callable[[str], Path], engine: str, key: str) -> None:
     text = GOOD.replace("[stores.archive]", f'[stores.archive]\nengine = "{engine}"\n[stores.archive.{key}]\nsize = 3')
     topology = load_topology(write(text))
     assert topology.stores["archive"] == StoreSpec(engine=engine, options={"size": 3})
@@ -282,7 +282,7 @@ def test_defaults_that_are_written_out_change_no_digest(write: Callable[[str], P
     assert load_topology(write(text + GOOD)).digest == plain.digest
 
 
-def test_the_repositorys_topology_is_five_kinds_in_three_stores_on_three_nodes() -> None:
+def test_repositorys_topology_has_three_stores() -> None:
     topology = load_topology(ROOT / "topology.toml")
     assert topology.data_dir == str(ROOT / "var/dev")
     assert list(topology.stores.values()) == [StoreSpec()] * 3
@@ -300,7 +300,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_topology(tmp_path / "nowhere.toml")
 
 
-def test_a_directory_in_place_of_the_file_is_named(tmp_path: Path) -> None:
+def test_directory_in_place_of_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="this is a directory; permitted"):
         load_topology(str(tmp_path))
 
@@ -319,7 +319,7 @@ def test_a_path_that_cannot_be_one_is_named() -> None:
         load_topology("a\0b")
 
 
-def test_a_file_that_is_not_utf8_is_named_with_its_line(write: Callable[[bytes], Path]) -> None:
+def test_file_of_other_encoding_is_named(write: Callable[[bytes], Path]) -> None:
     with pytest.raises(TopologyError, match=r"topology\.toml: line 3 is not UTF-8"):
         load_topology(write(b"[cluster]\n# fine\nname = '\xff'\n"))
 
@@ -370,13 +370,13 @@ def test_too_many_are_rejected_by_number(write: Callable[[str], Path], text: str
     assert said in str(caught.value)
 
 
-def test_a_error_in_a_long_value_is_cut_short(write: Callable[[str], Path]) -> None:
+def test_error_in_long_value_is_cut(write: Callable[[str], Path]) -> None:
     with pytest.raises(TopologyError) as caught:
         load_topology(write(GOOD.replace('"dev"', f'"{"X" * 10_000}"')))
     assert len(str(caught.value)) < 500
 
 
-def test_data_dir_is_resolved_against_the_file_not_the_working_directory(
+def test_data_dir_is_resolved_against_file(
     write: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(GOOD.replace("var/dev", "../var"))
@@ -386,9 +386,7 @@ def test_data_dir_is_resolved_against_the_file_not_the_working_directory(
     assert load_topology(tmp_path / "topology.toml").data_dir == str(tmp_path.parent / "var")
 
 
-def test_data_dir_may_be_absolute_or_in_the_users_home(
-    write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_dir_may_be_absolute_or_home(write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_topology(write(GOOD.replace("var/dev", "/srv/x"))).data_dir == "/srv/x"
     monkeypatch.setenv("HOME", "/srv/somebody")
     assert load_topology(write(GOOD.replace("var/dev", "~/x"))).data_dir == "/srv/somebody/x"
@@ -403,7 +401,7 @@ def test_an_empty_fallback_is_one(write: Callable[[str], Path], fallback: str) -
     assert decode_topology(encode_topology(topology)).kinds == topology.kinds
 
 
-def test_a_fallback_is_the_same_from_the_file_and_from_a_node(write: Callable[[str], Path]) -> None:
+def test_fallback_is_same_from_file_and_node(write: Callable[[str], Path]) -> None:
     text = GOOD.replace(
         "{ pages = [1, 2] }", "{ day = 2024-02-29, at = 2024-02-29T12:00:00+02:00, n = 18446744073709551615 }"
     )
