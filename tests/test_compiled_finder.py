@@ -14,7 +14,7 @@ COMPILED_AT_S = 1_000_000.0
 
 
 class Finder(Protocol):
-    """What the import system asks."""
+    """The finder as the import system sees it."""
 
     def find_spec(self, name: str, path: list[str]) -> ModuleSpec | None:
         """Return where a module is."""

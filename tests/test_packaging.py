@@ -22,7 +22,7 @@ NOT_SHIPPED = Path("perf/benchmarks")  # microbenchmarks use the package from ou
 
 
 def python_files() -> dict[str, str]:
-    """Every Python file of the code directories: its place in the package -> its place in the repository."""
+    """Return every Python file of the code directories: its place in the package -> its place in the repository."""
     files = [path.relative_to(ROOT) for directory in DIRECTORIES for path in sorted((ROOT / directory).rglob("*.py"))]
     inside = [path for path in files if not path.is_relative_to(NOT_SHIPPED)]
     return {"dawnchorus/__init__.py": "src/dawnchorus/__init__.py"} | {
@@ -42,13 +42,13 @@ def setup_facts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def compiled_files(modules: list[str]) -> list[str]:
-    """What a C compiler makes of the sources: a library, and for each module in it a name; and what is written in C."""
+    """Return the files that a C compiler makes: a library, a name in it for each module, and the part in C."""
     names = [module.replace(".", "/") for module in modules]
     return [f"{name}{SUFFIX}" for name in [LOOKUP, "dawnchorus/compiled__mypyc", *names]]
 
 
 def code_directories() -> list[str]:
-    """Every directory that holds Python files of the package, sub-directories too."""
+    """Return every directory that holds Python files of the package, sub-directories too."""
     return sorted({str(Path(path).parent) for path in python_files().values() if not path.startswith("src/")})
 
 
@@ -168,7 +168,7 @@ def seeded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def seeded_files(root: Path) -> Counter[str]:
-    """Each file with a seeded error, by its real path, once."""
+    """Return each file with a seeded error, by its real path, once."""
     return Counter(str(path.relative_to(root)) for path in root.rglob("*.py") if "text: str" in path.read_text())
 
 

@@ -1,4 +1,4 @@
-"""What linters cannot see: arrows between directories, sizes, purity, the message table, words that stand nowhere.
+"""Rules that linters cannot see: arrows between directories, sizes, purity, the message table, words.
 
 After TigerBeetle's src/tidy.zig: every rule is one small test that names each offender.
 """
@@ -23,7 +23,7 @@ FACE = "dawnchorus"
 RANKS = {"wire": 0, "fragment_stores": 1, "nodes": 2, "router": 2, "tools": 3, "perf": 3}
 FACE_RANK = 4
 
-# What the rooms of these directories may import beside themselves.
+# The other rooms that the rooms of these directories may import.
 WIRE = {"wire", "wire/protocol", "wire/transport", "wire/cluster"}
 ROOMS = {
     "wire": set[str](),
@@ -88,50 +88,50 @@ PURE = [
 
 
 def is_benchmark(path: Path) -> bool:
-    """Whether the file is a microbenchmark: those use the package from outside, as tests do, and are not shipped."""
+    """Return whether the file is a microbenchmark: those use the package from outside, and are not shipped."""
     return path.is_relative_to(ROOT / "perf" / "benchmarks")
 
 
 def code_files() -> list[Path]:
-    """All Python files of the code directories."""
+    """Return all Python files of the code directories."""
     return sorted(path for directory in RANKS for path in (ROOT / directory).rglob("*.py"))
 
 
 def package_files() -> list[Path]:
-    """All Python files of the import package."""
+    """Return all Python files of the import package."""
     return [*(path for path in code_files() if not is_benchmark(path)), *(ROOT / "src" / FACE).glob("*.py")]
 
 
 def outside_files() -> list[Path]:
-    """All Python files that use the package from outside."""
+    """Return all Python files that use the package from outside."""
     return [*filter(is_benchmark, code_files()), *sorted((ROOT / "tests").rglob("*.py"))]
 
 
 @cache
 def tree(path: Path) -> ast.Module:
-    """The parsed file."""
+    """Return the parsed file."""
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
 def name(path: Path) -> str:
-    """The path as a person knows it."""
+    """Return the path as a person knows it."""
     return path.relative_to(ROOT).as_posix()
 
 
 def rank(path: Path) -> int:
-    """The rank of the directory that the file stands in."""
+    """Return the rank of the directory that the file is in."""
     return RANKS.get(path.relative_to(ROOT).parts[0], FACE_RANK)
 
 
 def may_import(importer: Path, target: Path) -> bool:
-    """Whether an arrow between the two files points down or stays in its directory."""
+    """Return whether an arrow between the two files points down or stays in its directory."""
     same_directory = importer.relative_to(ROOT).parts[0] == target.relative_to(ROOT).parts[0]
     on_top = rank(importer) == rank(target) == RANKS["tools"]
     return same_directory or on_top or rank(target) < rank(importer)
 
 
 def module_path(module: tuple[str, ...]) -> Path | None:
-    """The file of a module named from the face down, `("wire", "messages")`; None if there is none."""
+    """Return the file of a module named from the face down, `("wire", "messages")`; None if there is none."""
     base = ROOT.joinpath(*module) if module else ROOT / "src" / FACE
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
@@ -157,7 +157,7 @@ def absolute_imports(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def project_files() -> list[Path]:
-    """Every file that is or would be committed."""
+    """Return every file that is or would be committed."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     try:
         listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout.decode()

@@ -213,7 +213,7 @@ async def test_second_launcher_on_same_data_is_rejected(ipc_directory: Path, tmp
 
 
 def node_command(path: Path, node: str) -> list[str]:
-    """The command that runs one node."""
+    """Return the command that runs one node."""
     return [sys.executable, "-m", "dawnchorus.tools.main", "node", node, "--topology", str(path)]
 
 
@@ -233,7 +233,7 @@ asyncio.run(main())
 
 @contextmanager
 def launcher_process(path: Path) -> Generator[tuple[subprocess.Popen[str], dict[str, int]]]:
-    """A launcher in a process of its own, and its nodes' process ids."""
+    """Run a launcher in a process of its own; yield it, and its nodes' process ids."""
     with subprocess.Popen([sys.executable, "-c", _LAUNCH, str(path)], stdout=subprocess.PIPE, text=True) as process:
         pids: dict[str, int] = {}
         try:

@@ -1,4 +1,4 @@
-"""What the tests of the harness share: the children that were there before each."""
+"""A fixture of all tests of the harness: the children that were there before each."""
 
 import pytest
 

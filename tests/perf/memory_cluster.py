@@ -29,7 +29,7 @@ class MemoryCluster:
         self.unavailable = False
 
     def wake(self, agent_id: str) -> Awaitable[MemoryState]:
-        """A future that is done, as a cluster's is in time."""
+        """Return a future that is done, as a cluster's is in time."""
         future: asyncio.Future[MemoryState] = asyncio.get_running_loop().create_future()
 
         def finish() -> None:
@@ -44,7 +44,7 @@ class MemoryCluster:
         return future
 
     async def wake_many(self, agent_ids: Sequence[str]) -> list[MemoryState]:
-        """All at once, in order."""
+        """Return all states at once, in order."""
         return [self._state(agent_id) for agent_id in agent_ids]
 
     async def save(self, agent_id: str, fragments: Mapping[str, object]) -> object:

@@ -63,7 +63,7 @@ def write_topology(directory: Path, *, deadline_ms: int = 20_000, **changes: Any
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's environment without what would change the commands' minds."""
+    """Return this process's environment without what would change the commands' minds."""
     kept = {name: value for name, value in os.environ.items() if name != "DAWNCHORUS_TOPOLOGY"}
     return kept | changes
 
@@ -107,7 +107,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 def runs(pid: int) -> bool:
-    """Whether a process runs; one that has ended but that nobody has reaped does not."""
+    """Return whether a process runs; one that has ended but that nobody has reaped does not."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -150,6 +150,6 @@ class Up:
             self.events.append(orjson.loads(line))
 
     def pids(self) -> dict[str, int]:
-        """The process id of each node that serves, as its last event says."""
+        """Return the process id of each node that serves, as its last event says."""
         latest = {event["node"]: event for event in list(self.events) if "state" in event}
         return {node: event["pid"] for node, event in latest.items() if event["state"] == "serving"}

@@ -23,7 +23,7 @@ class KeptBar:
 
 
 class KeptState:
-    """What `KeptCluster` gives of an agent."""
+    """An agent as `KeptCluster` gives it."""
 
     def __init__(
         self, agent_id: str, fragments: Mapping[str, Any], degraded: Sequence[str], times: Mapping[str, datetime]

@@ -1,4 +1,4 @@
-"""What the tests of sockets share."""
+"""A fixture of the tests of sockets."""
 
 import tempfile
 from collections.abc import Iterator

@@ -20,7 +20,7 @@ PUBLIC = {name: getattr(errors, name) for name in errors.__all__}
 
 
 def drawn_tree() -> dict[str, tuple[str | None, str | None]]:
-    """Each error of the docstring's drawing, with its parent there and the built-in error beside it."""
+    """Return each error of the docstring's drawing, with its parent there and the built-in error beside it."""
     drawing = (errors.__doc__ or "").split("\n\n")[1]
     found: dict[str, tuple[str | None, str | None]] = {}
     above: list[str] = []

@@ -31,7 +31,7 @@ from tests.support.fake_nodes import fake_client
 
 
 class ShownState:
-    """What WakeIncomplete asks of a state."""
+    """The part of a state that WakeIncomplete asks for."""
 
     def __init__(self, agent_id: str, value: object = None) -> None:
         self.agent_id = agent_id

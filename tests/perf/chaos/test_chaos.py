@@ -33,7 +33,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def small(*phases: str, seconds: float = 1.0) -> ChaosOptions:
-    """A hundred wakes a second of few agents."""
+    """Return options of a hundred wakes a second of few agents."""
     return ChaosOptions(phases=phases, rate=100, seconds=seconds, agents=100, value_bytes=50, deadline_ms=150)
 
 
@@ -147,7 +147,7 @@ def test_chaos_ended_midway_leaves_nothing(tmp_path: Path, how: signal.Signals, 
 
 
 def in_the_middle(harness: psutil.Process, phase: str) -> bool:
-    """Whether the fault is being done to a node: one is stopped, or packets are dropped in the child's network."""
+    """Return whether the fault is being done: a node is stopped, or packets are dropped in the child's network."""
     for process in harness.children(recursive=True):
         try:
             if phase == "stopped" and process.status() == psutil.STATUS_STOPPED:
@@ -162,7 +162,7 @@ def in_the_middle(harness: psutil.Process, phase: str) -> bool:
 
 
 def is_running(process: psutil.Process) -> bool:
-    """Whether it runs: it is there, and no zombie."""
+    """Return whether it runs: it is there, and no zombie."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

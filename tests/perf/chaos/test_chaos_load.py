@@ -16,7 +16,7 @@ AGENTS = SyntheticAgents(50, 10)
 
 
 class MemoryState:
-    """What a load looks at of an `AgentState`."""
+    """The part of an `AgentState` that a load looks at."""
 
     def __init__(self, agent_id: str, **outcomes: Outcome) -> None:
         self.agent_id = agent_id
@@ -29,7 +29,7 @@ class MemoryState:
         return tuple(self._outcomes)
 
     def outcome(self, kind: str) -> Outcome:
-        """How the reading of a kind ended."""
+        """Return how the reading of a kind ended."""
         return self._outcomes.get(kind, Outcome.OK)
 
     def __getitem__(self, kind: str) -> object:
@@ -49,7 +49,7 @@ class MemoryClient:
         self.deadlines: set[float] = set()
 
     def wake(self, agent_id: str, /, *, deadline_s: float) -> "asyncio.Future[Any]":
-        """A future that the next answer takes care of."""
+        """Return a future that the next answer takes care of."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         answer = self._answers[len(self.asked) % len(self._answers)]
@@ -60,22 +60,22 @@ class MemoryClient:
 
 
 def complete(agent_id: str, future: "asyncio.Future[Any]") -> None:
-    """All is there, soon."""
+    """Answer with everything, soon."""
     asyncio.get_running_loop().call_soon(future.set_result, MemoryState(agent_id))
 
 
 def degraded(agent_id: str, future: "asyncio.Future[Any]") -> None:
-    """One kind is not."""
+    """Answer without one kind."""
     future.set_result(MemoryState(agent_id, history=Outcome.TIMEOUT))
 
 
 def shed(agent_id: str, future: "asyncio.Future[Any]") -> None:
-    """One kind was shed, another was late."""
+    """Answer with one kind shed and another late."""
     future.set_result(MemoryState(agent_id, history=Outcome.TIMEOUT, session=Outcome.SHED))
 
 
 def failed(agent_id: str, future: "asyncio.Future[Any]") -> None:
-    """The required kind was shed."""
+    """Answer with the required kind shed."""
     future.set_exception(WakeIncomplete(MemoryState(agent_id, profile=Outcome.SHED), ("profile",)))
 
 
@@ -85,17 +85,17 @@ def broken(_agent_id: str, future: "asyncio.Future[Any]") -> None:
 
 
 def rejected(_agent_id: str, _future: "asyncio.Future[Any]") -> None:
-    """The call itself raises."""
+    """Raise in the call itself."""
     raise ClusterUnavailable("closed")
 
 
 def cancelled(_agent_id: str, future: "asyncio.Future[Any]") -> None:
-    """Somebody cancelled it."""
+    """Cancel the future."""
     future.cancel()
 
 
 def never(_agent_id: str, _future: "asyncio.Future[Any]") -> None:
-    """Nothing ever comes."""
+    """Never answer."""
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +105,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load_of(order: Sequence[int] = range(50)) -> Load:
-    """A load of all agents."""
+    """Return a load of all agents."""
     return Load(AGENTS, order, 0.05)
 
 

@@ -1,4 +1,4 @@
-"""What chaos counts, plans and decides, on a hand-driven clock."""
+"""Counts, plans and decisions of chaos, on a hand-driven clock."""
 
 import math
 from itertools import pairwise
@@ -28,7 +28,7 @@ DEADLINE_NS = 100 * MS
 
 
 def counted(*wakes: tuple[int, int, Ending]) -> PhaseCounts:
-    """Counts of wakes with these planned starts and ends (ms), each asked for on time."""
+    """Return counts of wakes with these planned starts and ends (ms), each asked for on time."""
     counts = PhaseCounts()
     for planned, ended, ending in wakes:
         counts.handle_start(planned * MS, planned * MS)
@@ -91,10 +91,10 @@ def test_last_incomplete_wake_is_found() -> None:
     whole, broken = Ending.COMPLETE, Ending.DEGRADED
     assert counted((10, 11, whole), (20, 21, whole)).last_incomplete_ns(0) == 0
     assert counted((10, 11, whole), (20, 120, broken), (30, 31, whole)).last_incomplete_ns(5 * MS) == 15 * MS
-    # What was before does not count, and ends come in any order.
+    # Earlier ones do not count, and ends come in any order.
     mixed = counted((90, 91, whole), (60, 160, broken), (10, 110, broken))
     assert mixed.last_incomplete_ns(50 * MS) == 10 * MS
-    # Nobody knows that it is over before a later wake was complete.
+    # It is not known to be over before a later wake was complete.
     assert counted((10, 11, whole), (20, 120, broken)).last_incomplete_ns(0) is None
     assert counted().last_incomplete_ns(0) is None
 
@@ -159,7 +159,7 @@ def test_a_load_has_limits() -> None:
 
 
 def ramped(ramp: Ramp, capacity: float, falling: float = 1.0) -> list[float]:
-    """Every rate that the ramp tries on a cluster of this capacity, of which overload leaves the share `falling`."""
+    """Return every rate that the ramp tries on a cluster of this capacity; overload leaves `falling` of it."""
     rates: list[float] = []
     while (rate := ramp.poll_rate()) is not None:
         rates.append(rate)

@@ -32,7 +32,7 @@ OVERLOAD = OverloadReport(
 
 
 def text_of(*phases: PhaseReport) -> str:
-    """What a terminal shows."""
+    """Return the report as a terminal shows it."""
     console = Console(file=io.StringIO(), width=200)
     console.print(render_chaos(chaos_report(*phases)))
     output = console.file

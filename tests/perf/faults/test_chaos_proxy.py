@@ -17,7 +17,7 @@ PATIENCE_S = 20.0
 
 @asynccontextmanager
 async def echo() -> AsyncGenerator[int]:
-    """A server that sends back what it gets; yields its port."""
+    """Run a server that sends back what it gets; yield its port."""
     serving: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -65,7 +65,7 @@ class Client:
         return time.monotonic() - began
 
     async def rest(self) -> bytes:
-        """What comes until the connection ends or is broken."""
+        """Return all that comes until the connection ends or is broken."""
         async with asyncio.timeout(PATIENCE_S):
             try:
                 return await self.reader.read()
@@ -75,7 +75,7 @@ class Client:
 
 @asynccontextmanager
 async def through_proxy() -> AsyncGenerator[tuple[TcpProxy, Client]]:
-    """An echo server, a proxy to it, and a client of that."""
+    """Run an echo server, a proxy to it, and a client of that."""
     async with echo() as port, tcp_proxy(port) as proxy:
         client = await Client.of(proxy)
         try:

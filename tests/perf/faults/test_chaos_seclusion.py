@@ -71,4 +71,4 @@ def test_why_packets_cannot_be_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_program(_name: str, path: str = "") -> None:
-    """As `shutil.which` where there is none."""
+    """Find no program, as `shutil.which` if there is none."""

@@ -29,12 +29,12 @@ def victim() -> Generator[psutil.Process]:
 
 
 def is_stopped(process: psutil.Process) -> bool:
-    """Whether it is held by SIGSTOP."""
+    """Return whether it is held by SIGSTOP."""
     return process.status() == psutil.STATUS_STOPPED
 
 
 def holders() -> list[psutil.Process]:
-    """The processes of this one that hold others."""
+    """Return the processes of this one that hold others."""
     return [child for child in psutil.Process().children() if any("hold.py" in part for part in child.cmdline())]
 
 
@@ -138,7 +138,7 @@ class Supervisor:
         self.process = subprocess.Popen(BUSY)
 
     def serving(self) -> int | None:
-        """The process that runs; one that has died is started again, and found at the next look."""
+        """Return the process that runs; one that has died is started again, and found at the next look."""
         code = self.process.poll()
         if code is None:
             return self.process.pid

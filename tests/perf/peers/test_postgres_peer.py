@@ -61,7 +61,7 @@ async def test_best_fitting_batch_is_chosen(peer: PostgresSaves) -> None:
 
 
 def _find_nothing(_name: str) -> None:
-    """What importlib.util.find_spec returns for a module that is not installed."""
+    """Find no module, as importlib.util.find_spec if it is not installed."""
 
 
 @pytest.mark.parametrize("found", [BINARIES, None])

@@ -55,7 +55,7 @@ REPORT = SaveReport(
 
 
 def text_of(report: SaveReport) -> str:
-    """The report as a terminal shows it."""
+    """Return the report as a terminal shows it."""
     console = Console(file=io.StringIO(), width=160)
     console.print(render_save(report))
     assert isinstance(console.file, io.StringIO)

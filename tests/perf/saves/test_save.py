@@ -19,7 +19,7 @@ HAS_POSTGRES = (BINARIES / "postgres").exists() and importlib.util.find_spec("as
 
 
 def small(directory: Path, **changes: Any) -> SaveOptions:
-    """A measurement of a few seconds."""
+    """Return options of a measurement of a few seconds."""
     settings: dict[str, Any] = {
         "agents": 60,
         "value_bytes": 50,

@@ -1,4 +1,4 @@
-"""What `perf save` does to a cluster, tried on one in memory, which can be made to fail."""
+"""The work of `perf save` on a cluster, tried on one in memory, which can be made to fail."""
 
 import pytest
 

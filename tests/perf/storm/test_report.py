@@ -14,7 +14,7 @@ NO_REDIS = msgspec.structs.replace(PEERS, redis_mget_ms=None, redis_packed_ms=No
 
 
 def text_of(report: StormReport) -> str:
-    """What a terminal of 140 columns shows."""
+    """Return the report as a terminal of 140 columns shows it."""
     console = Console(file=io.StringIO(), width=140)
     console.print(render(report))
     output = console.file

@@ -26,7 +26,7 @@ HAS_REDIS = shutil.which("redis-server") is not None
 
 
 class MemorySleepers:
-    """What the storm takes for its cluster."""
+    """A stand-in for the storm's cluster."""
 
     def __init__(self) -> None:
         self.cluster = MemoryCluster()
@@ -48,7 +48,7 @@ def sleepers(monkeypatch: pytest.MonkeyPatch) -> MemorySleepers:
 
 
 def small(directory: Path, **changes: Any) -> StormOptions:
-    """A storm of a few seconds at most."""
+    """Return options of a storm of a few seconds at most."""
     settings: dict[str, Any] = {
         "agents": 300,
         "value_bytes": 50,
@@ -62,7 +62,7 @@ def small(directory: Path, **changes: Any) -> StormOptions:
 
 
 def assert_nothing_is_left(directory: Path) -> None:
-    """No process and no file."""
+    """Make sure that there is no process and no file."""
     assert not children_left()
     assert not list(directory.iterdir())
 

@@ -19,7 +19,7 @@ SHARDS = 2
 
 
 class Interrupted(Exception):
-    """What stands for the death of the process that restores."""
+    """The death of the process that restores."""
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def origin(tmp_path: Path) -> Life:
 
 
 def values(life: Life) -> dict[str, dict[bytes, bytes]]:
-    """What a data directory holds, by shard."""
+    """Return the values that a data directory holds, by shard."""
     return life.agents()
 
 

@@ -35,12 +35,12 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 @pytest.fixture
 def topology(up: Up) -> tuple[str, str]:
-    """What every command is told of the cluster."""
+    """The cluster, as every command is told of it."""
     return "--topology", str(up.topology)
 
 
 def conversations(prefix: str, count: int) -> dict[str, dict[str, Any]]:
-    """Agents as a help desk has them: some kilobytes of nested text, and everything that JSON alone would lose."""
+    """Return agents as a help desk has them: kilobytes of nested text, and values that JSON alone would lose."""
     numbers = random.Random(prefix)
     agents: dict[str, dict[str, Any]] = {}
     for number in range(count):
@@ -59,14 +59,14 @@ def conversations(prefix: str, count: int) -> dict[str, dict[str, Any]]:
 
 
 def ndjson(agents: dict[str, dict[str, Any]]) -> bytes:
-    """The agents as another program would write them."""
+    """Return the agents as another program would write them."""
     return b"\n".join(
         orjson.dumps({"agent_id": agent_id, "fragments": fragments}) for agent_id, fragments in agents.items()
     )
 
 
 def exported(content: bytes, prefix: str) -> dict[str, dict[str, Any]]:
-    """The test's own agents in an export; all must be in the order of their ids' bytes."""
+    """Return the test's own agents in an export; all must be in the order of their ids' bytes."""
     lines = [orjson.loads(line) for line in content.splitlines()]
     ids = [line["agent_id"].encode() for line in lines]
     assert ids == sorted(ids)
@@ -88,7 +88,7 @@ def test_what_is_loaded_is_exported(up: Up, topology: tuple[str, str], tmp_path:
     assert b"180 agents" in run("export", output, "--topology", endpoint).stdout
     assert output.read_bytes() == ended.stdout
     assert {entry.name for entry in tmp_path.iterdir()} == {path.name, output.name}
-    # What was exported can be loaded: the cluster is the same afterwards.
+    # The export can be loaded: the cluster is the same afterwards.
     assert run_json("load", output, *topology)["agents"] == 180
     assert run("export", *topology).stdout == ended.stdout
 
@@ -229,7 +229,7 @@ def test_interrupted_load_says_how_much_was_saved(
     loading.stdin.flush()
     time.sleep(0.2)
     loading.send_signal(number)
-    assert loading.wait(PATIENCE_S) == code  # Nobody has closed its standard input yet.
+    assert loading.wait(PATIENCE_S) == code  # Its standard input is still open.
     output, errors = loading.communicate()
     assert errors.strip() == b""
     if as_json:

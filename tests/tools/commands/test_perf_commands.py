@@ -26,7 +26,7 @@ Perf = Callable[..., str]
 
 
 class Measurement:
-    """What stands in for a measurement: it takes note of the options, and gives a report."""
+    """A stand-in for a measurement: it takes note of the options, and gives a report."""
 
     def __init__(self, report: msgspec.Struct) -> None:
         self._report = report

@@ -1,4 +1,4 @@
-"""What `status` makes of the nodes' answers."""
+"""The output of `status` for the nodes' answers."""
 
 import io
 from typing import cast
@@ -16,7 +16,7 @@ NODES = {name: NodeSpec(name, f"tcp://127.0.0.1:{port}", ("live",)) for name, po
 
 
 def reply(node: str, *states: str) -> StatusReply:
-    """A node's answer with a shard for each of these states."""
+    """Return a node's answer with a shard for each of these states."""
     shards = [
         ShardStatus("live", number, 1, (1 << 60) + number, 1_000, 1 << 20, state) for number, state in enumerate(states)
     ]
@@ -24,7 +24,7 @@ def reply(node: str, *states: str) -> StatusReply:
 
 
 def rendered(answers: Answers, width: int = 140) -> str:
-    """The tables as text."""
+    """Return the tables as text."""
     console = Console(file=io.StringIO(), width=width)
     render("dev", NODES, answers, console)
     assert isinstance(console.file, io.StringIO)

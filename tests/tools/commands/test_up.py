@@ -1,4 +1,4 @@
-"""`dawnchorus up`: its events, its end by every signal, what it rejects, and commands while a node is in trouble."""
+"""`dawnchorus up`: its events, its end by every signal, what it rejects, and commands while a node is stopped."""
 
 import os
 import pty
@@ -136,7 +136,7 @@ def test_load_survives_death_of_node(tmp_path: Path) -> None:
 
 @contextmanager
 def stopped(pid: int) -> Generator[None, None, None]:
-    """A process that does not run while the block does, but is still there."""
+    """Stop a process while the block runs: it is still there."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
@@ -253,7 +253,7 @@ def test_unread_events_stop_no_cluster(tmp_path: Path) -> None:
 
 
 def _pid_if_well(topology: Path) -> int | None:
-    """The process id of the first node, once all serve."""
+    """Return the process id of the first node, once all serve."""
     command = [*COMMAND, "status", "--json", "--topology", str(topology)]
     ended = subprocess.run(command, capture_output=True, env=environment(), check=False)
     return None if ended.returncode else int(orjson.loads(ended.stdout)["nodes"][0]["pid"])

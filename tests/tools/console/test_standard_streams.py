@@ -23,7 +23,7 @@ from tests.tools.command_line import COMMAND, PATIENCE_S, Up, environment, run, 
 def started(
     line: str, topology: Path, stdout: int | None = None, stderr: int | None = None
 ) -> Generator[subprocess.Popen[bytes]]:
-    """A line of shell in which `$D` is the command, while the block runs."""
+    """Run a line of shell in which `$D` is the command, while the block runs."""
     changed = environment(D=shlex.join(COMMAND), DAWNCHORUS_TOPOLOGY=str(topology), TERM="xterm")
     with subprocess.Popen(["sh", "-c", line], env=changed, stdout=stdout, stderr=stderr) as process:
         try:
@@ -47,7 +47,7 @@ def shell(line: str, topology: Path) -> subprocess.CompletedProcess[bytes]:
 
 @contextmanager
 def full_pipe() -> Generator[tuple[int, int], None, None]:
-    """A pipe that holds no byte more; what was put into it are zeros."""
+    """Yield a pipe that holds no byte more; what was put into it are zeros."""
     reading, writing = os.pipe()
     try:
         os.set_blocking(writing, False)
@@ -76,7 +76,7 @@ def nodes_of(up: subprocess.Popen[bytes]) -> list[int]:
 
 
 def require_supervised(up: subprocess.Popen[bytes], topology: Path) -> None:
-    """Saves are taken, a node that dies is started again, and a signal ends everything."""
+    """Make sure that saves are taken, a dead node is started again, and a signal ends everything."""
     save(topology, 1)
     killed, kept = nodes_of(up)
     os.kill(killed, signal.SIGKILL)

@@ -23,7 +23,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def listed(ids: Iterable[str]) -> AsyncIterator[str]:
-    """The ids, as a cluster lists them."""
+    """Yield the ids, as a cluster lists them."""
     for agent_id in ids:
         yield agent_id
 

@@ -85,7 +85,7 @@ def is_list(value: Any) -> TypeGuard[list[Any]]:
 
 
 def has_ext(value: Any) -> bool:
-    """Whether an extension, whose repr says nothing, is in a value."""
+    """Return whether an extension, whose repr says nothing, is in a value."""
     if is_mapping(value):
         return any(map(has_ext, value.values()))
     return any(map(has_ext, value)) if is_list(value) else isinstance(value, Ext)

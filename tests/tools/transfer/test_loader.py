@@ -32,7 +32,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def line_of(agent_id: object, **fragments: object) -> bytes:
-    """One line as another program might write it."""
+    """Return one line as another program might write it."""
     return orjson.dumps({"agent_id": agent_id, "fragments": fragments})
 
 

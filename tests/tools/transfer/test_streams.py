@@ -14,7 +14,7 @@ from dawnchorus.tools.transfer.streams import InputLine, LineReader, OutputFile
 
 
 def read_all(reader: LineReader) -> list[InputLine]:
-    """Every line of the reader, in order."""
+    """Return every line of the reader, in order."""
     lines: list[InputLine] = []
     while (piece := reader.read()) is not None:
         lines += piece

@@ -23,7 +23,7 @@ from dawnchorus.wire.protocol.versions import GENERATION_MAX
 from tests.support.clusters import eventually
 from tests.support.control import FIRST, make_topology, no_shards
 
-# What the processes of the tests below run. Arguments: the data directory, and what to do.
+# The program of the processes of the tests below. Arguments: the data directory, and what to do.
 WORKER = """
 import asyncio, os, signal, sys
 from dawnchorus.wire.cluster.control_store import establish_placement, take_generation

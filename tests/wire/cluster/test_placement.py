@@ -25,7 +25,7 @@ UUID = "0123456789abcdef" * 2
 
 
 def make_topology(**changes: Any) -> Topology:
-    """Two kinds in two stores; `live` on three nodes, `archive` on one of them."""
+    """Return two kinds in two stores; `live` on three nodes, `archive` on one of them."""
     topology = Topology(
         name="dev",
         data_dir="/srv/dev",
@@ -41,7 +41,7 @@ def make_topology(**changes: Any) -> Topology:
 
 
 def seal(content: dict[str, Any]) -> bytes:
-    """A document with a right checksum, whatever its content."""
+    """Return a document with a right checksum, whatever its content."""
     checksum = f"{xxhash.xxh3_64_intdigest(msgspec.json.encode(content)):016x}"
     return msgspec.json.encode({"checksum": checksum, "placement": content})
 
@@ -187,7 +187,7 @@ shard_placements = st.builds(ShardPlacement, node=names, epoch=st.integers(1, (1
 
 @st.composite
 def placements(draw: st.DrawFn) -> Placement:
-    """Any placement that can be kept."""
+    """Draw any placement that can be kept."""
     shards = draw(st.dictionaries(names, st.lists(shard_placements, min_size=1, max_size=5).map(tuple), max_size=4))
     stores = st.sampled_from(list(shards)) if shards else st.nothing()
     return Placement(
@@ -231,9 +231,9 @@ def test_flipped_bit_is_noticed_or_harmless(placement: Placement, data: st.DataO
 
 
 @given(st.binary(max_size=200))
-def test_arbitrary_bytes_are_corrupt(garbage: bytes) -> None:
+def test_arbitrary_bytes_are_corrupt(arbitrary: bytes) -> None:
     with pytest.raises(PlacementError, match="the placement is corrupt"):
-        decode_placement(garbage)
+        decode_placement(arbitrary)
 
 
 @pytest.mark.parametrize("encoded", [b"", b"{}", b"null", b"[]", b"[" * 100_000, b'{"checksum": "", "placement": 7}'])

@@ -28,7 +28,7 @@ stores = st.lists(st.sampled_from(STORES), min_size=1, max_size=3, unique=True)
 
 
 def topology(shards: dict[str, int], nodes: dict[str, list[str]]) -> Topology:
-    """Stores with so many shards, a kind each, on nodes that list them."""
+    """Return stores with so many shards, a kind each, on nodes that list them."""
     return Topology(
         "test",
         stores={store: StoreSpec(shards=count) for store, count in shards.items()},

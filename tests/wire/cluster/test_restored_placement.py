@@ -21,7 +21,7 @@ from dawnchorus.wire.protocol.versions import GENERATION_MAX
 
 
 def topology(*nodes: str, shards: int = 4) -> Topology:
-    """Two stores on these nodes."""
+    """Return two stores on these nodes."""
     return Topology(
         "test",
         stores={"live": StoreSpec(shards=shards), "archive": StoreSpec(shards=1)},

@@ -37,7 +37,7 @@ plain_values = st.recursive(
 
 @st.composite
 def topologies(draw: st.DrawFn) -> Topology:
-    """Any topology that the format can express."""
+    """Draw any topology that the format can express."""
     stores = draw(st.dictionaries(names, st.builds(StoreSpec, shards=st.integers(1, 1_024)), min_size=1, max_size=4))
     kind = st.builds(KindSpec, store=st.sampled_from(list(stores)), required=st.booleans())
     with_fallback = st.builds(KindSpec, store=st.sampled_from(list(stores)), fallback=plain_values)
@@ -74,9 +74,9 @@ def test_fields_of_later_versions_are_passed_over(topology: Topology, value: int
 
 
 @given(st.binary(max_size=200))
-def test_arbitrary_bytes_are_error_or_topology(garbage: bytes) -> None:
+def test_arbitrary_bytes_are_error_or_topology(arbitrary: bytes) -> None:
     with contextlib.suppress(TopologyError):
-        assert decode_topology(garbage).name is not None
+        assert decode_topology(arbitrary).name is not None
 
 
 @pytest.mark.parametrize(

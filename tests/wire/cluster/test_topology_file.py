@@ -66,7 +66,7 @@ NODE_0 = '(node "live-1")'
 NODE_1 = '(node "archive-1")'
 
 # Each: what to replace in GOOD, by what, the key that the message names, and what else it says.
-MISTAKES: list[tuple[str, str, str, tuple[str, ...]]] = [
+INVALID: list[tuple[str, str, str, tuple[str, ...]]] = [
     # whole sections
     ("[cluster]", "[clusters]", "clusters: unknown key", ('did you mean "cluster"?', SECTIONS)),
     ("[cluster]", "name = 1\n[cluster]", "name: unknown key", (SECTIONS,)),
@@ -225,7 +225,7 @@ def write(tmp_path: Path) -> Callable[[str | bytes], Path]:
     return write_file
 
 
-@pytest.mark.parametrize(("old", "new", "key", "said"), MISTAKES, ids=[row[2][:60] for row in MISTAKES])
+@pytest.mark.parametrize(("old", "new", "key", "said"), INVALID, ids=[row[2][:60] for row in INVALID])
 def test_error_names_file_key_and_remedy(
     write: Callable[[str], Path], old: str, new: str, key: str, said: tuple[str, ...]
 ) -> None:
