@@ -53,8 +53,8 @@ INTERPRETED = {
 COMPILED = {
     "wire/protocol": ["frame_peek"],
     "fragment_stores": ["image_batch"],
-    "fragment_stores/lmdb": ["lookup", "schema", "snapshot"],
-    "nodes": ["node", "node_clock", "node_counters", "read_path"],
+    "fragment_stores/lmdb": ["cold_reads", "lookup", "reader", "readers_writer_lock", "schema", "snapshot"],
+    "nodes": ["answer_frames", "node", "node_clock", "node_counters", "read_path"],
     "router": ["plain_values"],
 }
 GROUP = "dawnchorus.compiled"

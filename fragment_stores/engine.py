@@ -11,6 +11,7 @@ rule as a test that any engine is run through.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -18,7 +19,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import msgspec
 
 from ..wire.protocol.messages import Rejection, Write
-from .image_batch import ImageBatch
+from .image_batch import ImageBatch, PendingBatch
 
 __all__ = [
     "CopiedShard",
@@ -85,8 +86,11 @@ class ShardReader(Protocol):
 
     def read(
         self, agents: Sequence[bytes], kinds: frozenset[str] | None = None, known: Sequence[int] | None = None
-    ) -> ImageBatch:
+    ) -> ImageBatch | PendingBatch:
         """Return the present image of each agent, empty if there is none; close the batch.
+
+        Who reads does not wait: what needs a disk or a network is pending, and goes on by itself. "Present" is a moment
+        between the call and the time when it is done.
 
         `kinds`: only these, None for all. `known`: for each agent the version that the asker has, 0 for none; an image
         that still has it is UNCHANGED and nothing else. An image that cannot be decoded is given whole.
@@ -104,8 +108,8 @@ class ShardReader(Protocol):
         """
         ...
 
-    def agents_after(self, position: bytes, agents_max: int, prefix: bytes = b"") -> list[bytes]:
-        """Return ids in byte order, those greater than `position`, at most `agents_max`.
+    def agents_after(self, position: bytes, agents_max: int, prefix: bytes = b"") -> list[bytes] | Future[list[bytes]]:
+        """Return ids in byte order, those greater than `position`, at most `agents_max`; at once, or pending.
 
         Up to the first one that does not begin with `prefix`.
 

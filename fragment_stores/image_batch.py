@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from concurrent.futures import Future
+from typing import Protocol, TypeAlias
 
 from ..wire.errors import ProtocolError
 from ..wire.protocol.image import select_kinds, version_of
 from ..wire.protocol.messages import UNCHANGED
 
-__all__ = ["ImageBatch", "ImageList", "cut_down", "join_lists"]
+__all__ = ["ImageBatch", "ImageList", "PendingBatch", "cut_down", "join_lists"]
 
 _NOTHING = b""
 
@@ -34,9 +35,21 @@ class ImageBatch(Protocol):
         """Keep the first ones only."""
         ...
 
+    def rest_after(self, images: int) -> ImageBatch | None:
+        """Return what comes after the first ones as a batch that stays valid by itself, whatever becomes of this one.
+
+        None if it had better be read again. Such a batch need not be closed.
+        """
+        ...
+
     def close(self) -> None:
         """Give up what keeps the images where they are."""
         ...
+
+
+PendingBatch: TypeAlias = Future[ImageBatch | None]
+"""A read that waits for something; done, in any thread, with the batch, with None if reading again will not wait, or
+with the error that the read would have raised. Nobody may ever look at the result: it must not hold anything open."""
 
 
 class ImageList:
@@ -62,6 +75,14 @@ class ImageList:
         """Keep the first ones only."""
         del self.images[images_max:]
         del self.sizes[images_max:]
+
+    def rest_after(self, images: int) -> ImageList | None:
+        """Return what comes after the first ones, unless they are views that someone has to release."""
+        if self._release is not None:
+            return None
+        rest = ImageList(self.images[images:], self.version)
+        rest.sizes = self.sizes[images:]
+        return rest
 
     def close(self) -> None:
         """Call `release`, once."""

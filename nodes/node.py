@@ -42,15 +42,15 @@ from ..wire.transport.reply_queues import PEERS_MAX
 from ..wire.transport.request_queue import Call
 from ..wire.transport.request_server import RequestServer
 from ..wire.transport.server_socket import ServerSocket
+from .answer_frames import FetchFrames, ScanFrames
 from .clock_record import open_clock
 from .greeting import Greeting
 from .group_commit import QUEUE_BYTES_MAX, CommitJob, Writer
 from .maintenance import Housekeeper
-from .node_clock import Clock
 from .node_counters import NodeCounters
 from .node_status import NodeStatus
 from .read_path import Read
-from .scans import scan_shard
+from .scans import ShardScan
 from .shard_backup import BackupJob, Backups
 from .shard_table import OwnedShard
 
@@ -189,7 +189,7 @@ class FragmentNode:
     # --- handlers ---
 
     def _fetch(self, _call: Call, fetch: Fetch) -> Answer:
-        return _FetchFrames(Read(fetch, self._shards), self._clock, self.counters)
+        return FetchFrames(Read(fetch, self._shards), self._clock, self.counters, self._resume)
 
     def _commit(self, call: Call, commit: Commit) -> Answer:
         sections = commit.sections
@@ -202,9 +202,7 @@ class FragmentNode:
         return Fault(commit.request, FaultCode.OVERLOADED, detail, int(_DISK_RETRY_S * 1e6))
 
     def _scan(self, _call: Call, scan: Scan) -> Answer:
-        scanned = scan_shard(scan, self._shards)
-        self.counters.scans += 1
-        return scanned
+        return ScanFrames(ShardScan(scan, self._shards), self.counters, self._resume)
 
     def _tell_status(self, _call: Call, status: Status) -> Answer:
         return self._status.reply(status.request, len(self.server.peers), self._acceptance)
@@ -215,6 +213,10 @@ class FragmentNode:
         return Fault(backup.request, FaultCode.OVERLOADED, "too many backups wait")
 
     # --- answers of the threads ---
+
+    def _resume(self, call: Call) -> None:
+        """Resume a parked call; from any thread."""
+        self._calls.call(partial(self.server.resume, call))
 
     def _deliver(self, jobs: list[CommitJob]) -> None:
         for job in jobs:
@@ -230,23 +232,3 @@ class FragmentNode:
     def _deliver_backup(self, peer: bytes, answer: BackupReply) -> None:
         self.counters.backups += answer.status == SectionStatus.OK
         self.server.reply(peer, answer)
-
-
-class _FetchFrames:
-    """The frames that answer one Fetch, counted."""
-
-    __slots__ = ("_clock", "_counters", "_read")
-
-    def __init__(self, read: Read, clock: Clock, counters: NodeCounters) -> None:
-        self._read = read
-        self._clock = clock
-        self._counters = counters
-
-    def next_frame(self, _call: Call) -> tuple[bytes, bool] | None:
-        """Return the next frame of images, and whether it was the last."""
-        images, last = self._read.next_frame(self._clock.monotonic_ms())
-        self._counters.image_bytes += len(images)
-        if last:
-            self._counters.fetches += 1
-            self._counters.images += self._read.agents_read
-        return images, last

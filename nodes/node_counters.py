@@ -19,6 +19,8 @@ class NodeCounters(ServerCounters):
     """Agents looked up, found or not."""
     image_bytes: int = 0
     """Bytes of FetchReply frames."""
+    pending_reads: int = 0
+    """Times that a fetch had to wait for a disk or a network."""
     commits: int = 0
     """Commit requests answered."""
     writes: int = 0

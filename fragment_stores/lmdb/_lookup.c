@@ -15,6 +15,12 @@
  *
  * The snapshot is that of the caller's transaction, from which the database's record was read. Its pages stay as they
  * are for as long as the transaction is open (copy on write), and so do the places that are returned.
+ *
+ * A page that no memory has takes the disk's time, and whoever looks at it waits: 100 us, or many milliseconds behind
+ * others. `find` waits for a few at most. It watches its clock, and gives up (BlockingIOError) if the kernel says that
+ * pages had to be read; asked to, it looks beforehand whether the pages of some keys are there (mincore(2), 1 us each).
+ * `warm` is for another thread: it asks the disk for many pages at once (madvise(2), MADV_WILLNEED), waits for them,
+ * and leaves the interpreter to others meanwhile.
  */
 
 #define _GNU_SOURCE /* process_vm_readv */
@@ -25,7 +31,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #if SIZE_MAX != UINT64_MAX || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
@@ -39,6 +48,9 @@ enum {
     FEW_NODES = 8,  /* in a leaf with images up to 2 KB: all of them are prefetched, of others the middle one */
     LINE_BYTES = 64,
     COPIES_AHEAD = 4, /* values on their way while one is copied: of 1 to 3 KB, so that the nearest cache holds them */
+    CLOCK_EVERY = 16, /* keys between two looks at the clock (27 ns): that many pages may be waited for */
+    SLOW_NS = 200000, /* what they never take of themselves: 2 us, so somebody else had the processor, or the disk was read */
+    READS_AHEAD = 64, /* pages that one thread asks the disk for at once */
 };
 
 /* mp_flags and mn_flags */
@@ -229,23 +241,150 @@ static bool follow(const Map *map, Search *search) {
     return true;
 }
 
-/* All keys a step further; false where one cannot be. */
-#define FOR_ALL(step)                                                                                                  \
-    for (Py_ssize_t index = 0; index < count; index++)                                                                 \
-        if (!(step))                                                                                                   \
-            return false;
+/* The pages that the next step of a search looks at: from `number` on; returns how many, 0 if it looks at none. */
+static inline uint64_t next_pages(const Map *map, const Search *search, bool values) {
+    if (!values)
+        return 1;
+    if (!search->overflows)
+        return 0;
+    uint64_t pages = (PAGE_HEADER_BYTES + (uint64_t)search->value_bytes + map->page_bytes - 1) / map->page_bytes;
+    return pages <= map->last_page - search->number + 1 ? pages : 1;
+}
 
-static bool find_all(const Map *map, const Database *database, Search *searches, Py_ssize_t count) {
-    if (database->flags || database->depth > DEPTH_MAX || (database->depth == 0) != (database->root == P_INVALID))
+/* The same as a range of the machine's pages; its bytes. */
+static inline size_t next_range(const Map *map, const Search *search, bool values, unsigned char **start) {
+    size_t bytes = (size_t)(next_pages(map, search, values) * map->page_bytes);
+    uintptr_t address = (uintptr_t)page_of(map, search->number), odd = address & ((uintptr_t)sysconf(_SC_PAGESIZE) - 1);
+    *start = (unsigned char *)(address - odd);
+    return bytes ? bytes + odd : 0;
+}
+
+typedef struct { /* whether a lookup has begun to wait for the disk */
+    int64_t looked_ns;
+    long faults;
+} Watch;
+
+static inline int64_t clock_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+/* How often this thread has waited for a page. */
+static inline long faults_so_far(void) {
+    struct rusage usage;
+    return getrusage(RUSAGE_THREAD, &usage) ? 0 : usage.ru_majflt;
+}
+
+static inline bool is_waiting(Watch *watch) {
+    int64_t now_ns = clock_ns();
+    bool slow = now_ns - watch->looked_ns > SLOW_NS;
+    watch->looked_ns = now_ns;
+    return slow && faults_so_far() > watch->faults;
+}
+
+/* Whether the pages that the next step looks at are in memory, for so many of the keys, evenly spread. */
+static bool are_resident(const Map *map, const Search *searches, Py_ssize_t count, Py_ssize_t checks, bool values) {
+    enum { PAGES_MAX = 1024 };
+    unsigned char *start, residency[PAGES_MAX];
+    for (Py_ssize_t check = 0; check < checks && check < count; check++) {
+        const Search *search = &searches[checks < count ? check * count / checks : check];
+        size_t bytes = next_range(map, search, values, &start), page_bytes = (size_t)sysconf(_SC_PAGESIZE);
+        if (bytes > PAGES_MAX * page_bytes)
+            bytes = PAGES_MAX * page_bytes;
+        if (bytes == 0 || mincore(start, bytes, residency))
+            continue;
+        for (size_t page = 0; page * page_bytes < bytes; page++)
+            if (!(residency[page] & 1))
+                return false;
+    }
+    return true;
+}
+
+typedef enum { FOUND, UNKNOWN, COLD } Outcome;
+
+/* All keys a step further, if their pages are there. */
+#define FOR_ALL(step, values)                                                                                          \
+    do {                                                                                                               \
+        if (checks && !are_resident(map, searches, count, checks, values))                                             \
+            return COLD;                                                                                               \
+        for (Py_ssize_t index = 0; index < count; index++) {                                                           \
+            if (!(step))                                                                                               \
+                return UNKNOWN;                                                                                        \
+            if (index % CLOCK_EVERY == CLOCK_EVERY - 1 && is_waiting(&watch))                                          \
+                return COLD;                                                                                           \
+        }                                                                                                              \
+    } while (0)
+
+/* Whether there is a tree to go down, and it is one of those that are known here. */
+static bool is_known(const Map *map, const Database *database) {
+    return !database->flags && database->depth <= DEPTH_MAX && (database->depth == 0) == (database->root == P_INVALID) &&
+           (database->depth == 0 || database->root <= map->last_page);
+}
+
+static Outcome find_all(const Map *map, const Database *database, Search *searches, Py_ssize_t count, Py_ssize_t checks) {
+    if (!is_known(map, database))
+        return UNKNOWN;
+    if (database->depth == 0)
+        return FOUND;
+    Watch watch = {clock_ns(), count < CLOCK_EVERY ? 0 : faults_so_far()};
+    for (Py_ssize_t index = 0; index < count; index++)
+        searches[index].number = database->root;
+    for (unsigned level = 1; level < database->depth; level++)
+        FOR_ALL(descend(map, &searches[index]), false);
+    FOR_ALL(approach(map, &searches[index]), false);
+    FOR_ALL(search_leaf(map, &searches[index]), false);
+    FOR_ALL(follow(map, &searches[index]), true);
+    return FOUND;
+}
+
+/* Ask the disk for the pages that the next step looks at, of the keys from `from` to `to`. */
+static void read_ahead(const Map *map, const Search *searches, Py_ssize_t from, Py_ssize_t to, bool values) {
+    uint64_t before = P_INVALID;
+    for (; from < to; from++) {
+        unsigned char *start;
+        size_t bytes = next_range(map, &searches[from], values, &start);
+        if (bytes && searches[from].number != before)
+            madvise(start, bytes, MADV_WILLNEED); /* without it they are read one by one */
+        before = searches[from].number;
+    }
+}
+
+/* Look at every page that a value takes. */
+static void touch_value(const Map *map, const Search *search) {
+    if (search->overflows)
+        for (uint64_t page = 0; page < next_pages(map, search, true); page++)
+            (void)*(const volatile uint64_t *)page_of(map, search->number + page);
+}
+
+/* All keys a step further, with the pages of the next ones on their way. */
+#define WARM_ALL(step, values)                                                                                         \
+    for (Py_ssize_t from = 0; from < count; from += READS_AHEAD) {                                                     \
+        Py_ssize_t to = count - from < READS_AHEAD ? count : from + READS_AHEAD;                                       \
+        if (from == 0)                                                                                                 \
+            read_ahead(map, searches, 0, to, values);                                                                  \
+        read_ahead(map, searches, to, count - to < READS_AHEAD ? count : to + READS_AHEAD, values);                    \
+        for (Py_ssize_t index = from; index < to; index++)                                                             \
+            if (!(step))                                                                                               \
+                return false;                                                                                          \
+    }                                                                                                                  \
+    (void)0
+
+static bool warm_all(const Map *map, const Database *database, Search *searches, Py_ssize_t count) {
+    if (!is_known(map, database))
         return false;
     if (database->depth == 0)
         return true;
-    FOR_ALL((searches[index].number = database->root) <= map->last_page)
-    for (unsigned level = 1; level < database->depth; level++)
-        FOR_ALL(descend(map, &searches[index]))
-    FOR_ALL(approach(map, &searches[index]))
-    FOR_ALL(search_leaf(map, &searches[index]))
-    FOR_ALL(follow(map, &searches[index]))
+    for (Py_ssize_t index = 0; index < count; index++)
+        searches[index].number = database->root;
+    for (unsigned level = 1; level < database->depth; level++) {
+        WARM_ALL(descend(map, &searches[index]), false);
+    }
+    WARM_ALL(approach(map, &searches[index]), false);
+    for (Py_ssize_t index = 0; index < count; index++)
+        if (!search_leaf(map, &searches[index]))
+            return false;
+    WARM_ALL((touch_value(map, &searches[index]), follow(map, &searches[index])), true);
     return true;
 }
 
@@ -367,37 +506,105 @@ static bool take_keys(Search *searches, PyObject *keys, Py_ssize_t count) {
     return true;
 }
 
-PyDoc_STRVAR(find_doc,
-             "find(record, page_bytes, keys, /)\n--\n\n"
-             "Return the length of each key's value, 0 where there is none, and the places of the values as `join` takes\n"
-             "them; None where LMDB has to be asked.\n\n"
-             "`record` is a view of the database's record, out of the main database, by the transaction that reads: the\n"
-             "places are valid as long as it is open. `page_bytes` is the environment's page size.");
-
-static PyObject *find(PyObject *Py_UNUSED(module), PyObject *args) {
+/* What `find` and `warm` are given: a record, the page size, and keys. */
+typedef struct {
     Py_buffer record;
-    Py_ssize_t page_bytes;
-    PyObject *keys;
-    if (!PyArg_ParseTuple(args, "y*nO!:find", &record, &page_bytes, &PyList_Type, &keys))
-        return NULL;
-    PyObject *result = NULL;
-    Py_ssize_t count = PyList_Size(keys);
-    Search *searches = PyMem_Calloc((size_t)count + 1, sizeof *searches); /* never nothing */
     Map map;
     Database database;
-    if (!searches)
+    Search *searches;
+    Py_ssize_t count;
+} Request;
+
+/* Take the arguments; false with an exception, or without if LMDB has to be asked. Release the request in any case. */
+static bool take_request(Request *request, Py_ssize_t page_bytes, PyObject *keys) {
+    request->count = PyList_Size(keys);
+    request->searches = PyMem_Calloc((size_t)request->count + 1, sizeof *request->searches); /* never nothing */
+    if (!request->searches) {
         PyErr_NoMemory();
-    else if (take_keys(searches, keys, count) && record.len == sizeof database &&
-             find_map(&map, record.buf, (uint64_t)page_bytes)) {
-        memcpy(&database, record.buf, sizeof database); /* it may lie at an odd place */
-        if (find_all(&map, &database, searches, count))
-            result = places_of(searches, count);
+        return false;
     }
-    PyMem_Free(searches);
-    PyBuffer_Release(&record);
+    if (!take_keys(request->searches, keys, request->count) || request->record.len != sizeof request->database ||
+        !find_map(&request->map, request->record.buf, (uint64_t)page_bytes))
+        return false;
+    memcpy(&request->database, request->record.buf, sizeof request->database); /* it may lie at an odd place */
+    return true;
+}
+
+static void release_request(Request *request) {
+    PyMem_Free(request->searches);
+    PyBuffer_Release(&request->record);
+}
+
+PyDoc_STRVAR(find_doc,
+             "find(record, page_bytes, keys, checks, /)\n--\n\n"
+             "Return the length of each key's value, 0 if there is none, and the places of the values as `join` takes\n"
+             "them; None if LMDB has to be asked.\n\n"
+             "`record` is a view of the database's record, out of the main database, by the transaction that reads: the\n"
+             "places are valid as long as it is open. `page_bytes` is the environment's page size. `checks`: for how many\n"
+             "keys to look beforehand whether their pages are in memory.\n\n"
+             "Raises BlockingIOError if the disk has to be read: `warm` does that.");
+
+static PyObject *find(PyObject *Py_UNUSED(module), PyObject *args) {
+    Request request = {0};
+    Py_ssize_t page_bytes, checks;
+    PyObject *keys, *result = NULL;
+    if (!PyArg_ParseTuple(args, "y*nO!n:find", &request.record, &page_bytes, &PyList_Type, &keys, &checks))
+        return NULL;
+    if (take_request(&request, page_bytes, keys)) {
+        Outcome outcome = find_all(&request.map, &request.database, request.searches, request.count, checks);
+        if (outcome == FOUND)
+            result = places_of(request.searches, request.count);
+        else if (outcome == COLD)
+            PyErr_SetNone(PyExc_BlockingIOError);
+    }
+    release_request(&request);
     if (!result && !PyErr_Occurred())
         return Py_NewRef(Py_None);
     return result;
+}
+
+PyDoc_STRVAR(warm_doc,
+             "warm(record, page_bytes, keys, /)\n--\n\n"
+             "Wait until everything that `find` and `join` will look at for these keys was read from the disk; other\n"
+             "threads run meanwhile. Return False if LMDB has to be asked.");
+
+static PyObject *warm(PyObject *Py_UNUSED(module), PyObject *args) {
+    Request request = {0};
+    Py_ssize_t page_bytes;
+    PyObject *keys;
+    if (!PyArg_ParseTuple(args, "y*nO!:warm", &request.record, &page_bytes, &PyList_Type, &keys))
+        return NULL;
+    bool warmed = false;
+    if (take_request(&request, page_bytes, keys)) {
+        Py_BEGIN_ALLOW_THREADS
+        warmed = warm_all(&request.map, &request.database, request.searches, request.count);
+        Py_END_ALLOW_THREADS
+    }
+    release_request(&request);
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(warmed);
+}
+
+PyDoc_STRVAR(views_doc,
+             "views(places, /)\n--\n\n"
+             "Return a view of each value at these places, as `find` returned them, whose transaction has to be open for\n"
+             "as long as there are any.");
+
+static PyObject *views(PyObject *Py_UNUSED(module), PyObject *places) {
+    char *packed;
+    Py_ssize_t bytes;
+    if (PyBytes_AsStringAndSize(places, &packed, &bytes))
+        return NULL;
+    const Place *place = (const Place *)packed;
+    Py_ssize_t count = bytes / (Py_ssize_t)sizeof *place;
+    PyObject *list = PyList_New(count);
+    for (Py_ssize_t index = 0; list && index < count; index++, place++) {
+        PyObject *view = place->bytes
+                             ? PyMemoryView_FromMemory((char *)place->value, (Py_ssize_t)place->bytes, PyBUF_READ)
+                             : PyBytes_FromStringAndSize(NULL, 0);
+        if (!view || PyList_SetItem(list, index, view))
+            Py_CLEAR(list);
+    }
+    return list;
 }
 
 PyDoc_STRVAR(join_doc,
@@ -436,6 +643,8 @@ static PyObject *join(PyObject *Py_UNUSED(module), PyObject *args) {
 static PyMethodDef methods[] = {
     {"find", find, METH_VARARGS, find_doc},
     {"join", join, METH_VARARGS, join_doc},
+    {"views", views, METH_O, views_doc},
+    {"warm", warm, METH_VARARGS, warm_doc},
     {NULL, NULL, 0, NULL},
 };
 

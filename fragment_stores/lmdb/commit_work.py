@@ -11,9 +11,9 @@ from ...wire.errors import ProtocolError
 from ...wire.protocol.image import decode_image
 from ...wire.protocol.messages import DeleteKind, Rejection, Write
 from ..apply_write import apply_write
+from ..log_pins import LogPins
 from ..log_rows import indeterminate, log_row, misused_id
 from .expiry import postpone
-from .log_pins import LogPins
 from .schema import TRIMMED_KEY, Databases, encoder, expiry_row, row_decoder, version_key, version_of_key
 
 __all__ = ["CommitWork"]

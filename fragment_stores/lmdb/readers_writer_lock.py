@@ -2,14 +2,17 @@
 
 A shard's environment is closed and opened again when its map must grow, or when LMDB has given it up. Nobody may look
 into the old map then: readers pass through the gate, and whoever reopens has it alone. While one waits for that, those
-who come wait as well, or in a busy hour it would never be; so one waits for a moment only. Passing costs 0.3 us.
+who come wait as well, or in a busy hour it would never be; so one waits for a moment only. Passing costs 0.3 us. An
+event loop must not wait: it goes inside if that is possible at once (`try_enter`), or hears of it (`opening`).
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Generator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from typing import Any
 
 __all__ = ["Gate"]
 
@@ -17,23 +20,42 @@ __all__ = ["Gate"]
 class Gate:
     """Counts who is inside; any thread may use it."""
 
-    __slots__ = ("_changed", "_closed", "_inside")
+    __slots__ = ("_changed", "_closed", "_inside", "_lock", "_waiting")
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._inside = 0
         self._closed = False
+        self._waiting: list[Future[Any]] = []
+
+    def try_enter(self) -> bool:
+        """Go inside if nobody is alone there, or about to be; return whether it was possible."""
+        with self._lock:
+            if not self._closed:
+                self._inside += 1
+            return not self._closed
+
+    def opening(self) -> Future[Any]:
+        """Return what is done, with None, when it may be possible to go inside."""
+        future: Future[Any] = Future()
+        with self._lock:
+            if self._closed:
+                self._waiting.append(future)
+                return future
+        future.set_result(None)
+        return future
 
     def enter(self) -> None:
         """Go inside; waits while somebody is alone there, or is about to be."""
-        with self._changed:
+        with self._lock:
             while self._closed:
                 self._changed.wait()
             self._inside += 1
 
     def leave(self) -> None:
         """Go out."""
-        with self._changed:
+        with self._lock:
             self._inside -= 1
             if self._closed and not self._inside:
                 self._changed.notify_all()
@@ -53,10 +75,15 @@ class Gate:
 
         One thread at a time may ask for it, and none that is inside.
         """
-        with self._changed:
-            self._closed = True
-            try:
-                yield self._changed.wait_for(lambda: not self._inside, patience_s)
-            finally:
+        try:
+            with self._lock:
+                self._closed = True
+                alone = self._changed.wait_for(lambda: not self._inside, patience_s)
+            yield alone  # the lock is free: who finds the gate closed is told at once
+        finally:
+            with self._lock:
                 self._closed = False
+                waiting, self._waiting = self._waiting, []
                 self._changed.notify_all()
+            for future in waiting:
+                future.set_result(None)

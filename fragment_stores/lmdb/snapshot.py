@@ -15,7 +15,7 @@ from ...wire.protocol.limits import AGENT_ID_BYTES_MAX
 from ..engine import LogRow
 from ..image_batch import ImageBatch, cut_down
 from .errors import FAILURES, translate
-from .lookup import FIND_MIN, Values, find, join
+from .lookup import FIND_MIN, Values, find, join, views, warm
 from .schema import IMAGES, TRIMMED_KEY, Databases, row_decoder, version_key, version_of_key
 
 __all__ = ["LMDBBatch", "LMDBSnapshot", "join_batches"]
@@ -37,6 +37,10 @@ class LMDBBatch:
         place_items = len(self.values) // max(1, len(self.sizes))  # a view is one element, a place some bytes
         self.values = self.values[: images_max * place_items]
         del self.sizes[images_max:]
+
+    def rest_after(self, images: int) -> ImageBatch | None:
+        """Return None: what comes later is read again, rather than kept in a transaction that stays open."""
+        return None
 
     def close(self) -> None:
         """End the transaction."""
@@ -80,30 +84,47 @@ class LMDBSnapshot:
         except lmdb.Error as error:
             raise translate(error, self._path) from error
 
-    def read(self, agents: Sequence[bytes], kinds: frozenset[str] | None, known: Sequence[int] | None) -> LMDBBatch:
-        """Find the image of each agent, 0.3 us each for many, as `images` for a few; the snapshot is the batch's then.
+    def read(
+        self, agents: Sequence[bytes], kinds: frozenset[str] | None, known: Sequence[int] | None, checks: int
+    ) -> LMDBBatch:
+        """Find the image of each agent, 0.3 us each for many; the snapshot is the batch's then, or ends if that fails.
 
-        It ends here if that fails.
+        `checks`: for how many agents to look beforehand whether their pages are in memory.
+
+        Raises:
+            BlockingIOError: the disk has to be read (`warm`). A few agents are waited for unless there are checks.
         """
         try:
-            if find is not None and len(agents) >= FIND_MIN and kinds is None and known is None:
-                found = self._find(list(agents))
-                if found is not None:
-                    return LMDBBatch(*found, self)
-            images = self.images(agents)
+            found = self._find(list(agents), checks) if checks or len(agents) >= FIND_MIN else None
+            if found is None:
+                images = self.images(agents)
+            elif kinds is None and known is None:
+                return LMDBBatch(*found, self)
+            else:
+                assert views is not None, "`find` is there"
+                images = views(found[1])
             return LMDBBatch(cut_down(images, kinds, known), images, self)
         except BaseException:
             self.close()
             raise
 
-    def _find(self, agents: list[bytes]) -> tuple[list[int], bytes] | None:
+    def _find(self, agents: list[bytes], checks: int) -> tuple[list[int], bytes] | None:
         """Return the sizes and places of images, None if LMDB has to be asked."""
-        assert find is not None, "its caller has looked"
+        record = self._record()
+        return None if record is None or find is None else find(record, self._databases.page_bytes, agents, checks)
+
+    def warm(self, agents: Sequence[bytes]) -> None:
+        """Wait until what a read of these agents looks at is in memory; other threads run meanwhile."""
+        record = self._record()
+        if record is not None and warm is not None:
+            warm(record, self._databases.page_bytes, list(agents))
+
+    def _record(self) -> memoryview | None:
+        """Return LMDB's record of the database of images."""
         try:
-            record = self._transaction.get(IMAGES, db=self._databases.main)
+            return self._transaction.get(IMAGES, db=self._databases.main)
         except lmdb.Error as error:
             raise translate(error, self._path) from error
-        return None if record is None else find(record, self._databases.page_bytes, agents)
 
     def agents_after(self, position: bytes, agents_max: int, prefix: bytes = b"") -> list[bytes]:
         """Return ids in byte order, those greater than `position`, at most `agents_max`, while they have the prefix."""
@@ -123,6 +144,14 @@ class LMDBSnapshot:
         except lmdb.Error as error:
             raise translate(error, self._path) from error
         return found
+
+    def agents(self) -> int:
+        """Return how many agents there are."""
+        try:
+            entries: int = self._transaction.stat(self._databases.images)["entries"]
+        except lmdb.Error as error:
+            raise translate(error, self._path) from error
+        return entries
 
     def log_after(self, version: int, rows_max: int) -> list[tuple[int, LogRow]]:
         """Return committed writes in order, those with greater versions, at most `rows_max`."""

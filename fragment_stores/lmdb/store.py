@@ -1,12 +1,9 @@
-"""A shard in one LMDB environment.
+"""A shard in LMDB: what a node asks of it.
 
 Reads go from the memory map into the reply without a copy; a view lives as long as its transaction. The one writer's
 commit is durable when it returns: LMDB syncs the data pages before the meta page that makes them visible (copy on
 write, no log; http://www.lmdb.tech/doc/). A process that is killed leaves nothing to recover but a reader's slot, which
 the next open clears.
-
-The environment is closed and opened again, while nobody reads, where its map is full and may grow, and where LMDB has
-given it up because the meta page could not be written (MDB_PANIC): what that commit came to is then read from the file.
 """
 
 from __future__ import annotations
@@ -14,27 +11,26 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
 import lmdb
 
-from ...wire.durable_files import sync_directory
-from ...wire.errors import DawnchorusError, EpochMismatch, StoreCorrupt, StoreError
+from ...wire.errors import EpochMismatch, StoreCorrupt, StoreError
 from ...wire.protocol.messages import Rejection, Write
 from ...wire.protocol.versions import first_version, generation_of
 from ..engine import CopiedShard, LogRow, ShardIdentity, StoreStatistics
+from .cold_reads import ColdReads
 from .commit_work import CommitWork
 from .compacting_copy import copy_shard
-from .environment import DATA_FILE, has_data, make_directory, open_environment, read_ahead, require_complete
-from .errors import FAILURES, MAP_BYTES, MAP_BYTES_MAX, translate
+from .environment import DATA_FILE, has_data, make_directory, read_ahead
+from .errors import FAILURES, translate
 from .expiry import due_rows
-from .identity import take_identity
-from .log_pins import LogPins
-from .readers_writer_lock import Gate
-from .schema import CLOCK_KEY, TRIMMED_KEY, encode_clock, open_databases, row_decoder, version_of_key
-from .snapshot import LMDBBatch, LMDBSnapshot, join_batches
+from .schema import CLOCK_KEY, encode_clock
+from .shard_file import LMDBFile
+from .snapshot import LMDBSnapshot, join_batches
 
 __all__ = ["LMDBStore"]
 
@@ -42,18 +38,26 @@ LOG_ROWS_MAX: Final = 16_384
 """Rows of the log that are kept. Each costs about 200 bytes of the node's memory (its write id): 3 MiB a shard; ten
 minutes of retries at 25 saves a second a shard."""
 
-_REOPEN_PATIENCE_S: Final = 0.1
-"""How long reopening waits for readers to end, and new ones for it: the loop's take milliseconds, backups minutes."""
-
 _turn: Final = threading.Lock()
 """Held by the thread that works in a write transaction, and left before its sync: the threads that commit to several
 shards wait for the disk together and for the interpreter one by one, or reads had 2.75 times their p99."""
 
+_cold_reads: Final = ColdReads()
+"""Those of this process: its shards share the loop that must not wait, and the disk."""
 
-class LMDBStore:
-    """One shard: one environment in one folder, open once in one process."""
 
-    def __init__(self, path: Path, identity: ShardIdentity, *, create: bool, durable: bool = True) -> None:
+class LMDBStore(LMDBFile):
+    """One shard: its reads, commits, log and copies."""
+
+    def __init__(
+        self,
+        path: Path,
+        identity: ShardIdentity,
+        *,
+        create: bool,
+        durable: bool = True,
+        cold_reads: ColdReads = _cold_reads,
+    ) -> None:
         """Open the shard in folder `path`.
 
         `identity` is what the placement says of it; `create` permits to make it where it does not exist yet. With
@@ -65,74 +69,13 @@ class LMDBStore:
             DataDirectoryError: it is another shard's or cluster's, or the folder cannot be made.
             StoreFull, StoreError: it cannot be opened here.
         """
-        self.path = path
+        super().__init__(path, identity, durable=durable, cold_reads=cold_reads)
+        self.read = self._reader.read
         if create:
             make_directory(path)
         elif not has_data(path):
             raise StoreCorrupt(f"{path}: the shard's data is missing though it was written before; restore a backup")
-        self.identity = identity
-        self._durable = durable
-        self._gate = Gate()
-        self._pins = LogPins()
-        self._map_bytes = MAP_BYTES
         self._open(create=create)
-        self._pins.note(self._trimmed)
-
-    def _open(self, *, create: bool) -> None:
-        try:
-            self._environment = open_environment(self.path, self._map_bytes, durable=self._durable)
-        except (lmdb.Error, OSError) as error:
-            raise translate(error, self.path) from error
-        self._map_bytes = self._environment.info()["map_size"]  # at least what the file has
-        try:
-            require_complete(self._environment, self.path)
-            self._open_databases(create=create)
-            if create:  # the placement is about to say that the shard exists
-                self._environment.sync(True)
-                sync_directory(self.path)
-        except FAILURES as error:
-            self._environment.close()
-            raise translate(error, self.path) from error
-        except DawnchorusError:
-            self._environment.close()
-            raise
-
-    def _open_databases(self, *, create: bool) -> None:
-        environment, identity = self._environment, self.identity
-        environment.reader_check()
-        self._databases = databases = open_databases(environment, create=create)
-        with environment.begin(write=create) as transaction:
-            clock = take_identity(transaction, databases.meta, identity, self.path, create=create)
-            self.version, self.clock_ms = clock
-            self._log_rows = transaction.stat(databases.log)["entries"]
-            self._indexed = transaction.stat(databases.expiry)["entries"] > 0  # 1 us: not for each commit
-            self._trimmed = version_of_key(transaction.get(TRIMMED_KEY, b"", db=databases.meta))
-            self._applied = {
-                row_decoder.decode(row).write_id: version_of_key(key) for key, row in transaction.cursor(databases.log)
-            }
-            self._applied.pop(b"", None)  # the sweeper's writes have no id
-
-    def _reopen(self, map_bytes: int) -> bool:
-        """Close the environment and open it again; return False where a reader stays inside.
-
-        Raises:
-            StoreCorrupt, StoreError: it cannot be opened, and stays closed until it can.
-        """
-        with self._gate.alone(_REOPEN_PATIENCE_S) as alone:
-            if alone:
-                version, clock_ms = self.version, self.clock_ms
-                before, self._map_bytes = self._map_bytes, map_bytes
-                self._environment.close()
-                try:
-                    self._open(create=False)
-                except StoreError:
-                    if map_bytes == before:
-                        raise
-                    self._map_bytes = before  # it may not grow so far: ulimit -v
-                    self._open(create=False)
-                # A generation counts from its beginning, whether it has written anything or not.
-                self.version, self.clock_ms = max(version, self.version), max(clock_ms, self.clock_ms)
-        return alone
 
     def begin_generation(self, generation: int, origin: int = 0) -> None:
         """Take versions of this generation from now on, from `origin`."""
@@ -145,29 +88,14 @@ class LMDBStore:
         self.version = floor
 
     def snapshot(self) -> LMDBSnapshot:
-        """Return the present moment for reading; 2 us."""
-        self._gate.enter()
-        # The version is read before the transaction begins, so the transaction is never older than it says.
-        version = self.version
-        try:
-            transaction = self._environment.begin(self._databases.images, buffers=True)
-        except lmdb.Error as error:
-            self._gate.leave()
-            raise translate(error, self.path) from error
-        return LMDBSnapshot(transaction, self._databases, self.path, version, self._gate.leave)
-
-    def read(
-        self, agents: Sequence[bytes], kinds: frozenset[str] | None = None, known: Sequence[int] | None = None
-    ) -> LMDBBatch:
-        """Find the present image of each agent."""
-        return self.snapshot().read(agents, kinds, known)
+        """Return the present moment for reading; waits while the environment is opened again."""
+        return self._reader.snapshot()
 
     join = staticmethod(join_batches)
 
-    def agents_after(self, position: bytes, agents_max: int, prefix: bytes = b"") -> list[bytes]:
+    def agents_after(self, position: bytes, agents_max: int, prefix: bytes = b"") -> Future[list[bytes]]:
         """Return ids in byte order, those greater than `position`, at most `agents_max`, while they have the prefix."""
-        with self.snapshot() as snapshot:
-            return snapshot.agents_after(position, agents_max, prefix)
+        return self._reader.agents_after(position, agents_max, prefix)
 
     def log_after(self, version: int, rows_max: int) -> list[tuple[int, LogRow]]:
         """Return committed writes in order, those with greater versions, at most `rows_max`."""
@@ -213,13 +141,13 @@ class LMDBStore:
                         return work
                     if not work.add_rows():
                         raise StoreCorrupt(
-                            f"{self.path}: the data is corrupt: the log has a row newer than the shard's clock, version"
+                            f"{self.path}: the data is damaged: the log has a row newer than the shard's clock, version"
                             f" {self.version}; restore a backup"
                         )
                     work.trim_log(self._pins, self._log_rows + len(work.rows) - LOG_ROWS_MAX)
                     transaction.put(CLOCK_KEY, encode_clock(work.version, work.clock_ms), db=self._databases.meta)
             except lmdb.MapFullError as error:
-                if self._map_bytes >= MAP_BYTES_MAX or not self._grow():
+                if not self._grow():
                     raise translate(error, self.path) from error
             except FAILURES as error:
                 if not self._is_committed_nevertheless(work) or work is None:
@@ -228,11 +156,6 @@ class LMDBStore:
             else:
                 self._take_over(work)
                 return work
-
-    def _grow(self) -> bool:
-        """Double the map; return whether it has grown."""
-        before = self._map_bytes
-        return self._reopen(min(2 * before, MAP_BYTES_MAX)) and self._map_bytes > before
 
     def _is_committed_nevertheless(self, work: CommitWork | None) -> bool:
         """Return whether a commit that failed is in the file all the same; an environment given up is opened again.
@@ -251,15 +174,6 @@ class LMDBStore:
                 self.sync()
                 return True
         return False
-
-    def _take_over(self, work: CommitWork) -> None:
-        """Let what one transaction has come to be the store's state: it is committed."""
-        self.version, self.clock_ms, self._indexed = work.version, work.clock_ms, work.indexed
-        self._applied.update(work.applied)
-        self._log_rows += len(work.rows) - len(work.forgotten)
-        for version, write_id in work.forgotten:
-            self._trimmed = version
-            self._applied.pop(write_id, None)
 
     def sweep(self, before_ms: int, rows_max: int, now_ms: int) -> tuple[int, int]:
         """Remove fragments that expired by `before_ms`, in one logged commit."""
@@ -306,8 +220,8 @@ class LMDBStore:
     def statistics(self) -> StoreStatistics:
         """Return the sizes of the shard."""
         try:
-            with self._gate.passed(), self._environment.begin() as transaction:
-                agents = transaction.stat(self._databases.images)["entries"]
+            with self._reader.snapshot_at_once() as snapshot:
+                agents = snapshot.agents()
             used = os.stat(self.path / DATA_FILE).st_blocks * 512
         except FileNotFoundError as error:
             raise StoreError(
@@ -317,7 +231,3 @@ class LMDBStore:
         except FAILURES as error:
             raise translate(error, self.path) from error
         return StoreStatistics(agents, self._log_rows, used)
-
-    def close(self) -> None:
-        """Close the environment."""
-        self._environment.close()

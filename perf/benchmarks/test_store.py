@@ -1,6 +1,7 @@
 """Reading and writing one shard in LMDB, warm."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def test_read_640_images(benchmark: Timed, store: LMDBStore, agents: list[bytes]
 
     def read() -> int:
         batch = store.read(asked)
+        assert not isinstance(batch, Future)
         frame = store.join(b"", [batch])
         batch.close()
         return len(frame)
@@ -49,6 +51,7 @@ def test_read_640_images(benchmark: Timed, store: LMDBStore, agents: list[bytes]
 def test_read_one_image(benchmark: Timed, store: LMDBStore, agents: list[bytes]) -> None:
     def read() -> int:
         batch = store.read(agents[:1])
+        assert not isinstance(batch, Future)
         frame = store.join(b"", [batch])
         batch.close()
         return len(frame)

@@ -12,7 +12,7 @@ from dawnchorus.fragment_stores.engine import Shard, ShardCopy, ShardWarmUp
 from dawnchorus.fragment_stores.registry import file_engine
 from dawnchorus.wire.errors import DataDirectoryError
 from dawnchorus.wire.protocol.messages import DeleteAgent, Put, Write
-from tests.fragment_stores.conformance import ShardConformance, commit, put, read, value_of, values, versions
+from tests.fragment_stores.conformance import ShardConformance, commit, ids_after, put, read, value_of, values, versions
 
 __all__ = ["FileConformance"]
 
@@ -131,7 +131,7 @@ class FileConformance(ShardConformance):
         copied = store.write_copy(take)
         assert (copied.version, copied.agents) == (version, 199)
         copy = self.open_copy(tmp_path / "copy", pieces)
-        assert copy.agents_after(b"agent-6~", 1) == [b"agent-70"]
+        assert ids_after(copy, b"agent-6~", 1) == [b"agent-70"]
         assert read(copy, [b"late"]) == [b""]
         assert copy.log_after(copy.log_trimmed(), 100_000)[-1][0] == version
         assert copy.statistics().agents == 199

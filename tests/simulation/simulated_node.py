@@ -261,7 +261,9 @@ class _Images:
     def next_frame(self, call: Call) -> tuple[bytes, bool]:
         """Return the next frame, and whether it is the last."""
         node, before = self._node, self._read.agents_read
-        frame, last = self._read.next_frame(int(node.processor.monotonic() * 1_000))
+        made = self._read.next_frame(int(node.processor.monotonic() * 1_000))
+        assert made is not None, "these shards answer at once"
+        frame, last = made
         node.turns.handle_turn(call.peer, self._read.request, last=last)
         node.work(_AGENT_S * (self._read.agents_read - before))
         return frame, last

@@ -28,7 +28,7 @@ from dawnchorus.wire.cluster.restore_marker import require_no_restore
 from dawnchorus.wire.cluster.topology import KindSpec, NodeSpec, StoreSpec, Topology
 from dawnchorus.wire.protocol.image import decode_image
 from dawnchorus.wire.protocol.messages import Put, Write
-from tests.fragment_stores.conformance import read
+from tests.fragment_stores.conformance import ids_after, read
 from tests.support.write_ids import new_write_id
 
 __all__ = ["Backup", "Life"]
@@ -140,6 +140,6 @@ def _open(shard: OwnedShard) -> Shard:
 
 
 def _agents(fragments: Shard) -> dict[bytes, bytes]:
-    agents = fragments.agents_after(b"", 1_000)
+    agents = ids_after(fragments, b"", 1_000)
     images = read(fragments, agents)
     return {agent: decode_image(image)["session"].value for agent, image in zip(agents, images, strict=True)}

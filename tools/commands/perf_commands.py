@@ -19,6 +19,7 @@ from ...perf.chaos.options import NODES, ChaosOptions
 from ...perf.chaos.report import render_chaos
 from ...perf.chaos.run import chaos
 from ...perf.chaos.script import PHASE_NAMES, parse_phases
+from ...perf.cold.cold import ColdOptions, cold, render_cold
 from ...perf.harness.progress import Progress
 from ...perf.harness.topologies import TOPOLOGY_NAMES
 from ...perf.harness.workload import GivenAgents
@@ -36,7 +37,7 @@ from ..transfer.streams import InputLine, LineReader
 
 __all__ = ["perf"]
 
-_STORM, _SAVE, _MEMORY = StormOptions(), SaveOptions(), MemoryOptions()
+_STORM, _SAVE, _MEMORY, _COLD = StormOptions(), SaveOptions(), MemoryOptions(), ColdOptions()
 _THREADS, _CHAOS = ThreadsOptions(), ChaosOptions()
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -205,6 +206,26 @@ def memory_command(as_json: bool, **given: Any) -> int:
       dawnchorus perf memory --storms 100
     """
     return _measured("memory", partial(memory, MemoryOptions(**given)), render_memory, as_json)
+
+
+@perf.command("cold", short_help="Wakes while another client reads what is not in memory.")
+@_count("--agents", _COLD.agents, "Made-up agents asleep.")
+@_count("--wake", _COLD.wake, "Cold agents woken at once.")
+@_count("--value-bytes", _COLD.value_bytes, "Bytes of each fragment.")
+@_topology(_COLD.topology)
+@_count("--runs", _COLD.runs, "Storms, each of agents that were not woken before.")
+@_seed(_COLD.seed, "the agents that are woken")
+@_json
+def cold_command(as_json: bool, **given: Any) -> int:
+    """Measure what one client's wakes of agents that are not in memory cost another client.
+
+    The data's pages are let go from memory first; it says how much of it stays.
+
+    \b
+    Example:
+      dawnchorus perf cold --runs 9
+    """
+    return _measured("cold", partial(cold, ColdOptions(**given)), render_cold, as_json)
 
 
 @perf.command("threads", short_help="Wakes of blocking threads, beside an event loop.")

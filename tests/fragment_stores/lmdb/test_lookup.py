@@ -16,11 +16,11 @@ import pytest
 
 from dawnchorus.fragment_stores.lmdb import lookup as lmdb_lookup
 from dawnchorus.fragment_stores.lmdb import snapshot as lmdb_snapshot
-from dawnchorus.fragment_stores.lmdb.lookup import FIND_MIN, find, join
+from dawnchorus.fragment_stores.lmdb.lookup import FIND_MIN, find, join, views, warm
 from dawnchorus.fragment_stores.lmdb.schema import IMAGES, Databases, open_databases
 from dawnchorus.fragment_stores.lmdb.store import LMDBStore
 from dawnchorus.wire.errors import InvalidRequestError
-from tests.fragment_stores.conformance import IDENTITY, commit, put
+from tests.fragment_stores.conformance import IDENTITY, commit, put, read_batch
 
 pytestmark = pytest.mark.skipif(
     find is None and not shutil.which("cc"), reason="there is no C compiler here, so there is no compiled part"
@@ -40,7 +40,7 @@ def found(transaction: lmdb.Transaction[memoryview], databases: Databases, keys:
     assert find is not None
     record = transaction.get(IMAGES, db=databases.main)
     assert record is not None
-    answer = find(record, databases.page_bytes, list(keys))
+    answer = find(record, databases.page_bytes, list(keys), 0)
     return None if answer is None else cut(*answer)
 
 
@@ -113,7 +113,7 @@ def test_a_snapshot_stays_as_it_is_while_others_write(environment: lmdb.Environm
     with environment.begin(databases.images, buffers=True) as transaction:
         record = transaction.get(IMAGES, db=databases.main)
         assert find is not None and record is not None
-        before = find(record, databases.page_bytes, keys)
+        before = find(record, databases.page_bytes, keys, 0)
         for _ in range(5):
             write_all(b"later" * 500)
         assert before is not None
@@ -123,6 +123,22 @@ def test_a_snapshot_stays_as_it_is_while_others_write(environment: lmdb.Environm
         assert found(transaction, databases, keys) == [b"later" * 500 + key for key in keys]
 
 
+def test_views_are_the_values_where_they_are(environment: lmdb.Environment) -> None:
+    assert find is not None and views is not None
+    databases = open_databases(environment, create=True)
+    values = [b"", b"v", b"w" * 3_000, b"x" * 100_000]
+    keys = [b"key-%d" % number for number in range(len(values))]
+    with environment.begin(databases.images, write=True) as writing:
+        for key, value in zip(keys, values, strict=True):
+            writing.put(key, value)
+    with environment.begin(databases.images, buffers=True) as transaction:
+        record = transaction.get(IMAGES, db=databases.main)
+        assert record is not None
+        answer = find(record, databases.page_bytes, [*keys, b"nothing"], 0)
+        assert answer is not None
+        assert [bytes(view) for view in views(answer[1])] == [*values, b""]
+
+
 def test_what_is_no_database_has_no_answer(environment: lmdb.Environment) -> None:
     assert find is not None
     databases = open_databases(environment, create=True)
@@ -130,13 +146,14 @@ def test_what_is_no_database_has_no_answer(environment: lmdb.Environment) -> Non
         record = transaction.get(IMAGES)
         assert record is not None
         for page_bytes in [0, -1, 1, 511, 1_000, 2 * databases.page_bytes, 1 << 17]:
-            assert find(record, page_bytes, [b"a"]) is None
-        assert find(record[:-1], databases.page_bytes, [b"a"]) is None
-        assert find(record, databases.page_bytes, [b"a", b""]) is None
+            assert find(record, page_bytes, [b"a"], 0) is None
+            assert warm is not None and not warm(record, page_bytes, [b"a"])
+        assert find(record[:-1], databases.page_bytes, [b"a"], 0) is None
+        assert find(record, databases.page_bytes, [b"a", b""], 0) is None
         with pytest.raises(TypeError):
-            find(record, databases.page_bytes, ["a"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+            find(record, databases.page_bytes, ["a"], 0)  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
     for source in map(random.Random, range(200)):
-        assert find(memoryview(source.randbytes(48)), databases.page_bytes, [b"a"]) is None
+        assert find(memoryview(source.randbytes(48)), databases.page_bytes, [b"a"], 0) is None
 
 
 def test_a_store_answers_alike_with_and_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +166,7 @@ def test_a_store_answers_alike_with_and_without(tmp_path: Path, monkeypatch: pyt
         images = list(map(bytes, snapshot.images(asked)))
 
     def joined() -> bytes:
-        batches = [store.read(asked), store.read(asked[:3]), store.read(asked[7:])]
+        batches = [read_batch(store, asked), read_batch(store, asked[:3]), read_batch(store, asked[7:])]
         batches[2].cut(100)
         assert [len(batch.sizes) for batch in batches] == [501, 3, 100]
         frame = store.join(b"head", batches)
@@ -170,7 +187,7 @@ def test_a_store_answers_alike_with_and_without(tmp_path: Path, monkeypatch: pyt
 def test_an_empty_id_is_refused_among_few_and_many(tmp_path: Path, agents: int) -> None:
     store = LMDBStore(tmp_path / "shard", IDENTITY, create=True)
     with pytest.raises(InvalidRequestError):
-        store.read([*[b"agent"] * agents, b""])
+        read_batch(store, [*[b"agent"] * agents, b""])
     store.close()
 
 
@@ -180,7 +197,7 @@ DAMAGING = """
     import os, random, sys
     import lmdb
     from dawnchorus.fragment_stores.lmdb.schema import IMAGES, open_databases
-    from dawnchorus.fragment_stores.lmdb.lookup import find, join
+    from dawnchorus.fragment_stores.lmdb.lookup import find, join, views, warm
 
     folder, seed = sys.argv[1:]
     source = random.Random(seed)
@@ -203,20 +220,22 @@ DAMAGING = """
     answers = {True: 0, False: 0}
     with environment.begin(databases.images, buffers=True) as transaction:
         record = transaction.get(IMAGES, db=databases.main)
-        whole = join(b"", [find(record, page_bytes, keys)[1]])
-        for _ in range(4_000):
+        whole = join(b"", [find(record, page_bytes, keys, 0)[1]])
+        for turn in range(4_000):
             # A page's header and its first offsets more often than the rest; the home pages too.
             place = source.choice([source.randrange(pages), home]) * page_bytes
             place += source.choice([source.randrange(16), source.randrange(64), source.randrange(page_bytes)])
             whole_bytes = os.pread(file, source.choice([1, 2, 8]), place)
             size = len(whole_bytes)
             os.pwrite(file, source.choice([bytes(size), b"\\xff" * size, source.randbytes(size)]), place)
-            found = find(record, page_bytes, keys)
+            found = find(record, page_bytes, keys, turn % 3)
             answers[found is None] += 1
             if found is not None:
                 assert len(join(b"", [found[1]])) == sum(found[0])
+                assert list(map(len, views(found[1]))) == found[0]
+            assert warm(record, page_bytes, keys) == (found is not None)
             os.pwrite(file, whole_bytes, place)
-        assert join(b"", [find(record, page_bytes, keys)[1]]) == whole
+        assert join(b"", [find(record, page_bytes, keys, 0)[1]]) == whole
     print(answers[True], answers[False])
 """
 

@@ -14,13 +14,25 @@ import pytest
 
 from dawnchorus.fragment_stores.engine import Shard
 from dawnchorus.fragment_stores.lmdb import environment as lmdb_file
+from dawnchorus.fragment_stores.lmdb import shard_file
 from dawnchorus.fragment_stores.lmdb import store as lmdb_store
 from dawnchorus.fragment_stores.lmdb.identity import read_identity
 from dawnchorus.fragment_stores.lmdb.store import LMDBStore
 from dawnchorus.wire.errors import StoreCorrupt, StoreError, StoreFull
 from dawnchorus.wire.protocol.messages import DeleteAgent, Rejection, RejectionCode
 from dawnchorus.wire.protocol.versions import first_version
-from tests.fragment_stores.conformance import IDENTITY, commit, images_of, put, read, value_of, values, versions, write
+from tests.fragment_stores.conformance import (
+    IDENTITY,
+    commit,
+    images_of,
+    put,
+    read,
+    read_batch,
+    value_of,
+    values,
+    versions,
+    write,
+)
 from tests.fragment_stores.conformance_saves import SavesConformance, again
 from tests.fragment_stores.file_conformance import FileConformance
 
@@ -52,7 +64,7 @@ READER = """
     from dawnchorus.fragment_stores.lmdb.identity import read_identity
     from dawnchorus.fragment_stores.lmdb.store import LMDBStore
     from dawnchorus.wire.errors import StoreError
-    from tests.fragment_stores.conformance import IDENTITY, read
+    from tests.fragment_stores.conformance import IDENTITY, ids_after, read
 
     for folder in sys.argv[1:]:
         outcomes = []
@@ -62,7 +74,7 @@ READER = """
             outcomes.append(type(error).__name__)
         else:
             store.begin_generation(1000)
-            agents = store.agents_after(b"", 100_000)
+            agents = ids_after(store, b"", 100_000)
             read(store, agents)
             outcomes.append(f"{len(agents)} {len(store.log_after(0, 100_000))}")
             store.close()
@@ -241,8 +253,8 @@ def test_too_little_address_space_is_one_clear_error(tmp_path: Path) -> None:
 
 
 def test_a_full_map_refuses_the_commit_whole_and_serves_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lmdb_store, "MAP_BYTES", 1 << 20)
-    monkeypatch.setattr(lmdb_store, "MAP_BYTES_MAX", 1 << 20)
+    monkeypatch.setattr(shard_file, "MAP_BYTES", 1 << 20)
+    monkeypatch.setattr(shard_file, "MAP_BYTES_MAX", 1 << 20)
     store = new_store(tmp_path)
     commit(store, [put("a", b"kept")], 1)
     version = store.version
@@ -292,9 +304,9 @@ def test_more_reads_than_there_are_places_for_are_refused_and_harm_nothing(tmp_p
     with TestLMDBStore.opened(tmp_path, create=True) as store:
         store.begin_generation(1)
         commit(store, [put("a")], 1)
-        batches = [store.read([b"a"]) for _ in range(512)]
+        batches = [read_batch(store, [b"a"]) for _ in range(512)]
         with pytest.raises(StoreError, match="MDB_READERS_FULL"):
-            store.read([b"a"])
+            read_batch(store, [b"a"])
         commit(store, [put("a", b"new")], 1)
         while batches:  # LMDB's places are given back with the objects
             batches.pop().close()
@@ -315,7 +327,7 @@ def test_readers_of_killed_processes_are_cleared_at_the_next_open(tmp_path: Path
     for _ in range(2):
         assert run(program, tmp_path).returncode == -9
     with TestLMDBStore.opened(tmp_path) as store:
-        batches = [store.read([b"a"]) for _ in range(400)]
+        batches = [read_batch(store, [b"a"]) for _ in range(400)]
         for batch in batches:
             batch.close()
 
@@ -383,7 +395,7 @@ def test_a_repeated_write_that_the_log_no_longer_reaches_back_to_is_refused_as_u
 
 
 def test_a_full_map_grows_while_others_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lmdb_store, "MAP_BYTES", 1 << 20)
+    monkeypatch.setattr(shard_file, "MAP_BYTES", 1 << 20)
     store = new_store(tmp_path)
     first = put("first", b"1")
     [version] = versions(commit(store, [first], 1))
@@ -412,11 +424,11 @@ def test_a_full_map_grows_while_others_read(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_full_map_cannot_grow_while_a_snapshot_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lmdb_store, "MAP_BYTES", 1 << 20)
-    monkeypatch.setattr(lmdb_store, "_REOPEN_PATIENCE_S", 0.01)
+    monkeypatch.setattr(shard_file, "MAP_BYTES", 1 << 20)
+    monkeypatch.setattr(shard_file, "_REOPEN_PATIENCE_S", 0.01)
     store = new_store(tmp_path)
     commit(store, [put("a", b"1")], 1)
-    batch = store.read([b"a"])
+    batch = read_batch(store, [b"a"])
     for _ in range(2):
         with pytest.raises(StoreFull, match="cannot grow now"):
             commit(store, [put("b", bytes(1 << 20))], 1)
@@ -430,7 +442,7 @@ def test_a_full_map_cannot_grow_while_a_snapshot_stays_open(tmp_path: Path, monk
 def test_a_generation_without_a_write_is_kept_when_the_map_grows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lmdb_store, "MAP_BYTES", 1 << 20)
+    monkeypatch.setattr(shard_file, "MAP_BYTES", 1 << 20)
     store = new_store(tmp_path, generation=5)
     assert versions(commit(store, [put("a", bytes(1 << 20))], 1)) == [first_version(5) + 1]
     store.close()

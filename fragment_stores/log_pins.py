@@ -12,7 +12,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Final
 
-from ...wire.errors import LogTrimmed
+from ..wire.errors import LogTrimmed
 
 __all__ = ["LogPins"]
 

@@ -1,0 +1,1 @@
+"""The cost that agents on disk have for those who wake others."""
