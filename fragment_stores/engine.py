@@ -133,6 +133,14 @@ class ShardWriter(Protocol):
         """The time of the newest commit, UTC: the shard's own clock, which never goes back."""
         ...
 
+    @property
+    def next_expiry_ms(self) -> int:
+        """No fragment expires before this time, by the shard's clock; 0 if none ever does.
+
+        It may be too early, until the next `sweep`, and is never too late.
+        """
+        ...
+
     def begin_generation(self, generation: int, origin: int = 0) -> None:
         """Take versions of this generation from now on; it must be newer than every version in the store.
 

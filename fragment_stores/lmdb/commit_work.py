@@ -13,7 +13,7 @@ from ...wire.protocol.messages import DeleteKind, Rejection, Write
 from ..apply_write import apply_write
 from ..log_pins import LogPins
 from ..log_rows import indeterminate, log_row, misused_id
-from .expiry import postpone
+from .expiry import first_expiry_ms, postpone
 from .schema import TRIMMED_KEY, Databases, encoder, expiry_row, row_decoder, version_key, version_of_key
 
 __all__ = ["CommitWork"]
@@ -35,7 +35,7 @@ class CommitWork:
         "clock_ms",
         "first_version",
         "forgotten",
-        "indexed",
+        "next_expiry_ms",
         "results",
         "rows",
         "version",
@@ -47,8 +47,7 @@ class CommitWork:
         databases: Databases,
         version: int,
         clock_ms: int,
-        *,
-        indexed: bool,
+        next_expiry_ms: int,
     ) -> None:
         self._transaction = transaction
         self._databases = databases
@@ -63,8 +62,8 @@ class CommitWork:
         """Version by write id."""
         self.forgotten: list[tuple[int, bytes]] = []
         """Version and write id of each row that it takes from the log."""
-        self.indexed = indexed
-        """Whether the expiry index may have a row: if it has none, no write can end one."""
+        self.next_expiry_ms = next_expiry_ms
+        """Before this time nothing expires; 0 if the expiry index has no row, so that no write can end one."""
 
     def apply_all(self, writes: Sequence[Write], known: dict[bytes, int], trimmed: int) -> None:
         """Apply writes in order; `known` are the versions of earlier ones by their ids, as far back as `trimmed`."""
@@ -82,7 +81,7 @@ class CommitWork:
         transaction, expiry = self._transaction, self._databases.expiry
         version = self.version + 1
         begun: set[int] = set()
-        ended: set[int] | None = set() if self.indexed else None
+        ended: set[int] | None = set() if self.next_expiry_ms else None
         try:
             before = transaction.get(write.agent) if 0 < len(write.agent) <= _KEY_BYTES_MAX else None
             image = apply_write(before, write, version, self.clock_ms, begun, ended)
@@ -100,7 +99,7 @@ class CommitWork:
         for expires_ms in ended or ():  # a row that stayed would be there until its time is over
             transaction.delete(expiry_row(expires_ms, write.agent), db=expiry)
         for expires_ms in begun:
-            self.indexed = True
+            self.next_expiry_ms = min(self.next_expiry_ms or expires_ms, expires_ms)
             transaction.put(expiry_row(expires_ms, write.agent), b"", db=expiry)
         self.rows.append((version_key(version), encoder.encode(row)))
         self.version = version
@@ -124,7 +123,7 @@ class CommitWork:
         removed = sum([self._sweep_agent(agent, before_ms) for agent in dict.fromkeys(due.values())])
         for row in due:
             self._transaction.delete(row, db=expiry)
-        self.indexed = self._transaction.stat(expiry)["entries"] > 0
+        self.next_expiry_ms = first_expiry_ms(self._transaction.cursor(expiry))
         return removed
 
     def _sweep_agent(self, agent: bytes, before_ms: int) -> int:
@@ -142,7 +141,9 @@ class CommitWork:
 
     def postpone_all(self, since_ms: int, by_ms: int) -> int:
         """Let fragments written at `since_ms` or later expire `by_ms` later; return how many."""
-        return postpone(self._transaction, self._databases, since_ms, by_ms)
+        postponed = postpone(self._transaction, self._databases, since_ms, by_ms)
+        self.next_expiry_ms = first_expiry_ms(self._transaction.cursor(self._databases.expiry))
+        return postponed
 
     def add_rows(self) -> bool:
         """Put the rows into the log; return whether each went behind the last one, as versions only grow."""

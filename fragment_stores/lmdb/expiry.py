@@ -11,7 +11,12 @@ from ...wire.errors import ProtocolError
 from ...wire.protocol.image import Fragment, decode_fragment, encode_image, split_image, version_of
 from .schema import Databases, expiry_row
 
-__all__ = ["due_rows", "postpone"]
+__all__ = ["due_rows", "first_expiry_ms", "postpone"]
+
+
+def first_expiry_ms(cursor: lmdb.Cursor[Any]) -> int:
+    """Return the time of the first row of the index, 0 if it has none."""
+    return int.from_bytes(cursor.key()[:8], "big") if cursor.first() else 0
 
 
 def due_rows(cursor: lmdb.Cursor[memoryview], before_ms: int, rows_max: int) -> dict[bytes, bytes]:

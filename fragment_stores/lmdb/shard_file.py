@@ -19,6 +19,7 @@ from .cold_reads import ColdReads
 from .commit_work import CommitWork
 from .environment import open_environment, require_complete
 from .errors import FAILURES, MAP_BYTES, MAP_BYTES_MAX, translate
+from .expiry import first_expiry_ms
 from .identity import take_identity
 from .reader import LMDBReader
 from .readers_writer_lock import Gate
@@ -83,7 +84,7 @@ class LMDBFile:
             clock = take_identity(transaction, databases.meta, identity, self.path, create=create)
             self.version, self.clock_ms = clock
             self._log_rows = transaction.stat(databases.log)["entries"]
-            self._indexed = transaction.stat(databases.expiry)["entries"] > 0  # 1 us: not for each commit
+            self.next_expiry_ms = first_expiry_ms(transaction.cursor(databases.expiry))
             self._trimmed = version_of_key(transaction.get(TRIMMED_KEY, b"", db=databases.meta))
             self._applied = {
                 row_decoder.decode(row).write_id: version_of_key(key) for key, row in transaction.cursor(databases.log)
@@ -122,7 +123,7 @@ class LMDBFile:
 
     def _take_over(self, work: CommitWork) -> None:
         """Let what one transaction has come to be the store's state: it is committed."""
-        self.version, self.clock_ms, self._indexed = work.version, work.clock_ms, work.indexed
+        self.version, self.clock_ms, self.next_expiry_ms = work.version, work.clock_ms, work.next_expiry_ms
         self._applied.update(work.applied)
         self._log_rows += len(work.rows) - len(work.forgotten)
         for version, write_id in work.forgotten:

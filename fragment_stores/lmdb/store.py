@@ -27,7 +27,7 @@ from .commit_work import CommitWork
 from .compacting_copy import copy_shard
 from .environment import DATA_FILE, has_data, make_directory, read_ahead
 from .errors import FAILURES, translate
-from .expiry import due_rows
+from .expiry import due_rows, first_expiry_ms
 from .schema import CLOCK_KEY, encode_clock
 from .shard_file import LMDBFile
 from .snapshot import LMDBSnapshot, join_batches
@@ -135,7 +135,7 @@ class LMDBStore(LMDBFile):
                 # The turn ends before the transaction does: its commit, and so its sync, is outside.
                 with self._environment.begin(self._databases.images, write=True, buffers=True) as transaction, _turn:
                     clock_ms = max(now_ms, self.clock_ms)
-                    work = CommitWork(transaction, self._databases, self.version, clock_ms, indexed=self._indexed)
+                    work = CommitWork(transaction, self._databases, self.version, clock_ms, self.next_expiry_ms)
                     if not fill(work):
                         transaction.abort()
                         return work
@@ -179,7 +179,10 @@ class LMDBStore(LMDBFile):
         """Remove fragments that expired by `before_ms`, in one logged commit."""
         try:
             with self._gate.passed(), self._environment.begin(self._databases.expiry, buffers=True) as transaction:
-                due = due_rows(transaction.cursor(), before_ms, rows_max)
+                cursor = transaction.cursor()
+                due = due_rows(cursor, before_ms, rows_max)
+                if not due:  # commits have taken away the rows that were first
+                    self.next_expiry_ms = first_expiry_ms(cursor)
         except lmdb.Error as error:
             raise translate(error, self.path) from error
         if not due:

@@ -218,6 +218,24 @@ class SavesConformance(ShardConformance):
         assert store.version == version + 2
         assert store.sweep(NEVER, 10, 2_000) == (0, 0)
 
+    def test_the_next_expiry_is_never_too_late(self, path: Path) -> None:
+        with self.opened(path, create=True, generation=1) as store:
+            assert store.next_expiry_ms == 0
+            commit(store, [put("a"), write(b"b", session(ttl_ms=900)), write(b"c", session(ttl_ms=500))], 1_000)
+            assert store.next_expiry_ms == 1_500
+            commit(store, [write(b"c", session(ttl_ms=2_000))], 1_100)
+            assert 0 < store.next_expiry_ms <= 1_900
+            assert store.sweep(1_800, 10, 1_800) == (0, 0)
+            assert store.next_expiry_ms == 1_900, "a sweep has looked"
+        with self.opened(path, generation=2) as store:
+            assert store.next_expiry_ms == 1_900
+            assert store.sweep(1_900, 10, 2_000) == (1, 1)
+            assert store.next_expiry_ms == 3_100
+            assert store.postpone_expiry(1_050, 400, 2_000) == 1
+            assert store.next_expiry_ms == 3_500
+            assert store.sweep(NEVER, 10, 9_000) == (1, 1)
+            assert store.next_expiry_ms == 0
+
     def test_a_fragment_saved_again_outlives_its_first_expiry(self, store: Shard) -> None:
         commit(store, [write(b"a", session(b"1", 100)), write(b"b", session(b"1", 100))], 1_000)
         commit(store, [write(b"a", session(b"2", 1_000)), put("b", b"2")], 1_050)

@@ -47,6 +47,10 @@ class Store:
         self.may_sweep = True
         self.swept_in_doubt = False
 
+    @property
+    def next_expiry_ms(self) -> int:
+        return min([fragment.expires_ms for fragment in self.fragments], default=0)
+
     def save(self, fragment: Fragment) -> None:
         self.clock_ms = max(self.clock_ms, fragment.updated_ms)
         self.fragments.append(fragment)

@@ -26,6 +26,7 @@ class Store:
         self.expired = 0
         """Fragments that are left to be removed."""
         self.failure: Exception | None = None
+        self.next_expiry_ms = 1
 
     def sweep(self, before_ms: int, rows_max: int, now_ms: int) -> tuple[int, int]:
         self.sweeps.append((before_ms, rows_max, now_ms))
@@ -67,6 +68,16 @@ class House:
         self.monotonic_s += seconds
         self.wall_ms += int(seconds * 1_000)
         self.keeper.work_if_due()
+
+
+def test_a_shard_in_which_nothing_is_due_is_left_alone() -> None:
+    house = House(0.0, 0.0, 0.0)
+    house.stores[0].next_expiry_ms = 0
+    house.stores[1].next_expiry_ms = house.wall_ms - GRACE_MS + 2_000
+    house.work_after(1.0)
+    assert [len(store.sweeps) for store in house.stores] == [0, 0, 1]
+    house.work_after(1.0)
+    assert [len(store.sweeps) for store in house.stores] == [0, 1, 2]
 
 
 def test_it_sweeps_every_second_what_expired_before_the_grace_time() -> None:

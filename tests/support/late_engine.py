@@ -116,6 +116,14 @@ class LateShard:
         """The time of the newest commit."""
         return self._kept.clock_ms
 
+    @property
+    def next_expiry_ms(self) -> int:
+        """The time at which the first fragment expires."""
+        with self._lock:
+            images = list(self._kept.images.values())
+        expiring = [fragment.expires_ms for image in images for fragment in decode_image(image).values()]
+        return min(filter(None, expiring), default=0)
+
     # --- reader ---
 
     def read(
