@@ -18,7 +18,8 @@ from typing import Final
 import uvloop
 
 from ..nodes.launcher import Launcher
-from ..router.client.cluster import Cluster, connect
+from ..router.client.cluster import Cluster
+from ..router.client.connect import connect
 from ..wire.descriptors import raise_limit
 from ..wire.errors import DawnchorusError
 from .harness.child_process import anonymous_bytes

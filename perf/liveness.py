@@ -22,7 +22,8 @@ from typing import Final
 import uvloop
 
 from ..nodes.launcher import Launcher
-from ..router.client.cluster import Cluster, connect
+from ..router.client.cluster import Cluster
+from ..router.client.connect import connect
 from ..router.dispatch.router import Router
 from ..wire.cluster.topology_file import load_topology
 from ..wire.errors import DawnchorusError

@@ -17,7 +17,8 @@ from typing import Final
 import msgspec
 
 from ...nodes.launcher import Launcher, NodeEvent
-from ...router.client.cluster import Cluster, connect
+from ...router.client.cluster import Cluster
+from ...router.client.connect import connect
 from ...wire.cluster.topology import parse_endpoint
 from ..faults.proxy import TcpProxy, delayed, flapping, tcp_proxy
 from ..faults.seclusion import packets_dropped

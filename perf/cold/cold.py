@@ -22,7 +22,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ...nodes.launcher import Launcher
-from ...router.client.cluster import connect
+from ...router.client.connect import connect
 from ..harness.cold_files import PAGE_BYTES, drop, resident_pages, resident_share
 from ..harness.job import start_job
 from ..harness.measure import Spread, Tail, WrongResult, milliseconds, spread_of, tail_of, wake_many

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from ...router.client.cluster import connect
+from ...router.client.connect import connect
 from ..harness.job import read_order, write_answer
 from ..harness.measure import WrongResult
 

@@ -8,7 +8,8 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from ...nodes.launcher import Launcher
-from ...router.client.cluster import Cluster, connect
+from ...router.client.cluster import Cluster
+from ...router.client.connect import connect
 from ...wire.errors import DawnchorusError
 from .measure import Wakes, WrongResult
 from .progress import Progress

@@ -15,7 +15,7 @@ import os
 import msgspec
 import uvloop
 
-from ...router.client.cluster import connect
+from ...router.client.connect import connect
 from ..harness.child_process import anonymous_bytes
 from ..harness.job import read_order, write_answer
 

@@ -16,7 +16,8 @@ import time
 import msgspec
 import uvloop
 
-from ...router.client.cluster import Cluster, connect
+from ...router.client.cluster import Cluster
+from ...router.client.connect import connect
 from ...wire.process_tuning import tune_process
 from ..harness.job import read_order, write_answer
 from .savers import SAVED_KIND

@@ -16,85 +16,40 @@ so. `connect_sync` gives one for any number of threads.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import ExitStack
 from threading import get_ident
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from ...wire.cluster.placement import Placement
 from ...wire.cluster.topology import Topology
-from ...wire.cluster.topology_file import load_topology
-from ...wire.errors import ClusterUnavailable, DawnchorusError, InvalidRequestError
+from ...wire.errors import DawnchorusError
 from ...wire.protocol.messages import BackupReply, StatusReply
-from ..arguments import Seconds, deadline, listed_ids, require_mapping, source_of
+from ..arguments import Seconds, by_agent, deadline, listed_ids
 from ..dispatch.router import Router
 from ..dispatch.unary_call import back_up_shard, node_status
-from ..ids import check_agent_id
-from ..saves.save_coalescer import Saver
+from ..saves.agent_write import Saved
 from ..wakes.agent_state import AgentState
 from ..wakes.wake_context import Again
-from ..wakes.wake_engine import WakeEngine
-from .agent_listing import list_agents
-from .cluster_saves import ClusterSaves
 from .home import Home, HomeStream, while_open
-from .kind_registry import Kinds
+from .save_request import (
+    Expect,
+    ManyDeletes,
+    ManyExpect,
+    ManySaves,
+    deletions,
+    operations,
+)
+from .session import Session
 from .value_codec import ValueRules
 
-__all__ = ["Cluster", "connect"]
-
-CONNECT_DEADLINE_S: Final = 5.0
-"""How long `connect` waits for nodes that do not answer, where others do."""
+__all__ = ["Cluster"]
 
 
-def connect(
-    source: str | os.PathLike[str] | Topology,
-    *,
-    types: Mapping[str, Any] | None = None,
-    enc_hook: Callable[[Any], Any] | None = None,
-    dec_hook: Callable[[type, Any], Any] | None = None,
-    ext_hook: Callable[[int, memoryview], Any] | None = None,
-    allow_lossy_values: bool = False,
-    connect_deadline_s: Seconds = CONNECT_DEADLINE_S,
-) -> Cluster:
-    """Return a cluster to be opened with `async with`.
+class Cluster:
+    """A connection to a cluster; see `connect.connect`."""
 
-    `source` is the path of a topology file, or "tcp://host:port" of any one node, which hands out the topology.
-    `types`: kind -> type that its values are decoded into (a `msgspec.Struct`, or whatever msgspec decodes); others
-    come as plain objects.
-
-    A save rejects a value that would not come back equal (docs/values.md). `enc_hook`, `dec_hook` and `ext_hook` teach
-    types, as msgspec's encoder and decoder call them: `enc_hook(object)` returns what is saved for it, often a
-    `msgspec.msgpack.Ext(code, data)`; `dec_hook(type, value)` makes an object of a type that is registered for a kind;
-    `ext_hook(code, data)` makes one of an Ext, in any kind. `allow_lossy_values`: values may come back changed (a set
-    as a list, a UUID as its text); keys of a mapping that become one are rejected all the same.
-
-    Opening it connects to all nodes and returns when each has answered, or by `connect_deadline_s` with those that
-    have; the others join when they come up.
-
-    Raises:
-        InvalidRequestError: an argument is none that can be meant, or a type none that msgspec can decode (raised when
-            it is opened).
-        TopologyError: the file is wrong, or a kind's `fallback` does not fit its type (raised when it is opened).
-        UnknownKindError: a type is given for a kind that the topology does not have (raised when it is opened).
-        ClusterUnavailable: no node answered (raised when it is opened).
-    """
-    seconds = deadline(connect_deadline_s, "connect_deadline_s")
-    if types is not None:
-        require_mapping("types", types, "kinds to types")
-    rules = ValueRules(types, enc_hook, dec_hook, ext_hook, allow_lossy_values)
-    where = source_of(source)
-    if isinstance(where, Topology) or (isinstance(where, str) and "://" in where):
-        return Cluster(where, rules, seconds)
-    return Cluster(load_topology(where), rules, seconds)
-
-
-class Cluster(ClusterSaves):
-    """A connection to a cluster; see `connect`."""
-
-    _router: Router
-    _wakes: WakeEngine
-    _wake_s: float
+    _session: Session
     _state_type: type[AgentState] = AgentState
     _again: Again | None = None
     """How states ask for more, if not by the engine itself."""
@@ -110,25 +65,13 @@ class Cluster(ClusterSaves):
         self._home.enter()
         with ExitStack() as undo:
             undo.callback(self._home.leave)
-            self._router = self._open_router()
-            undo.callback(self._router.close)
-            self._topology, _ = await self._router.connect(self._source, self._connect_deadline_s)
-            self._wake_s = self._topology.wake_deadline_ms / 1_000
-            self._kinds = Kinds(self._topology, self._rules)
-            self._wakes = WakeEngine(
-                self._router, self._kinds, self._wake_budget, state_type=self._state_type, again=self._again
-            )
-            self._saver = Saver(
-                self._router,
-                lambda store: self._topology.kinds_of(store),
-                self._wakes.handle_acknowledged,
-                self._home.require_open,
-                clock=self._router.clock,
-            )
-            self._router.handle_grown = self._handle_grown
+            router = self._open_router()
+            undo.callback(router.close)
+            topology, _ = await router.connect(self._source, self._connect_deadline_s)
+            self._session = Session(router, topology, self._rules, self._home, self._state_type, self._again)
             undo.pop_all()
         self._home.open()
-        self._router.members.handle_foreign = self._home.bar
+        router.members.handle_foreign = self._home.bar
         return self
 
     async def __aexit__(self, error: object, *_: object) -> None:
@@ -146,10 +89,7 @@ class Cluster(ClusterSaves):
             return
         self._home.require_entered()
         self._home.leave()
-        reason = "the cluster was closed"
-        self._wakes.close(ClusterUnavailable(reason))
-        self._saver.close(reason)
-        self._router.close()
+        self._session.close()
 
     # --- wake ---
 
@@ -172,8 +112,9 @@ class Cluster(ClusterSaves):
         """
         if self._home.turn != get_ident():
             self._home.begin_turn()
-        budget_s = self._wake_s if deadline_s is None else deadline(deadline_s)
-        return self._wakes.wake(agent_id, kinds, budget_s)
+        session = self._session
+        budget_s = session.wake_s if deadline_s is None else deadline(deadline_s)
+        return session.wakes.wake(agent_id, kinds, budget_s)
 
     async def wake_many(
         self, ids: Iterable[str], kinds: Iterable[str] | None = None, deadline_s: Seconds | None = None
@@ -189,8 +130,9 @@ class Cluster(ClusterSaves):
             ClusterUnavailable: the cluster is closed.
         """
         asked = listed_ids(ids)
-        end = self._wake_budget(deadline_s) + self._wakes.clock()
-        states = await self._wakes.wake_many(asked, kinds, end)
+        wakes = self._opened().wakes
+        end = self._session.wake_budget(deadline_s) + wakes.clock()
+        states = await wakes.wake_many(asked, kinds, end)
         self._home.require_open()  # closed meanwhile: they are what it had by then, and no answer
         return states
 
@@ -201,8 +143,109 @@ class Cluster(ClusterSaves):
 
         Raises: as `wake_many`.
         """
-        end = self._wake_budget(deadline_s) + self._wakes.clock()
-        return HomeStream(self._home, while_open(self._home, self._wakes.wake_stream(listed_ids(ids), kinds, end)))
+        wakes = self._opened().wakes
+        end = self._session.wake_budget(deadline_s) + wakes.clock()
+        return HomeStream(self._home, while_open(self._home, wakes.wake_stream(listed_ids(ids), kinds, end)))
+
+    # --- save ---
+
+    async def save(
+        self,
+        agent_id: str,
+        fragments: Mapping[str, Any],
+        *,
+        expect: Expect = None,
+        ttl_s: Seconds | None = None,
+        write_id: str | None = None,
+        deadline_s: Seconds | None = None,
+        drop: Iterable[str] | None = None,
+    ) -> Saved:
+        """Write some kinds of an agent; returns when every store has them durably.
+
+        Values: bytes are kept as they are, anything else as msgpack. What would not come back equal is rejected, with
+        the path in the value, as is what is nested deeper than 200 levels or larger than 1 MiB (docs/values.md).
+
+        Kinds of one store are saved together or not at all; KINDS OF SEVERAL STORES ARE NOT: a SaveIncomplete says
+        which store has what. Saves of one agent are applied in the order in which they were called. One that is
+        cancelled is applied all the same.
+
+        `expect`: only if the kinds being written still have the versions of this state, of this result of an earlier
+        save, or of this mapping, or (0) are not there yet; expired counts as not there. A mapping may name other kinds
+        as well, of the stores that are written. `ttl_s`: they expire so many seconds later, None for what the topology
+        says. `drop`: kinds that are deleted with it. `write_id`: the idempotency key, a name of the save that its
+        caller chooses, or that of an earlier save with the same arguments: it is then applied at most once in all.
+
+        Raises:
+            InvalidRequestError, UnknownKindError: nothing was sent.
+            FragmentUnavailable: `expect` is a state that does not know a version; nothing was sent.
+            SaveRejected: nothing was written, anywhere.
+            VersionConflict: other versions are there (`.found`); nothing was written, anywhere.
+            SaveIncomplete: some stores saved, others did not.
+            SaveIndeterminate: `write_id` is too old to tell.
+            DeadlineExceeded: no store answered in time: the outcome is unknown; `await error.retry()` is safe.
+            ClusterUnavailable: the cluster is closed; SaveInterrupted where it was closed while the save was under way.
+        """
+        session = self._opened()
+        by_store = operations(session.kinds, fragments, ttl_s, drop)
+        return await session.save(agent_id, by_store, expect, write_id, deadline_s)
+
+    async def save_many(
+        self,
+        agents: Mapping[str, Mapping[str, Any]],
+        *,
+        expect: ManyExpect = None,
+        ttl_s: Mapping[str, Seconds | None] | Seconds | None = None,
+        write_id: Mapping[str, str | None] | str | None = None,
+        deadline_s: Seconds | None = None,
+        drop: Mapping[str, Iterable[str] | None] | Iterable[str] | None = None,
+    ) -> dict[str, Saved | DawnchorusError]:
+        """Write some kinds of many agents; return for each what was saved, or the error that `save` would raise.
+
+        `expect`: 0 for all, or by agent id what `save` takes, or states and results, each of which names its agent; an
+        agent that it leaves out is rejected. `ttl_s`, `write_id` and `drop`: one for all, or by agent id.
+        """
+        request = ManySaves(self._opened().kinds, by_agent(agents), expect, ttl_s, write_id, drop)
+        budget_s = self._session.save_budget(deadline_s)
+        return await self._session.saver.save_many(
+            request.agents, request.new_write(self._session.saver.new_write), budget_s
+        )
+
+    async def delete(
+        self,
+        agent_id: str,
+        kinds: Iterable[str] | None = None,
+        *,
+        expect: Expect = None,
+        deadline_s: Seconds | None = None,
+        write_id: str | None = None,
+    ) -> Saved:
+        """Delete some kinds of an agent, or the agent; the versions say in which writes, 0 where there was nothing.
+
+        `expect` and `write_id` as in `save`; where no kinds are given, `expect` is of all of them.
+
+        Raises: as `save`.
+        """
+        session = self._opened()
+        return await session.save(agent_id, deletions(session.kinds, kinds), expect, write_id, deadline_s)
+
+    async def delete_many(
+        self,
+        ids: Iterable[str],
+        kinds: Iterable[str] | None = None,
+        *,
+        expect: ManyExpect = None,
+        deadline_s: Seconds | None = None,
+        write_id: Mapping[str, str | None] | str | None = None,
+    ) -> dict[str, Saved | DawnchorusError]:
+        """Delete many agents, or some kinds of them; return for each what `delete` would, or the error it would raise.
+
+        `expect` and `write_id` as in `save_many`.
+        """
+        request = ManyDeletes(self._opened().kinds, ids, kinds, expect, write_id)
+        budget_s = self._session.save_budget(deadline_s)
+        return await self._session.saver.save_many(
+            request.agents, request.new_write(self._session.saver.new_write), budget_s
+        )
 
     # --- the cluster ---
 
@@ -215,35 +258,27 @@ class Cluster(ClusterSaves):
             InvalidRequestError: there is no such store, or no id can begin so.
             ClusterUnavailable: a shard could not be listed: what came before is not all.
         """
-        self._home.require_open()
-        if store is not None and (type(store) is not str or store not in self._topology.stores):
-            raise InvalidRequestError(
-                f"there is no store {store!r}; the topology has {', '.join(self._topology.stores)}"
-            )
-        stores = list(self._topology.stores) if store is None else [store]
-        beginning = check_agent_id(prefix) if prefix else b""
-        page_deadline_s = self._topology.save_deadline_ms / 1_000
-        return HomeStream(self._home, list_agents(self._router, stores, page_deadline_s, beginning))
+        return HomeStream(self._home, self._opened().agents(store, prefix))
 
     async def status(self, deadline_s: Seconds = 2.0) -> dict[str, StatusReply | DawnchorusError]:
         """Return what each node says of itself, or the error that says why it does not."""
         self._home.require_entered()
-        return await node_status(self._router, list(self._topology.nodes), deadline(deadline_s))
+        return await node_status(self._session.router, list(self._session.topology.nodes), deadline(deadline_s))
 
     @property
     def topology(self) -> Topology:
         """The cluster's topology: as this client was given it, with what the nodes have beyond; also after closing."""
         try:
-            return self._topology
+            return self._session.topology
         except AttributeError:
             raise self._home.rejection() from None
 
     @property
     def placement(self) -> Placement:
         """Which node serves which shard, as this client knows it."""
-        self._home.require_open()
-        assert self._router.placement is not None
-        return self._router.placement
+        placement = self._opened().router.placement
+        assert placement is not None
+        return placement
 
     async def back_up_shard(
         self, store: str, shard: int, path: str, *, rate_bytes_s: int, deadline_s: Seconds
@@ -253,17 +288,9 @@ class Cluster(ClusterSaves):
         Raises:
             ClusterUnavailable: the outcome is unknown; try again with another path. PeerFault: the node rejected.
         """
+        return await back_up_shard(self._opened().router, store, shard, path, rate_bytes_s, deadline(deadline_s))
+
+    def _opened(self) -> Session:
+        """Return the session, if the cluster is open and called from its own loop."""
         self._home.require_open()
-        return await back_up_shard(self._router, store, shard, path, rate_bytes_s, deadline(deadline_s))
-
-    # --- within ---
-
-    def _handle_grown(self, topology: Topology) -> None:
-        """The cluster has got stores, kinds or nodes since this client connected."""
-        self._topology = topology
-        self._kinds = Kinds(topology, self._rules)
-        self._wakes.handle_grown(self._kinds)
-
-    def _wake_budget(self, deadline_s: Seconds | None) -> float:
-        self._home.require_open()
-        return self._wake_s if deadline_s is None else deadline(deadline_s)
+        return self._session

@@ -20,7 +20,8 @@ from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, cast
 from ...wire.cluster.placement import Placement
 from ...wire.cluster.topology import Topology
 from ..arguments import Seconds
-from .cluster import Cluster, connect
+from .cluster import Cluster
+from .connect import connect
 from .sync_host import SyncAgentState, SyncHost
 
 __all__ = ["SyncAgentState", "SyncCluster", "SyncStream", "connect_sync"]

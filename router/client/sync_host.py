@@ -102,7 +102,7 @@ class HostedCluster(Cluster):
     def wake_again(self, agent_id: str, kinds: tuple[str, ...], deadline_s: Seconds | None) -> asyncio.Future[Any]:
         """Wake an agent for what a state of it lacks."""
         self._home.require_open()
-        return self._wakes.wake_again(agent_id, kinds, deadline_s)
+        return self._session.wakes.wake_again(agent_id, kinds, deadline_s)
 
     async def placement_now(self) -> Placement:
         """Return the placement."""

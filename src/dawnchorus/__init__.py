@@ -5,7 +5,8 @@ async with dawnchorus.connect("topology.toml") as cluster:
     state["profile"]
 """
 
-from .router.client.cluster import Cluster, connect
+from .router.client.cluster import Cluster
+from .router.client.connect import connect
 from .router.client.sync_cluster import SyncAgentState, SyncCluster, SyncStream, connect_sync
 from .router.saves.agent_write import Saved
 from .router.wakes.agent_state import AgentState

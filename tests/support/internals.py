@@ -48,17 +48,17 @@ __all__ = [
 
 def leftovers(cluster: Cluster) -> dict[str, int]:
     """Return what a client still holds of requests, by table; empty once nobody waits for anything."""
-    router, wakes = cluster._router, cluster._wakes.coalescer
+    router, wakes = cluster._session.router, cluster._session.wakes.coalescer
     tables = {
         **kept_exchanges(router.dispatcher),
         "replies": len(router._replies),
         "pending": len(wakes._pending),
         "under way": sum(len(of_choice.batches) for of_choice in wakes._under_way.values()),
         "choices": len(wakes._under_way),
-        "acknowledged": len(cluster._wakes.fetcher.acknowledged),
-        "fetches": cluster._wakes.fetcher.acknowledged._fetches,
-        "streams": len(cluster._wakes._streams),
-        "saves": len(cluster._saver),
+        "acknowledged": len(cluster._session.wakes.fetcher.acknowledged),
+        "fetches": cluster._session.wakes.fetcher.acknowledged._fetches,
+        "streams": len(cluster._session.wakes._streams),
+        "saves": len(cluster._session.saver),
     }
     return {name: count for name, count in tables.items() if count}
 
@@ -82,13 +82,13 @@ def thread_of(cluster: SyncCluster) -> LoopThread[HostedCluster]:
 
 def kept_choices(cluster: Cluster) -> int:
     """Return how many choices of kinds a client keeps something of."""
-    wakes, kinds = cluster._wakes, cluster._kinds
+    wakes, kinds = cluster._session.wakes, cluster._session.kinds
     return len(wakes._choices) + len(wakes._specs) + len(wakes.coalescer._under_way) + len(kinds._layouts)
 
 
 def break_next_fetch(cluster: Cluster) -> None:
     """Let the next fetch of a client end in an exception that nobody foresaw, before it is sent."""
-    fetcher = cluster._wakes.fetcher
+    fetcher = cluster._session.wakes.fetcher
     fetch = fetcher.fetch
 
     def break_once(*_: object) -> FetchOperation:
@@ -100,22 +100,22 @@ def break_next_fetch(cluster: Cluster) -> None:
 
 def is_up(cluster: Cluster, node: str) -> bool:
     """Whether the client is connected to a node."""
-    return cluster._router.is_up(node)
+    return cluster._session.router.is_up(node)
 
 
 def refusals(cluster: Cluster) -> dict[str, str]:
     """Return why nodes and this client do not belong together, by node."""
-    return cluster._router.members._refusals
+    return cluster._session.router.members._refusals
 
 
 def is_marked_down(cluster: Cluster, node: str) -> bool:
     """Whether the client's breaker of a node is open."""
-    return cluster._router.dispatcher.flows[node].breaker.state is BreakerState.OPEN
+    return cluster._session.router.dispatcher.flows[node].breaker.state is BreakerState.OPEN
 
 
 def stray_replies(cluster: Cluster) -> int:
     """Return how many replies came that nobody waited for, or that were none."""
-    return cluster._router.dispatcher.stray_replies
+    return cluster._session.router.dispatcher.stray_replies
 
 
 class Sendings(NamedTuple):
@@ -127,13 +127,13 @@ class Sendings(NamedTuple):
 
 def sendings(cluster: Cluster) -> Sendings:
     """Return what a client has sent so far."""
-    dispatcher = cluster._router.dispatcher
+    dispatcher = cluster._session.router.dispatcher
     return Sendings(dispatcher.requests_sent, dispatcher.requests_sent - dispatcher.retries.retries)
 
 
 def receive_together(cluster: Cluster, replies: Sequence[tuple[str, bytes]]) -> None:
     """Hand a client replies of several nodes in one turn, as if they had just come in."""
-    router = cluster._router
+    router = cluster._session.router
     router._replies.extend([(node, memoryview(frame)) for node, frame in replies])
     router._turn()
 
@@ -161,7 +161,7 @@ class ReplyDropper:
 
 def drop_replies(cluster: Cluster, chance: random.Random, *, share: float) -> ReplyDropper:
     """Let a client lose a share of the replies to it from now on; its greetings come through."""
-    router = cluster._router
+    router = cluster._session.router
     dropper = ReplyDropper(router, chance, share)
     for link in router.members.links.values():
         link._owner = dropper

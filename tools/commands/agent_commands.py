@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import click
 
-from ...router.client.cluster import connect
+from ...router.client.connect import connect
 from ...router.ids import check_agent_id
 from ...router.wakes.agent_state import AgentState
 from ...wire.errors import (

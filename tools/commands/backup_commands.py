@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from ...fragment_stores.shard_files import Verified
-from ...router.client.cluster import connect
+from ...router.client.connect import connect
 from ...wire.cluster.file_control_store import FileControlStore
 from ...wire.cluster.placement import reconcile
 from ...wire.cluster.restore_marker import require_no_restore

@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ...router.client.cluster import connect
+from ...router.client.connect import connect
 from ...wire.cluster.topology import NodeSpec, Topology
 from ...wire.cluster.topology_file import load_topology
 from ...wire.errors import DawnchorusError

@@ -11,7 +11,8 @@ from typing import Final
 
 import click
 
-from ...router.client.cluster import Cluster, connect
+from ...router.client.cluster import Cluster
+from ...router.client.connect import connect
 from ...wire.errors import DawnchorusError
 from ..console.async_runner import in_thread, run
 from ..console.options import endpoint_or_file_option, json_option

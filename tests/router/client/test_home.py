@@ -66,7 +66,7 @@ READ_ANYWHERE = {"topology"}
 
 
 def test_every_entry_point_is_tried() -> None:
-    public = {name for name in dir(Cluster) if not name.startswith("_")} | {"__aenter__", "__aexit__"}
+    public = {name for name in vars(Cluster) if not name.startswith("_")} | {"__aenter__", "__aexit__"}
     assert public == set(ENTRIES) | READ_ANYWHERE
 
 
