@@ -29,8 +29,8 @@ CHECKS: Final = 16
 """Agents of a read whose pages are looked for, evenly spread: 20 us, and one read in five that is a tenth cold passes;
 the watch ends that one."""
 
-SLOW_S: Final = 0.000_2
-"""A read that takes longer may have waited: one of 640 warm agents takes as much."""
+SLOW_S: Final = 0.000_08
+"""A read that takes longer may have waited for a page, or for the processor; one of many agents always does."""
 
 _Job = tuple[int, int, "Future[Any]", Callable[[], Any]]
 
