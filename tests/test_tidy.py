@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.real import REAL_FILES, UNIT_FILES
+from tests.support.words import count_all, read_allowed
 
 ROOT = Path(__file__).parent.parent
 FACE = "dawnchorus"
@@ -361,3 +362,16 @@ def test_nowhere_in_the_project_stands(what: str) -> None:
             if NOWHERE[what].search(line)
         ]
     assert not wrong, f"{what}:\n" + "\n".join(wrong)
+
+
+def test_words_and_sentences_get_no_worse() -> None:
+    allowed = read_allowed()
+    worse = [
+        f"{path}: {rule}: {count} places, {allowed.get((rule, path), 0)} allowed"
+        for (rule, path), count in sorted(count_all().items())
+        if count > allowed.get((rule, path), 0)
+    ]
+    assert not worse, (
+        "`python -m tests.support.words --show PATH` shows the places; if they only moved, `python -m"
+        " tests.support.words` rewrites the list:\n" + "\n".join(worse)
+    )
