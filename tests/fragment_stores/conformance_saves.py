@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dawnchorus.fragment_stores.engine import Shard
@@ -14,7 +14,17 @@ from dawnchorus.wire.protocol.image import Fragment, decode_image
 from dawnchorus.wire.protocol.limits import TTL_MS_MAX
 from dawnchorus.wire.protocol.messages import DeleteAgent, DeleteKind, Operation, Put, Rejection, RejectionCode, Write
 from dawnchorus.wire.protocol.versions import first_version
-from tests.fragment_stores.conformance import ShardConformance, commit, new_write_id, put, read, values, versions, write
+from tests.fragment_stores.conformance import (
+    PERMITTED,
+    ShardConformance,
+    commit,
+    new_write_id,
+    put,
+    read,
+    values,
+    versions,
+    write,
+)
 
 NEVER = 1 << 62
 
@@ -311,7 +321,7 @@ class SavesConformance(ShardConformance):
 
     # --- against a model ---
 
-    @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=25, suppress_health_check=PERMITTED)
     @given(data=st.data())
     def test_any_row_of_repeated_and_conditional_writes_is_applied_once_and_in_order(
         self, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
