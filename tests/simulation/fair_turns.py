@@ -19,6 +19,7 @@ class FairTurns:
         self._turns: dict[bytes, int] = {}
         self._waiting: dict[bytes, list[int]] = {}
         self._blocked: set[bytes] = set()
+        self._parked: set[tuple[bytes, int]] = set()
         self._at_arrival: dict[tuple[bytes, int], dict[bytes, int]] = {}
         self.violations: list[str] = []
 
@@ -27,6 +28,7 @@ class FairTurns:
         self._turns.clear()
         self._waiting.clear()
         self._blocked.clear()
+        self._parked.clear()
         self._at_arrival.clear()
 
     def handle_arrival(self, peer: bytes, frame: bytes) -> None:
@@ -57,6 +59,13 @@ class FairTurns:
                 if other != peer and seen > _TURNS_MAX:
                     self.violations.append(f"{self._node}: {seen} turns of another before request {number}")
         waiting = self._waiting.get(peer, [])
-        while waiting and (waiting[0] != number or last):
-            if waiting.pop(0) == number:
-                break
+        if number in waiting:
+            before_it, rest = waiting[: waiting.index(number)], waiting[waiting.index(number) + last :]
+            self._waiting[peer] = [one for one in before_it if (peer, one) in self._parked] + rest
+        if last:
+            self._parked.discard((peer, number))
+
+    def handle_parked(self, peer: bytes, number: int) -> None:
+        """A request waits for a disk: it keeps its place, and others of its peer may have turns before it."""
+        self._parked.add((peer, number))
+        self.handle_turn(peer, number, last=False)

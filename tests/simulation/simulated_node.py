@@ -6,10 +6,11 @@ as by SIGSTOP, slowed down, or killed and started again; what was committed befo
 
 import random
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any, Final
 
 from dawnchorus.fragment_stores.apply_write import apply_write
-from dawnchorus.fragment_stores.image_batch import ImageBatch, ImageList, join_lists
+from dawnchorus.fragment_stores.image_batch import ImageBatch, ImageList, PendingBatch, join_lists
 from dawnchorus.nodes.read_path import Read
 from dawnchorus.nodes.shard_table import OwnedShard
 from dawnchorus.wire.cluster.placement import Placement, encode_placement
@@ -79,6 +80,8 @@ class SimulatedNode:
         """How many times longer everything takes."""
         self.failing = 0.0
         """The share of requests that it answers with a fault of its own."""
+        self.coldness = 0.0
+        """The share of reads that wait for its disk."""
         self.turns = FairTurns(name)
         self.shards = {
             (store, shard): OwnedShard(
@@ -191,6 +194,22 @@ class SimulatedNode:
 
     # --- its handlers ---
 
+    def wait_for_disk(self, found: Callable[[], ImageBatch]) -> PendingBatch | None:
+        """Return what is found later, if a read has to wait; some of these are told to read again instead."""
+        if self._chance.random() >= self.coldness:
+            return None
+        pending: PendingBatch = Future()
+
+        def finish() -> None:
+            pending.set_result(found() if self._chance.random() < 0.5 else None)
+
+        self.processor.call_later(self._chance.expovariate(1 / 0.003) * self.slowness, finish)
+        return pending
+
+    def resume(self, call: Call) -> None:
+        """Go on with a call that was parked."""
+        self.processor.call_soon(lambda: self._server.resume(call))
+
     def work(self, seconds: float) -> None:
         """Let the processor be busy for a while."""
         self.processor.work(seconds * self.slowness)
@@ -258,11 +277,14 @@ class _Images:
         self._node = node
         self._read = Read(request, node.shards)
 
-    def next_frame(self, call: Call) -> tuple[bytes, bool]:
-        """Return the next frame, and whether it is the last."""
+    def next_frame(self, call: Call) -> tuple[bytes, bool] | None:
+        """Return the next frame, and whether it is the last; None while its reads are pending."""
         node, before = self._node, self._read.agents_read
         made = self._read.next_frame(int(node.processor.monotonic() * 1_000))
-        assert made is not None, "these shards answer at once"
+        if made is None:
+            node.turns.handle_parked(call.peer, self._read.request)
+            self._read.when_ready(lambda _done: node.resume(call))
+            return None
         frame, last = made
         node.turns.handle_turn(call.peer, self._read.request, last=last)
         node.work(_AGENT_S * (self._read.agents_read - before))
@@ -278,10 +300,14 @@ class _MemoryShard:
 
     def read(
         self, agents: Sequence[bytes], kinds: frozenset[str] | None = None, known: Sequence[int] | None = None
-    ) -> ImageList:
-        """Return the present images."""
-        images: list[bytes | memoryview] = [self._node.images.get((self._store, agent), b"") for agent in agents]
-        return ImageList(images, self._node.version, kinds, known)
+    ) -> ImageBatch | PendingBatch:
+        """Return the present images, or those of a moment later if the disk has to be asked."""
+
+        def found() -> ImageBatch:
+            images: list[bytes | memoryview] = [self._node.images.get((self._store, agent), b"") for agent in agents]
+            return ImageList(images, self._node.version, kinds, known)
+
+        return self._node.wait_for_disk(found) or found()
 
     def join(self, head: bytes, batches: Sequence[ImageBatch]) -> bytes:
         """Return a frame."""

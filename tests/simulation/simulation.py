@@ -203,7 +203,7 @@ class Simulation:
 
     async def _trouble(self, memory: Network) -> None:
         kinds = [self._break, self._flap, self._stop, self._slow_down, self._fail, self._delay]
-        kinds += [self._restart, self._do_not_read]
+        kinds += [self._restart, self._do_not_read, self._go_cold]
         under_way: list[asyncio.Future[None]] = []
         while not self._ending:
             await asyncio.sleep(self._chance.expovariate(1 / 0.07))
@@ -239,6 +239,11 @@ class Simulation:
         node.slowness = self._chance.choice((5.0, 40.0))
         await asyncio.sleep(self._chance.uniform(0.1, 0.5))
         node.slowness = 1.0
+
+    async def _go_cold(self, node: SimulatedNode, _memory: Network) -> None:
+        node.coldness = self._chance.choice((0.2, 0.8))
+        await asyncio.sleep(self._chance.uniform(0.1, 0.5))
+        node.coldness = 0.0
 
     async def _delay(self, node: SimulatedNode, _memory: Network) -> None:
         self._delays[node.endpoint] = self._chance.choice((0.005, 0.04))
