@@ -126,7 +126,7 @@ class FetchOperation:
         self._ids = list(map(ids.__getitem__, self.plan.order))
         self._stores = [store.name for store in spec.routes.stores]
         self._exchanges = [_FetchExchange(self, parts) for parts in self.plan.messages(per_message)]
-        self._refetches: set[_Refetch] = set()
+        self._refetches: dict[_Refetch, None] = {}  # in their order, which that of a set would not be
         self._ended = False
 
     def start(self) -> None:
@@ -249,7 +249,7 @@ class FetchOperation:
             return False
         self._gather.reopen(group)
         refetch = _Refetch(self, group, stale)
-        self._refetches.add(refetch)
+        self._refetches[refetch] = None
         fetch = FetchOperation(
             self._router,
             self._acknowledged,
@@ -266,7 +266,7 @@ class FetchOperation:
 
     def handle_refetched(self, refetch: _Refetch, group: Group) -> None:
         """All that had to be read again for a group has come."""
-        self._refetches.discard(refetch)
+        self._refetches.pop(refetch, None)
         if self._gather.settle_again(group):
             self._deliver([group])
 

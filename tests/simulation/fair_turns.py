@@ -66,6 +66,6 @@ class FairTurns:
             self._parked.discard((peer, number))
 
     def handle_parked(self, peer: bytes, number: int) -> None:
-        """A request waits for a disk: it keeps its place, and others of its peer may have turns before it."""
+        """Keep the place of a request that waits for a disk; others of its peer may have turns before it."""
         self._parked.add((peer, number))
         self.handle_turn(peer, number, last=False)
