@@ -15,6 +15,7 @@ import stat
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ...wire.durable_files import sync_directory
 from ..console.standard_streams import require_usable
 
 __all__ = ["InputLine", "LineReader", "OutputFile"]
@@ -138,11 +139,7 @@ class OutputFile:
         os.replace(self._temporary, self._target)
         self._temporary = None
         os.close(self.descriptor)
-        directory = os.open(self._target.parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(self._target.parent)
 
     def discard(self) -> None:
         """Remove what was not committed. The descriptor stays open: a thread may still be writing to it."""
