@@ -110,7 +110,7 @@ async def test_backup_under_load_has_earlier_acknowledged_saves(ipc_directory: P
     other.mkdir()
     restored = write_topology(other, shards=SHARDS)
     await command("restore", tmp_path / "backup", "-t", restored)
-    assert (await command("verify", "-t", restored))["agents"] == 2 * len(AGENTS)
+    assert (await command("verify", "-t", restored))["images"] == 2 * len(AGENTS)
     async with running(restored), connect(restored) as cluster:
         for state in await cluster.wake_many(AGENTS, deadline_s=20):
             assert state["profile"] >= before[state.agent_id]
