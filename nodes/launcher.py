@@ -316,4 +316,4 @@ def _describe_end(code: int, last_words: str) -> str:
             how = f"was ended by {signal.Signals(-code).name} ({signal.strsignal(-code)})"
         except ValueError:  # a real-time signal has no name
             how = f"was ended by signal {-code}"
-    return f"it {how}" + (f"; its last words: {last_words}" if last_words else "")
+    return f"it {how}" + (f"; its last line: {last_words}" if last_words else "")

@@ -147,9 +147,7 @@ def locked_directory(folder: Path) -> Generator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             holder = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
-            raise DataDirectoryError(
-                f"{folder}: in use by process {holder}; end it first, or give this cluster another data_dir"
-            ) from error
+            raise DataDirectoryError(f"{folder}: in use by process {holder}; end it first") from error
         make_private(folder / "lock")  # an earlier version let others read it
         os.truncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)

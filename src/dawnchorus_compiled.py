@@ -54,8 +54,11 @@ class CompiledFinder:
 
 @cache
 def _changed_since_compiled(root: str) -> str | None:
-    """Return a source of what is compiled that is newer; None if there is none."""
-    compiled_s = os.path.getmtime(f"{root}/build/compiled/.stamp")
+    """Return a source of what is compiled that is newer; None if there is none. To an unfinished build any is."""
+    try:
+        compiled_s = os.path.getmtime(f"{root}/build/compiled/.stamp")
+    except FileNotFoundError:
+        compiled_s = 0.0
     sources = [f"{root}/setup.py"]
     for directory in os.listdir(f"{root}/build/compiled/dawnchorus"):
         for inside, _, names in os.walk(f"{root}/{directory}"):

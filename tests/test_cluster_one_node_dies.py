@@ -153,7 +153,7 @@ async def test_wakes_in_a_storm_end_at_their_deadline_while_archive_is_killed_an
 ) -> None:
     # A machine that others use has a good moment now and then, and more time is enough for a slow one; a fault of ours
     # has neither: one of ten storms has to hold.
-    late_ms = healed_s = math.inf
+    late_ms = early_ms = healed_s = math.inf
     is_sound = False
     async with connect(nodes.path) as witness:
         for deadline_s in (0.1, 0.1, 0.1, 0.2, 0.2, 0.2, 0.4, 0.4, 0.8, 0.8):
@@ -163,11 +163,12 @@ async def test_wakes_in_a_storm_end_at_their_deadline_while_archive_is_killed_an
             assert len(storm.late_s) >= 2 * Storm.WAKERS, "the storm was to see the node dead"
             assert storm.complete
             late_ms, healed_s, is_sound = percentile(storm.late_s, 0.99) * 1_000, await kill, storm.is_sound
-            assert percentile([-late for late in storm.late_s], 0.99) < 0.05, "wakes ended before their deadline"
-            if late_ms < 50 and healed_s < 2 and is_sound:
+            early_ms = percentile([-late for late in storm.late_s], 0.99) * 1_000
+            if late_ms < 50 and early_ms < 50 and healed_s < 2 and is_sound:
                 break
     assert is_sound
     assert late_ms < 50
+    assert early_ms < 50, "wakes ended before their deadline"
     assert healed_s < 2
 
 

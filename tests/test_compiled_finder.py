@@ -97,3 +97,9 @@ def test_changed_c_source_is_rejected(finder: Finder, checkout: Path, monkeypatc
         find(finder, checkout, "fragment_stores/lmdb/_lookup")
     monkeypatch.setenv("DAWNCHORUS_INTERPRETED", "1")
     assert find(finder, checkout, "fragment_stores/lmdb/_lookup") is None, "all works without it"
+
+
+def test_unfinished_build_is_rejected(finder: Finder, checkout: Path) -> None:
+    (checkout / "build" / "compiled" / ".stamp").unlink()
+    with pytest.raises(RuntimeError, match="make setup"):
+        find(finder, checkout, "nodes/node")

@@ -11,7 +11,7 @@
     |-- FragmentAbsent (KeyError)           never written, deleted or expired
     |-- FragmentUnavailable (LookupError)   could not be read in time; a new wake may help
     |-- FragmentUndecodable (ValueError)    its bytes do not fit the registered type
-    |-- AgentNotFound (LookupError)         no required kind of the agent was ever written
+    |-- AgentNotFound (LookupError)         no required kind of the agent is there
     |-- WakeIncomplete                      a required kind could not be read; `.state` holds the rest
     |-- SaveError                           `.agent_id` and `.write_id`; `await error.retry()` is safe
     |   |-- SaveRejected                    the nodes rejected it for what it is; nothing was written anywhere
@@ -160,10 +160,12 @@ class FragmentUndecodable(DawnchorusError, ValueError):
 
 
 class AgentNotFound(DawnchorusError, LookupError):
-    """No required kind of the agent was ever written."""
+    """No required kind of the agent is there: never written, or deleted."""
 
     def __init__(self, agent_id: str) -> None:
-        super().__init__(f"agent {agent_id!r} was not found: none of its required kinds was ever written")
+        super().__init__(
+            f"agent {agent_id!r} was not found: none of its required kinds is there (never written, or deleted)"
+        )
         self.agent_id = agent_id
 
 

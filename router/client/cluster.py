@@ -107,7 +107,7 @@ class Cluster:
             InvalidRequestError: the id or deadline is outside the limits.
             UnknownKindError: the topology has no such kind.
             ClusterUnavailable: the cluster is closed.
-            AgentNotFound: no required kind of the agent was ever written.
+            AgentNotFound: no required kind of the agent is there: never written, or deleted.
             WakeIncomplete: a required kind could not be read in time; its `.state` holds what could.
         """
         if self._home.turn != get_ident():

@@ -105,7 +105,7 @@ exec cat > /dev/null"""
     cluster = RunningCluster(write_topology(tmp_path, nodes={"one": ["identity", "live", "archive"]}))
     async with cluster.launcher:
         await cluster.served_again("one", 2)
-    how = "it was ended by SIGABRT (Aborted); its last words: Assertion failed: check () (src/msg.cpp:394)"
+    how = "it was ended by SIGABRT (Aborted); its last line: Assertion failed: check () (src/msg.cpp:394)"
     told = [(event.state, event.detail) for event in cluster.events if event.log is None]
     assert told == [
         ("starting", ""),
@@ -120,7 +120,7 @@ exec cat > /dev/null"""
 async def test_node_killed_before_serving_fails_the_start(node_script: Callable[[str], None], tmp_path: Path) -> None:
     node_script("echo 'out of luck' >&2; kill -SEGV $$")
     launcher = Launcher(write_topology(tmp_path, nodes={"one": ["identity", "live", "archive"]}))
-    words = r"node 'one': it was ended by SIGSEGV \(Segmentation fault\); its last words: out of luck"
+    words = r"node 'one': it was ended by SIGSEGV \(Segmentation fault\); its last line: out of luck"
     with pytest.raises(LaunchError, match=words):
         await launcher.start()
 

@@ -58,8 +58,9 @@ def wake(ids: tuple[str, ...], kinds: tuple[str, ...], deadline_s: float | None,
 
     Outcomes: OK; ABSENT: never written, or deleted; EXPIRED; TIMEOUT: no answer within the deadline; UNAVAILABLE: its
     node is down; SHED: not asked, as its node is overloaded; FAULT: its data is corrupt, or its node failed. A kind
-    that could not be read is under "fallbacks", not "values", if the topology has a fallback for it. The exit code is
-    1 if an agent was not found, or a kind could not be read.
+    that could not be read is under "fallbacks", not "values", if the topology has a fallback for it. "complete": every
+    kind asked for could be read, also if it is ABSENT or EXPIRED. "found" is false if no required kind is there. The
+    exit code is 1 if an agent was not found, or a kind could not be read.
 
     \b
     Example:

@@ -96,7 +96,7 @@ def restore(directory: Path, shards: tuple[str, ...], topology: str, as_json: bo
 
     The complete backup is read and checked first. A corrupt or incomplete one is rejected, and so is a data directory
     that holds data. With --shard, single corrupt or missing shards are replaced; the corrupt ones are kept beside them.
-    Versions go on growing: no client takes a restored fragment for a newer one that was lost.
+    Restored data gets newer versions than any that was lost had, so that no client keeps a stale copy for newer.
 
     \b
     Example:

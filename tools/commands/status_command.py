@@ -95,7 +95,8 @@ def _topology_problems(answers: Answers, digest: str) -> list[str]:
     ]
     if digest and not others and digest != most:
         found.append(
-            "the topology file here is not what the nodes serve: restart `dawnchorus up` where it was changed for them"
+            "the topology file here is not what the nodes serve: if its changes are wanted, restart `dawnchorus up`"
+            " with it; otherwise use the file that `up` was started with"
         )
     return found
 
@@ -252,6 +253,7 @@ def _clocks(up: Mapping[str, StatusReply]) -> list[str]:
         if behind:
             found.append(
                 f"{node}: its host's clock is ahead of those of {len(behind)} shards, by up to"
-                f" {seconds(max(behind) / 1000)}; they follow it when it has not been set for five minutes"
+                f" {seconds(max(behind) / 1000)}; they catch up by themselves once that clock has run for five"
+                " minutes without being set; until then what expires lives that much longer"
             )
     return found

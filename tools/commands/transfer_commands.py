@@ -52,7 +52,8 @@ def load(file: str, copies: int, topology: str, as_json: bool) -> int:
     fragment is loaded as expired.
 
     A line that cannot be saved is named by its number on standard error, all others are saved, and the exit code is
-    then 1. A load that is interrupted says how much was saved. Loading a file again changes nothing.
+    then 1. A load that is interrupted says how much was saved; loading the file again writes
+    the same values once more, under new versions.
 
     \b
     Example:

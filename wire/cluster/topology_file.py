@@ -158,7 +158,9 @@ def _read_text(file: str) -> str:
         with open(file, "rb") as opened:
             raw = opened.read(TOPOLOGY_FILE_BYTES_MAX + 1)
     except FileNotFoundError as error:
-        raise TableError("there is no such file; permitted: the path of a topology file") from error
+        raise TableError(
+            "there is no such file; go to the directory of the cluster, or give --topology or DAWNCHORUS_TOPOLOGY"
+        ) from error
     except IsADirectoryError as error:
         raise TableError("this is a directory; permitted: the path of a topology file") from error
     except (OSError, ValueError) as error:

@@ -266,7 +266,7 @@ def test_agents_that_are_not_there_are_said(topology: tuple[str, str]) -> None:
     ended = run("wake", "nobody", "there", "--json", *topology, code=1)
     lines = [orjson.loads(line) for line in ended.stdout.splitlines()]
     assert [(line["agent_id"], line["found"]) for line in lines] == [("nobody", False), ("there", True)]
-    assert ended.stderr.decode().startswith("agent 'nobody' was not found: none of its required kinds was ever written")
+    assert ended.stderr.decode().startswith("agent 'nobody' was not found: none of its required kinds is there")
 
 
 def test_saved_agent_is_woken_until_deleted(topology: tuple[str, str], tmp_path: Path) -> None:

@@ -296,7 +296,7 @@ def test_repositorys_topology_has_three_stores() -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(TopologyError, match=r"nowhere\.toml: there is no such file; permitted"):
+    with pytest.raises(TopologyError, match=r"nowhere\.toml: there is no such file; go to"):
         load_topology(tmp_path / "nowhere.toml")
 
 
