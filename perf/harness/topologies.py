@@ -6,6 +6,7 @@ deadlines. It is kept here as text because an installed package has no repositor
 
 from __future__ import annotations
 
+import atexit
 import socket
 from collections import deque
 from collections.abc import Sequence
@@ -155,6 +156,14 @@ def _fragment_text(kind: str, store: str, workload: Workload) -> str:
 
 def _node_text(name: str, endpoint: str, store: str) -> str:
     return f'\n[[nodes]]\nname = "{name}"\nendpoint = "{endpoint}"\nstores = ["{store}"]\n'
+
+
+def _let_go_of_ports() -> None:
+    while _held_ports:
+        _held_ports.popleft().close()
+
+
+atexit.register(_let_go_of_ports)
 
 
 def free_ports(count: int) -> list[int]:

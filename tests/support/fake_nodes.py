@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any, Final, TypeVar, cast
@@ -168,6 +169,7 @@ class FakeNode:
         """What a request is answered with, frame by frame; a test may put another in its place."""
         self._sockets: SocketOwner | None = None
         self._channel: Channel[list[bytes]] | Listener | None = None
+        self._waiting: dict[bytes, deque[bytes]] = {}
 
     # --- its life ---
 
@@ -211,9 +213,22 @@ class FakeNode:
                 self._send(peer, frames)
 
     def _send(self, peer: bytes, frames: list[bytes]) -> None:
-        assert self._channel is not None
-        for frame in frames:
-            assert self._channel.send_to(peer, frame) is not Sent.FULL
+        waiting = self._waiting.get(peer)
+        if waiting is not None:
+            waiting.extend(frames)
+            return
+        self._waiting[peer] = deque(frames)
+        self._send_waiting(peer)
+
+    def _send_waiting(self, peer: bytes) -> None:
+        """Send what waits for a peer, in order; if it has no room, as on a busy machine, go on a moment later."""
+        waiting = self._waiting[peer]
+        while waiting and self._channel is not None:
+            if self._channel.send_to(peer, waiting[0]) is Sent.FULL:
+                asyncio.get_running_loop().call_later(0.001, self._send_waiting, peer)
+                return
+            waiting.popleft()
+        del self._waiting[peer]
 
     def release(self, number: int | None = None) -> None:
         """Send the held answers, the first `number` of them; what comes from now on is answered at once if all."""
