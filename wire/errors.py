@@ -263,11 +263,11 @@ class SaveIncomplete(SaveError):
         transient: tuple[str, ...] = (),
     ) -> None:
         conflicting = conflicting or {}
-        parts = [f"saved {', '.join(saved)}"] if saved else []
+        parts = [f"applied to {', '.join(saved)}"] if saved else []
         parts += [f"conflicting: there is {kind} {version}" for kind, version in conflicting.items()]
         parts += [f"rejected by {store}: {reason}" for store, reason in rejected.items()]
         parts += [f"unknown at {', '.join(unknown)}"] if unknown else []
-        super().__init__("save incomplete: " + "; ".join(parts), agent_id=agent_id, write_id=write_id)
+        super().__init__("incomplete: " + "; ".join(parts), agent_id=agent_id, write_id=write_id)
         self.saved = saved
         self.conflicting = conflicting
         self.rejected = rejected

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import os
 import threading
 from collections import deque
@@ -28,6 +29,8 @@ __all__ = ["Call", "LoopThread"]
 
 R = TypeVar("R")
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 _GRACE_SECONDS: Final = 5.0
 """How much longer than a call's deadline its caller waits for the loop, twice: after a stop of the whole process the
@@ -239,7 +242,9 @@ class LoopThread(Generic[R]):
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(self._serve())
         except BaseException as error:
-            if not self._opened.over:
+            if self._opened.over:
+                _log.exception("the thread of a cluster ended by an error")
+            else:
                 self._opened.fail(error)
         finally:
             self._closed = True

@@ -44,6 +44,8 @@ class Judgement:
     def cancel(self) -> None:
         """Judge nothing any more."""
         self._timer.cancel()
+        # Its owner keeps it, and this keeps the owner: all that it has brought would wait for the garbage collector.
+        self._judge = _judge_nothing
 
     def _come(self) -> None:
         now = self._clock()
@@ -51,3 +53,7 @@ class Judgement:
             self._timer = self._loop.call_at(now + GRACE_S, self._judge)
         else:
             self._judge()
+
+
+def _judge_nothing() -> None:
+    """Do nothing: nobody waits for a judgement any more."""

@@ -367,4 +367,4 @@ class Saving:
 
     def _unreached(self, node: str) -> str:
         why = self._router.why_down(node)
-        return f"node {node!r} could not be reached in time{why and f' ({why})'}; nothing was sent"
+        return f"node {node!r} could not be reached in time{why and f' ({why})'}; nothing was sent to it"

@@ -69,7 +69,7 @@ def test_errors_name_the_agent_and_the_write() -> None:
         agent_id="agent-1", write_id="00ff", saved={"session": 5}, rejected={"identity": "no"}, unknown=("archive",)
     )
     assert str(incomplete) == (
-        "agent 'agent-1': save incomplete: saved session; rejected by identity: no; unknown at archive"
+        "agent 'agent-1': incomplete: applied to session; rejected by identity: no; unknown at archive"
     )
 
 
