@@ -31,7 +31,7 @@ def apply_write(
 ) -> bytes | memoryview | Rejection | None:
     """Return the agent's image after the write, None if nothing is left of it, or why it cannot be applied.
 
-    `image` is the one before, if any; a write that changes nothing (it deletes what is not there) gives it back.
+    `image` is the one before, if any; a write that changes nothing (it deletes absent kinds) gives it back.
 
     For an index of expiry: `begun` is given each time (ms) at which a fragment that is put here expires; `ended` each
     at which a fragment of the image before would have expired and none of the image after does.
@@ -51,7 +51,7 @@ def apply_write(
         return Rejection(f"a write has at most {WRITE_OPERATIONS_MAX} operations, not {len(write.operations)}")
     if write.expect is not None and len(write.expect) > WRITE_OPERATIONS_MAX:
         return Rejection(f"a write expects at most {WRITE_OPERATIONS_MAX} kinds, not {len(write.expect)}")
-    # What is not written stays undecoded: it is views of `image` until the new image is made.
+    # Fragments that are not written stay undecoded, as views of `image`, until the new image is made.
     fragments = {} if image is None else cast("dict[str, Fragment | msgspec.Raw]", split_image(image))
     if write.expect is not None:
         found = {kind: _live_version(fragments.get(kind), now_ms) for kind in write.expect}
@@ -125,11 +125,11 @@ def _is_there(fragment: msgspec.Raw, now_ms: int) -> bool:
     try:
         return _live_version(fragment, now_ms) > 0
     except ProtocolError:
-        return True  # damaged, and deleted like any other
+        return True  # corrupt, and deleted like any other
 
 
 def _live_version(fragment: Fragment | msgspec.Raw | None, now_ms: int) -> int:
-    """Return a fragment's version, 0 where there is none or it has expired."""
+    """Return a fragment's version, 0 if there is none or it has expired."""
     if isinstance(fragment, msgspec.Raw):
         fragment = decode_fragment(fragment)
     if fragment is None or (fragment.expires_ms and fragment.expires_ms <= now_ms):

@@ -1,8 +1,8 @@
 """The roles of an engine: what a node asks of the shards that it keeps.
 
-An `Engine` opens shards. Every shard is a ShardReader, a ShardWriter and a ShardLog; what not every engine can do is a
-capability, a role of its own that a node asks for (`isinstance(shard, ShardCopy)`). Any thread may read; one thread at
-a time commits. A commit is durable when it returns, and seen by every read that begins afterwards.
+An `Engine` opens shards. Every shard is a ShardReader, a ShardWriter and a ShardLog; a feature that not every engine
+has is a capability, a role of its own that a node asks for (`isinstance(shard, ShardCopy)`). Any thread may read; one
+thread at a time commits. A commit is durable when it returns, and seen by every read that begins afterwards.
 
 `fragment_stores.registry` finds the engine that a topology names. `tests/fragment_stores/conformance.py` holds every
 rule as a test that any engine is run through.
@@ -37,11 +37,11 @@ __all__ = [
 ]
 
 FORMAT = 1
-"""Number of the on-disk layout; a store of another number is refused."""
+"""Number of the on-disk layout; a store of another number is rejected."""
 
 
 class ShardIdentity(msgspec.Struct, array_like=True, frozen=True):
-    """Whose shard this is, kept with the data, so that data in the wrong place is refused instead of served."""
+    """Whose shard this is, kept with the data, so that data in the wrong place is rejected instead of served."""
 
     format: int
     cluster_uuid: str
@@ -75,7 +75,7 @@ class StoreStatistics(NamedTuple):
 
 
 class CopiedShard(NamedTuple):
-    """What a copy holds: its newest version, as its own clock says, and its agents."""
+    """The content of a copy: its newest version, as its own clock says, and its agents."""
 
     version: int
     agents: int
@@ -89,11 +89,11 @@ class ShardReader(Protocol):
     ) -> ImageBatch | PendingBatch:
         """Return the present image of each agent, empty if there is none; close the batch.
 
-        Who reads does not wait: what needs a disk or a network is pending, and goes on by itself. "Present" is a moment
-        between the call and the time when it is done.
+        The reader does not wait: a read that needs a disk or a network is pending, and continues by itself. "Present"
+        is a moment between the call and the time when it is done.
 
-        `kinds`: only these, None for all. `known`: for each agent the version that the asker has, 0 for none; an image
-        that still has it is UNCHANGED and nothing else. An image that cannot be decoded is given whole.
+        `kinds`: only these, None for all. `known`: for each agent the version that the caller has, 0 for none; an image
+        that still has it is UNCHANGED and nothing else. An image that cannot be decoded is given complete.
 
         Raises:
             InvalidRequestError: an id is empty. One that is too long has no image.
@@ -156,10 +156,10 @@ class ShardWriter(Protocol):
 
         Each result is the write's version, 0 if there was nothing to delete, or a Rejection: a write that cannot be
         applied fails alone. One whose id the log still has was applied before: it is answered with its first result,
-        and applied no second time; or rejected, if it was for something else then. `now_ms` is the wall clock, UTC;
+        and applied no second time; or rejected, if it had other content then. `now_ms` is the wall clock, UTC;
         the shard's own clock never goes back. `epoch` is that under which the writes were accepted.
 
-        Several shards may be committed at once, in a thread each: an engine that keeps the interpreter busy sees to it
+        Several shards may be committed at once, in a thread each: an engine that keeps the interpreter busy ensures
         that they do not keep readers from it.
 
         Raises:
@@ -172,7 +172,7 @@ class ShardWriter(Protocol):
         """Remove fragments that expired by `before_ms`, in one logged commit; look at `rows_max` expiry rows at most.
 
         Returns how many rows were looked at, and how many fragments removed. A commit takes away the row of a fragment
-        that it ends; one that an older version has left all the same goes without touching the image.
+        that it ends; one that an older version has left is removed without touching the image.
 
         Raises:
             StoreFull, StoreError: nothing of it was done.
@@ -182,7 +182,7 @@ class ShardWriter(Protocol):
     def postpone_expiry(self, since_ms: int, by_ms: int, now_ms: int) -> int:
         """Let fragments written at `since_ms` (by the shard's clock) or later expire `by_ms` later; return how many.
 
-        Their versions stay: nobody has saved anything. `now_ms` is the shard's clock from then on.
+        Their versions stay: this is no save. `now_ms` is the shard's clock from then on.
 
         Raises:
             StoreFull, StoreError: nothing of it was done.
@@ -197,7 +197,7 @@ class ShardLog(Protocol):
         """Return what changed after `version`: committed writes in order, without gaps, at most `rows_max`.
 
         Raises:
-            LogTrimmed: rows after this position have gone; read the images instead, and go on from `log_trimmed`.
+            LogTrimmed: rows after this position have gone; read the images instead, and continue from `log_trimmed`.
             StoreCorrupt, StoreError: the data cannot be trusted, or not be read now.
         """
         ...
@@ -227,7 +227,7 @@ class Shard(ShardReader, ShardWriter, ShardLog, Protocol):
         """Return the sizes of the shard.
 
         Raises:
-            StoreError: they cannot be had.
+            StoreError: they cannot be read.
         """
         ...
 
@@ -241,9 +241,9 @@ class ShardCopy(Protocol):
     """Capability of a shard: consistent copies, for backups; from any thread."""
 
     def write_copy(self, sink: Callable[[bytes], None]) -> CopiedShard:
-        """Hand a consistent copy of the present moment to `sink`, piece by piece; commits go on meanwhile.
+        """Deliver a consistent copy of the present moment to `sink`, piece by piece; commits continue meanwhile.
 
-        The pieces are one file that the engine can open. What `sink` raises ends the copy.
+        The pieces are one file that the engine can open. An exception of `sink` ends the copy.
 
         Raises:
             StoreError: the data cannot be read, or contradicts itself.
@@ -283,7 +283,7 @@ class Engine(Protocol):
         `durable` every commit is durable when it returns; without, the shard is a ShardSync.
 
         Raises:
-            StoreCorrupt: it is missing though it should exist, or is damaged.
+            StoreCorrupt: it is missing though it should exist, or is corrupt.
             DataDirectoryError: it is another shard's or cluster's, or the directory cannot be made.
             StoreFull, StoreError: it cannot be opened here.
         """

@@ -1,4 +1,4 @@
-"""Batches of images on their way into a frame: opaque, for only the engine that made a batch knows where they lie."""
+"""Batches of images on their way into a frame: opaque, for only the engine that made a batch knows where they are."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ImageBatch(Protocol):
 
     @property
     def sizes(self) -> list[int]:
-        """What a reply says of each: its bytes, 0 if there is none, or UNCHANGED."""
+        """The size of each in a reply: its bytes, 0 if there is none, or UNCHANGED."""
         ...
 
     @property
@@ -36,20 +36,20 @@ class ImageBatch(Protocol):
         ...
 
     def rest_after(self, images: int) -> ImageBatch | None:
-        """Return what comes after the first ones as a batch that stays valid by itself, whatever becomes of this one.
+        """Return the images after the first ones as a batch that stays valid by itself, independently of this one.
 
-        None if it had better be read again. Such a batch need not be closed.
+        None if it is better read again. Such a batch need not be closed.
         """
         ...
 
     def close(self) -> None:
-        """Give up what keeps the images where they are."""
+        """Release the resources that keep the images where they are."""
         ...
 
 
 PendingBatch: TypeAlias = Future[ImageBatch | None]
 """A read that waits for something; done, in any thread, with the batch, with None if reading again will not wait, or
-with the error that the read would have raised. Nobody may ever look at the result: it must not hold anything open."""
+with the error that the read would have raised. The result may never be looked at: it must not hold anything open."""
 
 
 class ImageList:
@@ -77,7 +77,7 @@ class ImageList:
         del self.sizes[images_max:]
 
     def rest_after(self, images: int) -> ImageList | None:
-        """Return what comes after the first ones, unless they are views that someone has to release."""
+        """Return the images after the first ones, unless they are views that have to be released."""
         if self._release is not None:
             return None
         rest = ImageList(self.images[images:], self.version)
@@ -92,7 +92,7 @@ class ImageList:
 
 
 def join_lists(head: bytes, batches: Sequence[ImageBatch]) -> bytes:
-    """Return the head and the images of these ImageLists, each copied once: what a reader's `join` has to do."""
+    """Return the head and the images of these ImageLists, each copied once, as a reader's `join` does."""
     parts: list[bytes | memoryview] = [head]
     for batch in batches:
         assert isinstance(batch, ImageList), "a frame has batches of one engine"
@@ -121,5 +121,5 @@ def _select(image: bytes | memoryview, kinds: frozenset[str]) -> bytes | memoryv
     try:
         return select_kinds(image, kinds)
     except ProtocolError:
-        # Served as it is: the client that decodes it finds the damage and shows it for this one agent.
+        # Served as it is: the client that decodes it finds it corrupt and shows that for this one agent.
         return image

@@ -1,8 +1,8 @@
 """Pins that keep rows of a shard's log from being trimmed: pure but for its lock.
 
-Whoever follows the log pins the position that it has read to; rows behind the pin stay until it goes. The writer trims
-in one thread, pins come from any: one lock keeps "is it still there" and "it goes" apart. Pins live in memory: what
-follows a log across restarts asks for its position, and is told if it is gone.
+A follower of the log pins the position that it has read to; rows behind the pin stay until it is released. The writer
+trims in one thread, pins come from any: one lock separates "is it still there" from "it is trimmed". Pins are kept in
+memory: a follower across restarts asks for its position, and gets an error if it was trimmed.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class LogPins:
                 self._pins.remove(position)
 
     def trim_limit(self) -> int:
-        """Return the newest version whose row may go; call it, and trim, and tell `note`, under the lock."""
+        """Return the newest version whose row may be trimmed; call this, trim, and call `note`, under the lock."""
         return min(self._pins, default=NO_PIN)
 
     def note(self, trimmed: int) -> None:
-        """Take note that a transaction trims the log so far. If it fails, rows stay that nobody can pin any more."""
+        """Take note that a transaction trims the log so far. If it fails, rows stay that can no longer be pinned."""
         self._trimmed = max(self._trimmed, trimmed)

@@ -16,7 +16,7 @@ __all__ = ["indeterminate", "log_row", "misused_id"]
 def log_row(write: Write, image: memoryview | bytes | None, now_ms: int) -> LogRow:
     """Return what the log keeps of a write; `image` is the agent's before it, `now_ms` the time of the commit."""
     operations, digest = outline(write.operations)
-    if not write.write_id:  # the sweeper's: nobody asks again
+    if not write.write_id:  # the sweeper's: it is never repeated
         return LogRow(write.agent, b"", operations)
     removed = None if operations[-1][0] == PUT else removed_kinds(image, write, now_ms)
     return LogRow(write.agent, write.write_id, operations, write.digest or digest, removed)

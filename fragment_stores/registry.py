@@ -1,4 +1,4 @@
-"""The registry of engines: from `engine = "..."` in a topology to what opens shards.
+"""The registry of engines: from `engine = "..."` in a topology to the object that opens shards.
 
 A name is one of three things:
 
@@ -6,7 +6,7 @@ A name is one of three things:
     "redis"             an entry point of an installed package, in the group `dawnchorus.engines`
     "package.module:factory"    an object that can be imported
 
-It stands for a factory: it is called with the options of a store (the table `[stores.NAME.ENGINE]`, empty if there is
+It names a factory: it is called with the options of a store (the table `[stores.NAME.ENGINE]`, empty if there is
 none), returns an `Engine`, and raises ConfigurationError, naming the key, if they are wrong.
 """
 
@@ -39,7 +39,7 @@ def known_engines() -> list[str]:
 
 
 def engine_factory(name: str) -> EngineFactory:
-    """Return what makes the engine of this name.
+    """Return the factory of the engine of this name.
 
     Raises:
         ConfigurationError: there is none of this name, or it cannot be imported.

@@ -1,4 +1,4 @@
-"""Shards as files: what backup, restore and verify of a stopped cluster ask of an engine, a capability of it."""
+"""Shards as files: an engine's capability that backup, restore and verify of a stopped cluster need."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Finding(NamedTuple):
 
 
 class Verified(msgspec.Struct):
-    """What was seen of a shard; filled in while findings are yielded."""
+    """The content of a shard as it was seen; filled in while findings are yielded."""
 
     identity: ShardIdentity | None = None
     version: int = 0
@@ -40,14 +40,14 @@ class Verified(msgspec.Struct):
 
 
 class ShardVerifier(Protocol):
-    """Reads files of shards whole, one after the other, and survives whatever is in them."""
+    """Reads files of shards completely, one after the other, and survives any content."""
 
     def verify(
         self, path: Path, tell: Callable[[int], None] = lambda entries: None
     ) -> tuple[list[Finding], Verified | None]:
-        """Return what is wrong with a file that nobody writes, and what was seen of it; None if it could not be read.
+        """Return what is wrong with a file that has no writer, and what was seen of it; None if it could not be read.
 
-        `tell` hears now and then how many entries were read.
+        `tell` is called now and then with the number of entries read.
         """
         ...
 
@@ -66,7 +66,7 @@ class ShardFiles(Protocol):
         ...
 
     def verifier(self) -> AbstractContextManager[ShardVerifier]:
-        """Return what verifies files until the block ends."""
+        """Return a verifier of files; it ends with the block."""
         ...
 
     def is_copy(self, directory: Path, identity: ShardIdentity, version: int) -> bool:

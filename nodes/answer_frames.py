@@ -1,7 +1,7 @@
-"""Answers that are made a frame at a time, and may have to wait in between: those to a Fetch and a Scan.
+"""Replies that are made a frame at a time, and may have to wait in between: those to a Fetch and a Scan.
 
-While all that is left of an answer is pending, its call is parked (`wire.transport.request_server`); the first read
-that is done resumes it, from whatever thread.
+While all that is left of a reply is pending, its call is parked (`wire.transport.request_server`); the first read
+that is done resumes it, from any thread.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["FetchFrames", "ScanFrames"]
 
 
 class _Resumption:
-    """Resumes a parked call when the first of the reads is done that it waits for."""
+    """A callback that resumes a parked call when the first of its pending reads is done."""
 
     __slots__ = ("_call", "_resume", "_used")
 

@@ -1,11 +1,11 @@
-"""Output written by a thread of its own: a process that has something to say never waits for its reader.
+"""Output written by a thread of its own: a process that writes a log never waits for its reader.
 
-A pipe that nobody reads, a terminal stopped by Ctrl-S, a disk that hangs: `write(2)` then lasts as long as they please.
-So the lines of a log go through a queue that is bounded in bytes, and what finds it full is dropped and counted; how
-many were, the output itself says as soon as it takes anything again. What cannot be written (a closed pipe or terminal,
-a full disk) is dropped and counted alike.
+A `write(2)` to a pipe without a reader, to a terminal stopped by Ctrl-S or to a disk that hangs may block for ever. So
+the lines of a log go through a queue that is bounded in bytes, and lines that do not fit are dropped and counted; the
+output itself reports their number as soon as writing works again. Lines that cannot be written (a closed pipe or
+terminal, a full disk) are dropped and counted alike.
 
-The descriptor itself is left as it is: O_NONBLOCK would hold for everybody who shares it, the user's shell included.
+The descriptor's flags stay unchanged: O_NONBLOCK would hold for all processes that share it, the user's shell included.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from typing import Final, Generic, NamedTuple, TypeVar
 __all__ = ["BoundedOutput", "write_all"]
 
 _BYTES_MAX: Final = 1 << 20
-"""Of what waits: some thousand lines, an hour of a quiet cluster's log, and no more than a long line may have."""
+"""Bytes that may be queued: some thousand lines, an hour of a quiet cluster's log; a longer line is dropped."""
 
 _CLOSE_SECONDS: Final = 1.0
-"""How long an ending process waits for what it said last to be written."""
+"""How long an ending process waits until its last lines are written."""
 
 T = TypeVar("T")
 
 
 class _Waiting(NamedTuple, Generic[T]):
-    """An item that is to be written; or, where `dropped` is not 0, the news that so many were not."""
+    """An item that is to be written; or, if `dropped` is not 0, the report that so many were dropped."""
 
     item: T
     size: int
@@ -43,7 +43,7 @@ class BoundedOutput(Generic[T]):
     def __init__(
         self, write: Callable[[T], None], describe_dropped: Callable[[int], T], *, bytes_max: int = _BYTES_MAX
     ) -> None:
-        """`write` may block for ever, and raise OSError for what cannot be written.
+        """Set the writer: `write` may block for ever, and raises OSError if an item cannot be written.
 
         `describe_dropped` makes the item that says, in their place, how many were dropped.
         """
@@ -73,13 +73,13 @@ class BoundedOutput(Generic[T]):
             self._waiting.append(_Waiting(item, size))
             self._bytes += size
             if self._thread is None:
-                # Not before there is something to say: most commands never have.
+                # Not before the first item: most commands never have one.
                 self._thread = threading.Thread(target=self._run, name="dawnchorus output", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
 
     def close(self, timeout_s: float = _CLOSE_SECONDS) -> bool:
-        """Drop what comes from now on, and wait a moment for what came before; return whether all of it is written."""
+        """Drop all further items, and wait a moment for the earlier ones; return whether all of them are written."""
         end = time.monotonic() + timeout_s
         with self._changed:
             self._closed = True
@@ -107,7 +107,7 @@ class BoundedOutput(Generic[T]):
                     self._untold += waiting.dropped or 1
 
     def _next(self) -> _Waiting[T] | None:
-        """Wait for what is to be written next; None after the last."""
+        """Wait for the next item to be written; return None after the last."""
         with self._changed:
             self._busy = False
             self._changed.notify_all()
@@ -125,7 +125,7 @@ class BoundedOutput(Generic[T]):
 
 
 def write_all(descriptor: int, content: bytes | memoryview) -> None:
-    """Write all of it to a descriptor, which others may have made non-blocking; raises OSError."""
+    """Write all bytes to a descriptor, which others may have made non-blocking; raises OSError."""
     view = memoryview(content)
     while view:
         try:

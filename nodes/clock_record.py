@@ -1,7 +1,7 @@
 """The file in which a node keeps its shards' clocks, beside its shards: `clock.json`.
 
-It is rewritten each minute and when something happens to them. What it says is a floor: where it is missing or
-damaged, clocks begin with the newest commits.
+It is rewritten each minute and when a clock is set. Its times are lower bounds: if it is missing or corrupt, clocks
+begin with the newest commits.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 def open_clock(shards: Iterable[OwnedShard], folder: Path) -> Clock:
-    """Set the clocks of a node's shards going, from the record in its folder, where they will be written down."""
+    """Start the clocks of a node's shards from the record in its directory, in which they will be recorded."""
     return Clock(shards, read_record(folder), partial(write_record, folder), boot_name())
 
 
@@ -48,7 +48,7 @@ def boot_name() -> str:
 
 
 def read_record(folder: Path) -> ClockRecord | None:
-    """Return the record in a node's folder, None where there is none that can be read."""
+    """Return the record in a node's directory, None if there is none that can be read."""
     try:
         return _decoder.decode((folder / RECORD_FILE).read_bytes())
     except FileNotFoundError:
@@ -61,7 +61,7 @@ def read_record(folder: Path) -> ClockRecord | None:
 
 
 def write_record(folder: Path, record: ClockRecord) -> None:
-    """Write the record, whole or not at all, and durably.
+    """Write the record, completely or not at all, and durably.
 
     Raises:
         OSError: it cannot be.

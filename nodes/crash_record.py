@@ -1,8 +1,8 @@
 """The record that a node leaves behind when corrupt data ends it, and its use at the next start.
 
-LMDB keeps no checksums. On a damaged page it may stop the process (its assertions call abort(3)) or read beyond the
-file's end (SIGBUS), and would do so again at every start. So a node lets Python write down such an end (faulthandler);
-where the next start finds that, every shard is read in another process before it is opened, and one that ends its
+LMDB keeps no checksums. On a corrupt page it may stop the process (its assertions call abort(3)) or read beyond the
+file's end (SIGBUS), and would do so again at every start. So a node lets Python record such an end (faulthandler);
+if the next start finds the record, every shard is read in another process before it is opened, and one that ends its
 reader, or that LMDB cannot walk, is named and not served. A start after any other end costs nothing.
 """
 
@@ -24,20 +24,20 @@ __all__ = ["CRASH_CODES", "CrashRecord", "find_corrupt"]
 CRASH_FILE: Final = "crash.txt"
 
 CRASH_CODES: Final = frozenset({-signal.SIGABRT, -signal.SIGBUS, -signal.SIGSEGV})
-"""Exit codes of a process that LMDB ended as it read a damaged page."""
+"""Exit codes of a process that LMDB ended as it read a corrupt page."""
 
 _log = logging.getLogger(__name__)
 
 
 class CrashRecord:
-    """How the node whose folder this is was ended by a fault, if it was; used as a context manager while it runs."""
+    """The record, in a node's directory, of the fault that ended it, if any; a context manager while the node runs."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / CRASH_FILE
         self.suspicious = self._path.exists() and self._path.stat().st_size > 0
-        """Whether the node was ended so, and no orderly end with sound data came since."""
+        """Whether the node was ended so, and no orderly end with intact data came since."""
         self.damaged = False
-        """Whether damage was found: then the record stays, and the next start looks again."""
+        """Whether corrupt data was found: then the record stays, and the next start looks again."""
 
     def __enter__(self) -> Self:
         self._file = open(self._path, "ab", opener=private_opener)
@@ -54,7 +54,7 @@ class CrashRecord:
 
 
 def find_corrupt(engine: ShardFiles, folders: Iterable[Path]) -> dict[Path, str]:
-    """Return of those shard folders that cannot be read safely why, each read whole in another process."""
+    """Return the shard directories that cannot be read safely, with the reason; each is read completely in a child."""
     damaged: dict[Path, str] = {}
     with engine.verifier() as verifier:
         for folder in folders:

@@ -15,7 +15,7 @@ from typing import Final
 __all__ = ["ENDING_SIGNALS", "EXIT_NOT_STARTED", "handle_ends"]
 
 EXIT_NOT_STARTED: Final = 2
-"""A node's exit code when it refuses to start; the reason is in the last line of its log."""
+"""A node's exit code when its start is rejected; the reason is in the last line of its log."""
 
 ENDING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -1,4 +1,4 @@
-"""A node's answers to a router that opens a connection."""
+"""The replies of a node to a router that opens a connection."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Greeting"]
 
 
 class Greeting:
-    """The answers of one node to Hello."""
+    """The replies of one node to Hello."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Greeting:
         self._topology = encode_topology(topology)
 
     def rejection(self, hello: Hello) -> Fault | None:
-        """Return why this node does not take a router, None if it does."""
+        """Return why this node rejects a router, None if it accepts it."""
         if hello.protocol != PROTOCOL:
             return Fault(0, FaultCode.UNSUPPORTED, f"this node speaks protocol {PROTOCOL}, not {hello.protocol}")
         if hello.cluster not in ("", self._cluster, self._cluster_uuid):
@@ -45,7 +45,7 @@ class Greeting:
         return None
 
     def welcome(self, *, ipc: bool) -> Welcome:
-        """Return the Welcome of this moment; `ipc`: whether the router may use that endpoint."""
+        """Return the present Welcome; `ipc`: whether the router may use that endpoint."""
         return Welcome(
             self._name,
             self._cluster_uuid,

@@ -1,8 +1,8 @@
 """The node's one writer: group commit in a thread of its own, with helpers that wait for the disk.
 
 An LMDB write transaction belongs to its thread, and its sync would stop the loop. The thread takes all commits that
-have gathered while it was busy, puts the writes of each shard into one transaction, and hands the answers back to the
-loop when every shard is synced.
+were queued while it was busy, puts the writes of each shard into one transaction, and delivers the replies to the loop
+when every shard is synced.
 
 Several shards are committed by helper threads, so that their syncs overlap: a commit syncs twice, one after the other,
 and a disk takes many syncs at once. (Eight commits of one write each: 6.9 ms in one thread, 1.7 ms in four.)
@@ -42,13 +42,13 @@ from .worker_threads import Helpers
 __all__ = ["QUEUE_BYTES_MAX", "CommitJob", "Writer"]
 
 QUEUE_BYTES_MAX: Final = 64 << 20
-"""Bytes of commits that may wait for the disk, over all peers; beyond it commits are refused as OVERLOADED."""
+"""Bytes of commits that may wait for the disk, over all peers; beyond it commits are rejected as OVERLOADED."""
 
 _OBJECT_BYTES: Final = 100
-"""What a write or an operation costs once it is decoded: the smallest write takes 200 bytes for its 11 on the wire."""
+"""Memory of a write or an operation once it is decoded: the smallest write takes 200 bytes for its 11 on the wire."""
 
 _GROUP_BYTES_MAX: Final = 16 << 20
-"""Bytes of one group: at 100 MB/s of sync a sixth of a second, which is what a small save may wait behind it."""
+"""Bytes of one group: at 100 MB/s of sync a sixth of a second, the longest that a small save may wait behind it."""
 
 _HELPERS: Final = 4
 """Syncs of one node under way at once. (1,000 savers on two nodes of eight shards, on a busy disk, alternated: 16,400
@@ -67,7 +67,7 @@ class CommitJob:
     frame_bytes: int
     results: list[CommitReplySection] = field(default_factory=list[CommitReplySection])
     size: int = field(init=False)
-    """Bytes of memory that it takes while it waits."""
+    """Bytes of memory that the job takes while it waits."""
 
     def __post_init__(self) -> None:
         objects = sum([1 + len(write.operations) for section in self.commit.sections for write in section.writes])
@@ -88,10 +88,10 @@ class _ShardGroup:
     detail: str = ""
     results: list[int | Rejection] = field(default_factory=list[int | Rejection])
     removed: dict[int, list[str]] = field(default_factory=dict[int, list[str]])
-    """Of writes that delete, by their index, the kinds that were there."""
+    """The kinds that existed before each write that deletes, by its index."""
 
     def commit(self, now_ms: int) -> None:
-        """Commit it, and keep what became of it; in any thread."""
+        """Commit the group, and keep its results; in any thread."""
         fragments = self.shard.fragments
         assert fragments is not None, "require_served let it pass"
         try:
@@ -121,7 +121,7 @@ class _ShardGroup:
         applied = {index: version for index in deleting if isinstance(version := self.results[index], int) and version}
         if not applied:
             return
-        with suppress(StoreError):  # a row that cannot be had says nothing
+        with suppress(StoreError):  # a row that cannot be read says nothing
             for index, version in applied.items():
                 for _, row in fragments.log_after(version - 1, 1):
                     if row.removed is not None:
@@ -145,7 +145,7 @@ class _ShardGroup:
 
 
 class Writer:
-    """Commits jobs in order of arrival; `deliver` gets finished ones in the loop's thread."""
+    """The writer: it commits jobs in order of arrival; `deliver` gets finished ones in the loop's thread."""
 
     def __init__(
         self,
@@ -178,7 +178,7 @@ class Writer:
         self._thread.start()
 
     def submit(self, job: CommitJob) -> bool:
-        """Queue a job; return False where too much waits already, and nothing is queued."""
+        """Queue a job; return False, and queue nothing, if too much waits already."""
         if self._queued_bytes + job.size > self._queue_bytes_max:
             return False
         self._queued_bytes += job.size
@@ -186,7 +186,7 @@ class Writer:
         return True
 
     def stop(self, timeout_s: float) -> None:
-        """Commit what is queued and end the thread; gives up waiting after `timeout_s`."""
+        """Commit all queued jobs and end the thread; stop waiting after `timeout_s`."""
         if self._thread.is_alive():
             self._jobs.put(None)
             self._thread.join(timeout_s)
@@ -214,7 +214,7 @@ class Writer:
     def _gather(self) -> tuple[list[CommitJob], bool]:
         """Wait for a job; return it with all others that wait, and whether the end was among them.
 
-        Returns without one when housekeeping is due.
+        Return without one when housekeeping is due.
         """
         group: list[CommitJob] = []
         size = 0

@@ -1,6 +1,6 @@
 """Logs as JSON: one object a line, for programs; people get `dawnchorus up` on a terminal.
 
-Nothing that logs waits for whoever reads it (`bounded_output`): a commit may log, and a launcher may hang.
+A thread that logs never waits for the log's reader (`bounded_output`): a commit may log, and a launcher may hang.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class JSONFormatter(logging.Formatter):
         line.update({key: value for key, value in vars(record).items() if key not in _STANDARD_FIELDS})
         if record.exc_info is not None:
             line["trace"] = self.formatException(record.exc_info)
-        # The standard library's: it takes whatever comes, also a path that is not UTF-8, which orjson refuses.
+        # The standard library's: it accepts any value, also a path that is not UTF-8, which orjson rejects.
         return json.dumps(line, default=str)
 
 
@@ -48,7 +48,7 @@ _shown_by: list[logging.Handler] = []
 
 
 def log_repeated(*, at_end: bool = False) -> None:
-    """Log how often lines came that were held back, where their minute is over, or all of them `at_end`."""
+    """Log how often each suppressed line was repeated, if its minute has passed; `at_end`: of all lines."""
     for record in _repeated.take_counts(all_of_them=at_end):
         for handler in _shown_by:
             handler.handle(record)
@@ -57,7 +57,7 @@ def log_repeated(*, at_end: bool = False) -> None:
 def log_to_stderr(node: str) -> None:
     """Send this process's log to standard error as JSON, each line that repeats once a minute.
 
-    At its end the last lines get a moment to be written.
+    When the process ends, its last lines get a moment to be written.
     """
     formatter = JSONFormatter(node)
 
@@ -79,7 +79,7 @@ def _line(formatter: logging.Formatter, record: logging.LogRecord) -> bytes:
 
 
 class _Handler(logging.Handler):
-    """Hands each record to an output as a line."""
+    """A handler that delivers each record to an output as a line."""
 
     def __init__(self, output: BoundedOutput[bytes], formatter: logging.Formatter) -> None:
         super().__init__()

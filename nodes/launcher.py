@@ -2,13 +2,13 @@
 
     starting -> serving -> (dies) -> restarting -> starting -> ...
     starting -> restarting         corrupt data ended it (once): see nodes.crash_record
-    starting -> failed             it ended before it ever served: the complete start fails, with its own last words
+    starting -> failed             it ended before it ever served: the entire start fails, with the node's last log line
     any      -> stopped            as asked
 
-A node's standard input is a pipe that the launcher holds open: should the launcher die, however it dies, the pipe ends
-and so does the node. Its first line says what to start (`nodes.start_order`): the topology file is read once, so that
-all nodes serve the same topology until `up` is started again. Standard output brings one line, that it serves; standard
-error its log, which is passed on.
+A node's standard input is a pipe that the launcher holds open: if the launcher dies, however it dies, the pipe ends and
+so does the node. Its first line is the start order (`nodes.start_order`): the topology file is read once, so that all
+nodes serve the same topology until `up` is started again. Standard output has one line, the announcement that the node
+serves; standard error its log, which is passed on.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _LINE_BYTES_MAX: Final = 1 << 20
 class NodeEvent(msgspec.Struct, frozen=True):
     """An event of a node. `state`: starting, serving, restarting, failed, stopped; or log, with a line of its.
 
-    `detail` says how the node ended that is started again, while it is: by which signal, and its last words.
+    While a node is restarted, `detail` says how it ended: by which signal, and its last log line.
     """
 
     node: str
@@ -117,7 +117,7 @@ class Launcher:
 
         Raises:
             DataDirectoryError: another launcher runs on this data, or a restore was interrupted there.
-            PlacementError: the data there is not what the topology says, or nodes serve the cluster from elsewhere.
+            PlacementError: the data contradicts the topology, or nodes serve the cluster from another place.
             LaunchError: a node failed or did not come up; the others are stopped again.
         """
         require_local_endpoints(self.topology)
@@ -138,7 +138,7 @@ class Launcher:
         await asyncio.to_thread(require_alone, self.topology, self.topology.nodes)
 
     async def _establish(self) -> StartOrder:
-        """Return what every node is to start: with the cluster that is there, or is made now, which is said then."""
+        """Return the start order for every node: for the existing cluster, or for one that is made and logged now."""
         control = FileControlStore.in_directory(self.topology.data_dir)
         is_new = await control.read() is None
         placement = await establish_placement(
@@ -151,7 +151,7 @@ class Launcher:
         return order_for(self.topology, placement.cluster_uuid)
 
     async def stop(self) -> None:
-        """End every node: asked first, killed after four seconds."""
+        """End every node: ask first, kill after four seconds."""
         self._stopping.set()
         watches = [node.watch for node in self._nodes.values() if node.watch is not None]
         for node in self._nodes.values():
@@ -204,8 +204,8 @@ class Launcher:
                 break
             node.ended = _describe_end(code, node.last_words)
             if not node.served.is_set() and (node.restarts or code not in CRASH_CODES):
-                # Whether it gave up or crashed: what ends a node before it ever served will do so again. But one that
-                # corrupt data has ended knows that at its next start, and leaves the damage out.
+                # An error or a crash that ends a node before it ever served will do so again. But a node that
+                # corrupt data has ended knows that at its next start, and does not open the corrupt shards.
                 self._tell(node, "failed", node.ended)
                 return
             if loop.time() - began > _WELL_SECONDS:
@@ -252,7 +252,7 @@ class Launcher:
     async def _read_announcements(self, node: _NodeProcess, stdout: asyncio.StreamReader) -> None:
         async for line in stdout:
             shards = shards_announced(line, node.spec.name)
-            if shards is None:  # of a library, or of a user's own code in it: no reason to say that it serves
+            if shards is None:  # printed by a library, or by a user's own code in it: no announcement that it serves
                 text = line.decode(errors="replace").rstrip()
                 self._tell(node, "log", node.last_words, {"level": "warning", "event": "said", "detail": text})
                 continue
@@ -302,12 +302,12 @@ def _ask_to_end(process: asyncio.subprocess.Process | None) -> None:
     if process is not None and process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
-        if process.stdin is not None:  # where SIGTERM is ignored, as this process may have had it and handed it on
+        if process.stdin is not None:  # if SIGTERM is ignored, as this process may have inherited it and passed it on
             process.stdin.close()
 
 
 def _describe_end(code: int, last_words: str) -> str:
-    """Say how a process ended, and what it said last on standard error; one that gave up says just why."""
+    """Return how a process ended, with its last line on standard error; only the line if its start was rejected."""
     if code == EXIT_NOT_STARTED and last_words:
         return last_words
     how = f"ended with exit code {code}"

@@ -1,7 +1,7 @@
 """Work of the writer thread beside commits: sweeping expired fragments, syncing stores of durability "async".
 
 Expired fragments are never shown, whether swept or not: readers judge by the shard's clock. The sweeper gives their
-space back. It waits a grace time, so that a clock that ran ahead a little costs nothing, and stands still while the
+space back. It waits a grace time, so that a clock that ran ahead a little costs nothing, and pauses while the
 wall clock is in doubt (`node_clock`). It works in small logged commits between those of clients, so that a wake or save
 waits for one of them at most.
 """
@@ -55,10 +55,10 @@ class Housekeeper:
         return max(0.0, min([self._sweep_due, *self._sync_due.values()]) - self._monotonic())
 
     def work_if_due(self) -> None:
-        """Do what is due; what fails is logged and tried again the next time."""
+        """Do all work that is due; log a failure, and try again the next time."""
         try:
             self._work_if_due()
-        except Exception:  # a bug: it is not to end the thread that commits
+        except Exception:  # a bug: it must not end the thread that commits
             _log.exception("housekeeping fails")
 
     def _work_if_due(self) -> None:
@@ -73,7 +73,7 @@ class Housekeeper:
             log_repeated()
 
     def finish(self) -> None:
-        """Sync what is not synced yet, and write the clocks down: the node stops."""
+        """Sync all unsynced commits, and record the clocks: the node stops."""
         self._clock.record()
         for shard in self._asynchronous():
             self._sync(shard)
@@ -104,4 +104,4 @@ class Housekeeper:
                 continue
             self._counters.expired += removed
             if looked_at == _SWEEP_ROWS_MAX:
-                self._sweep_due = now  # there is more: go on after the commits that wait
+                self._sweep_due = now  # more is left: go on after the commits that wait

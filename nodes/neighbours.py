@@ -1,6 +1,6 @@
-"""A look for nodes of the cluster that serve already, before a new cluster is made of an empty data directory.
+"""A check for nodes of the cluster that serve already, before a new cluster is made of an empty data directory.
 
-A data directory that is not mounted looks like a new one. Where nodes of the topology serve, it is none.
+A data directory that is not mounted looks like a new one. If nodes of the topology serve, it is not new.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from ..wire.transport.sockets import SocketOwner
 __all__ = ["require_alone"]
 
 _CONNECT_S: Final = 0.2
-"""How long a host may take to accept a connection: endpoints are of this host, where it is at once or never."""
+"""How long a host may take to accept a connection: endpoints are of this host, which accepts at once or never."""
 
 _WELCOME_MS: Final = 2_000
-"""How long what listens may take to say who it is."""
+"""How long a listener may take to identify itself."""
 
 
 def require_alone(topology: Topology, own: Collection[str]) -> None:
-    """Refuse to make a new cluster where nodes of its topology serve one; a data directory with a placement is none.
+    """Reject a new cluster if nodes of its topology serve one; a data directory with a placement is not new.
 
-    `own` are the nodes to be started here: what else listens at their endpoints they meet themselves when they bind.
-    At the endpoint of another node nothing may listen that does not say who it is.
+    `own` are the nodes to be started here: they find other listeners at their endpoints themselves when they bind. A
+    listener at the endpoint of another node that does not identify itself is an error.
 
     Raises:
         PlacementError: the message names the node, and the cluster that it serves.
@@ -66,7 +66,7 @@ def _listens(node: NodeSpec) -> bool:
 
 
 def _ask(node: NodeSpec) -> Welcome | None:
-    """Say Hello, and return the Welcome; None where none comes."""
+    """Say Hello, and return the Welcome; None if none comes."""
     with SocketOwner() as sockets:
         try:
             requests = sockets.dealer(node.endpoint)

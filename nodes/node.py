@@ -1,11 +1,11 @@
 """The fragment node: a table of handlers that serve the shards of one process.
 
-How a request passes through:
+The path of a request:
 
     socket -> RequestServer (`wire.transport.request_server`): greeting, turns, deadlines, cancels
            -> a handler below: a read in the loop, a frame a turn; a commit to the Writer (a thread: group commit, sync,
               back to the loop); a copy for a backup to Backups (another)
-           -> RequestServer: the answer, or its wait for a peer that does not read
+           -> RequestServer: the reply, or its wait for a peer that does not read
 
 Everything but those threads runs in the event loop's thread.
 """
@@ -60,17 +60,17 @@ _STOP_SECONDS: Final = 3.0
 """How long a stopping node waits for its writer; `up` promises an end within five."""
 
 _ANSWER_SECONDS: Final = 0.5
-"""How long a stopping node waits for peers that do not take the answers to their last saves."""
+"""How long a stopping node waits for peers that do not take the replies to their last saves."""
 
 _DISK_RETRY_S: Final = 0.1
-"""How long a router is asked to stay away that sends more writes than the disk takes: 64 MiB take longer than this."""
+"""The pause asked of a router that sends more writes than the disk takes: 64 MiB take longer than this."""
 
 
 class Transport(Protocol):
-    """Where a node is reached: a `ServerSocket`, or something in memory."""
+    """The transport on which a node is reached: a `ServerSocket`, or one in memory."""
 
     def bind(self) -> None:
-        """Be there: requests wait until `open_channel`."""
+        """Bind: requests wait until `open_channel`."""
         ...
 
     def open_channel(
@@ -83,11 +83,11 @@ class Transport(Protocol):
         ...
 
     def shut(self, shut: bool) -> object:
-        """Let nobody in, or everybody again."""
+        """Reject all new connections, or accept them again."""
         ...
 
     def close(self) -> None:
-        """Be there no longer."""
+        """Close the transport."""
         ...
 
 
@@ -144,12 +144,12 @@ class FragmentNode:
         """Bind, before a generation is taken: requests wait in the socket until `start`.
 
         Raises:
-            DataDirectoryError: an endpoint is in use or not to be had; nothing is left bound.
+            DataDirectoryError: an endpoint is in use or cannot be bound; nothing is left bound.
         """
         self._transport.bind()
 
     def unbind(self) -> None:
-        """Give up what is bound, if the node was never started."""
+        """Unbind, if the node was never started."""
         self._transport.close()
 
     def start(self, placement: Placement) -> None:
@@ -176,7 +176,7 @@ class FragmentNode:
 
     async def stop(self) -> None:
         """Take no more requests, commit what is queued, answer it, and close the socket."""
-        self.server.close_intake()  # it still sends; unbinding would end the connections that the answers go out on
+        self.server.close_intake()  # it still sends; unbinding would end the connections of the replies
         await self._loop.run_in_executor(None, self._writer.stop, _STOP_SECONDS)
         await self._loop.run_in_executor(None, self._backups.stop, _ANSWER_SECONDS)
         await asyncio.sleep(0)  # the writer's last answers

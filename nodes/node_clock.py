@@ -2,13 +2,13 @@
 
 Each shard has a clock, by which its fragments are stamped and expire. It goes on with the machine's monotonic clock
 (which counts while the machine sleeps), never goes back, and is put forward to the wall clock only while that is
-believed (`wall_clock`): so a fragment lives as long as it was said, whatever the wall clock does for a while, and a
-shard that is ahead of the wall clock goes on all the same.
+believed (`wall_clock`): so a fragment lives for its ttl, whatever the wall clock does for a while, and a shard that is
+ahead of the wall clock continues all the same.
 
     start, or the wall clock was set -> in doubt -> agreed for minutes -> put forward if need be -> believed -> ...
 
-What a clock is put forward by has passed without being counted: the machine was off, or a VM was paused. It has passed
-for what was there before, and not for what was saved in the time of doubt: that is postponed by as much.
+A clock is put forward by time that passed without being counted: the machine was off, or a VM was paused. It counts for
+fragments from before, and not for those saved in the time of doubt: their expiry is postponed by as much.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["Clock"]
 
 SWEEP_IN_DOUBT_MS: Final = 3_600_000
 """A shard's clock is right by itself. Nothing is swept while the wall clock is in doubt, as a person may be about to
-see to it; but where it is never believed, the disk must not fill for that."""
+correct it; but if it is never believed, the disk must not fill for that."""
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def _monotonic_clock_ms() -> int:
 
 
 class Clock:
-    """Drives the clocks of shards; but for `monotonic_ms`, one thread uses it: the one that commits."""
+    """The driver of shards' clocks; but for `monotonic_ms`, one thread uses it: the one that commits."""
 
     __slots__ = ("_boot", "_monotonic_ms", "_record_due_ms", "_shards", "_wall", "_wall_ms", "_write")
 
@@ -53,7 +53,7 @@ class Clock:
         wall_ms: Callable[[], int] = _wall_clock_ms,
         monotonic_ms: Callable[[], int] = _monotonic_clock_ms,
     ) -> None:
-        """Set the clocks of these shards going, from `record` where it has them.
+        """Start the clocks of these shards, from `record` if it has them.
 
         `write` keeps a record, of the machine's run `boot`, or raises OSError. `wall_ms` and `monotonic_ms` give
         milliseconds; tests give their own.
@@ -81,7 +81,7 @@ class Clock:
         return self._wall_ms() - self._monotonic_ms()
 
     def look(self) -> int:
-        """Look whether the wall clock was set, and return the monotonic time: before anything is stamped."""
+        """Check whether the wall clock was set, and return the monotonic time: before any write is stamped."""
         now_ms = self._monotonic_ms()
         moved_ms = self._wall.handle_look(self._wall_ms(), now_ms)
         if moved_ms:
@@ -91,11 +91,11 @@ class Clock:
             for shard in self._shards:
                 shard.doubt_ms = shard.doubt_ms or shard.now_ms(now_ms)
             _log.warning("the wall clock was set: it is in doubt", extra={"by_s": moved_ms / 1_000})
-            self.record()  # what is saved from now on is known again after a crash
+            self.record()  # fragments saved from now on are known again after a crash
         return now_ms
 
     def work(self) -> int:
-        """Do what is due, once a second or so, and return the monotonic time."""
+        """Do all work that is due, once a second or so, and return the monotonic time."""
         now_ms = self.look()
         if self._wall.is_believed:
             wall_offset_ms = self.wall_offset_ms()
@@ -106,11 +106,11 @@ class Clock:
         return now_ms
 
     def may_sweep(self, shard: OwnedShard, now_ms: int) -> bool:
-        """Return whether what has expired may be deleted."""
+        """Return whether expired fragments may be deleted."""
         return not shard.doubt_ms or shard.now_ms(now_ms) - shard.doubt_ms >= SWEEP_IN_DOUBT_MS
 
     def record(self) -> None:
-        """Write the clocks down; where that fails it is tried again."""
+        """Record the clocks; a failed write is tried again."""
         if self._write is None:
             return
         now_ms = self._monotonic_ms()
@@ -138,7 +138,7 @@ class Clock:
 
 
 def _postpone(shard: OwnedShard, gap_ms: int, now_ms: int) -> bool:
-    """Let what was saved in doubt expire as much later as the shard's clock is put forward; return whether it could."""
+    """Postpone the expiry of fragments saved in doubt by as much as the clock advances; return whether it could."""
     assert shard.fragments is not None, "others have no clock"
     facts = {"store": shard.store, "shard": shard.shard, "by_s": gap_ms / 1_000}
     try:

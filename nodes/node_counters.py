@@ -14,7 +14,7 @@ class NodeCounters(ServerCounters):
     """One node's totals: those of its request server, and of its own work."""
 
     fetches: int = 0
-    """Fetch requests served whole."""
+    """Fetch requests served completely."""
     images: int = 0
     """Agents looked up, found or not."""
     image_bytes: int = 0

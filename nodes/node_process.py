@@ -1,10 +1,10 @@
 """One node as a process: from topology.toml to serving, and to a clean end.
 
-The order matters: the folder's lock before anything is bound or opened (a second bind of an ipc path would steal it
+The order matters: the directory's lock before anything is bound or opened (a second bind of an ipc path would steal it
 silently), the placement before the shards, and the generation last, durably, once shards are open and sockets bound,
-before the first request is looked at: a start that fails takes none.
+before the first request is read: a start that fails takes none.
 
-Exit codes: 0 stopped as asked; 2 refused to start, the reason in the last line of its log; anything else is a crash.
+Exit codes: 0 stopped as asked; 2 its start was rejected, the reason in the last line of its log; any other is a crash.
 A line on standard output, `{"event": "serving", ...}`, tells the launcher that the node serves.
 """
 
@@ -59,8 +59,8 @@ __all__ = ["EXIT_NOT_STARTED", "run_node"]
 _STANDARD_OUTPUT: Final = 1
 
 _SWITCH_INTERVAL_SECONDS: Final = 0.000_2
-"""How long the writer thread may keep the interpreter from the loop: wake p99 beside a writer rose nine times with the
-default of 5 ms, three to four times with this."""
+"""How long the writer thread may hold the interpreter while the loop waits: wake p99 beside a writer rose nine
+times with the default of 5 ms, three to four times with this."""
 
 _log = logging.getLogger(__name__)
 
@@ -71,8 +71,8 @@ def run_node(
     """Run node `name` in this process until SIGINT or SIGTERM; return its exit code.
 
     `until_stdin_closes` is the launcher's lifeline: standard input is a pipe that the launcher holds, so that its end,
-    however the launcher died, ends the node. `launched`: and its first line says what to start (`nodes.start_order`),
-    whatever the topology file says by now.
+    however the launcher died, ends the node. `launched`: its first line is the start order (`nodes.start_order`), which
+    holds even if the topology file has changed since.
     """
     log_to_stderr(name)
     try:
@@ -168,7 +168,7 @@ def _announce(topology: Topology, placement: Placement, name: str, shards: int) 
         "generation": placement.generation,
         "cluster_uuid": placement.cluster_uuid,
     }
-    # Not waited for, nor needed by anybody but the launcher: standard output may be closed, full, or read by nobody.
+    # Not waited for, and needed by the launcher alone: standard output may be closed, full, or without a reader.
     said: BoundedOutput[bytes] = BoundedOutput(lambda line: write_all(_STANDARD_OUTPUT, line), lambda _dropped: b"")
     said.put(orjson.dumps(facts, option=orjson.OPT_APPEND_NEWLINE), 0)
 

@@ -1,4 +1,4 @@
-"""A node's answer to Status."""
+"""The reply of a node to Status."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["NodeStatus"]
 
 
 class NodeStatus:
-    """The answers of one node to Status."""
+    """The replies of one node to Status."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class NodeStatus:
         self._resident_bytes = self._process.memory_info().rss
 
     def reply(self, request: int, clients: int, acceptance: Acceptance) -> StatusReply:
-        """Return how it is at this moment."""
+        """Return the node's present status."""
         wall_offset_ms = self._clock.wall_offset_ms()
         return StatusReply(
             request,
@@ -67,5 +67,5 @@ class NodeStatus:
         try:
             self._resident_bytes = self._process.memory_info().rss
         except OSError:
-            pass  # clients took the last one: a node that has none is asked just then
+            pass  # clients took the last one: just then a node is asked for its status
         return self._resident_bytes

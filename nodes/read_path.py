@@ -5,8 +5,8 @@ that found images copies them into the frame from where they are (`fragment_stor
 valid while their batch is open, so the frame is made before it is closed. A fetch is answered a frame at a time
 (`Read.next_frame`), each of about FRAME_BYTES_TARGET, so that other peers' requests get their turn in between.
 
-A frame says one time and is joined by one engine: sections of shards with another come in other frames. A section whose
-read is pending comes when it is there, and waits for itself alone; a section's own frames are in order.
+A frame has one time and is joined by one engine: sections of shards with another come in other frames. A section whose
+read is pending is sent once it is ready, and delays no other section; a section's own frames are in order.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _BATCHES_MAX: Final = 256
 """Reads of one frame: each takes one of a shard's 512 places for readers, and a peer may send many sections of one."""
 
 _PENDING_MAX: Final = 32
-"""Reads of one fetch that may be pending: what one peer asks for is not to fill what all peers' reads wait for."""
+"""Reads of one fetch that may be pending: one peer's requests must not fill the queue for all peers' reads."""
 
 _NO_SIZES: Final[list[int]] = []
 
@@ -53,21 +53,21 @@ class _Frame:
         self.sections: list[ImageSection] = []
         self.batches: list[ImageBatch] = []
         self.first: OwnedShard | None = None
-        """The shard of the first batch: whose time the frame says, and whose engine joins it."""
+        """The shard of the first batch: whose time the frame has, and whose engine joins it."""
         self.bytes = 0
         self.room_bytes = FRAME_BYTES_TARGET
         self.room_agents = TURN_AGENTS_MAX
         self.full = False
 
     def takes(self, shard: OwnedShard) -> bool:
-        """Return whether images of this shard can be in it."""
+        """Return whether images of this shard can be in the frame."""
         first = self.first
         return first is None or (
             len(self.batches) < _BATCHES_MAX and shard.offset_ms == first.offset_ms and shard.engine == first.engine
         )
 
     def add(self, progress: _Progress, shard: OwnedShard, batch: ImageBatch) -> int:
-        """Add the images of a batch that fit, and return how many; keep in `progress` what may be kept of the rest."""
+        """Add the images of a batch that fit, and return how many; keep the usable rest in `progress`."""
         self.first = self.first or shard
         self.batches.append(batch)
         sizes = batch.sizes
@@ -86,7 +86,7 @@ class _Frame:
         return taken
 
     def join(self, request: int, monotonic_ms: int, *, last: bool) -> bytes:
-        """Return it encoded."""
+        """Return the encoded frame."""
         first = self.first
         now_ms = monotonic_ms + (0 if first is None else first.offset_ms)
         head = encode_fetch_reply_head(request, now_ms, self.sections, last, self.bytes)
@@ -114,7 +114,7 @@ class Read:
         """Begin to answer a fetch.
 
         Raises:
-            InvalidRequestError: it asks for more than one message may, or does not say of each agent what is known.
+            InvalidRequestError: it asks for more than one message may, or its known versions do not match its agents.
         """
         sections = fetch.sections
         if len(sections) > SECTIONS_MAX or sum([len(section.agents) for section in sections]) > REQUEST_AGENTS_MAX:
@@ -171,7 +171,7 @@ class Read:
                 progress.pending.add_done_callback(notify)
 
     def _read_on(self, progress: _Progress, frame: _Frame) -> bool:
-        """Bring what can be had of a section into the frame; return whether it is answered."""
+        """Add the available images of a section to the frame; return whether it is answered."""
         section = self._fetch.sections[progress.index]
         shard = self._shards.get((section.store, section.shard))
         status = require_served(shard, section.epoch)
@@ -225,7 +225,7 @@ def _fail(progress: _Progress, frame: _Frame, status: SectionStatus) -> bool:
 
 
 def require_served(shard: OwnedShard | None, epoch: int) -> SectionStatus:
-    """Return OK where a shard is this node's, under this epoch, and sound."""
+    """Return OK if a shard is this node's, under this epoch, and intact."""
     if shard is None or shard.epoch != epoch:
         return SectionStatus.MOVED
     return SectionStatus.OK if shard.fragments is not None else SectionStatus.CORRUPT

@@ -1,8 +1,8 @@
 """The directory of a node's Unix socket, which only its user can enter.
 
 $XDG_RUNTIME_DIR, a directory for temporary files, or, if the whole root is read-only, the data directory itself;
-clients learn the path from the Welcome. If none will do a node has no such socket, and says why in its log: clients on
-its host use TCP then.
+clients learn the path from the Welcome. If none is usable a node has no such socket, and says why in its log: clients
+on its host use TCP then.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 def runtime_directories(data_dir: str | os.PathLike[str], environment: Mapping[str, str]) -> list[Path]:
-    """Return the directories in question, the best first; they need not exist."""
+    """Return the candidate directories, the best first; they need not exist."""
     bases = [base for base in (environment.get("TMPDIR", ""), *_TEMPORARY) if base.startswith("/")]
     found = [Path(base) / f"dawnchorus-{os.getuid()}" for base in bases]
     if base := environment.get("XDG_RUNTIME_DIR"):
@@ -47,7 +47,7 @@ def ipc_endpoint(file: str, data_dir: str | os.PathLike[str]) -> str:
 
 
 def _make(directory: Path) -> str:
-    """Make a directory for this user alone, if it is not there; return why it will not do, "" if it will."""
+    """Make a directory for this user alone, if it is not there; return why it is unusable, "" if it is usable."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = directory.lstat()
@@ -55,7 +55,7 @@ def _make(directory: Path) -> str:
         return error.strerror or str(error)
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
         return "it is not this user's alone"
-    # One that was there may be on a file system that is read-only by now; access(2) knows that too.
+    # An existing one may be on a file system that is read-only by now; access(2) knows that too.
     return "" if os.access(directory, os.W_OK | os.X_OK) else "it cannot be written"
 
 

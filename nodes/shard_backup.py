@@ -3,9 +3,9 @@
     request -> loop -> Backups.submit -> thread: the engine's copy, at the pace asked for -> a file -> loop -> reply
 
 Neither the loop nor the writer waits for it. The copy is one moment of the shard; its version is read in the same
-transaction. What a peer asks for can do no harm: a node writes only into a folder in which somebody has put a marker
-with this cluster's uuid, only new files, and only with names that a shard's copy can have. The copy ends unfinished
-when the marker goes (whoever asked has given up), when the budget is spent, or when the node stops.
+transaction. A peer's request can do no harm: a node writes only into a directory that has a marker with this cluster's
+uuid, only new files, and only with names that a shard's copy can have. The copy ends unfinished when the marker is
+removed (the client has given up), when the budget is spent, or when the node stops.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _WAITING_MAX: Final = 64
 """Copies that may wait; a client asks for one at a time."""
 
 _SYNC_BYTES: Final = 16 << 20
-"""The disk gets at most this much at once: at 100 MB/s a sixth of a second, which is what a save's sync may wait
-behind it."""
+"""The disk gets at most this much at once: at 100 MB/s a sixth of a second, the longest that a save's sync may
+wait behind it."""
 
 _MARKER_BYTES_MAX: Final = 4_096
 
@@ -60,11 +60,11 @@ class BackupJob(NamedTuple):
 
 
 class _Refused(Exception):
-    """The copy cannot be made; the message is the reply's detail."""
+    """The error of a copy that cannot be made; its message is the reply's detail."""
 
 
 class Backups:
-    """Makes copies in order of arrival; `deliver` gets each answer in the loop's thread."""
+    """The maker of copies, in order of arrival; `deliver` gets each reply in the loop's thread."""
 
     def __init__(
         self,
@@ -96,10 +96,10 @@ class Backups:
         return True
 
     def stop(self, timeout_s: float) -> None:
-        """Give up what is under way and what waits, and end the thread."""
+        """Cancel the running copy and all queued ones, and end the thread."""
         self._stopping.set()
         if self._thread is not None:
-            with contextlib.suppress(queue.Full):  # then it does not wait for more
+            with contextlib.suppress(queue.Full):  # then the thread does not wait for more
                 self._jobs.put_nowait(None)
             self._thread.join(timeout_s)
 
@@ -170,7 +170,7 @@ class Backups:
         return BackupReply(backup.request, SectionStatus.OK, facts.version, facts.agents, copied.bytes, checksum)
 
     def _pace(self, backup: Backup) -> Callable[[int], None]:
-        """Return what waits until so many bytes may have been written; a stopping node waits no longer."""
+        """Return a function that waits until so many bytes may have been written; a stopping node waits no longer."""
         began, rate = time.monotonic(), backup.rate_bytes_s
 
         def wait(written: int) -> None:
@@ -212,7 +212,7 @@ class _PacedFile:
         self.checksum = xxhash.xxh3_128()
 
     def write(self, piece: bytes) -> None:
-        """Write a piece; returns when the next may come."""
+        """Write a piece; return when the next may come."""
         self._require_wanted()
         self.checksum.update(piece)
         view = memoryview(piece)
@@ -225,13 +225,13 @@ class _PacedFile:
         self._wait_after(self.bytes)
 
     def sync(self) -> None:
-        """Make what was written durable, and let its pages go: nobody reads them soon, and wakes need the room."""
+        """Make all written bytes durable, and free their pages: they are not read soon, and wakes need the room."""
         os.fdatasync(self._descriptor)
         os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         self._unsynced = 0
 
     def finish(self) -> None:
-        """Make all of it durable."""
+        """Make the entire file durable."""
         self.sync()
         os.fsync(self._descriptor)
 

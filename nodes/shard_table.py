@@ -1,8 +1,8 @@
 """The shards that this node owns, opened: their data checked against the placement, and the directory locked.
 
-A node holds a lock on its data folder for life, taken before it binds anything: a second process on the same data is
-refused before it can disturb the first. Data that is another cluster's, another node's or another shard's is refused
-too, at the start; a shard that is damaged or missing is named and not served, and the others are.
+A node holds a lock on its data directory for life, taken before it binds anything: a second process on the same data is
+rejected before it can disturb the first. Data of another cluster, another node or another shard is rejected too, at the
+start; a shard that is corrupt or missing is named and not served, and the others are.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class OwnedShard:
-    """One shard of this node; `fragments` is None, and `damage` says why, where it cannot be trusted."""
+    """One shard of this node; `fragments` is None, and `damage` says why, if its data cannot be trusted."""
 
     store: str
     shard: int
@@ -65,13 +65,13 @@ class OwnedShard:
     last_error: str = ""
     """Why its last commit failed."""
     engine: str = DEFAULT_ENGINE
-    """The name of what keeps it: readers of one engine can join their images into one frame."""
+    """The name of its engine: readers of one engine can join their images into one frame."""
     sync_interval_s: float = 0.0
-    """How often it is synced; 0 where every commit is."""
+    """How often it is synced; 0 if every commit is."""
     offset_ms: int = 0
     """How far its clock is ahead of the monotonic one; grows only. `nodes.node_clock` sets it."""
     doubt_ms: int = 0
-    """Since when, by its clock, the wall clock is in doubt; 0 where it is not."""
+    """Since when, by its clock, the wall clock is in doubt; 0 if it is not."""
 
     @property
     def name(self) -> str:
@@ -83,7 +83,7 @@ class OwnedShard:
         return self.offset_ms + monotonic_ms
 
     def note(self, error: StoreError) -> SectionStatus:
-        """Return the status of a section that met this error, having logged it."""
+        """Log this error, and return the status of a section that met it."""
         if isinstance(error, EpochMismatch):
             return SectionStatus.MOVED
         _log.error("shard fails", extra={"store": self.store, "shard": self.shard, "detail": str(error)})
@@ -94,7 +94,7 @@ class OwnedShard:
         return SectionStatus.DISK_FULL if isinstance(error, StoreFull) else SectionStatus.INTERNAL
 
     def status(self, wall_offset_ms: int | None = None) -> ShardStatus:
-        """Return what StatusReply says of it; `wall_offset_ms`: the wall clock less the monotonic one."""
+        """Return its entry in StatusReply; `wall_offset_ms`: the wall clock less the monotonic one."""
         if self.fragments is None:
             return ShardStatus(self.store, self.shard, self.epoch, 0, 0, 0, self.damage)
         state, notice, agents, disk_bytes = self.damage or SERVING, "", 0, 0
@@ -111,12 +111,12 @@ class OwnedShard:
 
 
 def shard_directory(topology: Topology, node: str, store: str, shard: int) -> Path:
-    """Return where a shard's data lies: data_dir/node/store/shard."""
+    """Return the directory of a shard's data: data_dir/node/store/shard."""
     return Path(topology.data_dir) / node / store / f"{shard:04d}"
 
 
 def any_shard_on_disk(topology: Topology) -> str | None:
-    """Return the folder of some shard that was written by any node of this data_dir, None where there is none."""
+    """Return the directory of some shard that was written by any node of this data_dir, None if there is none."""
     engines = all_engines(topology)
     for folder in sorted(path for path in Path(topology.data_dir).glob("*/*/*") if path.is_dir()):
         for engine in engines:
@@ -130,10 +130,10 @@ def any_shard_on_disk(topology: Topology) -> str | None:
 
 @contextmanager
 def locked_directory(folder: Path) -> Generator[None]:
-    """Hold the lock on a folder, which is made if need be; freed when the process ends, however it ends.
+    """Hold the lock on a directory, which is made if need be; freed when the process ends, however it ends.
 
     Raises:
-        DataDirectoryError: another process holds it, or the folder cannot be written.
+        DataDirectoryError: another process holds it, or the directory cannot be written.
     """
     try:
         make_directory_durably(folder)
@@ -161,12 +161,12 @@ def open_shards(
 ) -> dict[tuple[str, int], OwnedShard]:
     """Open every shard that the placement gives to this node, by (store, shard).
 
-    A shard of epoch 0 was never opened: it is made. Any other has to be there. Folders in `damaged` are known to be so,
-    and why, and are not opened.
+    A shard of epoch 0 was never opened: it is made. Any other has to exist. Directories in `damaged` are known to be
+    corrupt, for the reason given, and are not opened.
 
     Raises:
-        TopologyError: a store's engine cannot be had, or not do what its store asks for.
-        DataDirectoryError: data of another cluster, store, shard, count or epoch lies in a shard's place.
+        TopologyError: a store's engine is unavailable, or lacks a capability that its store asks for.
+        DataDirectoryError: data of another cluster, store, shard, count or epoch is in a shard's place.
         StoreFull, StoreError: a shard cannot be opened, for a reason that concerns the machine.
     """
     opened: dict[tuple[str, int], OwnedShard] = {}
@@ -204,7 +204,7 @@ def open_shards(
 
 
 def require_older(shards: Mapping[tuple[str, int], OwnedShard], placement: Placement) -> None:
-    """Refuse shards with versions that the placement knows nothing of, before a generation is taken for them.
+    """Reject shards with versions unknown to the placement, before a generation is taken for them.
 
     Raises:
         PlacementError: the placement file is older than the data.
@@ -222,8 +222,8 @@ def require_older(shards: Mapping[tuple[str, int], OwnedShard], placement: Place
 def begin_generation(shards: Mapping[tuple[str, int], OwnedShard], generation: int) -> None:
     """Let every shard take versions of a new generation from now on, each from an origin of its own.
 
-    The origin is drawn by chance (`wire.protocol.versions`): what another life of these shards has used is not known
-    here.
+    The origin is drawn by chance (`wire.protocol.versions`): the versions that another life of these shards has used
+    are not known here.
     """
     for owned in shards.values():
         if owned.fragments is not None:

@@ -1,8 +1,8 @@
 """The launcher's order to a node that it starts: the topology as `up` read it, and the cluster that it began with.
 
 One line of JSON on the node's standard input, which stays open after it (`nodes.launcher`). So all nodes of one `up`
-serve one topology, however often they are started again and whatever became of the file since; and a node that is
-started again does not take a data directory that is missing or another for a new one.
+serve one topology, however often they are restarted and however the file has changed since; and a restarted node does
+not treat a missing or replaced data directory as a new one.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ..wire.errors import ConfigurationError, PlacementError
 __all__ = ["NEW_CLUSTER", "StartOrder", "encode_order", "order_for", "read_order"]
 
 NEW_CLUSTER: Final = "a new cluster was made"
-"""The event that says so: whoever expected data there has to hear it."""
+"""The event of a new cluster: a person who expected data there has to see it."""
 
 _ORDER_BYTES_MAX: Final = 16 << 20
-"""More than any: a topology file has 1 MiB at most."""
+"""More than any order has: a topology file has 1 MiB at most."""
 
 
 class StartOrder(msgspec.Struct, frozen=True):
@@ -41,7 +41,7 @@ class StartOrder(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(decode_topology(self.topology), data_dir=self.data_dir)
 
     def require_place(self) -> None:
-        """Refuse a data directory that is not the one with which the cluster was started.
+        """Reject a data directory that is not the one with which the cluster was started.
 
         Raises:
             PlacementError: it is missing, or another.
@@ -64,16 +64,16 @@ _decoder: Final = msgspec.json.Decoder(StartOrder)
 
 
 def order_for(topology: Topology, cluster_uuid: str) -> StartOrder:
-    """Return the order for all nodes of a cluster whose data directory is there.
+    """Return the order for all nodes of a cluster whose data directory exists.
 
     Raises:
-        OSError: it is not.
+        OSError: it does not.
     """
     return StartOrder(encode_topology(topology), topology.data_dir, cluster_uuid, _place_of(topology.data_dir))
 
 
 def encode_order(order: StartOrder) -> bytes:
-    """Return the line that says it."""
+    """Return the order's line."""
     return msgspec.json.encode(order) + b"\n"
 
 

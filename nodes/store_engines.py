@@ -37,10 +37,10 @@ def all_engines(topology: Topology) -> list[Engine]:
 
 
 def require_engines(topology: Topology, stores: Iterable[str], file: object) -> None:
-    """Refuse a topology with a store whose engine cannot be had here.
+    """Reject a topology with a store whose engine is unavailable here.
 
     Raises:
-        TopologyError: the message names the file, the key and the engines that can.
+        TopologyError: the message names the file, the key and the available engines.
     """
     for store in stores:
         try:

@@ -1,8 +1,8 @@
 """Trust in the wall clock, and the time at which shards' clocks begin: pure.
 
 A wall clock may be set (NTP at boot, a VM that is resumed, a person), and may be wrong until it is. It is believed once
-it has agreed with the monotonic clock for some minutes without being set. A start counts as being set: nobody has seen
-the clock before.
+it has agreed with the monotonic clock for some minutes without being set. A start counts as being set: the
+clock was not seen before.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ __all__ = ["AGREED_MS", "JUMP_MS", "RECORD_EVERY_MS", "ClockRecord", "ShardClock
 
 JUMP_MS: Final = 2_000
 """How far the wall clock may move against the monotonic one within AGREED_MS: NTP slews by 0.5 ms a second at most
-(ntpd(8)); more is somebody setting it."""
+(ntpd(8)); more means that it was set."""
 
 AGREED_MS: Final = 300_000
 """How long it has to agree before it is believed: a person or NTP sets a wrong clock right before that."""
 
 RECORD_EVERY_MS: Final = 60_000
-"""How often clocks are written down while nothing happens: so much is not known of after a loss of power."""
+"""How often clocks are recorded while none is set: after a loss of power at most this much time is unknown."""
 
 
 class WallClock:
-    """The wall clock as it was seen."""
+    """The wall clock as it was last seen."""
 
     __slots__ = ("_offset_ms", "_since_ms", "is_believed")
 
@@ -36,7 +36,7 @@ class WallClock:
         self.is_believed = False
 
     def handle_look(self, wall_ms: int, monotonic_ms: int) -> int:
-        """Take note of both clocks; return by how much the wall clock was set, 0 where it was not."""
+        """Take note of both clocks; return by how much the wall clock was set, 0 if it was not."""
         offset_ms = wall_ms - monotonic_ms
         moved_ms = offset_ms - self._offset_ms
         if abs(moved_ms) > JUMP_MS:
@@ -50,14 +50,14 @@ class WallClock:
 
 
 class ShardClock(msgspec.Struct, array_like=True, frozen=True):
-    """A shard's clock at some moment. `doubt_ms`: since when (by it) the wall clock is in doubt, 0 where it is not."""
+    """A shard's clock at some moment. `doubt_ms`: since when (by it) the wall clock is in doubt, 0 if it is not."""
 
     clock_ms: int
     doubt_ms: int = 0
 
 
 class ClockRecord(msgspec.Struct, frozen=True):
-    """What a node writes down of its shards' clocks, by "store/shard".
+    """The record that a node keeps of its shards' clocks, by "store/shard".
 
     `boot` names the run of the machine (and so the monotonic clock) that `monotonic_ms` is of.
     """
@@ -72,9 +72,9 @@ def first_clocks(
 ) -> dict[str, ShardClock]:
     """Return the clocks that shards begin with: `stored_ms` is the time of each one's newest commit.
 
-    Within one run of the machine a clock goes on as if the node had never ended. After a reboot it goes on from where
-    it was, and the time in between is added when the wall clock is believed. A new shard begins with the wall clock: it
-    has nothing that could expire. Nothing else is taken from the wall clock here.
+    Within one run of the machine a clock continues as if the node had never ended. After a reboot it continues from
+    where it was, and the time in between is added when the wall clock is believed. A new shard begins with the wall
+    clock: it has nothing that could expire. The wall clock is used for nothing else here.
     """
     same_boot = record is not None and record.boot == boot and record.monotonic_ms <= monotonic_ms
     passed_ms = monotonic_ms - record.monotonic_ms if record is not None and same_boot else 0

@@ -1,4 +1,4 @@
-"""Threads that share out pieces of one work, for whoever waits until all pieces are done.
+"""Threads that share the pieces of one work, for a thread that waits until all pieces are done.
 
 Daemon threads, unlike those of concurrent.futures, which an interpreter waits for at its end: a disk that hangs must
 not keep a node from ending.
@@ -17,7 +17,7 @@ Piece: TypeAlias = Callable[[], None]
 
 
 class Helpers:
-    """So many threads, from the first `run` to `stop`; used by one thread at a time."""
+    """A fixed number of threads, from the first `run` to `stop`; used by one thread at a time."""
 
     def __init__(self, threads: int, name: str) -> None:
         self._names = [f"{name}-{number}" for number in range(threads)]
@@ -28,7 +28,7 @@ class Helpers:
     def run(self, pieces: Sequence[Piece]) -> None:
         """Do every piece, in any order, in any thread; return when all are done.
 
-        Raises: what the first of them to fail raised.
+        Raises: the error of the first piece that failed.
         """
         if not self._started:
             self._started = True

@@ -1,1 +1,1 @@
-"""The router: plan, scatter, gather under a deadline; Cluster and AgentState for an agent host."""
+"""The router: plans, scatters and gathers under a deadline; Cluster and AgentState for an agent host."""

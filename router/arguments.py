@@ -1,8 +1,8 @@
-"""Arguments as callers give them, at the public edge: each becomes an exact value here, or one clear error.
+"""Arguments of the public methods: each becomes an exact value here, or one clear error.
 
-What passes is of the plain type that everything below counts on: an int, a timedelta or a float of another library is a
-float from here on, and a string of a class of its own is a plain one. An object of a caller's class never gets further,
-where its methods would run in the middle of others' requests.
+Accepted values have the plain types that everything below expects: an int, a timedelta or a float of another library is
+a float from here on, and a string of a subclass is a plain one. An object of a caller's class never gets further, since
+its methods would run in the middle of others' requests.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def deadline(given: object, name: str = "deadline_s") -> float:
     """Return a deadline as seconds from now.
 
     Raises:
-        InvalidRequestError: it is none, or outside the limits.
+        InvalidRequestError: it is no time, or outside the limits.
     """
-    # As most are: for each of ten thousand wakes the rest takes 0.5 us.
+    # The usual types first: for each of ten thousand wakes the rest takes 0.5 us.
     if type(given) is float and 0 < given <= DEADLINE_S_MAX:
         return given
     if type(given) is int and 0 < given <= DEADLINE_S_MAX:
@@ -74,12 +74,12 @@ def deadline(given: object, name: str = "deadline_s") -> float:
 
 
 def exact_text(given: T) -> T | str:
-    """Return a string of a class of its own as a plain one with the same text; what is none as it is."""
+    """Return a string of a subclass as a plain one with the same text; anything else unchanged."""
     return str.__str__(given) if isinstance(given, str) else given
 
 
 def exact_id(given: object) -> str:
-    """Return an agent id of a class of its own as a plain string.
+    """Return an agent id as a plain string, also one of a subclass.
 
     Raises:
         InvalidRequestError: it is no string.
@@ -90,7 +90,7 @@ def exact_id(given: object) -> str:
 
 
 def exact_key(given: object) -> str:
-    """Return a `write_id` of a class of its own as a plain string.
+    """Return a `write_id` as a plain string, also one of a subclass.
 
     Raises:
         InvalidRequestError: it is no string.
@@ -101,10 +101,10 @@ def exact_key(given: object) -> str:
 
 
 def listed_ids(ids: Iterable[str]) -> list[str]:
-    """Return the ids that were given, as a list, strings as plain ones.
+    """Return the given ids as a list, strings as plain ones.
 
     Raises:
-        InvalidRequestError: it is one id by itself, or cannot be iterated over.
+        InvalidRequestError: it is a single id, or cannot be iterated over.
     """
     if isinstance(ids, str | bytes | bytearray):
         raise InvalidRequestError(f"ids is a list of agent ids, not {ids!r}; for one agent it is [{ids!r}]")
@@ -138,17 +138,17 @@ def by_agent(given: Mapping[str, T]) -> dict[str, T]:
 
 
 def require_mapping(name: str, given: Any, of: str) -> None:
-    """Return if an argument is a mapping; `of` says from what to what.
+    """Require that an argument is a mapping; `of` names its keys and values.
 
     Raises:
-        InvalidRequestError: it is none.
+        InvalidRequestError: it is no mapping.
     """
     if type(given) is not dict and not isinstance(given, Mapping):
         raise InvalidRequestError(f"{name} is a mapping of {of}, not {given!r}")
 
 
 def source_of(given: object) -> str | os.PathLike[str] | Topology:
-    """Return where to connect to.
+    """Return the source to connect to.
 
     Raises:
         InvalidRequestError: it is neither a path nor an endpoint nor a Topology.

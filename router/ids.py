@@ -1,4 +1,4 @@
-"""Agent ids, 1 to 256 bytes of UTF-8, as callers give them: looked at, and cut into what is planned together."""
+"""Agent ids, 1 to 256 bytes of UTF-8, as callers give them: checked, and cut into slices that are planned together."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Final
 from ..wire.errors import InvalidRequestError
 from ..wire.protocol.limits import AGENT_ID_BYTES_MAX
 
-__all__ = ["check_agent_id", "slices", "sound_ids"]
+__all__ = ["check_agent_id", "slices", "valid_ids"]
 
 _SLICE_AGENTS: Final = 640
-"""Agents of a wake_many that are planned first: the nodes begin after 1 ms, where planning 10,000 takes 6."""
+"""Agents of a wake_many that are planned first: the nodes begin after 1 ms, while planning 10,000 takes 6."""
 
 _SLICE_GROWTH: Final = 16
-"""How much larger each further slice is: fewer, larger slices cost fewer sections. With three stores, 640 and 9,360 for
+"""The growth of each further slice: fewer, larger slices cost fewer sections. With three stores, 640 and 9,360 for
 10,000 took 23.1 ms, 640, 2,560, 6,800 took 23.7, equal slices of 1,250 28.4 (medians of 46, alternated)."""
 
 
@@ -35,27 +35,27 @@ def check_agent_id(agent_id: str) -> bytes:
     return agent
 
 
-def sound_ids(ids: list[str]) -> tuple[list[str], list[bytes]]:
-    """Return the ids that an agent can have, each once, in order, and their UTF-8; 0.1 us each where all are sound."""
+def valid_ids(ids: list[str]) -> tuple[list[str], list[bytes]]:
+    """Return the valid ids, each once, in order, and their UTF-8; 0.1 us each if all are valid."""
     try:
         agents = list(map(str.encode, ids))
         if not agents or (min(map(len, agents)) > 0 and max(map(len, agents)) <= AGENT_ID_BYTES_MAX):
             return ids, agents
     except (TypeError, UnicodeEncodeError):
         agents = []
-    sound: list[str] = []
+    valid: list[str] = []
     agents.clear()
     for agent_id in ids:
         try:
             agents.append(check_agent_id(agent_id))
-            sound.append(agent_id)
+            valid.append(agent_id)
         except InvalidRequestError:
             continue
-    return sound, agents
+    return valid, agents
 
 
 def slices(asked: list[str]) -> Iterator[list[str]]:
-    """Yield the ids, each once, in the slices that are planned: small at first, so that the nodes begin at once."""
+    """Yield the ids, each once, in slices for planning: small at first, so that the nodes begin at once."""
     seen: set[str] = set()
     start, size = 0, _SLICE_AGENTS
     while start < len(asked):

@@ -1,4 +1,4 @@
-"""What every test shares: the loop that it runs on, hypothesis without time limits, one cluster of real nodes.
+"""Fixtures and hooks of all tests: their event loop, hypothesis without time limits, one cluster of real nodes.
 
 Unit tests run in virtual time, kept away from sockets, processes, threads and sleeping; real ones, which
 `tests.support.real` lists, on uvloop, as nodes and hosts run.
@@ -24,7 +24,7 @@ from tests.support.virtual_time import run_virtual
 
 TESTS = Path(__file__).parent
 
-# Whoever runs the tests in the background may have these ignored, which every process started here would inherit.
+# A background run may have these ignored, which every process started here would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:

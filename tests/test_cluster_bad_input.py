@@ -1,4 +1,4 @@
-"""What a client asks of a real cluster and must not: one clear word each, and nothing lost."""
+"""Invalid requests to a real cluster: one clear error each, and nothing lost."""
 
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -34,7 +34,7 @@ async def cluster(running_cluster: RunningCluster, request: pytest.FixtureReques
 
 
 def changed(running_cluster: RunningCluster, tmp_path: Path, before: str, after: str) -> Path:
-    """A copy of the running cluster's topology file with something changed."""
+    """Copy the running cluster's topology file with one text replaced; return its path."""
     text = running_cluster.path.read_text()
     assert before in text
     path = tmp_path / "topology.toml"
@@ -42,9 +42,7 @@ def changed(running_cluster: RunningCluster, tmp_path: Path, before: str, after:
     return path
 
 
-async def test_a_client_of_another_cluster_is_rejected_in_the_nodes_words(
-    running_cluster: RunningCluster, tmp_path: Path
-) -> None:
+async def test_node_rejects_client_of_another_cluster(running_cluster: RunningCluster, tmp_path: Path) -> None:
     path = changed(running_cluster, tmp_path, 'name = "test"', 'name = "other"')
     with pytest.raises(ClusterUnavailable, match=r"this is cluster 'test' \([0-9a-f]{32}\), not 'other'"):
         async with connect(path):
@@ -52,7 +50,7 @@ async def test_a_client_of_another_cluster_is_rejected_in_the_nodes_words(
 
 
 @pytest.mark.parametrize("protocol", [PROTOCOL - 1, 99])
-async def test_a_client_of_another_protocol_version_is_rejected_in_the_nodes_words(
+async def test_node_rejects_client_of_another_protocol_version(
     running_cluster: RunningCluster, monkeypatch: pytest.MonkeyPatch, protocol: int
 ) -> None:
     def another_hello(_protocol: int, cluster: str, client: bytes, digest: str) -> Hello:
@@ -65,9 +63,7 @@ async def test_a_client_of_another_protocol_version_is_rejected_in_the_nodes_wor
                 pass
 
 
-async def test_a_client_whose_kind_is_in_another_store_is_rejected(
-    running_cluster: RunningCluster, tmp_path: Path
-) -> None:
+async def test_client_with_kind_in_another_store_is_rejected(running_cluster: RunningCluster, tmp_path: Path) -> None:
     path = changed(
         running_cluster, tmp_path, '[fragments.context]\nstore = "live"', '[fragments.context]\nstore = "archive"'
     )
@@ -76,7 +72,7 @@ async def test_a_client_whose_kind_is_in_another_store_is_rejected(
             pass
 
 
-async def test_a_client_that_knows_more_kinds_than_the_cluster_is_rejected(
+async def test_client_with_kinds_unknown_to_cluster_is_rejected(
     running_cluster: RunningCluster, tmp_path: Path
 ) -> None:
     path = changed(
@@ -87,7 +83,7 @@ async def test_a_client_that_knows_more_kinds_than_the_cluster_is_rejected(
             pass
 
 
-async def test_values_over_the_limits_are_rejected_and_their_neighbours_saved(cluster: Cluster) -> None:
+async def test_values_over_limits_are_rejected_and_others_saved(cluster: Cluster) -> None:
     results = await cluster.save_many(
         {
             "limit-1": {"profile": bytes(MIB), "session": 1},
@@ -109,7 +105,7 @@ async def test_values_over_the_limits_are_rejected_and_their_neighbours_saved(cl
     assert states["limit-4"]["profile"] == 4
 
 
-async def test_an_image_that_would_outgrow_its_limit_stays_as_it_was(cluster: Cluster) -> None:
+async def test_image_that_would_outgrow_its_limit_stays_unchanged(cluster: Cluster) -> None:
     await cluster.save("grown", {"profile": b"before"})
     await cluster.save("grown", {"preference": bytes(MIB)}, deadline_s=LONG_S)
     with pytest.raises(SaveRejected, match="identity"):
@@ -117,7 +113,7 @@ async def test_an_image_that_would_outgrow_its_limit_stays_as_it_was(cluster: Cl
     assert (await cluster.wake("grown", deadline_s=LONG_S))["profile"] == b"before"
 
 
-async def test_ids_and_kinds_that_cannot_be_cost_nobody_else_anything(cluster: Cluster) -> None:
+async def test_invalid_ids_and_kinds_affect_no_other_agent(cluster: Cluster) -> None:
     await cluster.save("sound", {"profile": 1})
     for agent_id in ("", "x" * 257, "\ud800"):
         with pytest.raises(InvalidRequestError):
@@ -137,7 +133,7 @@ async def test_ids_and_kinds_that_cannot_be_cost_nobody_else_anything(cluster: C
 
 
 @pytest.mark.parametrize("nonsense", [5, None, b"sound", 0.5])
-async def test_an_id_of_another_type_costs_that_agent_alone(cluster: Cluster, nonsense: Any) -> None:
+async def test_id_of_wrong_type_costs_that_agent_alone(cluster: Cluster, nonsense: Any) -> None:
     with pytest.raises(InvalidRequestError):
         await cluster.wake(nonsense)
     with pytest.raises(InvalidRequestError):

@@ -19,7 +19,7 @@ store = "identity"
 ttl_s = 3600
 """
 
-# Test aid: the wall clock of a process is off by what stands in a file.
+# Test aid: the wall clock of a process is off by the seconds in a file.
 SHIM = """
 import time
 real = time.time_ns
@@ -31,7 +31,7 @@ time.time_ns = time_ns
 
 
 class WallClock:
-    """The wall clock of the nodes that are started while it is there."""
+    """The wall clock of the nodes that are started while it exists."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -69,7 +69,7 @@ def doubted(nodes: RunningCluster) -> int:
     return sum("in doubt" in event.detail for event in nodes.events if event.state == "log")
 
 
-async def test_a_wall_clock_that_jumps_for_a_while_expires_nothing_and_stops_no_expiry(
+async def test_wall_clock_jump_neither_causes_nor_stops_expiry(
     ipc_directory: Path, tmp_path: Path, wall_clock: WallClock
 ) -> None:
     path = write_topology(tmp_path, shards=1, nodes={NODE: ["identity"]}, kinds=KINDS)
@@ -93,7 +93,7 @@ async def test_a_wall_clock_that_jumps_for_a_while_expires_nothing_and_stops_no_
         assert await outcome(cluster, "short") is Outcome.EXPIRED
 
 
-async def test_a_node_that_starts_while_the_wall_clock_is_wrong_expires_nothing_by_it(
+async def test_node_started_under_wrong_wall_clock_expires_nothing(
     ipc_directory: Path, tmp_path: Path, wall_clock: WallClock
 ) -> None:
     path = write_topology(tmp_path, shards=1, nodes={NODE: ["identity"]}, kinds=KINDS)
@@ -113,7 +113,7 @@ async def test_a_node_that_starts_while_the_wall_clock_is_wrong_expires_nothing_
 
 
 async def expired(cluster: Cluster, agent: str) -> bool:
-    """Whether a fragment expires in the next few seconds; its second may not be over yet."""
+    """Return whether a fragment expires in the next few seconds; its second may not have passed yet."""
     for _ in range(200):
         if await outcome(cluster, agent) is Outcome.EXPIRED:
             return True

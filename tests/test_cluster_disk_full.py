@@ -41,7 +41,7 @@ def small_disk(tmp_path: Path) -> Generator[Path]:
 
 
 class Filling:
-    """Saves until the disk is full, and what was acknowledged of it."""
+    """Saves until the disk is full, and those of them that were acknowledged."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
@@ -66,7 +66,7 @@ class Filling:
                 self.rejected.append(result)
 
     async def check(self, cluster: Cluster | None = None) -> None:
-        """All that was acknowledged is there, and nothing that was rejected."""
+        """Fail unless all acknowledged saves are there, and none that was rejected."""
         reader = cluster or self.cluster
         for state in await reader.wake_many(self.acknowledged, deadline_s=LONG_S):
             assert state.complete
@@ -76,7 +76,7 @@ class Filling:
 
 
 async def last_errors_of(cluster: Cluster) -> set[str]:
-    """What the node says of its shards."""
+    """Return the last errors that the node reports for its shards."""
     answer = (await cluster.status())[NODE]
     assert isinstance(answer, StatusReply)
     assert {shard.state for shard in answer.shards} == {"serving"}
@@ -87,9 +87,7 @@ def restarts(nodes: RunningCluster) -> int:
     return nodes.states(NODE).count("starting") - 1
 
 
-async def test_a_full_disk_rejects_saves_by_name_and_space_brings_them_back(
-    ipc_directory: object, small_disk: Path
-) -> None:
+async def test_full_disk_rejects_saves_until_space_returns(ipc_directory: object, small_disk: Path) -> None:
     filler = small_disk / "filler"
     filler.write_bytes(bytes(FILLER_BYTES))
     path = write_topology(small_disk, shards=2, nodes={NODE: ["live"]}, kinds=KINDS)
@@ -129,9 +127,7 @@ async def test_a_full_disk_rejects_saves_by_name_and_space_brings_them_back(
         await filling.check(cluster)
 
 
-async def test_a_node_that_dies_while_the_disk_is_full_comes_again_and_has_everything(
-    ipc_directory: object, small_disk: Path
-) -> None:
+async def test_node_killed_on_full_disk_restarts_with_everything(ipc_directory: object, small_disk: Path) -> None:
     filler = small_disk / "filler"
     path = write_topology(small_disk, shards=2, nodes={NODE: ["live"]}, kinds=KINDS)
     async with running(path) as nodes, connect(path) as cluster:

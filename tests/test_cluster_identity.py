@@ -1,4 +1,4 @@
-"""A cluster's identity: its file behind a link, copies beside it, directories that go away: real processes."""
+"""A cluster's identity: its file behind a link, copies beside it, directories that are moved: real processes."""
 
 import asyncio
 import shutil
@@ -12,7 +12,7 @@ from dawnchorus.nodes.launcher import Launcher
 from dawnchorus.perf.harness.topologies import free_ports
 from dawnchorus.wire.cluster.topology_file import load_topology
 from tests.support.clusters import RunningCluster, eventually, running, write_topology
-from tests.support.internals import refusals
+from tests.support.internals import rejections
 from tests.tools.command_line import error_of, run_json
 
 ONE_NODE = {"all-1": ["identity", "live", "archive"]}
@@ -21,7 +21,7 @@ TWO_NODES = {"live-1": ["identity", "live"], "archive-1": ["archive"]}
 pytestmark = pytest.mark.usefixtures("ipc_directory")
 
 
-def test_every_command_means_the_same_data_directory_behind_a_link(tmp_path: Path) -> None:
+def test_commands_find_same_data_directory_behind_link(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     real = write_topology(tmp_path / "real", shards=1, nodes=ONE_NODE)
     for name in ("etc", "opt"):
@@ -36,7 +36,7 @@ def test_every_command_means_the_same_data_directory_behind_a_link(tmp_path: Pat
     assert [entry.name for entry in (tmp_path / "etc").iterdir()] == ["topology.toml"]
 
 
-async def test_a_copy_beside_the_original_does_not_take_its_traffic(tmp_path: Path, ipc_directory: Path) -> None:
+async def test_copy_beside_original_does_not_take_its_traffic(tmp_path: Path, ipc_directory: Path) -> None:
     for name in ("original", "copy"):
         (tmp_path / name).mkdir()
     path = write_topology(tmp_path / "original", shards=1, nodes=ONE_NODE)
@@ -54,7 +54,7 @@ async def test_a_copy_beside_the_original_does_not_take_its_traffic(tmp_path: Pa
             assert [agent async for agent in old.agents()] == ["a", "saved-0", "saved-1"]
 
 
-async def test_a_copy_that_comes_in_the_place_of_the_original_is_rejected_by_its_clients(tmp_path: Path) -> None:
+async def test_copy_replacing_the_original_is_rejected_by_clients(tmp_path: Path) -> None:
     for name in ("original", "copy"):
         (tmp_path / name).mkdir()
     ports = free_ports(1)
@@ -68,13 +68,13 @@ async def test_a_copy_that_comes_in_the_place_of_the_original_is_rejected_by_its
     beside = write_topology(tmp_path / "copy", shards=1, nodes=ONE_NODE, ports=ports)
     async with running(beside), connect(beside) as fresh:
         assert (await fresh.wake("a", deadline_s=20))["profile"] == "both"
-        await eventually(lambda: "another data directory" in refusals(cluster).get("all-1", ""))
+        await eventually(lambda: "another data directory" in rejections(cluster).get("all-1", ""))
         with pytest.raises(ClusterUnavailable, match="another data directory"):
             await cluster.wake("a")
     cluster.close()
 
 
-async def test_a_data_directory_that_is_moved_away_is_named_by_status(tmp_path: Path) -> None:
+async def test_moved_data_directory_is_named_by_status(tmp_path: Path) -> None:
     path = write_topology(tmp_path, shards=1, nodes=ONE_NODE)
     async with running(path) as nodes, connect(path) as cluster:
         await cluster.save("a", {"profile": 1})
@@ -89,7 +89,7 @@ async def test_a_data_directory_that_is_moved_away_is_named_by_status(tmp_path: 
 
 
 async def rejected_again(nodes: RunningCluster) -> None:
-    """Wait until a node has once more been rejected the directory that is there."""
+    """Wait until a node has rejected the present directory once more."""
 
     def rejected() -> int:
         return sum("nothing is made anew" in event.detail for event in nodes.events)
@@ -98,7 +98,7 @@ async def rejected_again(nodes: RunningCluster) -> None:
     await eventually(lambda: rejected() > before)
 
 
-async def test_a_node_that_is_started_again_makes_no_new_cluster_of_a_missing_directory(tmp_path: Path) -> None:
+async def test_restarted_node_makes_no_cluster_of_missing_directory(tmp_path: Path) -> None:
     path = write_topology(tmp_path, shards=1, nodes=TWO_NODES)
     async with running(path) as nodes, connect(path) as cluster:
         await cluster.save("a", {"profile": 1, "history": 2})
@@ -119,7 +119,7 @@ async def test_a_node_that_is_started_again_makes_no_new_cluster_of_a_missing_di
         assert (await cluster.wake("a", deadline_s=20))["history"] == 2
 
 
-async def test_nodes_take_up_a_changed_file_together_or_not_at_all(tmp_path: Path) -> None:
+async def test_nodes_adopt_changed_topology_together_or_never(tmp_path: Path) -> None:
     ports = free_ports(2)
     path = write_topology(tmp_path, shards=1, nodes=TWO_NODES, ports=ports)
     async with running(path) as nodes:

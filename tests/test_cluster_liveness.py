@@ -25,12 +25,12 @@ from tests.support.raw_nodes import NODE, RawClient, make_topology, served
 
 LONG_S = 60.0
 BUSY_S = 6.0
-"""Longer than it takes until anybody is taken for silent."""
+"""Longer than it takes until a peer counts as silent."""
 
 
 @pytest.fixture(scope="module")
 async def nodes(ipc_directory: object, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[RunningCluster]:
-    """Three nodes that may be stopped; every test lets them go on."""
+    """Three nodes that may be stopped; every test resumes them."""
     async with running(write_topology(tmp_path_factory.mktemp("liveness"))) as cluster:
         async with connect(cluster.path) as client:
             await client.save("a", {"profile": 1, "session": 2, "history": 3})
@@ -51,7 +51,7 @@ def be_busy(seconds: float) -> None:
     time.sleep(seconds)
 
 
-async def test_a_stopped_node_is_silent_soon_and_answers_what_it_was_asked_when_it_goes_on(
+async def test_stopped_node_becomes_silent_and_answers_after_resuming(
     nodes: RunningCluster,
 ) -> None:
     async with connect(nodes.path) as cluster:
@@ -69,7 +69,7 @@ async def test_a_stopped_node_is_silent_soon_and_answers_what_it_was_asked_when_
         assert sendings(cluster).all == sendings(cluster).needed, "it was never marked down: nothing is asked twice"
 
 
-async def test_a_host_whose_loop_is_busy_loses_nothing_and_blames_nobody(nodes: RunningCluster) -> None:
+async def test_busy_host_loses_nothing_and_blames_no_node(nodes: RunningCluster) -> None:
     async with connect(nodes.path) as cluster:
         await cluster.wake("a")
         waking = [cluster.wake("a", deadline_s=LONG_S) for _ in range(10)]
@@ -104,13 +104,13 @@ sys.stdin.readline()
 
 
 def waiting(node: FragmentNode) -> int:
-    """How many requests wait because their peers take no answer."""
+    """Return how many requests wait because their peers take no reply."""
     queue = node.server._queue._queue  # pyright: ignore[reportPrivateUsage]
     return sum([queue.waiting(peer) for peer in node.server.peers.blocked])
 
 
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
-async def test_what_waits_for_a_stopped_client_is_forgotten_and_nobody_else_notices(
+async def test_dropping_replies_of_stopped_client_disturbs_no_other(
     tmp_path: Path, ipc_directory: Path, transport: str
 ) -> None:
     ipc = f"ipc://{ipc_directory}/node"
@@ -129,8 +129,8 @@ async def test_what_waits_for_a_stopped_client_is_forgotten_and_nobody_else_noti
             asker.stdin.write("\n")
             asker.stdin.flush()
             assert await asyncio.to_thread(asker.stdout.readline) == "asked\n"  # and reads nothing of what comes
-            # What it asked leaves its process a little later, and no more once it is stopped: as little as that, the
-            # kernel would take all the answers.
+            # Its requests leave its process a little later, and no more once it is stopped: so few that the kernel
+            # would take all the replies.
             await eventually(lambda: waiting(serving.node) > 200 or serving.node.counters.dropped_replies > before)
             os.kill(asker.pid, signal.SIGSTOP)
             await eventually(lambda: serving.node.counters.dropped_replies > before)

@@ -13,12 +13,12 @@ IDS = [f"memory-{number}" for number in range(2_000)]
 LONG_S = 20.0
 
 TRIES = 3
-"""A stall of the machine lets replies queue up, and a heap keeps the room for them: that makes a node grow once. What
-leaks makes it grow in every try."""
+"""A stall of the machine lets replies queue up, and a heap keeps the room for them: that makes a node grow once. A leak
+makes it grow in every try."""
 
 
 def sizes(nodes: RunningCluster) -> dict[str, int]:
-    """How much memory each node has of its own."""
+    """Return the private memory of each node."""
     return {node: anonymous_bytes(pid) for node, pid in nodes.launcher.pids().items()}
 
 
@@ -37,7 +37,7 @@ async def assert_steady(nodes: RunningCluster, work: Callable[[], Awaitable[obje
         if not grown:
             break
         before = now
-        times *= 2  # a table of what leaks grows when it has doubled
+        times *= 2  # a leaking table grows when it has doubled
     assert grown == {}
 
 
@@ -53,7 +53,7 @@ async def test_storms_do_not_make_a_node_grow(running_cluster: RunningCluster, c
     assert not leftovers(cluster)
 
 
-async def test_clients_that_come_and_go_do_not_make_a_node_grow(running_cluster: RunningCluster) -> None:
+async def test_short_lived_clients_do_not_make_nodes_grow(running_cluster: RunningCluster) -> None:
     async def come_and_go() -> None:
         async with connect(running_cluster.path) as cluster:
             await cluster.wake_many(IDS[:100], deadline_s=LONG_S)
@@ -61,7 +61,7 @@ async def test_clients_that_come_and_go_do_not_make_a_node_grow(running_cluster:
     await assert_steady(running_cluster, come_and_go)
 
 
-async def test_wakes_that_time_out_leave_nothing_behind(cluster: Cluster) -> None:
+async def test_wakes_beyond_deadline_leave_nothing_behind(cluster: Cluster) -> None:
     await cluster.save_many({agent_id: {"profile": 1} for agent_id in IDS}, deadline_s=LONG_S)
     for _ in range(20):
         await cluster.wake_many(IDS, deadline_s=0.000_1)

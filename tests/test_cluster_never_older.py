@@ -1,4 +1,4 @@
-"""Saves and wakes of the same agents at once: no wake that ends after an acknowledged save shows what was before."""
+"""Saves and wakes of the same agents at once: no wake that ends after an acknowledged save shows an older value."""
 
 import asyncio
 import random
@@ -14,7 +14,7 @@ DEADLINE_S = 20.0
 
 
 class Hammer:
-    """Counts that only grow, in three stores, and what of them was acknowledged."""
+    """Counts that only grow, in three stores, and the acknowledged ones."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
@@ -74,7 +74,7 @@ class Hammer:
         self.wakes += 1
 
 
-async def test_no_wake_shows_less_than_what_was_acknowledged_when_it_ended(cluster: Cluster) -> None:
+async def test_no_wake_shows_less_than_acknowledged_saves(cluster: Cluster) -> None:
     await cluster.save_many({agent_id: dict.fromkeys(KINDS, 0) for agent_id in AGENTS})
     hammer = Hammer(cluster)
     async with asyncio.TaskGroup() as tasks:

@@ -148,9 +148,7 @@ async def kill_in_the_middle(nodes: RunningCluster, cluster: Cluster, node: str)
     return longest_s
 
 
-async def test_wakes_in_a_storm_end_at_their_deadline_while_archive_is_killed_and_then_are_whole_again(
-    nodes: RunningCluster, cluster: Cluster
-) -> None:
+async def test_storm_meets_deadlines_while_archive_dies_and_returns(nodes: RunningCluster, cluster: Cluster) -> None:
     # A machine that others use has a good moment now and then, and more time is enough for a slow one; a fault of ours
     # has neither: one of ten storms has to hold.
     late_ms = early_ms = healed_s = math.inf
@@ -177,7 +175,7 @@ async def wait_for(task: "asyncio.Future[float]") -> None:
     await asyncio.wait([task])
 
 
-async def test_a_node_that_hangs_costs_its_kinds_until_it_goes_on(nodes: RunningCluster, cluster: Cluster) -> None:
+async def test_hanging_node_costs_its_kinds_until_it_resumes(nodes: RunningCluster, cluster: Cluster) -> None:
     nodes.signal("archive-1", signal.SIGSTOP)
     try:
         for _ in range(3):  # two seconds in all: after four it would no longer count as connected
@@ -195,9 +193,7 @@ async def test_a_node_that_hangs_costs_its_kinds_until_it_goes_on(nodes: Running
     assert_own(state, ["history"])
 
 
-async def test_a_node_that_hangs_for_long_counts_as_not_connected_and_is_found_again(
-    nodes: RunningCluster, cluster: Cluster
-) -> None:
+async def test_long_hanging_node_is_disconnected_and_found_again(nodes: RunningCluster, cluster: Cluster) -> None:
     nodes.signal("archive-1", signal.SIGSTOP)
     try:
         await eventually(lambda: not is_up(cluster, "archive-1"))  # silent for four seconds
@@ -210,9 +206,7 @@ async def test_a_node_that_hangs_for_long_counts_as_not_connected_and_is_found_a
     assert nodes.states("archive-1")[-1] == "serving"
 
 
-async def test_without_the_required_kind_a_wake_raises_and_carries_the_rest(
-    nodes: RunningCluster, cluster: Cluster
-) -> None:
+async def test_wake_without_required_kind_raises_with_the_rest(nodes: RunningCluster, cluster: Cluster) -> None:
     nodes.signal("identity-1", signal.SIGSTOP)
     try:
         with pytest.raises(WakeIncomplete, match="profile TIMEOUT") as raised:
@@ -232,7 +226,7 @@ async def test_without_the_required_kind_a_wake_raises_and_carries_the_rest(
 
 
 @pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
-async def test_with_all_nodes_dead_wake_many_of_ten_thousand_ends_at_its_deadline(
+async def test_wake_many_with_all_nodes_dead_meets_deadline(
     nodes: RunningCluster, cluster: Cluster, how: signal.Signals
 ) -> None:
     ids = [f"agent-{number}" for number in range(10_000)]
@@ -253,9 +247,7 @@ async def test_with_all_nodes_dead_wake_many_of_ten_thousand_ends_at_its_deadlin
     assert all(state.complete for state in await cluster.wake_many(IDS, deadline_s=LONG_S))
 
 
-async def test_a_save_at_a_node_that_hangs_is_unknown_and_at_a_dead_one_rejected(
-    nodes: RunningCluster, cluster: Cluster
-) -> None:
+async def test_save_at_hanging_node_unknown_at_dead_rejected(nodes: RunningCluster, cluster: Cluster) -> None:
     nodes.signal("identity-1", signal.SIGSTOP)
     try:
         with pytest.raises(DeadlineExceeded):

@@ -1,4 +1,4 @@
-"""Agents' data is its owner's alone, whatever the umask: data directories, files, backups and what is restored."""
+"""Files that only their owner can read, whatever the umask: data directories, backups and restored data."""
 
 import asyncio
 import os
@@ -18,14 +18,14 @@ NODES = {"all-1": ["identity", "live", "archive"]}
 
 @pytest.fixture
 def umask() -> Generator[None]:
-    """One that takes nothing from anybody."""
+    """A umask that removes no permission."""
     before = os.umask(0)
     yield
     os.umask(before)
 
 
 def readable_by_others(directory: Path) -> list[str]:
-    """What in a directory, and the directory itself, somebody else may do something with."""
+    """Return the paths at and below a directory to which other users have any access."""
     return sorted(
         f"{path.relative_to(directory)} {stat.filemode(path.lstat().st_mode)}"
         for path in (directory, *directory.rglob("*"))
@@ -33,9 +33,7 @@ def readable_by_others(directory: Path) -> list[str]:
     )
 
 
-async def test_data_backups_and_what_is_restored_are_the_owners_alone(
-    ipc_directory: Path, tmp_path: Path, umask: None
-) -> None:
+async def test_data_backups_and_restored_files_are_private(ipc_directory: Path, tmp_path: Path, umask: None) -> None:
     path = write_topology(tmp_path, shards=2, nodes=NODES)
     data, backup = tmp_path / "data", tmp_path / "backups" / "first"
     async with running(path), connect(path) as cluster:
@@ -50,9 +48,7 @@ async def test_data_backups_and_what_is_restored_are_the_owners_alone(
     assert readable_by_others(data) == []
 
 
-async def test_a_node_takes_back_what_an_earlier_version_let_others_read(
-    ipc_directory: Path, tmp_path: Path, umask: None
-) -> None:
+async def test_node_makes_files_of_earlier_versions_private(ipc_directory: Path, tmp_path: Path, umask: None) -> None:
     path = write_topology(tmp_path, shards=2, nodes=NODES)
     async with running(path):
         pass

@@ -1,4 +1,4 @@
-"""Real nodes that stop, flap and come back: what it costs those who wait, and that nothing grows or sticks."""
+"""Real nodes that stop, flap and come back: the cost to waiting callers, and that nothing leaks or gets stuck."""
 
 import asyncio
 import math
@@ -33,14 +33,14 @@ RATIO_TRIES = 8
 
 @pytest.fixture(scope="module")
 async def nodes(ipc_directory: object, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[RunningCluster]:
-    """A cluster whose nodes may be stopped and killed; every test leaves it whole."""
+    """A cluster whose nodes may be stopped and killed; every test leaves all of them running."""
     async with filled(write_topology(tmp_path_factory.mktemp("faults")), IDS) as nodes:
         yield nodes
 
 
 @pytest.fixture
 async def cluster(nodes: RunningCluster) -> AsyncGenerator[Cluster]:
-    """A client of its own for each test, whole and holding nothing at the end."""
+    """A client of its own for each test, connected to all nodes and holding nothing at the end."""
     async with recovering_client(nodes.path) as cluster:
         yield cluster
 
@@ -71,7 +71,7 @@ async def late_by(cluster: Cluster, agents: Sequence[str], deadline_s: float) ->
     return await asyncio.gather(*[one(agent_id) for agent_id in agents])
 
 
-async def test_wakes_under_way_while_a_node_stops_end_at_their_deadline(nodes: RunningCluster) -> None:
+async def test_wakes_under_way_while_node_stops_meet_deadlines(nodes: RunningCluster) -> None:
     late_s: list[float] = []
     for _ in range(TRIES):
         async with connect(nodes.path) as cluster:  # a fresh one: its breaker is closed
@@ -85,7 +85,7 @@ async def test_wakes_under_way_while_a_node_stops_end_at_their_deadline(nodes: R
     assert percentile(late_s, 0.99) < 0.02, late_s
 
 
-async def test_once_its_breaker_is_open_a_stopped_node_costs_no_time_and_it_is_found_again(
+async def test_open_breaker_makes_stopped_node_free_until_found(
     nodes: RunningCluster,
 ) -> None:
     ratio = found_s = math.inf
@@ -122,7 +122,7 @@ async def taken_for_dead(cluster: Cluster, node: str) -> None:
             await cluster.wake_many(IDS[:1], deadline_s=0.2)
 
 
-async def test_a_node_that_stops_and_goes_on_every_300_ms_grows_and_sticks_nothing(
+async def test_node_flapping_every_300_ms_leaks_nothing(
     nodes: RunningCluster, cluster: Cluster, tmp_path: Path
 ) -> None:
     pid = nodes.launcher.pids()["archive-1"]
@@ -146,7 +146,7 @@ async def test_a_node_that_stops_and_goes_on_every_300_ms_grows_and_sticks_nothi
         for turn in range(20):
             nodes.signal("archive-1", signal.SIGSTOP if turn % 2 == 0 else signal.SIGCONT)
             await asyncio.sleep(0.3)
-            if turn in (5, 19):  # it is going on
+            if turn in (5, 19):  # it has resumed
                 memory.append(anonymous_bytes(pid))
         stopping.set()
     nodes.signal("archive-1", signal.SIGCONT)
@@ -155,9 +155,7 @@ async def test_a_node_that_stops_and_goes_on_every_300_ms_grows_and_sticks_nothi
     await eventually(lambda: not leftovers(cluster))
 
 
-async def test_with_a_node_that_dies_and_comes_back_no_more_is_sent_again_than_the_budget_has(
-    nodes: RunningCluster, cluster: Cluster
-) -> None:
+async def test_retries_for_dying_node_stay_within_budget(nodes: RunningCluster, cluster: Cluster) -> None:
     stopping = asyncio.Event()
     outcomes: set[Outcome] = set()
 
@@ -189,9 +187,7 @@ async def test_with_a_node_that_dies_and_comes_back_no_more_is_sent_again_than_t
     assert not any([isinstance(status, DawnchorusError) for status in (await cluster.status()).values()])
 
 
-async def test_a_save_that_a_hanging_node_takes_up_too_late_is_not_applied(
-    nodes: RunningCluster, cluster: Cluster
-) -> None:
+async def test_save_received_late_by_hanging_node_is_dropped(nodes: RunningCluster, cluster: Cluster) -> None:
     await cluster.save("hung", {"history": "before"})
     nodes.signal("archive-1", signal.SIGSTOP)
     try:
@@ -206,9 +202,7 @@ async def test_a_save_that_a_hanging_node_takes_up_too_late_is_not_applied(
         await asyncio.sleep(0.01)
 
 
-async def test_a_node_that_answers_late_keeps_no_other_waiting_and_settle_brings_its_fragments(
-    ipc_directory: object, tmp_path: Path
-) -> None:
+async def test_late_node_delays_no_other_and_settle_completes(ipc_directory: object, tmp_path: Path) -> None:
     path = write_topology(tmp_path, cluster_keys="ipc = false")
     async with filled(path, IDS[:100]) as nodes, tcp_proxy(parse_endpoint(nodes.endpoint("archive-1"))[1]) as proxy:
         behind_proxy = tmp_path / "client.toml"
@@ -224,7 +218,7 @@ async def test_a_node_that_answers_late_keeps_no_other_waiting_and_settle_brings
 
 
 def stall(seconds: float) -> None:
-    """Let the loop stand still among what it takes in: it then runs its timers before it takes in more."""
+    """Stall the loop while it receives: it then runs its timers before it receives more."""
     loop = asyncio.get_running_loop()
     ours, theirs = socket.socketpair()
 
@@ -238,15 +232,15 @@ def stall(seconds: float) -> None:
     theirs.send(b"!")
 
 
-async def test_a_stall_of_this_process_is_not_held_against_the_nodes(nodes: RunningCluster) -> None:
-    # One time-out would open a breaker.
+async def test_stall_of_this_process_blames_no_node(nodes: RunningCluster) -> None:
+    # One timeout would open a breaker.
     touchy = msgspec.structs.replace(nodes.launcher.topology, breaker=BreakerSpec(consecutive_timeouts=1))
     async with connect(touchy) as cluster:
         await cluster.wake_many(IDS, deadline_s=LONG_S)
         for _ in range(3):
             waking = [cluster.wake(agent_id, deadline_s=1.0) for agent_id in IDS[:20]]
             await asyncio.sleep(0)  # they are on their way
-            stall(1.1)  # deadlines pass while the answers lie in the sockets
+            stall(1.1)  # deadlines pass while the answers wait in the sockets
             states = await asyncio.gather(*waking)
             assert all(state.complete for state in states), "what has come by its deadline is shown"
             assert not any(is_marked_down(cluster, node) for node in cluster.topology.nodes)

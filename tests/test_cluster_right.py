@@ -1,4 +1,4 @@
-"""Ten thousand real agents in a real cluster: what went in comes out, whole, in order, also after a restart."""
+"""Ten thousand real agents in a real cluster: every value comes back complete, in order, also after a restart."""
 
 import asyncio
 import tempfile
@@ -73,7 +73,7 @@ async def save_all(cluster: Cluster, agents: Mapping[str, Mapping[str, Any]]) ->
 
 
 def assert_all_right(states: Sequence[AgentState], agents: Mapping[str, Mapping[str, Any]]) -> None:
-    """Every agent in order, complete, each fragment equal."""
+    """Fail unless every agent is in its place, complete, and each fragment equal."""
     assert [state.agent_id for state in states] == list(agents)
     assert all(state.complete for state in states)
     equal = sum(state[kind] == value for state in states for kind, value in agents[state.agent_id].items())
@@ -86,7 +86,7 @@ async def test_every_agent_comes_back_complete_and_in_order(airline: Airline) ->
         assert_all_right(await cluster.wake_many(airline.agents, deadline_s=DEADLINE_S), airline.agents)
 
 
-async def test_a_client_of_any_one_nodes_endpoint_wakes_every_agent(airline: Airline) -> None:
+async def test_client_given_any_one_endpoint_wakes_every_agent(airline: Airline) -> None:
     some = dict(list(airline.agents.items())[::97])
     for node in DEFAULT_NODES:
         async with connect(airline.running.endpoint(node)) as cluster:
@@ -101,7 +101,7 @@ async def test_agents_lists_every_id_once_in_byte_order(airline: Airline) -> Non
         assert [agent_id async for agent_id in cluster.agents("live")] == expected
 
 
-async def test_ten_thousand_tasks_that_each_wake_one_agent_all_get_theirs(airline: Airline) -> None:
+async def test_ten_thousand_tasks_each_wake_their_own_agent(airline: Airline) -> None:
     async with connect(airline.running.path) as cluster:
 
         async def wake(agent_id: str) -> AgentState:
@@ -195,7 +195,7 @@ class Profile(msgspec.Struct):
     age: int = 0
 
 
-async def test_a_registered_type_is_what_comes_back(running_cluster: RunningCluster) -> None:
+async def test_registered_type_comes_back(running_cluster: RunningCluster) -> None:
     async with connect(running_cluster.path, types={"profile": Profile}) as cluster:
         await cluster.save("typed", {"profile": Profile("Ada", 36), "context": {"plain": 1}})
         state = await cluster.wake("typed", deadline_s=DEADLINE_S)
@@ -203,7 +203,7 @@ async def test_a_registered_type_is_what_comes_back(running_cluster: RunningClus
         assert state["context"] == {"plain": 1}
 
 
-async def test_what_would_not_come_back_is_rejected_and_nothing_of_it_is_saved(running_cluster: RunningCluster) -> None:
+async def test_values_that_would_change_are_rejected_and_unsaved(running_cluster: RunningCluster) -> None:
     def enc_hook(value: Any) -> Any:
         if isinstance(value, Decimal):
             return msgspec.msgpack.Ext(1, str(value).encode())
@@ -242,18 +242,18 @@ async def test_what_would_not_come_back_is_rejected_and_nothing_of_it_is_saved(r
         assert (await cluster.wake("values/set", deadline_s=DEADLINE_S))["profile"] == {"a": [str(key)]}
 
 
-async def test_ids_asked_for_twice_and_unknown_ones_keep_their_places(cluster: Cluster) -> None:
+async def test_repeated_and_unknown_ids_keep_their_places(cluster: Cluster) -> None:
     await cluster.save("twice", {"profile": 1, "session": 2, "history": 3})
     asked = ["twice", "nobody-at-all", "twice", "", "x" * 257, "twice"]
     states = await cluster.wake_many(asked, deadline_s=DEADLINE_S)
     assert [state.agent_id for state in states] == asked
     assert [state.outcome("profile").name for state in states] == ["OK", "ABSENT", "OK", "FAULT", "FAULT", "OK"]
     assert await cluster.wake_many([]) == []
-    none_sound = await cluster.wake_many(["", "x" * 257, ""], deadline_s=DEADLINE_S)
-    assert [state.outcome("profile") for state in none_sound] == [Outcome.FAULT] * 3
+    none_valid = await cluster.wake_many(["", "x" * 257, ""], deadline_s=DEADLINE_S)
+    assert [state.outcome("profile") for state in none_valid] == [Outcome.FAULT] * 3
 
 
-async def test_what_was_deleted_is_absent(cluster: Cluster) -> None:
+async def test_deleted_fragments_are_absent(cluster: Cluster) -> None:
     await cluster.save("deleted", {"profile": 1, "session": 2, "context": 3})
     dropped = await cluster.delete("deleted", ["session"])
     state = await cluster.wake("deleted", deadline_s=DEADLINE_S)

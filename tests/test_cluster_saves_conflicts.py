@@ -55,7 +55,7 @@ class Adders:
         """Saves whose outcome was not known at first."""
 
     def have(self, enough: int) -> bool:
-        """Whether so many were added."""
+        """Return whether so many were added."""
         return self.added >= enough
 
     async def run(self) -> None:
@@ -70,7 +70,7 @@ class Adders:
                 mine += 1
                 self.added += 1
             else:
-                # Who begins again at once meets the same others again.
+                # A client that begins again at once meets the same others again.
                 await asyncio.sleep(chance.uniform(0, 0.005))
 
     async def _add_once(self, cluster: Cluster) -> bool:
@@ -124,7 +124,7 @@ async def connections(path: Path) -> AsyncGenerator[list[Cluster]]:
 
 
 async def require_sum(path: Path, adders: Adders) -> None:
-    """The counter is what was added: nothing was lost, nothing was counted twice."""
+    """Fail unless the counter is the sum of the additions: none lost, none counted twice."""
     assert adders.added == CLIENTS * adders.times
     async with connect(path) as fresh:
         state = await fresh.wake(adders.agent_id, ["session", "context"], deadline_s=LONG_S)
@@ -140,7 +140,7 @@ async def test_no_addition_of_64_clients_is_lost(nodes: RunningCluster) -> None:
     assert adders.unknown == 0
 
 
-async def test_no_addition_is_lost_or_counted_twice_while_the_node_is_killed(nodes: RunningCluster) -> None:
+async def test_additions_count_once_while_the_node_is_killed(nodes: RunningCluster) -> None:
     async with connections(nodes.path) as clusters:
         # Half the saves do not wait for the node to come again: their outcome is unknown, and they are repeated.
         adders = Adders(clusters, "counter across kills", TIMES, deadline_s=0.3)
@@ -159,7 +159,7 @@ async def test_no_addition_is_lost_or_counted_twice_while_the_node_is_killed(nod
     assert adders.unknown, "no save was under way when the node was killed"
 
 
-async def test_no_addition_is_lost_or_counted_twice_when_answers_get_lost(nodes: RunningCluster) -> None:
+async def test_additions_count_once_when_answers_are_lost(nodes: RunningCluster) -> None:
     async with connections(nodes.path) as clusters:
         droppers: list[ReplyDropper] = [
             drop_replies(cluster, random.Random(number), share=0.02) for number, cluster in enumerate(clusters)

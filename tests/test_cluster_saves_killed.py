@@ -1,7 +1,7 @@
 """Nodes are killed at any moment, half of the times while a commit is under way: nothing acknowledged is lost.
 
 Client processes (`tests.support.saving_client`) save, delete and check all the while. After each kill the dead node's
-files are read as they lie there, before it is started again: every shard is sound, its log agrees with its images, and
+files are read as they are, before it is started again: every shard is intact, its log agrees with its images, and
 every acknowledged write is in it, or a later one of that agent. DAWNCHORUS_FULL=1 kills 200 times, DAWNCHORUS_SEED
 repeats a run's choices.
 """
@@ -43,7 +43,7 @@ _rows = msgspec.msgpack.Decoder(LogRow)
 
 
 class ClientProcess:
-    """A saving client, and what it has told."""
+    """A saving client, and what it has reported."""
 
     def __init__(self, topology: Path, number: int, seed: int) -> None:
         self.acknowledged: list[Acknowledged] = []
@@ -73,7 +73,7 @@ class ClientProcess:
                 self.summary = fact
 
     def require_well(self) -> None:
-        """Fail where it has found a contradiction."""
+        """Fail if it has found a contradiction."""
         if self.process.poll() is not None or self.last_errors:
             self._reader.join(PATIENCE_S)
             pytest.fail("a client ended:\n" + "".join(self.last_errors))
@@ -105,7 +105,7 @@ class ClientProcess:
 
 
 def drain(clients: list[ClientProcess], patience_s: float = 0.05) -> bool:
-    """Take what clients say of their sendings; return whether any has just sent a save."""
+    """Read the clients' reports of their sendings; return whether any has just sent a save."""
     pipes = [client.process.stderr for client in clients if client.process.stderr is not None]
     ready, _, _ = select.select(pipes, [], [], patience_s)
     return any([os.read(pipe.fileno(), 1 << 16) for pipe in ready])
@@ -140,11 +140,11 @@ class Shards:
         self.verified = 0
 
     def take_over(self, clients: list[ClientProcess]) -> None:
-        """Take in what was acknowledged since the last time; of each shard no version may come twice."""
+        """Receive what was acknowledged since the last time; of each shard no version may come twice."""
         for number, client in enumerate(clients):
-            told = client.acknowledged[self._taken.get(number, 0) :]
-            self._taken[number] = self._taken.get(number, 0) + len(told)
-            for fact in told:
+            acknowledged = client.acknowledged[self._taken.get(number, 0) :]
+            self._taken[number] = self._taken.get(number, 0) + len(acknowledged)
+            for fact in acknowledged:
                 place = fact.store, shard_of(fact.agent.encode(), SHARDS)
                 assert fact.version not in self.versions.setdefault(place, set()), f"given twice: {fact}"
                 self.versions[place].add(fact.version)
@@ -232,7 +232,7 @@ class Nodes:
 
 @pytest.fixture
 def seed() -> int:
-    """What this run's choices come from; shown where the test fails."""
+    """The seed of this run's choices; shown if the test fails."""
     chosen = int(os.environ.get("DAWNCHORUS_SEED") or time.time_ns() % 1_000_000)
     print(f"DAWNCHORUS_SEED={chosen}")
     return chosen
@@ -293,7 +293,7 @@ async def test_nothing_acknowledged_is_lost_whenever_nodes_are_killed(
 
 
 async def require_counters(topology: Path, summaries: list[Summary]) -> None:
-    """Each counter is what was added to it: no addition was lost, and none was counted twice."""
+    """Fail unless each counter is the sum of its additions: none lost, none counted twice."""
     async with connect(topology) as cluster:
         for counter in COUNTERS:
             state = await cluster.wake(counter, ["session", "context"], deadline_s=PATIENCE_S)

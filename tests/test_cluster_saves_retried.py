@@ -44,9 +44,7 @@ async def restart(nodes: RunningCluster, node: str) -> None:
     await nodes.served_again(node, starts + 1)
 
 
-async def test_a_save_is_known_by_its_name_after_restarts_and_other_saves(
-    nodes: RunningCluster, cluster: Cluster
-) -> None:
+async def test_idempotency_key_holds_after_restarts_and_other_saves(nodes: RunningCluster, cluster: Cluster) -> None:
     values = {"profile": 1, "session": 1}
     first = await cluster.save("a", values, expect=0, deadline_s=LONG_S)
     await cluster.save("a", {"profile": 2, "session": 2}, deadline_s=LONG_S)
@@ -61,7 +59,7 @@ async def test_a_save_is_known_by_its_name_after_restarts_and_other_saves(
             assert (state["profile"], state["session"]) == (2, 2), "nothing was written a second time"
 
 
-async def test_a_delete_whose_answers_were_lost_is_done_once(nodes: RunningCluster, cluster: Cluster) -> None:
+async def test_delete_with_lost_answers_is_done_once(nodes: RunningCluster, cluster: Cluster) -> None:
     await cluster.save("deleted", {"session": 1}, deadline_s=LONG_S)
     async with connect(nodes.path) as deaf:
         dropper = drop_replies(deaf, random.Random(1), share=1.0)
@@ -78,7 +76,7 @@ async def test_a_delete_whose_answers_were_lost_is_done_once(nodes: RunningClust
     assert (state["session"], state.version("session")) == (2, saved.versions["session"])
 
 
-async def test_beyond_the_log_a_repeated_save_is_undecidable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_repeated_save_beyond_the_log_is_indeterminate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lmdb_store, "LOG_ROWS_MAX", 10)
     topology = make_topology(tmp_path)
     async with served(topology), connect(topology) as cluster:
@@ -88,13 +86,13 @@ async def test_beyond_the_log_a_repeated_save_is_undecidable(tmp_path: Path, mon
         async with served(topology), connect(topology) as cluster:
             with pytest.raises(SaveIndeterminate, match="only reaches back"):
                 await cluster.save("a", {"session": 1}, write_id=first.write_id, deadline_s=LONG_S)
-            # A new save is not held up by it, and is decidable from the start.
+            # It does not hold up a new save, whose outcome is known from the start.
             new = await cluster.save("a", {"session": 2}, deadline_s=LONG_S)
             again = await cluster.save("a", {"session": 2}, write_id=new.write_id, deadline_s=LONG_S)
             assert again.versions == new.versions
 
 
-async def test_an_expired_fragment_is_not_shown_and_not_in_the_way(nodes: RunningCluster, cluster: Cluster) -> None:
+async def test_expired_fragment_is_hidden_and_blocks_no_save(nodes: RunningCluster, cluster: Cluster) -> None:
     await cluster.save("expiring", {"profile": 1, "context": 1}, deadline_s=LONG_S)
     saved = await cluster.save("expiring", {"session": 1}, ttl_s=0.15, deadline_s=LONG_S)
     with pytest.raises(VersionConflict):

@@ -1,4 +1,4 @@
-"""Tests of how a checkout imports what is compiled: from build/compiled, never what was compiled from other sources."""
+"""Imports of compiled modules in a checkout: from build/compiled, and never those compiled from other sources."""
 
 import os
 import runpy
@@ -17,7 +17,7 @@ class Finder(Protocol):
     """The finder as the import system sees it."""
 
     def find_spec(self, name: str, path: list[str]) -> ModuleSpec | None:
-        """Return where a module is."""
+        """Return the place of a module."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The contents of what is built and of what is checked: a directory that is forgotten in one goes wrong silently."""
+"""The contents of builds and of checks: a directory that is forgotten in one of them fails silently."""
 
 import os
 import re
@@ -130,7 +130,7 @@ def test_sdist_and_wheel_hold_every_python_file(tmp_path: Path, monkeypatch: pyt
 
 
 def test_package_without_working_compiler_is_built_interpreted(tmp_path: Path) -> None:
-    """This one would take the small files: they are of no use without the large one, and would be imported."""
+    """This compiler accepts the small files: they are of no use without the large one, and would be imported."""
     copy_project(tmp_path / "project")
     compiler = 'case "$*" in *__native_compiled.c* | *_lookup.c*) exit 1 ;; esac; exec cc "$@"'
     built = build("--wheel", "--outdir", str(tmp_path), directory=tmp_path, compiler=compiler)

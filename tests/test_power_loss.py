@@ -1,4 +1,4 @@
-"""What a machine's death may leave of a shard's file, as close as it can be tested without one: docs/consistency.md.
+"""Shard files as a machine's death may leave them, as close as it can be tested without one: docs/consistency.md.
 
 A node works under strace(1), which records each write and sync of its data files. The files are then rebuilt as they
 may look after a crash at many moments, each opened and verified, and held against what was acknowledged before.
@@ -48,7 +48,7 @@ class Acknowledged(NamedTuple):
 
 
 def require_strace(directory: Path) -> None:
-    """Skip where system calls cannot be recorded here."""
+    """Skip if system calls cannot be recorded here."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed: writes and syncs cannot be recorded")
     tried = subprocess.run([*STRACE, "--output", str(directory / "tried"), "true"], capture_output=True, check=False)
@@ -58,7 +58,7 @@ def require_strace(directory: Path) -> None:
 
 async def save_on(cluster: Cluster, chance: random.Random, number: int) -> list[Acknowledged]:
     """Save and delete an agent's kinds, one write after the other; return each with the time of its answer."""
-    told: list[Acknowledged] = []
+    acknowledged: list[Acknowledged] = []
     agent_id = f"agent-{number}"
     for _ in range(ROUNDS):
         if chance.random() < 0.15:
@@ -69,10 +69,10 @@ async def save_on(cluster: Cluster, chance: random.Random, number: int) -> list[
             saved = await cluster.save(agent_id, {"session": chance.randbytes(size)}, ttl_s=ttl_s, deadline_s=LONG_S)
         if version := saved.versions["session"]:
             agent = agent_id.encode()
-            told.append(Acknowledged(time.time(), shard_of(agent, SHARDS), agent, version))
+            acknowledged.append(Acknowledged(time.time(), shard_of(agent, SHARDS), agent, version))
         if chance.random() < 0.3:
             await asyncio.sleep(chance.uniform(0, 0.005))
-    return told
+    return acknowledged
 
 
 async def record(directory: Path, kinds: str) -> tuple[list[FileEvent], list[Acknowledged], float]:
@@ -84,9 +84,11 @@ async def record(directory: Path, kinds: str) -> tuple[list[FileEvent], list[Ack
         node.serving()
         serving = time.time()
         async with connect(load_topology(topology)) as cluster:
-            told = await asyncio.gather(*(save_on(cluster, random.Random(number), number) for number in range(SAVERS)))
+            acknowledged = await asyncio.gather(
+                *(save_on(cluster, random.Random(number), number) for number in range(SAVERS))
+            )
         assert node.close_input() == 0
-    return read_events(prefix), [write for some in told for write in some], serving
+    return read_events(prefix), [write for some in acknowledged for write in some], serving
 
 
 def crash(directory: Path, disk: Disk, during: FileEvent, chance: random.Random) -> Path:
@@ -99,7 +101,7 @@ def crash(directory: Path, disk: Disk, during: FileEvent, chance: random.Random)
 
 
 def problems(shard: Path, expected: Sequence[Acknowledged]) -> list[str]:
-    """What is wrong with a shard after a crash: nothing may be, and all that was acknowledged has to be there."""
+    """Return what is wrong with a shard after a crash: nothing may be, and all acknowledged writes have to be there."""
     try:
         identity = read_identity(shard)
     except StoreError as error:
@@ -120,7 +122,7 @@ def problems(shard: Path, expected: Sequence[Acknowledged]) -> list[str]:
 
 
 def try_crashes(
-    directory: Path, events: list[FileEvent], told: list[Acknowledged], serving: float, moments: int
+    directory: Path, events: list[FileEvent], acknowledged: list[Acknowledged], serving: float, moments: int
 ) -> tuple[int, list[str]]:
     """Crash at random moments; return how many files had lost something, and what was wrong with any."""
     seed = int(os.environ.get("DAWNCHORUS_SEED") or time.time_ns() % 1_000_000)
@@ -132,7 +134,7 @@ def try_crashes(
     for path in paths:
         number = int(Path(path).parent.name)
         of_shard = [event for event in events if event.path == path]
-        expected = sorted(write for write in told if write.shard == number)
+        expected = sorted(write for write in acknowledged if write.shard == number)
         begun = next(index for index, event in enumerate(of_shard) if event.at > serving)
         candidates = range(begun, len(of_shard))
         chosen = sorted(chance.choices(candidates, k=moments // SHARDS))
@@ -153,17 +155,19 @@ KINDS = '[fragments.session]\nstore = "live"\n'
 
 
 async def test_no_moment_of_power_loss_costs_anything_acknowledged(ipc_directory: object, tmp_path: Path) -> None:
-    events, told, serving = await record(tmp_path, KINDS)
+    events, acknowledged, serving = await record(tmp_path, KINDS)
     syncs = sum(event.content is None for event in events)
     assert syncs > ROUNDS
-    assert len(told) > SAVERS * ROUNDS // 2
-    torn, wrong = try_crashes(tmp_path / "crashed", events, told, serving, MOMENTS)
-    print(f"{len(told)} acknowledged, {len(events)} events, {syncs} syncs; {MOMENTS} crashes, {torn} with losses")
+    assert len(acknowledged) > SAVERS * ROUNDS // 2
+    torn, wrong = try_crashes(tmp_path / "crashed", events, acknowledged, serving, MOMENTS)
+    print(
+        f"{len(acknowledged)} acknowledged, {len(events)} events, {syncs} syncs; {MOMENTS} crashes, {torn} with losses"
+    )
     assert not wrong, "\n".join(wrong[:20])
     assert torn > MOMENTS // 10, "hardly any crash had something to lose"
 
 
-async def test_a_shard_is_on_the_disk_before_its_node_serves_it(ipc_directory: object, tmp_path: Path) -> None:
+async def test_shard_is_on_disk_before_its_node_serves(ipc_directory: object, tmp_path: Path) -> None:
     events, _, serving = await record(tmp_path, KINDS)
     for path in {event.path for event in events}:
         disk = Disk()
@@ -176,10 +180,10 @@ async def test_a_shard_is_on_the_disk_before_its_node_serves_it(ipc_directory: o
         assert {str(shard), str(shard.parent), str(shard.parent.parent)} <= synced, "a directory's entry was not synced"
 
 
-async def test_the_method_finds_what_a_store_loses_that_syncs_less(ipc_directory: object, tmp_path: Path) -> None:
-    # As if the meta page were synced with the next commit only (MDB_NOMETASYNC): sound, and the last saves are gone.
-    events, told, serving = await record(tmp_path, KINDS)
+async def test_method_finds_losses_of_store_that_syncs_less(ipc_directory: object, tmp_path: Path) -> None:
+    # As if the meta page were synced with the next commit only (MDB_NOMETASYNC): intact, and the last saves are gone.
+    events, acknowledged, serving = await record(tmp_path, KINDS)
     lazy = [event._replace(durable=event.content is None or event.at < serving) for event in events]
-    _, wrong = try_crashes(tmp_path / "crashed", lazy, told, serving, MOMENTS)
+    _, wrong = try_crashes(tmp_path / "crashed", lazy, acknowledged, serving, MOMENTS)
     assert wrong
     assert all("lost: " in problem for problem in wrong)

@@ -64,7 +64,7 @@ BASES = {
 
 
 def parameters(function: object, kind: object) -> dict[str, object]:
-    """The parameters of one kind with their defaults, `...` for none; without self."""
+    """Return the parameters of one kind with their defaults, `...` for none; without self."""
     assert callable(function)
     return {
         name: ... if parameter.default is parameter.empty else parameter.default
@@ -73,13 +73,13 @@ def parameters(function: object, kind: object) -> dict[str, object]:
     }
 
 
-def test_the_names_are_there_and_star_import_gives_them() -> None:
+def test_public_names_exist_and_star_import_gives_them() -> None:
     assert set(dawnchorus.__all__) >= NAMES
     assert all(hasattr(dawnchorus, name) for name in dawnchorus.__all__)
     assert list(dawnchorus.__all__) == sorted(dawnchorus.__all__)
 
 
-def test_every_error_is_one_of_ours_and_of_pythons_own_kind() -> None:
+def test_every_error_is_ours_and_a_python_kind() -> None:
     errors = {
         name for name in NAMES if isinstance(value := getattr(dawnchorus, name), type) and issubclass(value, Exception)
     }
@@ -171,7 +171,7 @@ async def test_the_program_of_the_documentation_runs(face: str) -> None:
             await cluster.wake("agent-42")
 
 
-def test_a_topology_that_is_not_there_is_a_topology_error(tmp_path: object) -> None:
+def test_missing_topology_is_a_topology_error(tmp_path: object) -> None:
     with pytest.raises(dawnchorus.TopologyError, match=r"missing\.toml"):
         connect(f"{tmp_path}/missing.toml")
 

@@ -138,7 +138,7 @@ def module_path(module: tuple[str, ...]) -> Path | None:
 
 
 def imported_files(path: Path) -> Iterator[tuple[int, Path | None]]:
-    """Line and target of each relative import, those inside functions too; None where there is no such module."""
+    """Yield line and target of each relative import, those inside functions too; None if there is no such module."""
     package = () if path.is_relative_to(ROOT / "src") else path.parent.relative_to(ROOT).parts
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.ImportFrom) and node.level:
@@ -149,7 +149,7 @@ def imported_files(path: Path) -> Iterator[tuple[int, Path | None]]:
 
 
 def absolute_imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and full module name of every absolute import of a file."""
+    """Yield line and full module name of every absolute import of a file."""
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -206,7 +206,7 @@ def test_import_arrows_point_down() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_rooms_import_only_what_stands_below_them() -> None:
+def test_rooms_import_only_rooms_below_them() -> None:
     wrong: dict[str, set[str]] = {}
     for path in package_files():
         room = name(path.parent)
@@ -294,7 +294,7 @@ def test_module_docstrings_open_with_a_noun_phrase() -> None:
 
 
 def test_documents_name_files_that_exist() -> None:
-    """A page that says where something is done goes wrong silently when the file moves."""
+    """A page that names a file becomes wrong silently when the file moves."""
     files = [name(path) for path in project_files()]
     wrong: list[str] = []
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]:
@@ -320,8 +320,8 @@ def test_no_error_is_swallowed_whole() -> None:
     assert not wrong, "catches everything and says nothing: " + ", ".join(wrong)
 
 
-def test_lists_of_real_and_unit_tests_name_files_that_exist() -> None:
-    """A file that has moved would be taken for what it is not, silently."""
+def test_lists_of_real_tests_name_existing_files() -> None:
+    """A file that has moved would silently be marked wrongly."""
     tests = [path.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").rglob("test_*.py")]
     unknown = [pattern for pattern in (*REAL_FILES, *UNIT_FILES) if not any(fnmatch(path, pattern) for path in tests)]
     assert not unknown
@@ -349,7 +349,7 @@ NOWHERE = {
 
 
 @pytest.mark.parametrize("what", NOWHERE)
-def test_nowhere_in_the_project_stands(what: str) -> None:
+def test_forbidden_text_is_nowhere_in_the_project(what: str) -> None:
     wrong: list[str] = []
     for path in project_files():
         try:

@@ -17,7 +17,7 @@ SHARDS = 1
 
 
 class Interrupted(Exception):
-    """What stands for the death of a restore."""
+    """The stand-in for the death of a restore."""
 
 
 class LivesMachine(RuleBasedStateMachine):
@@ -32,7 +32,7 @@ class LivesMachine(RuleBasedStateMachine):
         self._directory = tempfile.TemporaryDirectory(prefix="dc-lives-")
         self._given: set[Given] = set()
         self._newest: dict[Path, int] = {}
-        """The newest version that each data directory has given or come with."""
+        """The newest version that each data directory has assigned or was restored with."""
         self._made = 0
 
     def teardown(self) -> None:
@@ -103,7 +103,7 @@ class LivesMachine(RuleBasedStateMachine):
         return self._restored(life, chosen)
 
     def _restored(self, life: Life, backup: Backup) -> Life:
-        """A restored cluster is beyond what its backup has, and by more than anybody has started since."""
+        """Fail unless a restored cluster is beyond its backup, and by more than the starts since then."""
         known = generation_of(self._newest[backup.path])
         assert life.placement().generation > known + 1_000
         self._newest[life.path] = self._newest[backup.path]

@@ -1,8 +1,8 @@
 """File descriptors: how many this process may have, how many it has, and whether some are left.
 
 A process may have RLIMIT_NOFILE of them, the soft limit, which it may itself raise to the hard one (getrlimit(2)). Each
-connection takes one, each ZeroMQ socket one more. libzmq ends the whole process where it finds none in the wrong place
-(docs/decisions/0009), so nothing here waits for that: it is looked before.
+connection takes one, each ZeroMQ socket one more. libzmq ends the entire process if it finds none in the wrong place
+(docs/decisions/0009), so they are counted beforehand.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def count_descriptors() -> int:
     for directory in ("/proc/self/fd", "/dev/fd"):
         with contextlib.suppress(OSError):
             return len(os.listdir(directory)) - 1  # one was that of the listing
-    return descriptors_max()  # not even that one was to be had
+    return descriptors_max()  # not even that one was available
 
 
 def lowest_free() -> int:
-    """Return the lowest descriptor that is free, the limit where none is; 2 us.
+    """Return the lowest descriptor that is free, the limit if none is; 2 us.
 
     The kernel gives out the lowest, so that this one says: all below are in use.
     """
@@ -77,7 +77,7 @@ def require_descriptors(count: int) -> None:
 
 
 class Reserve:
-    """Descriptors that are held so that nobody else in this process takes them, until they are needed."""
+    """Descriptors that are held so that nothing else in this process takes them, until they are needed."""
 
     def __init__(self) -> None:
         self._held: list[int] = []

@@ -15,7 +15,7 @@ __all__ = ["make_directory_durably", "replace_file", "sync_directory"]
 
 
 def make_directory_durably(directory: Path) -> None:
-    """Make a directory and its parents where they are missing, each durably, and its owner's alone.
+    """Make a directory and its missing parents, each durably and accessible to its owner alone.
 
     Raises:
         OSError: one cannot be made.
@@ -30,7 +30,7 @@ def make_directory_durably(directory: Path) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make what was made, renamed or removed in a directory durable.
+    """Make creations, renames and removals in a directory durable.
 
     Raises:
         OSError: it cannot be.

@@ -23,7 +23,7 @@
     |-- WrongLoopError (RuntimeError)       a cluster used outside its event loop, thread or process; nothing was sent
     |-- ClusterUnavailable (ConnectionError) no node answered, or the cluster is closed; a retry may help
     |-- PeerFault                           a peer answered with a Fault: `.code`, `.detail`
-    |-- ProtocolError                       a frame that is none of ours: the peer's error, or damage on the way
+    |-- ProtocolError                       a frame that is none of ours: the peer's error, or corruption on the way
     `-- StoreError                          a state store failed
         |-- StoreCorrupt                    data that cannot be trusted; never served, never overwritten
         |-- StoreFull                       no space left on the disk or in the map
@@ -81,13 +81,13 @@ _E = TypeVar("_E", bound="DawnchorusError")
 
 
 class DawnchorusError(Exception):
-    """Whatever dawnchorus raises is one of these."""
+    """The base of all errors that dawnchorus raises."""
 
     _bound: tuple[str, ...] = ()
     """Fields that mean something in this process alone: a copy shares them, a pickle leaves them out."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Not by the constructor, as exceptions do by themselves: what it takes is not what it passes on as `args`.
+        # Not by the constructor, as exceptions do by themselves: its parameters are not what it passes on as `args`.
         fields = {name: value for name, value in vars(self).items() if name not in self._bound}
         return _rebuild, (type(self), self.args, self._portable(fields))
 
@@ -189,7 +189,7 @@ class WakeIncomplete(DawnchorusError):
 
 
 class SaveError(DawnchorusError):
-    """A save that was not acknowledged whole.
+    """A save that was not acknowledged completely.
 
     `agent_id` is the agent's. `write_id` names the save for good: given to `save` again, also by another process, the
     save is applied at most once.
@@ -205,7 +205,7 @@ class SaveError(DawnchorusError):
         self.write_id = write_id
 
     def retry(self) -> Any:
-        """Send the save again where it is not known to have been applied; return what `save` returns, or raise.
+        """Send the save again if it is not known to have been applied; return what `save` returns, or raise.
 
         To be awaited, if `save` was. Safe however often: a node that has applied it answers with the first result.
 
@@ -286,7 +286,7 @@ class DeadlineExceeded(SaveError, TimeoutError):
 class WrongLoopError(DawnchorusError, RuntimeError):
     """A cluster, or something that came from it, was used outside its event loop, thread or process; nothing was sent.
 
-    An error in the program, which no retry mends.
+    An error in the program, which no retry fixes.
     """
 
 

@@ -22,7 +22,7 @@ def private_opener(path: str, flags: int) -> int:
 
 
 def make_private(directory: Path) -> int:
-    """Take from everybody else what an earlier version or a person let them do with a directory and all in it.
+    """Remove all rights of others on a directory and its content, which an earlier version or a person gave them.
 
     Only what is this user's is changed; symbolic links are not followed, and not gone through. Returns how many.
     """
@@ -34,7 +34,7 @@ def make_private(directory: Path) -> int:
 
 
 def _take_from_others(path: Path) -> bool:
-    with contextlib.suppress(OSError):  # it has gone, or may not be changed: then nothing is
+    with contextlib.suppress(OSError):  # it was removed, or may not be changed: then nothing is
         facts = path.lstat()
         regular = stat.S_ISDIR(facts.st_mode) or stat.S_ISREG(facts.st_mode)
         if regular and facts.st_uid == os.geteuid() and facts.st_mode & _OTHERS:

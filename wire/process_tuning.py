@@ -1,6 +1,6 @@
-"""Settings of a process that takes in many large replies at once: a node's, and, if its owner likes, an agent host's.
+"""Settings of a process that receives many large replies at once: a node's, and, if its owner likes, an agent host's.
 
-Both change the whole process, so a library does not do it unasked: nodes call it for themselves, hosts may.
+Both change the entire process, so a library does not do it unasked: nodes call it for themselves, hosts may.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 An error of one request is often that of the next, too: a full disk wrote 119 KB of the same lines a second. Within a
 minute a line is let through once; how often it would have come again is said with the next one, or when the minute is
-over. Lines below WARNING are not held back: they tell of things that are rare.
+over. Lines below WARNING are not held back: they report rare events.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["RepeatedLines", "limited_logger"]
 EVERY_S: Final = 60.0
 
 VARIANTS_MAX: Final = 20
-"""Lines that differ in what they name (a shard, a detail) and are told apart; more of one event are one line."""
+"""Lines of one event that are distinguished by what they name (a shard, a detail); further ones count as one line."""
 
 _Key = tuple[object, ...]
 
@@ -86,14 +86,14 @@ class RepeatedLines(logging.Filter):
 
 
 def limited_logger(name: str) -> logging.Logger:
-    """Return the logger of a module in somebody else's process: each of its lines comes once a minute."""
+    """Return the logger of a module in a user's process: each of its lines comes once a minute."""
     logger = logging.getLogger(name)
     logger.addFilter(RepeatedLines(in_text=True))
     return logger
 
 
 def _named_by(record: logging.LogRecord) -> _Key:
-    """Return what tells a line of an event from others: what it names, and the place where an exception was raised."""
+    """Return the key of a line of an event: what the line names, and the place where an exception was raised."""
     named = [str(getattr(record, field, "")) for field in ("store", "shard", "node", "detail")]
     error = record.exc_info[1] if record.exc_info else None
     trace = error.__traceback__ if error is not None else None

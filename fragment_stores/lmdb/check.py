@@ -1,12 +1,12 @@
-"""The check of a shard in LMDB: everything in it is read, and held against everything else.
+"""The check of a shard in LMDB: everything in it is read, and compared with everything else.
 
-`verify_environment` looks at one environment that nobody writes, and yields what is wrong. LMDB keeps no checksums: a
-page that was damaged may make it read beyond the file's end, which ends the process (SIGBUS), so that whoever does not
-know a file to be whole calls this in a process of its own.
+`verify_environment` looks at one environment that has no writer, and yields what is wrong. LMDB keeps no checksums: a
+corrupt page may make it read beyond the file's end, which ends the process (SIGBUS), so that a caller that does not
+know a file to be intact calls this in a process of its own.
 
-What is held against what:
+These are compared:
     every database   its keys grow, and it has as many entries as it says
-    images           each decodes, lies in its own shard, and is no older than its fragments, nor newer than the clock
+    images           each decodes, belongs to its shard, and is no older than its fragments, nor newer than the clock
     log              rows decode, have no gaps and end at the clock's version; the newest of an agent has its image's
     expiry           each fragment that expires has its row; rows of fragments that are gone are only counted
 """
@@ -46,14 +46,14 @@ from .schema import (
 __all__ = ["open_copy", "verify_environment"]
 
 _TELL_EVERY: Final = 1_024
-"""Entries between two words to the progress bar."""
+"""Entries between two updates of the progress bar."""
 
 _PUT: Final = 1
-"""An operation's number in a row of the log: what a write with one leaves is there."""
+"""The number of a Put in a row of the log: a kind that it sets is there."""
 
 
 def open_copy(path: Path) -> lmdb.Environment:
-    """Open one LMDB file for reading, without its lock file: nobody may write it meanwhile.
+    """Open one LMDB file for reading, without its lock file: it may have no writer meanwhile.
 
     Raises:
         lmdb.Error, OSError: it is none, or cannot be read.
@@ -64,9 +64,9 @@ def open_copy(path: Path) -> lmdb.Environment:
 def verify_environment(
     environment: lmdb.Environment, verified: Verified, tell: Callable[[int], None] = lambda entries: None
 ) -> Generator[Finding]:
-    """Yield what is wrong with a shard; `tell` hears now and then how many entries were looked at.
+    """Yield what is wrong with a shard; `tell` is called now and then with the number of entries seen.
 
-    Where LMDB itself cannot go on, that is the last finding.
+    If LMDB itself cannot continue, that is the last finding.
     """
     try:
         databases: dict[bytes, Any] = {}
@@ -108,7 +108,7 @@ class _Verification:
         yield from self._misplaced
 
     def _walk(self, name: bytes) -> Iterator[tuple[bytes, memoryview]]:
-        """Yield all entries of a database, noting where its keys do not grow and what is missing."""
+        """Yield all entries of a database, with a finding if its keys do not grow or entries are missing."""
         database = self._databases[name]
         before: bytes | None = None
         count = 0
@@ -161,7 +161,7 @@ class _Verification:
                 continue
             self._newest[row.agent] = version, row
         clock = self._verified.version
-        # A sweep that removes nothing may put down the clock of a generation in which nothing was written yet.
+        # A sweep that removes nothing may store the clock of a generation in which nothing was written yet.
         if last != clock and (last > clock or not begins_generation(clock, 0)):
             yield Finding("log", f"its newest row has version {last}, and the shard's clock {clock}")
 

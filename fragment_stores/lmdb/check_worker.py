@@ -1,7 +1,7 @@
-"""The process in which shards are verified: a damaged file may end it, and is then what ended it.
+"""The process in which shards are verified: a corrupt file may end it, and its end is then a finding.
 
 Standard input brings one path of an LMDB file a line; standard output, a JSON object a line: `{"entries": ...}` now and
-then, `{"where": ..., "detail": ...}` for each finding, and at last `{"done": {...}}` with what was seen.
+then, `{"where": ..., "detail": ...}` for each finding, and at last `{"done": {...}}` with the totals.
 """
 
 from __future__ import annotations
@@ -42,6 +42,6 @@ def _verify(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # that it may be ended is meant, and its memory of no use
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # its end by a signal is expected, and its memory of no use
     for line in sys.stdin:
         _verify(Path(line.rstrip("\n")))

@@ -1,4 +1,4 @@
-"""Files verified in a process of its own, which a damaged one may end: that is a finding as well."""
+"""The verification of files in a process of its own, which a corrupt one may end: that is a finding as well."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["FileVerifier"]
 _COMMAND: Final = [sys.executable, "-P", "-m", "dawnchorus.fragment_stores.lmdb.check_worker"]
 
 FINDINGS_MAX: Final = 1_000
-"""Findings of one file that are kept: a file of nothing but damage has one for each agent."""
+"""Findings of one file that are kept: a completely corrupt file has one for each agent."""
 
 
 class _Line(msgspec.Struct, frozen=True):
@@ -52,9 +52,9 @@ class FileVerifier:
     def verify(
         self, path: Path, tell: Callable[[int], None] = lambda entries: None
     ) -> tuple[list[Finding], Verified | None]:
-        """Return what is wrong with a file that nobody writes, and what was seen of it; None where it ended the reader.
+        """Return what is wrong with a file that has no writer, and what was seen of it; None if it ended the reader.
 
-        `tell` hears now and then how many entries were read.
+        `tell` is called now and then with the number of entries read.
         """
         if self._process is None:
             self._process = subprocess.Popen(_COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

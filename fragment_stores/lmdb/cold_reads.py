@@ -1,7 +1,7 @@
-"""Reads of pages that are not in memory: noticed where nobody may wait, and waited for in threads of their own.
+"""Reads of pages that are not in memory: noticed in the loop, which must not wait, and left to threads.
 
 A warm read costs a microsecond an agent, a page that has to be read from the disk a hundred, and milliseconds while
-others are read. What tells them apart costs as much as the warm read itself (mincore(2), 1 us a page), so it is asked
+others are read. Telling them apart costs as much as the warm read itself (mincore(2), 1 us a page), so it is done
 only while there is reason to: for SUSPICION_S after a read was slow and the kernel says that it has waited for a page
 (ru_majflt of getrusage(2)). Until then the watch of `_lookup.c` ends a lookup that begins to wait.
 
@@ -61,12 +61,12 @@ class ColdReads:
         return self.run(size, work)
 
     def run(self, size: int, work: Callable[[], Any]) -> Future[Any]:
-        """Do the same for what has met no cold page."""
+        """Let a thread do work that has met no cold page; the future is done with its result."""
         with self._lock:
             if not self._started:
                 self._started = True
                 for number in range(self._threads):
-                    # Not of concurrent.futures, whose end an interpreter waits for: a disk that hangs keeps no node.
+                    # No pool of concurrent.futures, for which an exit waits: a hanging disk must not keep a node.
                     threading.Thread(target=self._work, name=f"cold-reads-{number}", daemon=True).start()
         future: Future[Any] = Future()
         self._jobs.put((size.bit_length(), next(self._numbers), future, work))

@@ -26,7 +26,7 @@ TRIM_ROWS_MAX: Final = 65_536
 
 
 class CommitWork:
-    """What one transaction has come to so far; the transaction's default database is that of the images."""
+    """The state of one transaction so far; the transaction's default database is that of the images."""
 
     __slots__ = (
         "_databases",
@@ -52,11 +52,11 @@ class CommitWork:
         self._transaction = transaction
         self._databases = databases
         self.first_version = version
-        """The shard's before it."""
+        """The shard's version before the transaction."""
         self.version = version
         self.clock_ms = clock_ms
         self.rows: list[tuple[bytes, bytes]] = []
-        """What it adds to the log, by version, oldest first; put there all at once: 0.06 us a row, one by one 0.3."""
+        """The rows that it adds to the log, by version, oldest first; put at once: 0.06 us a row, one by one 0.3."""
         self.results: list[int | Rejection] = []
         self.applied: dict[bytes, int] = {}
         """Version by write id."""
@@ -86,7 +86,7 @@ class CommitWork:
             before = transaction.get(write.agent) if 0 < len(write.agent) <= _KEY_BYTES_MAX else None
             image = apply_write(before, write, version, self.clock_ms, begun, ended)
         except ProtocolError as error:
-            return Rejection(f"the agent's image is damaged: {error}")
+            return Rejection(f"the agent's image is corrupt: {error}")
         if isinstance(image, Rejection):
             return image
         if image is before:
@@ -96,7 +96,7 @@ class CommitWork:
             transaction.delete(write.agent)
         else:
             transaction.put(write.agent, image)
-        for expires_ms in ended or ():  # a row that stayed would be there until its time is over
+        for expires_ms in ended or ():  # a row that stayed would be there until its time has passed
             transaction.delete(expiry_row(expires_ms, write.agent), db=expiry)
         for expires_ms in begun:
             self.next_expiry_ms = min(self.next_expiry_ms or expires_ms, expires_ms)
@@ -108,7 +108,7 @@ class CommitWork:
         return version
 
     def _first_result(self, write: Write, version: int) -> int | Rejection:
-        """Return what a write that was applied before, maybe in this very transaction, is answered with."""
+        """Return the answer to a write that was applied before, perhaps in this very transaction."""
         row: bytes | memoryview | None
         if version > self.first_version:
             row = self.rows[version - self.first_version - 1][1]
@@ -133,7 +133,7 @@ class CommitWork:
         try:
             fragments = decode_image(image)
         except ProtocolError:
-            return 0  # damaged: whoever wakes the agent is told, and verify names it
+            return 0  # corrupt: a wake of the agent reports it, and verify names it
         gone = [kind for kind, fragment in fragments.items() if 0 < fragment.expires_ms <= before_ms]
         if gone:
             self.apply(Write(agent, b"", 0, [DeleteKind(kind) for kind in gone]))
@@ -146,14 +146,14 @@ class CommitWork:
         return postponed
 
     def add_rows(self) -> bool:
-        """Put the rows into the log; return whether each went behind the last one, as versions only grow."""
+        """Put the rows into the log; return whether each was appended behind the last one, as versions only grow."""
         with self._transaction.cursor(self._databases.log) as log:
             # LMDB appends without a search, and passes over a row that is not behind the last, without an error.
             _, added = log.putmulti(self.rows, append=True)
         return added == len(self.rows)
 
     def trim_log(self, pins: LogPins, rows: int) -> None:
-        """Delete the oldest rows of the log, so many, as far as nobody has pinned them."""
+        """Delete the oldest rows of the log, so many, as far as they are not pinned."""
         if rows <= 0:
             return
         with pins.lock, self._transaction.cursor(self._databases.log) as cursor:

@@ -1,6 +1,6 @@
-"""LMDB's compacting copy (mdb_env_copyfd2, MDB_CP_COMPACT), in pieces to whoever takes them.
+"""LMDB's compacting copy (mdb_env_copyfd2, MDB_CP_COMPACT), delivered in pieces.
 
-LMDB writes to a file descriptor; here that is a pipe, so that the taker sets the pace: while it does not read, LMDB
+LMDB writes to a file descriptor; here that is a pipe, so that the receiver sets the pace: while it does not read, LMDB
 waits, and a copy never takes more of the disk than it should. One read transaction is held for as long as it lasts:
 pages freed by commits meanwhile are not used again, and the shard's file may grow by what is written in that time.
 """
@@ -32,7 +32,7 @@ process have (pipe-max-size, pipe(7))."""
 def copy_shard(
     environment: lmdb.Environment, databases: Databases, path: Path, sink: Callable[[bytes], None]
 ) -> CopiedShard:
-    """Hand a copy of the shard in folder `path` to `sink`; return what is in it, read in the same transaction.
+    """Deliver a copy of the shard in directory `path` to `sink`; return its content, read in the same transaction.
 
     Raises:
         StoreCorrupt, StoreError: the data cannot be read. Whatever `sink` raises.
@@ -50,7 +50,7 @@ def copy_shard(
 def _copy_environment(
     environment: lmdb.Environment, transaction: lmdb.Transaction[bytes], sink: Callable[[bytes], None]
 ) -> None:
-    """Hand the environment's file, as it is in this read transaction and without free pages, to `sink`."""
+    """Deliver the environment's file, as it is in this read transaction and without free pages, to `sink`."""
     source, target = os.pipe2(os.O_CLOEXEC)
     failures: list[lmdb.Error] = []
 
@@ -63,14 +63,14 @@ def _copy_environment(
             os.close(target)
 
     copying = threading.Thread(target=copy, name="copy", daemon=True)
-    with contextlib.suppress(OSError):  # the user has many pipes already: a smaller one does it too
+    with contextlib.suppress(OSError):  # the user has many pipes already: a smaller one suffices
         fcntl.fcntl(target, fcntl.F_SETPIPE_SZ, PIECE_BYTES)
     copying.start()
     try:
         while piece := os.read(source, PIECE_BYTES):
             sink(piece)
     finally:
-        os.close(source)  # where `sink` raised, LMDB meets a broken pipe and ends
+        os.close(source)  # if `sink` raised, LMDB finds a broken pipe and ends
         copying.join()
     if failures:
         raise failures[0]

@@ -34,7 +34,7 @@ class LMDBEngine:
     give_identity = staticmethod(give_identity)
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        """There are no options.
+        """Make the engine; there are no options.
 
         Raises:
             ConfigurationError: one is given.
@@ -49,7 +49,7 @@ class LMDBEngine:
         return LMDBStore(path, identity, create=create, durable=durable)
 
     def verifier(self) -> AbstractContextManager[ShardVerifier]:
-        """Return what verifies files, each read in another process."""
+        """Return a verifier of files, which reads each in another process."""
         return FileVerifier()
 
 

@@ -1,7 +1,7 @@
-"""Environments of LMDB, opened only over a file that is there and of which nothing is missing.
+"""Environments of LMDB, opened only over a file that is there and complete.
 
 LMDB reads through a memory map: a page that the file has lost is no error to it but the end of the process (SIGBUS).
-And an empty file is to it one to make a new environment of.
+And it makes a new environment of an empty file.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ import lmdb, os, sys
 environment = lmdb.open(sys.argv[1], max_dbs=4, readonly=True, lock=False, create=False)
 environment.copyfd(os.open(os.devnull, os.O_WRONLY), compact=True)
 """
-"""Reads every page in use of the environment in a folder, and dies of it where one is missing."""
+"""A program that reads every page in use of the environment in a directory, and is killed if one is missing."""
 
 _WALK_SECONDS_MAX: Final = 600.0
-"""How long that may take: 64 GiB at 100 MB/s."""
+"""The longest that it may take: 64 GiB at 100 MB/s."""
 
 
 NEW_ENGINE: Final = 0
@@ -47,7 +47,7 @@ _SPARE_READERS: Final = 8
 """Read transactions kept for reuse: the loop has one open, two while a scan meets a fetch."""
 
 _READ_AHEAD_BYTES_MAX: Final = 1 << 30
-"""Read ahead at most this much of one shard's file: more would push out what other shards just read."""
+"""Read ahead at most this much of one shard's file: more would evict what other shards just read."""
 
 
 def open_environment(path: Path, map_bytes: int, *, durable: bool) -> lmdb.Environment:
@@ -80,7 +80,7 @@ def read_ahead(path: Path) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Make a shard's folder, durably.
+    """Make a shard's directory, durably.
 
     Raises:
         DataDirectoryError: something else is in its place, or its parent cannot be written.
@@ -94,7 +94,7 @@ def make_directory(path: Path) -> None:
 
 
 def has_data(path: Path) -> bool:
-    """Whether a shard was ever written in this folder."""
+    """Return whether a shard was ever written in this directory."""
     try:
         return os.stat(path / DATA_FILE).st_size > 0
     except OSError:
@@ -102,10 +102,10 @@ def has_data(path: Path) -> bool:
 
 
 def require_complete(environment: lmdb.Environment, path: Path) -> None:
-    """Refuse an environment of which pages in use are missing at the file's end.
+    """Reject an environment of which pages in use are missing at the file's end.
 
-    A sound file may be shorter than its last page's number says: LMDB does not write pages that were taken and given
-    up in one transaction. So where it is, another process reads all that is in use, by LMDB's compacting copy.
+    An intact file may be shorter than its last page's number says: LMDB does not write pages that were allocated and
+    freed in one transaction. So if it is, another process reads all pages in use, by LMDB's compacting copy.
 
     Raises:
         StoreCorrupt: they are.

@@ -16,20 +16,20 @@ from .file_format import unreadable_format
 __all__ = ["FAILURES", "MAP_BYTES", "MAP_BYTES_MAX", "translate"]
 
 FAILURES: Final = (lmdb.Error, OSError, msgspec.DecodeError, UnicodeDecodeError)
-"""What can go wrong with a shard's file: LMDB, the system, and rows that are none."""
+"""The failures of a shard's file: of LMDB, of the system, and rows that cannot be decoded."""
 
 MAP_BYTES: Final = 64 << 30
 """Address space of one environment, sparse: 48 of them open in 15 ms and cost 1.3 MiB of memory."""
 
 MAP_BYTES_MAX: Final = 1 << 40
-"""What the map of one shard may grow to, by doubling: a process has 128 TiB of addresses, a cluster fewer shards."""
+"""The largest map of one shard, reached by doubling: a process has 128 TiB of addresses, a cluster fewer shards."""
 
 _FULL_BYTES: Final = 1 << 20
 """A disk with less room than this is full: LMDB says EIO of a write that found room for a part (mdb_page_flush)."""
 
 
 def translate(error: Exception, path: Path) -> StoreError:
-    """Return the error of ours that one of FAILURES, met at the shard in folder `path`, is."""
+    """Return the error of ours that one of FAILURES, met at the shard in directory `path`, is."""
     if isinstance(error, msgspec.DecodeError | UnicodeDecodeError):
         return StoreCorrupt(f"{path}: a row of the log is corrupt: {error}; restore a backup")
     if isinstance(error, lmdb.MapFullError):
@@ -43,8 +43,8 @@ def translate(error: Exception, path: Path) -> StoreError:
         )
     if isinstance(error, lmdb.Error) and (foreign := unreadable_format(path)):
         return StoreError(foreign)
-    damaged = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)
-    if isinstance(error, (*damaged, lmdb.NotFoundError)):
+    corrupt = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.VersionMismatchError)
+    if isinstance(error, (*corrupt, lmdb.NotFoundError)):
         return StoreCorrupt(f"{path}: the data is corrupt: {error}; restore a backup")
     return StoreError(f"{path}: {error}")
 

@@ -1,4 +1,4 @@
-"""The expiry index of a shard in LMDB: what is due, and what is postponed."""
+"""The expiry index of a shard in LMDB: finding due rows, and postponing expiry."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def due_rows(cursor: lmdb.Cursor[memoryview], before_ms: int, rows_max: int) -> 
 def postpone(transaction: lmdb.Transaction[memoryview], databases: Databases, since_ms: int, by_ms: int) -> int:
     """Let fragments written at `since_ms` or later expire `by_ms` later; return how many.
 
-    The transaction's default database is that of the images. They keep their versions: nobody has saved anything. 5 us
+    The transaction's default database is that of the images. They keep their versions: this is no save. 5 us
     for each agent with a fragment that expires.
     """
     with transaction.cursor(databases.expiry) as cursor:
-        # What was written then expires after that. The rows are taken before the first is changed.
+        # Fragments written since then expire after that. The rows are collected before the first is changed.
         agents: dict[bytes, None] = {}
         here = cursor.set_range(since_ms.to_bytes(8, "big"))
         while here:
@@ -72,7 +72,7 @@ def _postpone_agent(
                 moved += 1
             after.add(expires_ms)
     except ProtocolError:
-        return 0  # damaged: whoever wakes the agent is told, and verify names it
+        return 0  # corrupt: a wake of the agent reports it, and verify names it
     if moved:
         transaction.put(agent, encode_image(version_of(image), fragments))
         for expires_ms in before - after:

@@ -1,7 +1,7 @@
 """The LMDB that a file was written by, as its first page says, whether this py-lmdb can read it or not.
 
-LMDB 0.9 and 1.0 have formats of their own, and there were others in between. A file of one that is not at hand is not
-damaged, and no backup has to be restored: another py-lmdb reads it.
+LMDB 0.9 and 1.0 have formats of their own, and there were others in between. A file of one that is not installed is not
+corrupt, and no backup has to be restored: another py-lmdb reads it.
 
 Format: MDB_page and MDB_meta of LMDB's mdb.c: magic number and version follow the page's header, of 16 bytes in 0.9, of
 24 in 1.0.
@@ -30,7 +30,7 @@ _NAMES: Final = {1: "LMDB 0.9", 2: "a version of LMDB before 1.0 that was never 
 
 
 def unreadable_format(path: Path) -> str:
-    """Return what to say of a file, or of the one in a shard's folder, whose format py-lmdb does not read; else ""."""
+    """Return a message on a file, or the one in a shard's directory, whose format py-lmdb does not read; else ""."""
     version = _format_of(path / DATA_FILE if path.is_dir() else path)
     if version is None or _is_readable(version):
         return ""
@@ -42,7 +42,7 @@ def unreadable_format(path: Path) -> str:
 
 
 def _format_of(file: Path) -> int | None:
-    """Return the number of a file's format, None where it is no LMDB file."""
+    """Return the number of a file's format, None if it is no LMDB file."""
     try:
         with file.open("rb") as opened:
             page = opened.read(_PAGE_HEADERS_BYTES[-1] + _MAGIC_AND_VERSION.size)

@@ -1,4 +1,4 @@
-"""The identity and the clock of a shard, as its environment says itself."""
+"""The identity and the clock of a shard, as its environment holds them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["decode_identity", "read_identity", "require_clock", "require_identit
 
 
 def read_identity(path: Path) -> ShardIdentity | None:
-    """Return whose shard lies in this folder, None where there is none.
+    """Return whose shard is in this directory, None if there is none.
 
     Raises:
         StoreCorrupt, StoreError: there is one that cannot be read.
@@ -44,7 +44,7 @@ def read_identity(path: Path) -> ShardIdentity | None:
 
 
 def decode_identity(known: bytes, path: Path) -> ShardIdentity:
-    """Return the identity that the shard in folder `path` has written down.
+    """Return the identity that the shard in directory `path` has stored.
 
     Raises:
         StoreCorrupt: it is none.
@@ -56,7 +56,7 @@ def decode_identity(known: bytes, path: Path) -> ShardIdentity:
 
 
 def require_identity(known: ShardIdentity, expected: ShardIdentity, path: Path) -> None:
-    """Refuse the data in folder `path` where it is not what the placement says.
+    """Reject the data in directory `path` if it is not what the placement says.
 
     Raises:
         DataDirectoryError: it is not.

@@ -1,4 +1,4 @@
-"""Many images looked up at once: by _lookup.c, where it could be built."""
+"""Many images looked up at once: by _lookup.c, if it could be built."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reading half of a shard in LMDB: snapshots of whatever environment is open at the time.
+"""The reading half of a shard in LMDB: snapshots of the environment that is open at the time.
 
 The event loop never waits here: a read that meets a page which is not in memory (`cold_reads`), or an environment that
 is being opened again (`readers_writer_lock`), is pending.
@@ -36,7 +36,7 @@ class LMDBReader:
         """The newest version that was committed."""
 
     def attach(self, environment: lmdb.Environment, databases: Databases) -> None:
-        """Read from this environment from now on; the gate is held alone, or nobody reads yet."""
+        """Read from this environment from now on; the gate is held alone, or there are no readers yet."""
         self._environment = environment
         self._databases = databases
 

@@ -1,9 +1,9 @@
 """A gate that lets many through at once, and now and then one alone.
 
-A shard's environment is closed and opened again when its map must grow, or when LMDB has given it up. Nobody may look
-into the old map then: readers pass through the gate, and whoever reopens has it alone. While one waits for that, those
-who come wait as well, or in a busy hour it would never be; so one waits for a moment only. Passing costs 0.3 us. An
-event loop must not wait: it goes inside if that is possible at once (`try_enter`), or hears of it (`opening`).
+A shard's environment is closed and opened again when its map must grow, or when LMDB has abandoned it. No reader may
+look into the old map then: readers pass through the gate, and the writer that reopens has it alone. While it waits for
+that, new readers wait as well, or in a busy hour it would never have it; so it waits for a moment only. Passing costs
+0.3 us. An event loop must not wait: it enters if that is possible at once (`try_enter`), or is notified (`opening`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Gate"]
 
 
 class Gate:
-    """Counts who is inside; any thread may use it."""
+    """Counts the readers inside; any thread may use it."""
 
     __slots__ = ("_changed", "_closed", "_inside", "_lock", "_waiting")
 
@@ -30,14 +30,14 @@ class Gate:
         self._waiting: list[Future[Any]] = []
 
     def try_enter(self) -> bool:
-        """Go inside if nobody is alone there, or about to be; return whether it was possible."""
+        """Enter if no writer is alone inside, or about to be; return whether it was possible."""
         with self._lock:
             if not self._closed:
                 self._inside += 1
             return not self._closed
 
     def opening(self) -> Future[Any]:
-        """Return what is done, with None, when it may be possible to go inside."""
+        """Return a future that is done, with None, when it may be possible to enter."""
         future: Future[Any] = Future()
         with self._lock:
             if self._closed:
@@ -47,14 +47,14 @@ class Gate:
         return future
 
     def enter(self) -> None:
-        """Go inside; waits while somebody is alone there, or is about to be."""
+        """Enter; wait while a writer is alone inside, or is about to be."""
         with self._lock:
             while self._closed:
                 self._changed.wait()
             self._inside += 1
 
     def leave(self) -> None:
-        """Go out."""
+        """Leave."""
         with self._lock:
             self._inside -= 1
             if self._closed and not self._inside:
@@ -71,7 +71,7 @@ class Gate:
 
     @contextmanager
     def alone(self, patience_s: float) -> Generator[bool]:
-        """Have it alone for a block, and yield True; yield False where somebody stayed inside for so long.
+        """Have it alone for a block, and yield True; yield False if a reader stayed inside for so long.
 
         One thread at a time may ask for it, and none that is inside.
         """
@@ -79,7 +79,7 @@ class Gate:
             with self._lock:
                 self._closed = True
                 alone = self._changed.wait_for(lambda: not self._inside, patience_s)
-            yield alone  # the lock is free: who finds the gate closed is told at once
+            yield alone  # the lock is free: a reader that finds the gate closed learns it at once
         finally:
             with self._lock:
                 self._closed = False

@@ -1,4 +1,4 @@
-"""A copy of a shard becomes a shard again."""
+"""The restore of a shard from its copy."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ from .schema import CLOCK_KEY, IDENTITY_KEY, META, decode_clock, encoder
 __all__ = ["give_identity", "is_copy"]
 
 
-def is_copy(folder: Path, identity: ShardIdentity, version: int) -> bool:
-    """Return whether a shard lies in a folder as it was restored, and nothing was written to it since.
+def is_copy(directory: Path, identity: ShardIdentity, version: int) -> bool:
+    """Return whether a shard is in a directory as it was restored, and nothing was written to it since.
 
     Raises:
         StoreCorrupt, StoreError: it cannot be read.
     """
-    if read_identity(folder) != identity:
+    if read_identity(directory) != identity:
         return False
     try:
-        with lmdb.open(str(folder), max_dbs=4, readonly=True, lock=False, create=False) as environment:
+        with lmdb.open(str(directory), max_dbs=4, readonly=True, lock=False, create=False) as environment:
             meta = environment.open_db(META, create=False)
             with environment.begin(meta) as transaction:
                 clock = decode_clock(transaction.get(CLOCK_KEY))
     except (lmdb.Error, OSError) as error:
-        raise translate(error, folder) from error
+        raise translate(error, directory) from error
     return clock is not None and clock[0] == version
 
 
-def give_identity(folder: Path, identity: ShardIdentity) -> None:
-    """Let a copy that lies in a folder of its own be the shard that it is restored as: its epoch may have grown.
+def give_identity(directory: Path, identity: ShardIdentity) -> None:
+    """Let a copy in a directory of its own be the shard that it is restored as: its epoch may have grown.
 
     Raises:
         StoreCorrupt: the copy is not of this cluster, store and shard.
         StoreError: it cannot be opened here.
     """
-    known = read_identity(folder)
+    known = read_identity(directory)
     if known is None or msgspec.structs.replace(known, epoch=identity.epoch) != identity:
-        raise StoreCorrupt(f"{folder}: the copy is of another shard: {known}")
+        raise StoreCorrupt(f"{directory}: the copy is of another shard: {known}")
     if known == identity:
         return
     try:
-        with lmdb.open(str(folder), mode=FILE_MODE, map_size=MAP_BYTES, max_dbs=4) as environment:
+        with lmdb.open(str(directory), mode=FILE_MODE, map_size=MAP_BYTES, max_dbs=4) as environment:
             meta = environment.open_db(META, create=False)
             with environment.begin(meta, write=True) as transaction:
                 transaction.put(IDENTITY_KEY, encoder.encode(identity))
     except (lmdb.Error, OSError) as error:
-        raise translate(error, folder) from error
+        raise translate(error, directory) from error

@@ -3,7 +3,7 @@
 images   agent id -> image
 log      version, 8 bytes big-endian -> LogRow; in the same transaction as the write, trimmed to a length
 expiry   expires_ms, 8 bytes big-endian, + agent id -> nothing; one row for all fragments of an agent that expire then.
-         A write that ends a fragment takes its row away. Earlier versions did not: what they left goes when it is due
+         A write that ends a fragment removes its row. Earlier versions did not: rows left by them go when due
 meta     "identity" -> ShardIdentity; "clock" -> version and clock_ms, 8 bytes each, big-endian;
          "trimmed" -> the newest version whose row has gone from the log, 8 bytes, big-endian
 """

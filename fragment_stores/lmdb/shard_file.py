@@ -1,7 +1,7 @@
 """The file of a shard in LMDB: its environment, what is known of it, and opening it again.
 
-The environment is closed and opened again, while nobody reads, if its map is full and may grow, and if LMDB has given
-it up because the meta page could not be written (MDB_PANIC): what that commit came to is then read from the file.
+The environment is closed and opened again, while it has no readers, if its map is full and may grow, and if LMDB has
+abandoned it because the meta page could not be written (MDB_PANIC): that commit's outcome is then read from the file.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from .schema import TRIMMED_KEY, open_databases, row_decoder, version_of_key
 __all__ = ["LMDBFile"]
 
 _REOPEN_PATIENCE_S: Final = 0.1
-"""How long reopening waits for readers to end, and new ones for it: the loop's take milliseconds, backups minutes."""
+"""The longest that reopening waits for readers to end, and new ones for it: the loop's take ms, backups minutes."""
 
 _CLOSE_PATIENCE_S: Final = 1.0
-"""How long closing waits for threads that read from the disk."""
+"""The longest that closing waits for threads that read from the disk."""
 
 
 class LMDBFile:
-    """One environment in one folder, open once in one process."""
+    """One environment in one directory, open once in one process."""
 
     def __init__(self, path: Path, identity: ShardIdentity, *, durable: bool, cold_reads: ColdReads) -> None:
-        """Nothing is opened yet."""
+        """Make it; nothing is opened yet."""
         self.path = path
         self.identity = identity
         self._durable = durable
@@ -93,7 +93,7 @@ class LMDBFile:
         self._pins.note(self._trimmed)
 
     def _reopen(self, map_bytes: int) -> bool:
-        """Close the environment and open it again; return False where a reader stays inside.
+        """Close the environment and open it again; return False if a reader stays inside.
 
         Raises:
             StoreCorrupt, StoreError: it cannot be opened, and stays closed until it can.
@@ -108,7 +108,7 @@ class LMDBFile:
                 except StoreError:
                     if map_bytes == before:
                         raise
-                    self._map_bytes = before  # it may not grow so far: ulimit -v
+                    self._map_bytes = before  # it may not grow that far: ulimit -v
                     self._open(create=False)
                 # A generation counts from its beginning, whether it has written anything or not.
                 self.version, self.clock_ms = max(version, self.version), max(clock_ms, self.clock_ms)
@@ -122,7 +122,7 @@ class LMDBFile:
         return self._reopen(min(2 * before, MAP_BYTES_MAX)) and self._map_bytes > before
 
     def _take_over(self, work: CommitWork) -> None:
-        """Let what one transaction has come to be the store's state: it is committed."""
+        """Make the state of a committed transaction the store's."""
         self.version, self.clock_ms, self.next_expiry_ms = work.version, work.clock_ms, work.next_expiry_ms
         self._applied.update(work.applied)
         self._log_rows += len(work.rows) - len(work.forgotten)
@@ -131,7 +131,7 @@ class LMDBFile:
             self._applied.pop(write_id, None)
 
     def close(self) -> None:
-        """Close the environment; it stays open if a reader does: the process is about to end, and must not crash."""
+        """Close the environment; it stays open under a reader: the process is about to end, and must not crash."""
         with self._gate.alone(_CLOSE_PATIENCE_S) as alone:
             if alone:
                 self._environment.close()

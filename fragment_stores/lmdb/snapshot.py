@@ -39,7 +39,7 @@ class LMDBBatch:
         del self.sizes[images_max:]
 
     def rest_after(self, images: int) -> ImageBatch | None:
-        """Return None: what comes later is read again, rather than kept in a transaction that stays open."""
+        """Return None: later images are read again, rather than kept in a transaction that stays open."""
         return None
 
     def close(self) -> None:
@@ -76,7 +76,7 @@ class LMDBSnapshot:
         self.version = version
 
     def images(self, agents: Sequence[bytes]) -> list[bytes | memoryview]:
-        """Return the image of each agent, empty where there is none; 0.3 to 1 us each when warm."""
+        """Return the image of each agent, empty if there is none; 0.3 to 1 us each when warm."""
         try:
             return list(map(self._transaction.get, agents, repeat(b"")))
         except lmdb.BadValsizeError as error:
@@ -87,7 +87,7 @@ class LMDBSnapshot:
     def read(
         self, agents: Sequence[bytes], kinds: frozenset[str] | None, known: Sequence[int] | None, checks: int
     ) -> LMDBBatch:
-        """Find the image of each agent, 0.3 us each for many; the snapshot is the batch's then, or ends if that fails.
+        """Find the image of each agent, 0.3 us each for many; the batch then owns the snapshot; it ends on failure.
 
         `checks`: for how many agents to look beforehand whether their pages are in memory.
 
@@ -114,7 +114,7 @@ class LMDBSnapshot:
         return None if record is None or find is None else find(record, self._databases.page_bytes, agents, checks)
 
     def warm(self, agents: Sequence[bytes]) -> None:
-        """Wait until what a read of these agents looks at is in memory; other threads run meanwhile."""
+        """Wait until the pages that a read of these agents needs are in memory; other threads run meanwhile."""
         record = self._record()
         if record is not None and warm is not None:
             warm(record, self._databases.page_bytes, list(agents))

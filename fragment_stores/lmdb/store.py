@@ -1,4 +1,4 @@
-"""A shard in LMDB: what a node asks of it.
+"""A shard in LMDB, in the roles that a node asks for.
 
 Reads go from the memory map into the reply without a copy; a view lives as long as its transaction. The one writer's
 commit is durable when it returns: LMDB syncs the data pages before the meta page that makes them visible (copy on
@@ -43,7 +43,7 @@ _turn: Final = threading.Lock()
 shards wait for the disk together and for the interpreter one by one, or reads had 2.75 times their p99."""
 
 _cold_reads: Final = ColdReads()
-"""Those of this process: its shards share the loop that must not wait, and the disk."""
+"""The cold reads of this process: its shards share the loop that must not wait, and the disk."""
 
 
 class LMDBStore(LMDBFile):
@@ -58,15 +58,15 @@ class LMDBStore(LMDBFile):
         durable: bool = True,
         cold_reads: ColdReads = _cold_reads,
     ) -> None:
-        """Open the shard in folder `path`.
+        """Open the shard in directory `path`.
 
-        `identity` is what the placement says of it; `create` permits to make it where it does not exist yet. With
-        `durable` every commit is synced when it returns; without, `sync` does it: the death of the process then loses
-        nothing, that of the machine what was not synced, and may leave the file damaged (mdb_env_open, MDB_NOSYNC).
+        `identity` is what the placement says of it; `create` permits to make it if it does not exist yet. With
+        `durable` every commit is synced when it returns; without, `sync` does it: a crash of the process then loses
+        nothing, one of the machine what was not synced, and may leave the file corrupt (mdb_env_open, MDB_NOSYNC).
 
         Raises:
-            StoreCorrupt: it is missing though it should exist, or is damaged.
-            DataDirectoryError: it is another shard's or cluster's, or the folder cannot be made.
+            StoreCorrupt: it is missing though it should exist, or is corrupt.
+            DataDirectoryError: it is another shard's or cluster's, or the directory cannot be made.
             StoreFull, StoreError: it cannot be opened here.
         """
         super().__init__(path, identity, durable=durable, cold_reads=cold_reads)
@@ -112,7 +112,7 @@ class LMDBStore(LMDBFile):
         return self._pins.pin(position)
 
     def write_copy(self, sink: Callable[[bytes], None]) -> CopiedShard:
-        """Hand a compacted copy to `sink`, from one read transaction."""
+        """Deliver a compacted copy to `sink`, from one read transaction."""
         with self._gate.passed():
             return copy_shard(self._environment, self._databases, self.path, sink)
 
@@ -141,7 +141,7 @@ class LMDBStore(LMDBFile):
                         return work
                     if not work.add_rows():
                         raise StoreCorrupt(
-                            f"{self.path}: the data is damaged: the log has a row newer than the shard's clock, version"
+                            f"{self.path}: the data is corrupt: the log has a row newer than the shard's clock, version"
                             f" {self.version}; restore a backup"
                         )
                     work.trim_log(self._pins, self._log_rows + len(work.rows) - LOG_ROWS_MAX)
@@ -158,12 +158,12 @@ class LMDBStore(LMDBFile):
                 return work
 
     def _is_committed_nevertheless(self, work: CommitWork | None) -> bool:
-        """Return whether a commit that failed is in the file all the same; an environment given up is opened again.
+        """Return whether a commit that failed is in the file nevertheless; an abandoned environment is opened again.
 
-        Where the meta page could not be written, LMDB tries to put back what was there, and that may fail, too.
+        If the meta page could not be written, LMDB tries to restore the former one, and that may fail, too.
 
         Raises:
-            StoreCorrupt, StoreError: it cannot be told.
+            StoreCorrupt, StoreError: it cannot be determined.
         """
         try:
             self._environment.begin().abort()
@@ -181,7 +181,7 @@ class LMDBStore(LMDBFile):
             with self._gate.passed(), self._environment.begin(self._databases.expiry, buffers=True) as transaction:
                 cursor = transaction.cursor()
                 due = due_rows(cursor, before_ms, rows_max)
-                if not due:  # commits have taken away the rows that were first
+                if not due:  # commits have removed the rows that were first
                     self.next_expiry_ms = first_expiry_ms(cursor)
         except lmdb.Error as error:
             raise translate(error, self.path) from error

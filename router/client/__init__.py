@@ -1,1 +1,1 @@
-"""The public face of a cluster, asynchronous and blocking, and the values that go through it."""
+"""The public client of a cluster, asynchronous and blocking, and the codecs of its values."""

@@ -1,6 +1,6 @@
 """The agents of a store: the ids of its shards, page by page, merged.
 
-Apart from `unary_call`, which is compiled: an asynchronous generator cannot be.
+Separate from `unary_call`, which is compiled: an asynchronous generator cannot be.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..dispatch.unary_call import scan_shard
 __all__ = ["list_agents"]
 
 _PAGE_AGENTS: Final = 1_000
-"""Ids of one shard asked for at once; 48 shards hold 48,000 ids, about 3 MB, while they are merged."""
+"""Ids of one shard requested at once; 48 shards hold 48,000 ids, about 3 MB, while they are merged."""
 
 
 async def list_agents(
@@ -25,12 +25,11 @@ async def list_agents(
 ) -> AsyncGenerator[str, None]:
     """Yield the ids of all agents with an image in any of the stores, each once, in the byte order of their UTF-8.
 
-    Of those that begin with `prefix`.
-
-    Ids come in order from each shard, page by page, and are merged; what is saved meanwhile may be listed or not.
+    Only ids that begin with `prefix`. They come in order from each shard, page by page, and are merged; agents saved
+    meanwhile may or may not be listed.
 
     Raises:
-        ClusterUnavailable: a shard could not be listed; what was yielded before is not all.
+        ClusterUnavailable: a shard could not be listed; the ids yielded before are not all.
     """
     assert router.placement is not None
     streams = [
@@ -72,9 +71,9 @@ async def _list_shard(
 
 
 def _before(prefix: bytes) -> bytes:
-    """Return a position behind which the first id of this prefix comes: no id lies between."""
+    """Return a position directly before the first id of this prefix: no other id is between them."""
     if not prefix or prefix[-1] == 0:
-        return prefix[:-1]  # nothing lies between an id and itself with a zero byte behind it
+        return prefix[:-1]  # no id is between an id and the same with a zero byte appended
     before = prefix[:-1] + bytes([prefix[-1] - 1])
-    # No byte of UTF-8 is 0xFF; and what is as long as an id can be has nothing behind it.
+    # No byte of UTF-8 is 0xFF; and an id of the greatest length has no longer one behind it.
     return before + b"\xff" if len(before) < AGENT_ID_BYTES_MAX else before

@@ -1,4 +1,4 @@
-"""Connecting to a cluster: what a caller may say of it, checked."""
+"""The connection to a cluster, with the caller's options checked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .value_codec import ValueRules
 __all__ = ["connect"]
 
 CONNECT_DEADLINE_S: Final = 5.0
-"""How long `connect` waits for nodes that do not answer, where others do."""
+"""How long `connect` waits for nodes that do not answer, if others do."""
 
 
 def connect(
@@ -30,22 +30,21 @@ def connect(
 ) -> Cluster:
     """Return a cluster to be opened with `async with`.
 
-    `source` is the path of a topology file, or "tcp://host:port" of any one node, which hands out the topology.
-    `types`: kind -> type that its values are decoded into (a `msgspec.Struct`, or whatever msgspec decodes); others
-    come as plain objects.
+    `source` is the path of a topology file, or "tcp://host:port" of any one node, which delivers the topology.
+    `types`: kind -> type that its values are decoded into (a `msgspec.Struct`, or any type that msgspec decodes);
+    values of other kinds come as plain objects.
 
     A save rejects a value that would not come back equal (docs/values.md). `enc_hook`, `dec_hook` and `ext_hook` teach
-    types, as msgspec's encoder and decoder call them: `enc_hook(object)` returns what is saved for it, often a
+    types, as msgspec's encoder and decoder call them: `enc_hook(object)` returns the value to save for it, often a
     `msgspec.msgpack.Ext(code, data)`; `dec_hook(type, value)` makes an object of a type that is registered for a kind;
     `ext_hook(code, data)` makes one of an Ext, in any kind. `allow_lossy_values`: values may come back changed (a set
     as a list, a UUID as its text); keys of a mapping that become one are rejected all the same.
 
-    Opening it connects to all nodes and returns when each has answered, or by `connect_deadline_s` with those that
-    have; the others join when they come up.
+    Opening the cluster connects to all nodes and returns when each has answered, or by `connect_deadline_s` with those
+    that have; the others join when they come up.
 
     Raises:
-        InvalidRequestError: an argument is none that can be meant, or a type none that msgspec can decode (raised when
-            it is opened).
+        InvalidRequestError: an argument is invalid, or msgspec cannot decode a type (raised when it is opened).
         TopologyError: the file is wrong, or a kind's `fallback` does not fit its type (raised when it is opened).
         UnknownKindError: a type is given for a kind that the topology does not have (raised when it is opened).
         ClusterUnavailable: no node answered (raised when it is opened).

@@ -1,9 +1,9 @@
-"""The event loop, thread and process that a cluster belongs to, and what is said to a call from anywhere else.
+"""The event loop, thread and process that a cluster belongs to, and the errors of calls from anywhere else.
 
 A cluster's sockets, timers and tables are used without locks: by one thread, in the turns of one loop. A call from
-another loop would wait for a future that nobody resolves there, one from another thread would use a socket beside its
-owner, and a forked child shares its parent's descriptors. So every entry point begins with a look whether it is called
-at home: one comparison, since a loop runs in one thread at a time. After a fork no loop is home any more.
+another loop would wait for a future that is never resolved there, one from another thread would use a socket at the
+same time as its owner, and a forked child shares its parent's descriptors. So every entry point first checks that it is
+called at home: one comparison, since a loop runs in one thread at a time. After a fork no loop is home any more.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ __all__ = ["Home", "HomeStream", "while_open"]
 T = TypeVar("T")
 
 _NOWHERE: Final = object()
-"""The loop of a cluster that is not open, or that a fork has left behind: no running loop is this."""
+"""The loop of a cluster that is not open, or that was opened before a fork: no running loop equals it."""
 
 
 class Home:
-    """Where a cluster was opened. `loop` is its event loop while it is open, and no loop at all otherwise.
+    """The place where a cluster was opened. `loop` is its event loop while it is open, and no loop at all otherwise.
 
-    `thread` is the identifier of the thread that the loop runs in.
+    `thread` is the identifier of the thread in which the loop runs.
     """
 
     def __init__(self) -> None:
         self.loop: Any = _NOWHERE
         self.thread = 0
         self.turn = 0
-        """The thread, for the rest of a turn of the loop in which it was seen that all is in order."""
+        """The thread, for the rest of a turn of the loop in which a check has passed; 0 otherwise."""
         self._opened_in: object = _NOWHERE
         self._entered = False
         self._closed = False
@@ -66,13 +66,13 @@ class Home:
         self._opened_in = asyncio.get_running_loop()
 
     def open(self) -> None:
-        """Let calls in: the cluster is open."""
+        """Accept calls: the cluster is open."""
         self._barred = None
         self.loop = self._opened_in
         self._closed = False
 
     def leave(self) -> None:
-        """Let no call in any more: the cluster is closed, or could not be opened."""
+        """Reject calls: the cluster is closed, or could not be opened."""
         self._closed = self.loop is not _NOWHERE or self._barred is not None
         self._barred = None
         self.loop = _NOWHERE
@@ -80,7 +80,7 @@ class Home:
         self._entered = False
 
     def bar(self, why: str | None) -> None:
-        """Let no call in while something is wrong with all of the cluster; None: it no longer is."""
+        """Reject calls while an error affects the entire cluster; accept them again with None."""
         self._barred = why
         self.turn = 0
         if self._entered and os.getpid() == self._process:
@@ -92,20 +92,20 @@ class Home:
         return self._entered
 
     def is_here(self) -> bool:
-        """Whether this is the loop, thread and process in which the cluster is, or was last, open."""
+        """Return whether this is the loop, thread and process in which the cluster is, or was last, open."""
         try:
             return asyncio.get_running_loop() is self._opened_in and os.getpid() == self._process
         except RuntimeError:
             return False
 
     def require_open(self) -> None:
-        """Return if the cluster is open and this its loop; 0.1 us within a task.
+        """Require that the cluster is open and this its loop; 0.1 us within a task.
 
         Raises:
             ClusterUnavailable: it is not open.
             WrongLoopError: this is another loop, thread or process.
         """
-        # The running loop itself costs 0.4 us to ask for before Python 3.12, where it asks the system for the process.
+        # Before Python 3.12 asking for the running loop costs 0.4 us, since it asks the system for the process.
         if get_ident() == self.thread and current_task(self.loop) is not None:
             return
         try:
@@ -116,10 +116,10 @@ class Home:
         raise self.rejection()
 
     def begin_turn(self) -> None:
-        """Do as `require_open`, and let further wakes of this turn pass by `turn` alone: ten thousand may be asked for.
+        """Do as `require_open`, and let `turn` alone accept further wakes of this turn: there may be ten thousand.
 
-        A turn that the loop was stopped in goes on when it is started again. A wake from another loop of the thread
-        until then gets a future of this loop, which the other cannot wait for.
+        A turn in which the loop was stopped continues when it is started again. A wake from another loop of the thread
+        until then gets a future of this loop, for which the other cannot wait.
         """
         self.require_open()
         self.turn = self.thread
@@ -129,7 +129,7 @@ class Home:
         self.turn = 0
 
     def require_entered(self) -> None:
-        """Return as `require_open`, also where something is wrong with all of the cluster.
+        """Do as `require_open`, but accept calls while an error affects the entire cluster too.
 
         Raises: as `require_open`.
         """
@@ -137,16 +137,16 @@ class Home:
             self.require_open()
 
     def require_here(self) -> None:
-        """Return if this is the cluster's loop, thread and process, whether it is open or not.
+        """Require that this is the cluster's loop, thread and process, whether it is open or not.
 
         Raises:
-            WrongLoopError: this is another.
+            WrongLoopError: this is another loop, thread or process.
         """
         if self._opened_in is not _NOWHERE and not self.is_here():
             raise self._elsewhere()
 
     def rejection(self) -> DawnchorusError:
-        """Return what a call gets that found no open cluster of its own loop."""
+        """Return the error of a call that found no open cluster of its own loop."""
         if self._barred is not None and self.is_here():
             return ClusterUnavailable(self._barred)
         if not self._entered or (self.loop is _NOWHERE and self._barred is None and os.getpid() == self._process):
@@ -177,7 +177,7 @@ _homes: weakref.WeakSet[Home] = weakref.WeakSet()
 
 
 def _leave_all() -> None:
-    """In the child after a fork: no loop of it is one that a cluster was opened in."""
+    """Forget every home in the child after a fork: none of its loops is one in which a cluster was opened."""
     for home in list(_homes):
         home.loop = _NOWHERE
         home.turn = 0
@@ -187,14 +187,14 @@ os.register_at_fork(after_in_child=_leave_all)
 
 
 class HomeStream(AsyncGenerator[T, None]):
-    """An asynchronous generator that is resumed in its cluster's loop alone."""
+    """An asynchronous generator that is resumed only in its cluster's loop."""
 
     def __init__(self, home: Home, items: AsyncGenerator[T, None]) -> None:
         self._home = home
         self._items = items
 
     def __anext__(self) -> Coroutine[Any, Any, T]:
-        """Return what gives the next item.
+        """Return a coroutine that gives the next item.
 
         Raises:
             ClusterUnavailable, WrongLoopError: as every call of the cluster.
@@ -208,18 +208,18 @@ class HomeStream(AsyncGenerator[T, None]):
         return self._items.asend(value)
 
     def athrow(self, typ: Any, val: object = None, tb: TracebackType | None = None) -> Coroutine[Any, Any, T]:
-        """Raise an exception where the generator waits."""
+        """Raise an exception in the generator at the point at which it waits."""
         self._home.require_here()
         return self._items.athrow(typ, val, tb)
 
     def aclose(self) -> Coroutine[Any, Any, None]:
-        """End it; of a closed cluster too."""
+        """End the generator, also that of a closed cluster."""
         self._home.require_here()
         return self._items.aclose()
 
 
 async def while_open(home: Home, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-    """Yield items, none that comes after the cluster was closed."""
+    """Yield items until the cluster is closed."""
     async with aclosing(items) as opened:
         async for item in opened:
             home.require_open()

@@ -1,4 +1,4 @@
-"""The kinds of a topology as a router knows them: stores, codecs, and which are required."""
+"""The kinds of a topology as a router knows them: stores, codecs, and required kinds."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from .value_codec import ValueCodec, ValueRules
 __all__ = ["Expiring", "Kinds", "as_kinds"]
 
 _Layout: TypeAlias = list[tuple[str, list[tuple[str, ValueCodec, int]]]]
-"""Of a choice of kinds: each store with its kinds, their codecs, and how many milliseconds each lives (0 for ever)."""
+"""A choice of kinds: each store with its kinds, their codecs, and their lifetimes in milliseconds (0 for ever)."""
 
 _LAYOUTS_MAX: Final = 256
-"""Choices of kinds, each in each order, whose layout is kept; a program has a handful."""
+"""Choices of kinds, by order, whose layout is kept; a program has a handful."""
 
 _NO_RULES: Final = ValueRules()
 _encoder = msgspec.msgpack.Encoder()
 
 
 class Expiring(NamedTuple):
-    """A value to be saved that expires at a time, rather than so long after its save: what `load` gives."""
+    """A value to be saved that expires at a fixed time, rather than some time after its save; used by `load`."""
 
     value: Any
     expires_ms: int
@@ -41,10 +41,10 @@ class Expiring(NamedTuple):
 
 
 class Kinds:
-    """The kinds of one topology, with what the user said of their values."""
+    """The kinds of one topology, with the user's rules for their values."""
 
     codecs: Mapping[str, ValueCodec]
-    """By kind: how its values become bytes and come back."""
+    """The codec of the values of each kind."""
 
     def __init__(self, topology: Topology, rules: ValueRules | None = None) -> None:
         """Take the kinds of a topology.
@@ -64,7 +64,7 @@ class Kinds:
             self._require_fallback(kind)
 
     def _require_fallback(self, kind: str) -> None:
-        """See to it that a kind's fallback fits the type that is registered for it."""
+        """Require that a kind's fallback fits the type that is registered for it."""
         fallback = self._topology.kinds[kind].fallback
         if fallback is not msgspec.UNSET:
             try:
@@ -87,7 +87,7 @@ class Kinds:
     def by_store(self, fragments: Mapping[str, Any], ttl_s: Seconds | None = None) -> dict[str, list[Operation]]:
         """Return the operations that save these values, by store; required kinds first, so that images begin with them.
 
-        `ttl_s`: for all of them, None for what the topology says of each. Five kinds of bytes: 1.7 us.
+        `ttl_s`: for all of them, None for the topology's value of each. Five kinds of bytes: 1.7 us.
 
         Raises:
             UnknownKindError, InvalidRequestError: nothing can be sent of it.
@@ -115,10 +115,10 @@ class Kinds:
         return operations
 
     def _lay_out(self, chosen: tuple[str, ...]) -> _Layout:
-        """Return where these kinds go, and keep it for the next save of the same."""
+        """Return the layout of these kinds, and keep it for the next save of the same."""
         if not chosen:
             raise InvalidRequestError("a save needs at least one kind")
-        chosen = tuple([exact_text(kind) for kind in chosen])  # what is kept here is sent with later saves too
+        chosen = tuple([exact_text(kind) for kind in chosen])  # the layout is used for later saves too
         stores: dict[str, list[tuple[str, ValueCodec, int]]] = {}
         for kind in sorted(chosen, key=lambda kind: not self._is_required(kind)):
             store = self.require(kind)
@@ -134,14 +134,14 @@ class Kinds:
         return self._topology.kinds_of(store)
 
     def stores_of(self, kinds: Iterable[str] | None) -> dict[str, list[str] | None]:
-        """Return the stores that keep these kinds, with which of theirs are meant; None for all of all stores."""
+        """Return the stores that keep these kinds, with the chosen kinds of each; None for all kinds of all stores."""
         if kinds is None:
             return dict.fromkeys(self._topology.stores)
         stores: dict[str, list[str] | None] = {}
         for kind in as_kinds(kinds):
             chosen = stores.setdefault(self.require(kind), [])
             if chosen is not None and kind not in chosen:
-                chosen.append(str.__str__(kind))  # exactly the name, whatever was given that equals it
+                chosen.append(str.__str__(kind))  # the plain name, if a subclass was given
         return stores
 
     def choose(self, kinds: Iterable[str]) -> tuple[str, ...]:
@@ -176,14 +176,14 @@ class Kinds:
             )
             for kind, spec in self._topology.kinds.items()
         }
-        whole = all(kind in chosen for store in stores for kind in self._topology.kinds_of(store))
+        complete = all(kind in chosen for store in stores for kind in self._topology.kinds_of(store))
         required = tuple(kind for kind in self._topology.kinds if kind in chosen and self._is_required(kind))
         beginnings = tuple((views[kind].store, _encoder.encode(kind)) for kind in required)
         needed = tuple(dict.fromkeys([views[kind].store for kind in required]))
-        return ReadSpec(Routes.of(placement, stores), None if whole else chosen, views, required, beginnings, needed)
+        return ReadSpec(Routes.of(placement, stores), None if complete else chosen, views, required, beginnings, needed)
 
     def _eager(self) -> list[str]:
-        """Return the kinds of the stores that every wake fetches; of all, where none is eager."""
+        """Return the kinds of the stores that every wake fetches; those of all stores, if none is eager."""
         kinds, stores = self._topology.kinds, self._topology.stores
         return [kind for kind, spec in kinds.items() if stores[spec.store].wake != "lazy"] or list(kinds)
 
@@ -202,7 +202,7 @@ def _milliseconds(ttl_s: Seconds | None) -> int:
 
 
 def _remaining_ms(expires_ms: int) -> int:
-    """Return how long it is to a time by this host's clock, for nodes that do not know of times; at least 1."""
+    """Return the milliseconds to a time by this host's clock, for nodes that do not support times; at least 1."""
     return max(1, expires_ms - time.time_ns() // 1_000_000) if expires_ms else 0
 
 
@@ -210,7 +210,7 @@ def as_kinds(kinds: Iterable[str]) -> tuple[str, ...]:
     """Return the names of some kinds, each once.
 
     Raises:
-        InvalidRequestError: it is one name by itself, or no names.
+        InvalidRequestError: it is a single name, or no names.
     """
     if isinstance(kinds, str):
         raise InvalidRequestError(f"kinds is a list of names, not the string {kinds!r}")

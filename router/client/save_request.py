@@ -1,7 +1,7 @@
-"""A save as its caller asks for it, looked at before anything is sent: kinds and values, deletions, expectations.
+"""A save as its caller requests it, checked before anything is sent: kinds and values, deletions, expectations.
 
-Arguments become exact values here: a number that is none, or an object that only equals a name or a number, must cost
-its caller this call, and not those whose saves travel in the same message.
+Arguments become exact values here: an invalid number, or an object that only equals a name or a number, must fail its
+caller's own call, and not the saves that travel in the same message.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .kind_registry import Kinds, as_kinds
 __all__ = ["Expect", "ManyDeletes", "ManyExpect", "ManySaves", "deletions", "expectations", "operations"]
 
 Expect: TypeAlias = AgentState | Saved | Mapping[str, int] | int | None
-"""What a save expects: what a wake or an earlier save showed, versions by kind, or 0: nothing there yet."""
+"""The versions that a save expects: those of a state or of an earlier save, versions by kind, or 0: none yet."""
 
 ManyExpect: TypeAlias = Mapping[str, Expect] | Collection[AgentState | Saved] | int | None
 """The same for many agents: by agent id, or states and results, each of which names its agent; or 0."""
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class MakeWrite(Protocol):
-    """Names a write for good."""
+    """A function that makes a write and its token."""
 
     def __call__(
         self,
@@ -40,19 +40,19 @@ class MakeWrite(Protocol):
         expect: Mapping[str, Mapping[str, int]] | None = None,
         write_id: str | None = None,
     ) -> AgentWrite:
-        """Return it."""
+        """Return the write."""
         ...
 
 
 def operations(
     kinds: Kinds, fragments: Mapping[str, Any], ttl_s: Seconds | None, drop: Iterable[str] | None
 ) -> dict[str, list[Operation]]:
-    """Return the operations of a save by store: what it writes, and behind that what it deletes.
+    """Return the operations of a save by store: those that write, and then those that delete.
 
     Raises:
         UnknownKindError, InvalidRequestError: nothing can be sent of it.
     """
-    if not isinstance(fragments, dict):  # by far the most are: 0.3 us less
+    if not isinstance(fragments, dict):  # almost all are: 0.3 us less
         fragments = _mapping(fragments)
     if drop is None:
         return kinds.by_store(fragments, ttl_s)
@@ -73,7 +73,7 @@ def _mapping(fragments: object) -> Mapping[str, Any]:
 
 
 def deletions(kinds: Kinds, chosen: Iterable[str] | None) -> dict[str, list[Operation]]:
-    """Return the operations that delete these kinds, None for the whole agent, by store.
+    """Return the operations that delete these kinds, None for the entire agent, by store.
 
     Raises:
         UnknownKindError, InvalidRequestError: nothing can be sent of it.
@@ -90,10 +90,10 @@ def deletions(kinds: Kinds, chosen: Iterable[str] | None) -> dict[str, list[Oper
 def expectations(
     kinds: Kinds, agent_id: str, expect: Expect, by_store: Mapping[str, list[Operation]]
 ) -> dict[str, dict[str, int]]:
-    """Return what each store is to find, kind -> version, for these operations on an agent.
+    """Return the versions that each store has to find, kind -> version, for these operations on an agent.
 
     Of a state, or of the result of a save, only the kinds being written or deleted count; 0 means that none of them may
-    be there. A mapping may name other kinds as well, of the stores that are written.
+    exist. A mapping may name other kinds as well, of the stores that are written.
 
     Raises:
         FragmentUnavailable: the state does not know the version of a kind being written.
@@ -142,7 +142,7 @@ def _versions(
 
 
 def _not_there(versions: Mapping[str, int]) -> Mapping[str, int]:
-    """Return versions as they are expected: of what a save deleted, that it is not there."""
+    """Return the expected versions: 0 for kinds that a save deleted."""
     if isinstance(versions, SavedVersions):
         return {kind: 0 if kind in versions.deleted else version for kind, version in versions.items()}
     return versions
@@ -161,7 +161,7 @@ def _written(kinds: Kinds, by_store: Mapping[str, list[Operation]]) -> list[str]
 
 
 class ManySaves:
-    """What a `save_many` asks of each agent."""
+    """The saves that a `save_many` requests, by agent."""
 
     def __init__(
         self,
@@ -172,7 +172,7 @@ class ManySaves:
         write_id: Mapping[str, str | None] | str | None = None,
         drop: Mapping[str, Iterable[str] | None] | Iterable[str] | None = None,
     ) -> None:
-        """Take the arguments; what is wrong with those of one agent is said when its write is made."""
+        """Keep the arguments; errors in those of one agent are raised when its write is made."""
         self._kinds = kinds
         self.agents = agents
         self._expect = _expected_by_agent(expect)
@@ -185,7 +185,7 @@ class ManySaves:
             )
 
     def new_write(self, make: MakeWrite) -> NewWrite:
-        """Return what makes the write of one agent out of its operations."""
+        """Return a function that makes the write of one agent from its operations."""
         agents, kinds = self.agents, self._kinds
         if self._expect is None and self._write_id is None and self._drop is None and self._ttl_s is None:
             by_store_of = kinds.by_store
@@ -207,7 +207,7 @@ class ManySaves:
 
 
 class ManyDeletes:
-    """What a `delete_many` asks of each agent."""
+    """The deletions that a `delete_many` requests, by agent."""
 
     def __init__(
         self,
@@ -217,7 +217,7 @@ class ManyDeletes:
         expect: ManyExpect,
         write_id: Mapping[str, str | None] | str | None,
     ) -> None:
-        """Take the arguments.
+        """Keep the arguments.
 
         Raises:
             UnknownKindError, InvalidRequestError: nothing can be sent of them.
@@ -229,7 +229,7 @@ class ManyDeletes:
         self._write_id = write_id
 
     def new_write(self, make: MakeWrite) -> NewWrite:
-        """Return what makes the write of one agent."""
+        """Return a function that makes the write of one agent."""
 
         def new_write(agent_id: str, agent: bytes, hashed: int) -> AgentWrite:
             expected = expectations(self._kinds, agent_id, _expect_of(self._expect, agent_id), self._by_store)
@@ -239,7 +239,7 @@ class ManyDeletes:
 
 
 def _of_agent(given: Mapping[str, T] | T, agent_id: str) -> T | None:
-    """Return an option's value for one agent, of a mapping by agents or of one value for all."""
+    """Return an option's value for one agent, from a mapping by agents or one value for all."""
     return cast("Mapping[str, T]", given).get(agent_id) if isinstance(given, Mapping) else given
 
 
@@ -250,7 +250,7 @@ def _key_of(write_id: Mapping[str, str | None] | str | None, agent_id: str) -> s
 
 
 def _expect_of(expect: Mapping[str, Expect] | int | None, agent_id: str) -> Expect:
-    """Return what is expected of one agent; where others' states are given, one that is left out was forgotten."""
+    """Return the expectation for one agent; in a mapping by agents none may be left out."""
     if not isinstance(expect, Mapping):
         return expect
     if agent_id not in expect:
@@ -259,10 +259,10 @@ def _expect_of(expect: Mapping[str, Expect] | int | None, agent_id: str) -> Expe
 
 
 def _expected_by_agent(expect: ManyExpect) -> Mapping[str, Expect] | int | None:
-    """Return what many saves expect by agent, also where it is given as states or results that name their agents.
+    """Return the expectations of many saves by agent, also if given as states or results that name their agents.
 
     Raises:
-        InvalidRequestError: it is nothing that many saves can expect.
+        InvalidRequestError: it is no expectation for many saves.
     """
     if expect is None or (type(expect) is int and expect == 0):
         return expect

@@ -1,4 +1,4 @@
-"""A session: what is open while a Cluster is, made together of the topology that its nodes gave."""
+"""The session of an open Cluster: its wakes and saves, for the topology that its nodes have sent."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Session:
         self.topology = topology
         self.kinds = Kinds(topology, rules)
         self.wake_s = topology.wake_deadline_ms / 1_000
-        """How long a wake takes at most if its caller does not say."""
+        """The most seconds of a wake whose caller gives no deadline."""
         self._rules = rules
         self._home = home
         self.wakes = WakeEngine(router, self.kinds, self.wake_budget, state_type=state_type, again=again)
@@ -70,7 +70,7 @@ class Session:
         """Return the seconds that a wake with this deadline has.
 
         Raises:
-            ClusterUnavailable, WrongLoopError: the cluster is closed, or not to be used from here.
+            ClusterUnavailable, WrongLoopError: the cluster is closed, or must not be used from here.
         """
         self._home.require_open()
         return self.wake_s if deadline_s is None else deadline(deadline_s)
@@ -99,7 +99,7 @@ class Session:
     async def save_many(
         self, request: ManySaves | ManyDeletes, deadline_s: Seconds | None
     ) -> dict[str, Saved | DawnchorusError]:
-        """Write what is requested of many agents; return for each what was saved, or the error."""
+        """Write the requested operations of many agents; return the result of each, or its error."""
         budget_s = self.save_budget(deadline_s)
         return await self.saver.save_many(request.agents, request.new_write(self.saver.new_write), budget_s)
 
@@ -114,7 +114,7 @@ class Session:
         return list_agents(self.router, stores, self.save_budget(None), beginning)
 
     def _handle_grown(self, topology: Topology) -> None:
-        """The cluster has got stores, kinds or nodes since this client connected."""
+        """Adopt the topology of a cluster with new stores, kinds or nodes since this client connected."""
         self.topology = topology
         self.kinds = Kinds(topology, self._rules)
         self.wakes.handle_grown(self.kinds)

@@ -3,10 +3,10 @@
     with connect_sync("topology.toml") as cluster:
         state = cluster.wake("agent-42")
 
-A Cluster lives in a loop in a thread of its own (`sync_host`); each method here is that of the Cluster, called there
-and waited for: both have the same parameters, results and errors. Wakes of many threads travel together as those of
-one turn of a loop do. In the child after a fork nothing of the parent's is touched: thread and connections are made
-anew when the child first asks for something.
+A Cluster runs in a loop in a thread of its own (`sync_host`); each method here calls that of the Cluster there and
+waits for it: both have the same parameters, results and errors. Wakes of many threads travel together as those of one
+turn of a loop do. In the child after a fork nothing of the parent's is used: thread and connections are made anew at
+the first call of the child.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 _PAGE_AGENTS: Final = 512
-"""Ids that `agents` brings from the thread at once: handing one over takes as long as reading twenty."""
+"""Ids that `agents` fetches from the thread at once: delivering one takes as long as reading twenty."""
 
 
 class SyncCluster:
@@ -54,7 +54,7 @@ class SyncCluster:
 
     @staticmethod
     def _blocking(method: Callable[Concatenate[Cluster, P], Awaitable[R]]) -> Callable[Concatenate[SyncCluster, P], R]:
-        """Return a method of the Cluster as one that blocks."""
+        """Return a method of the Cluster as a blocking one."""
         place = list(inspect.signature(method).parameters).index("deadline_s") - 1
 
         def call(self: SyncCluster, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -86,7 +86,7 @@ class SyncCluster:
         self, ids: Iterable[str], kinds: Iterable[str] | None = None, deadline_s: Seconds | None = None
     ) -> SyncStream[SyncAgentState]:
         """Wake many agents; iterate over their states as they become usable. As `Cluster.wake_stream`, blocking."""
-        # One at a time: a state that waited here while its consumer saves would be older than acknowledged.
+        # One at a time: a state that waits here while its consumer saves would be older than acknowledged.
         return SyncStream(self._host, self._host.cluster.wake_stream, (_own(ids), kinds, deadline_s), 1, deadline_s)
 
     # --- save ---
@@ -107,24 +107,24 @@ class SyncCluster:
 
     @property
     def topology(self) -> Topology:
-        """The cluster's topology, as this client knows it; also after closing."""
+        """The cluster's topology, as this client knows it; available after closing too."""
         return self._host.topology
 
     @property
     def placement(self) -> Placement:
-        """Which node serves which shard, as this client knows it."""
+        """The node that serves each shard, as this client knows it."""
         return self._host.run(self._host.cluster.placement_now)
 
 
 def _own(ids: Iterable[str]) -> Iterable[str]:
-    """Return ids that the thread may read: what makes them runs here, where it may call the cluster itself."""
+    """Return ids that the thread may read: a generator of them runs here, where it may call the cluster itself."""
     return ids if isinstance(ids, str | bytes | list) else list(ids)
 
 
 class SyncStream(Iterator[T]):
-    """What `wake_stream` and `agents` give: an iterator whose next item is waited for.
+    """The iterator that `wake_stream` and `agents` return: it blocks until its next item is there.
 
-    `close` ends it early, so that nothing more is fetched for it; so does letting go of it.
+    `close` ends it early, so that nothing more is fetched for it; so does dropping the last reference to it.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class SyncStream(Iterator[T]):
         page: int,
         limit_s: object,
     ) -> None:
-        """`page` is how many items are taken from the thread at once."""
+        """`page` is the number of items received from the thread at once."""
 
         async def begin() -> AsyncGenerator[T, None]:
             return method(*arguments)
@@ -159,13 +159,13 @@ class SyncStream(Iterator[T]):
         return self._taken.popleft()
 
     def close(self) -> None:
-        """End it before its end."""
+        """End the iterator early."""
         self._taken.clear()
         self._error = StopAsyncIteration()
         self._host.run(self._items.aclose)
 
     async def _take(self) -> BaseException | None:
-        """Take a page of items; return why there is no other behind it, None if there may be."""
+        """Receive a page of items; return the reason for which it is the last one, None if another may follow."""
         try:
             while len(self._taken) < self._page:
                 self._taken.append(await anext(self._items))
@@ -175,7 +175,7 @@ class SyncStream(Iterator[T]):
 
 
 def _hosted(opening: Callable[P, Cluster]) -> Callable[P, SyncCluster]:
-    """Return what takes the arguments of `connect` and gives a SyncCluster."""
+    """Return a function that takes the arguments of `connect` and returns a SyncCluster."""
 
     @functools.wraps(opening)
     def connect_sync(*args: P.args, **kwargs: P.kwargs) -> SyncCluster:
@@ -186,8 +186,8 @@ def _hosted(opening: Callable[P, Cluster]) -> Callable[P, SyncCluster]:
     connect_sync.__doc__ = """Return a cluster to be opened with `with`, for programs without an event loop.
 
     It takes the arguments of `connect` and has the methods of `Cluster`, which block until they have their result, by
-    their deadline. Any number of threads may call them at once; what they ask for at the same time travels together. A
-    forked child may go on using it, on connections of its own.
+    their deadline. Any number of threads may call them at once; their simultaneous requests travel together. A forked
+    child may continue to use it, on connections of its own.
     """
     return connect_sync
 

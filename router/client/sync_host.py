@@ -1,7 +1,7 @@
 """The thread in which the Cluster behind a SyncCluster runs, started on entry and anew in a forked child.
 
-Every blocking call goes through `SyncHost.run`. It bounds the wait, and lets what comes back block as well: states ask
-for more and errors retry without a loop at hand.
+Every blocking call uses `SyncHost.run`. It bounds the wait, and makes the results block as well: states fetch more and
+errors retry without a running loop.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ __all__ = ["HostedCluster", "SyncAgentState", "SyncHost"]
 T = TypeVar("T")
 
 _LIMIT_SECONDS: Final = 5.0
-"""What a call is given at least before its thread is taken for stuck: some methods have a deadline of their own."""
+"""The least time that a call gets before its thread counts as stuck: some methods have a deadline of their own."""
 
 
 class SyncAgentState(AgentState, gc=False, eq=False, repr_omit_defaults=True):
-    """One woken agent, as `AgentState`; what asks the cluster once more blocks."""
+    """One woken agent, as `AgentState`; methods that ask the cluster again block."""
 
-    def settle(  # type: ignore[override] # the state itself: nobody here could await a future of it
+    def settle(  # type: ignore[override] # the state itself: no caller here could await a future
         self, deadline_s: Seconds | None = None, *, callback: Callable[[Self], None] | None = None
     ) -> Self:
         """Ask again for the kinds that could not be read; return this state, completed as far as it goes.
@@ -54,9 +54,9 @@ class SyncAgentState(AgentState, gc=False, eq=False, repr_omit_defaults=True):
         return self
 
     def fetch(self, kind: str, deadline_s: Seconds | None = None) -> Any:
-        """Return the value of a kind that the wake did not ask for (of a lazy store, as a rule), fetched now.
+        """Return the value of a kind that the wake did not read (usually of a lazy store), fetched now.
 
-        One that the state has already is returned as it is; `deadline_s`: seconds from now, None: as a wake.
+        A value that the state has already is returned unchanged; `deadline_s`: seconds from now, None: as a wake.
 
         Raises: as `state[kind]`; ClusterUnavailable: the cluster was closed.
         """
@@ -71,7 +71,7 @@ class SyncAgentState(AgentState, gc=False, eq=False, repr_omit_defaults=True):
 
 
 class _Again:
-    """How the states of a SyncCluster ask for more: by its Cluster of today, which after a fork is another."""
+    """The function with which states of a SyncCluster fetch more: by its current Cluster, another one after a fork."""
 
     def __init__(self, host: SyncHost) -> None:
         self.host = host
@@ -96,11 +96,11 @@ class HostedCluster(Cluster):
 
     @property
     def connect_deadline_s(self) -> float:
-        """How long opening takes at most."""
+        """The most seconds that opening takes."""
         return self._connect_deadline_s
 
     def wake_again(self, agent_id: str, kinds: tuple[str, ...], deadline_s: Seconds | None) -> asyncio.Future[Any]:
-        """Wake an agent for what a state of it lacks."""
+        """Wake an agent for the kinds that a state of it lacks."""
         self._home.require_open()
         return self._session.wakes.wake_again(agent_id, kinds, deadline_s)
 
@@ -148,9 +148,9 @@ class SyncHost:
 
     @property
     def topology(self) -> Topology:
-        """The cluster's topology, the last one that was known after closing.
+        """The cluster's topology; after closing the last known one.
 
-        Raises: as `cluster`, where it was never open.
+        Raises: as `cluster`, if it was never open.
         """
         if not self._entered and self._last_topology is not None:
             return self._last_topology
@@ -158,7 +158,7 @@ class SyncHost:
 
     @property
     def cluster(self) -> HostedCluster:
-        """The Cluster in the thread; in a forked child made anew.
+        """The Cluster in the thread, made anew in a forked child.
 
         Raises:
             ClusterUnavailable: it is not open, or no node answers the child.
@@ -167,7 +167,7 @@ class SyncHost:
         return (self._started() if thread is None else thread).resource
 
     def run(self, function: Callable[..., Awaitable[T]], *arguments: Any, limit_s: object = None) -> T:
-        """Call a function in the thread and wait for what it gives; it was given a deadline of `limit_s`, if any."""
+        """Call a function in the thread and wait for its result; its own deadline is `limit_s`, if any."""
         thread = self._thread
         if thread is None:
             thread = self._started()
@@ -177,14 +177,14 @@ class SyncHost:
         except SaveError as error:
             self._adopt(error, seconds)
             raise
-        if isinstance(result, dict):  # of many agents: what became of each
+        if isinstance(result, dict):  # the results of many agents
             for each in cast("dict[object, object]", result).values():
                 if isinstance(each, SaveError):
                     self._adopt(each, seconds)
         return cast("T", result)
 
     def _limit(self, deadline_s: object) -> float:
-        """Return how long a call may take: its deadline, or the topology's; reject one that cannot be."""
+        """Return how long a call may take: its deadline, or the topology's if its own is too short or invalid."""
         if isinstance(deadline_s, timedelta):
             deadline_s = deadline_s.total_seconds()
         if isinstance(deadline_s, int | float) and self._least_limit_s < deadline_s <= DEADLINE_S_MAX:
@@ -192,7 +192,7 @@ class SyncHost:
         return self._least_limit_s
 
     def _adopt(self, error: SaveError, seconds: float) -> None:
-        """Let an error's `retry` block."""
+        """Make an error's `retry` block."""
         if error.repeat is not None and not isinstance(error.repeat, _Retry):
             error.repeat = _Retry(self.run, error.repeat, limit_s=seconds)
 
@@ -214,7 +214,7 @@ class SyncHost:
         return thread
 
     def leave_behind(self) -> None:
-        """In the child after a fork: forget the parent's thread, and a lock that another thread may have held."""
+        """Forget, in the child after a fork, the parent's thread and a lock that another thread may have held."""
         self._thread = None
         self._opening = threading.Lock()
 

@@ -1,10 +1,10 @@
 """Codecs between the values of each kind and bytes: a value that would come back changed is rejected.
 
-A value goes through `ValueCodec.encode`. What is plain (`plain_values`) or bytes comes back as it is, and costs one
-look; what is of its kind's registered type is decoded and compared by ==, if that can be trusted. Everything else is
-encoded, decoded as a wake would decode it, and compared step by step (`value_differences`); if it differs beyond what
-docs/values.md lists, the save is rejected with the path in the value. Two keys that become one are rejected always, the
-rest may be permitted for a connection.
+Every value passes `ValueCodec.encode`. A plain value (`plain_values`) or bytes come back unchanged, and take one check;
+a value of its kind's registered type is decoded and compared by ==, if that can be trusted. Everything else is encoded,
+decoded as a wake would decode it, and compared step by step (`value_differences`); if it differs by more than
+docs/values.md lists, the save is rejected with the path in the value. Two keys that become one are always rejected,
+other changes may be permitted for a connection.
 
 A type can be taught in two ways: registered for the kind, so that the decoder makes it; or by `enc_hook` and
 `ext_hook`, which turn it into an extension of msgpack's and back, in any kind.
@@ -31,11 +31,11 @@ _REMEDY: Final = (
 )
 
 _PATH_MAX: Final = 200
-"""Characters of a path that an error shows: the beginning and the end of a longer one."""
+"""The most characters of a path in an error: the beginning and the end of a longer one."""
 
 
 class ValueRules(NamedTuple):
-    """What a connection was told of values: see `connect`."""
+    """The rules of a connection for its values: see `connect`."""
 
     types: Mapping[str, Any] | None = None
     enc_hook: Callable[[Any], Any] | None = None
@@ -52,14 +52,14 @@ _plain_encoder = msgspec.msgpack.Encoder()
 
 
 class ValueCodec:
-    """How the values of one kind become bytes and come back."""
+    """The codec between the values of one kind and bytes."""
 
     __slots__ = ("_compare", "_encode", "_kind", "_rules", "_untyped", "decoder", "typed")
 
     decoder: msgspec.msgpack.Decoder[Any]
-    """Makes a value of its msgpack, of the type registered for the kind."""
+    """The decoder from msgpack to the type registered for the kind."""
     typed: bool
-    """Whether there is one."""
+    """Whether a type is registered."""
 
     def __init__(self, kind: str, type_: Any = Any, rules: ValueRules = _NO_RULES) -> None:
         """`type_`: the type registered for the kind.
@@ -81,18 +81,18 @@ class ValueCodec:
         self._untyped = msgspec.msgpack.Decoder(Any, ext_hook=ext_hook)
 
     def encode(self, value: Any) -> tuple[int, bytes]:
-        """Return a value's encoding and bytes, as an image has them: bytes as they are, anything else as msgpack.
+        """Return a value's encoding and bytes, as an image has them: bytes unchanged, anything else as msgpack.
 
         Raises:
             InvalidRequestError: it cannot be encoded, is too large or too deep, or would not come back equal.
         """
         encoding, encoded = ENCODING_MSGPACK, b""
         if self.typed:
-            sound = self._encode_if_sound(value)
-            if sound is None:
+            intact = self._encode_if_intact(value)
+            if intact is None:
                 encoding, encoded = self._encode_checked(value)
             else:
-                encoded = sound
+                encoded = intact
         elif is_plain(value, NESTING_MAX, True):
             if type(value) is bytes:
                 encoding, encoded = ENCODING_BYTES, value
@@ -111,7 +111,7 @@ class ValueCodec:
         return encoding, encoded
 
     def convert(self, value: Any) -> Any:
-        """Return what would come back of a plain value: one of the kind's registered type.
+        """Return a plain value as it would come back: as the kind's registered type.
 
         Raises:
             InvalidRequestError: it does not fit the type.
@@ -121,10 +121,10 @@ class ValueCodec:
         except Exception as error:
             raise InvalidRequestError(f"{shown(value)} does not fit the type of {self._kind!r}: {error}") from error
 
-    def _encode_if_sound(self, value: Any) -> bytes | None:
-        """Return the msgpack of a value that soon proves to come back as its registered type; None of any other.
+    def _encode_if_intact(self, value: Any) -> bytes | None:
+        """Return the msgpack of a value that a quick check shows to come back intact; None for any other.
 
-        2.5 us for a Struct of twenty values, where the comparison takes 20.
+        2.5 us for a Struct of twenty values, while the comparison takes 20.
         """
         if isinstance(value, _BYTES_LIKE):
             return None
@@ -134,14 +134,14 @@ class ValueCodec:
             if type(restored) is type(value):
                 return encoded if is_trusted(value, NESTING_MAX) and restored == value else None
             return encoded if is_plain(value, NESTING_MAX, False) and self._encode(restored) == encoded else None
-        except Exception:  # the comparison tells what is wrong
+        except Exception:  # the comparison reports the error
             return None
 
     def _encode_checked(self, value: Any) -> tuple[int, bytes]:
         try:
             encoded, found = self._attempt(value, value)
             if found is not None and self._rules.enc_hook is not None:
-                # msgspec asks the hook only of types that it does not know, and knows some that do not come back.
+                # msgspec calls the hook only for types that it does not know, and knows some that do not come back.
                 taught = _taught(value, self._enc_hook, NESTING_MAX)
                 encoded, found = self._attempt(taught, value)
             if found is not None and encoded and self._rules.allow_lossy_values:
@@ -155,7 +155,7 @@ class ValueCodec:
         return ENCODING_MSGPACK, encoded
 
     def _attempt(self, given: Any, value: Any) -> tuple[bytes, Difference | None]:
-        """Encode what is given for a value; return its bytes (none if they are of no use) and what would not come back.
+        """Encode `given` in place of a value; return its bytes (none if unusable) and the first difference.
 
         A value larger than a fragment may be is not compared: it is rejected for its size.
         """
@@ -209,11 +209,11 @@ class ValueCodec:
             path = f"{path[: _PATH_MAX // 2]}...{path[-_PATH_MAX // 2 :]}"
         remedy = _REMEDY if found.permissible else ""
         text = f"the value of {self._kind!r} cannot be saved: value{path} {found.what}{remedy}"
-        return InvalidRequestError(text.encode(errors="backslashreplace").decode())  # also where it is no valid Unicode
+        return InvalidRequestError(text.encode(errors="backslashreplace").decode())  # also if it is no valid Unicode
 
 
 def _taught(value: Any, hook: Callable[[Any], Any], levels: int) -> Any:
-    """Return a value with the hook's answer for each object in it that is not plain; keys stay as they are."""
+    """Return a value with the hook's answer for each object in it that is not plain; keys are unchanged."""
     kind = cast("Any", type(value))
     if levels == 0 or value is None or kind in (str, int, float, bool, bytes):
         return value
@@ -223,15 +223,15 @@ def _taught(value: Any, hook: Callable[[Any], Any], levels: int) -> Any:
         return [_taught(item, hook, levels - 1) for item in cast("list[Any]", value)]
     try:
         answer = hook(value)
-    except Exception:  # it does not know this type; whether it had to is seen when it is encoded
+    except Exception:  # it does not know this type; encoding shows whether it had to
         return value
     return _taught(answer, hook, levels - 1)
 
 
 class _GuardedDecHook:
-    """The user's hook: not asked for what ext_hook made already, and errors as those of the value.
+    """The user's hook: not called for objects that ext_hook made already, and with its errors as those of the value.
 
-    A class, as a state takes it along where it is pickled.
+    A class, since a pickled state contains it.
     """
 
     def __init__(self, hook: Callable[[type, Any], Any] | None) -> None:
@@ -249,7 +249,7 @@ class _GuardedDecHook:
 
 
 class _GuardedExtHook:
-    """The user's hook, errors as those of the value."""
+    """The user's hook, with its errors as those of the value."""
 
     def __init__(self, hook: Callable[[int, memoryview], Any]) -> None:
         self._hook = hook

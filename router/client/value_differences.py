@@ -1,10 +1,10 @@
-"""The comparison of a value with what comes back of it: pure, and with the path of the first difference.
+"""The comparison of a value with its restored form: pure, and with the path of the first difference.
 
 Equal means the same type and ==, throughout, with the exceptions that docs/values.md lists: a tuple may come back as a
 list, a Struct, dataclass or attrs object as a mapping of its fields, a mapping of a subclass of dict as a dict,
 bytearray and memoryview as bytes, an aware datetime as the same moment in UTC.
 
-With a type registered, what is plain (text, a number, a mapping) may come back as that type makes of it, as long as
+With a type registered, a plain value (text, a number, a mapping) may come back in the form of that type, as long as
 nothing of it is left out.
 """
 
@@ -23,14 +23,14 @@ from ...wire.protocol.limits import NESTING_MAX
 __all__ = ["Comparison", "Difference", "children", "is_mapping", "key_step", "shown"]
 
 _SHOWN_MAX: Final = 60
-"""Characters of a value or key that an error shows."""
+"""The most characters of a value or key in an error."""
 
 _PLAIN: Final = (str, int, float, bool, type(None), bytes)
 _BYTES_LIKE: Final = (bytes, bytearray, memoryview)
 
 
 class Difference(NamedTuple):
-    """Where a value differs from what would come back (`["a"][3].key`, empty for the value itself), and how."""
+    """The place at which a value would come back different (`["a"][3].key`, empty for the value itself), and how."""
 
     path: str
     what: str
@@ -38,24 +38,24 @@ class Difference(NamedTuple):
     """Whether a caller may permit it: the value changes, and nothing of it is lost."""
 
     def under(self, step: str) -> Difference:
-        """Return the same difference as what holds the value sees it."""
+        """Return the same difference with its path from the container of the value."""
         return self._replace(path=step + self.path)
 
 
 class Comparison:
-    """How values of one kind are compared: with a type registered, or none."""
+    """The comparison of the values of one kind, with a type registered or without."""
 
     __slots__ = ("_reread", "_typed")
 
     def __init__(self, reread: Callable[[Any], Any], *, typed: bool) -> None:
-        """`reread` gives what comes back of a value without a type; `typed`: whether the kind has one."""
+        """`reread` restores a value without a type; `typed`: whether the kind has one."""
         self._reread = reread
         self._typed = typed
 
     def difference(self, value: Any, restored: Any, levels: int) -> Difference | None:
-        """Return the first difference of a value from what would come back, None where there is none.
+        """Return the first difference between a value and its restored form, None if there is none.
 
-        `levels`: how many lists and mappings may lie in each other; deeper is a difference.
+        `levels`: how many lists and mappings may be nested; deeper nesting is a difference.
         """
         kind = cast("Any", type(value))
         if kind in _PLAIN:
@@ -78,7 +78,7 @@ class Comparison:
         if same_type and (value == restored or (value != value and restored != restored)):
             return None
         if self._typed and not same_type:
-            # What the registered type makes of it; of numbers it must be the same one.
+            # The registered type may change the form of a value; a number must stay the same number.
             numbers = isinstance(value, int | float) and isinstance(restored, int | float)
             if not numbers or _are_equal(value, restored):
                 return None
@@ -127,7 +127,7 @@ class Comparison:
             if type(key) is not str or key != other_key:
                 found = self.difference(key, other_key, levels)
                 if found is None and type(key) not in _PLAIN and not _are_equal(key, other_key):
-                    found = _changed(key, other_key)  # a Struct, say: nobody would find it
+                    found = _changed(key, other_key)  # a Struct, say: no lookup would find it
                 if found is not None:
                     return Difference(key_step(key), f"has a key that {found.what}", found.permissible)
             found = self.difference(item, other, levels)
@@ -136,7 +136,7 @@ class Comparison:
         return None
 
     def _named_difference(self, value: Mapping[Any, Any], fields: Mapping[str, Any], levels: int) -> Difference | None:
-        """Compare a mapping with an object made of it; the object may have more fields: their defaults."""
+        """Compare a mapping with an object made from it; the object may have more fields: their defaults."""
         for key, item in value.items():
             if not isinstance(key, str) or key not in fields:
                 return Difference(key_step(key), "has no field in the type registered for the kind, and would be lost")
@@ -168,7 +168,7 @@ class Comparison:
         return None
 
     def _read_by_type(self, value: Any, restored: Any, levels: int) -> Difference | None:
-        """Compare a mapping or list with what a registered type made of it that is neither: no entry may be lost."""
+        """Compare a mapping or list with an object of a registered type that is neither: no entry may be lost."""
         if not self._typed:
             return _changed(value, restored)
         if type(restored) in (set, frozenset) and len(restored) != len(value):
@@ -176,7 +176,7 @@ class Comparison:
         return self.loss(value, levels)
 
     def loss(self, value: Any, levels: int) -> Difference | None:
-        """Return the first entry that is lost because its key becomes that of another, None where none is."""
+        """Return the first entry that is lost because its key becomes that of another, None if there is none."""
         if type(value) in _PLAIN:
             return None
         steps = list(children(value))
@@ -210,7 +210,7 @@ class Comparison:
 
 
 def children(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what a value holds, each with the step of the path that leads to it; keys of mappings are not among it."""
+    """Yield the parts of a value, each with its step of the path; keys of mappings are not among them."""
     if is_mapping(value):
         for key, item in value.items():
             yield key_step(key), item
@@ -223,12 +223,12 @@ def children(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def is_mapping(value: Any) -> TypeGuard[dict[Any, Any]]:
-    """Return whether a value is a dict, or of a subclass."""
+    """Return whether a value is a dict or of a subclass."""
     return isinstance(value, dict)
 
 
 def shown(value: object) -> str:
-    """Return how a value looks, cut to a length that an error may have."""
+    """Return the repr of a value, shortened for an error."""
     try:
         text = repr(value)
     except Exception:  # a user's type may do anything
@@ -237,7 +237,7 @@ def shown(value: object) -> str:
 
 
 def key_step(key: object) -> str:
-    """Return the step of a path that leads to the value of a key."""
+    """Return the step of a path for a key."""
     return f"[{json.dumps(key, ensure_ascii=False) if type(key) is str and len(key) <= _SHOWN_MAX else shown(key)}]"
 
 
@@ -266,7 +266,7 @@ def _are_equal(value: object, restored: object) -> bool:
 
 
 def _is_same_moment(value: datetime, restored: datetime) -> bool:
-    """Whether two datetimes are one moment, to the microsecond; a repeated hour compares as unequal to everything."""
+    """Return whether two datetimes are one moment, to the microsecond; by == a repeated hour equals nothing."""
     ours, theirs = value.utcoffset(), restored.utcoffset()
     if ours is None or theirs is None:
         return ours is theirs and value == restored
@@ -274,7 +274,7 @@ def _is_same_moment(value: datetime, restored: datetime) -> bool:
 
 
 def _fields_of(value: Any) -> Mapping[str, Any] | None:
-    """Return an object's fields by the names under which they are saved; None of what has none."""
+    """Return an object's fields by the names under which they are saved; None for any other value."""
     kind = cast("Any", type(value))
     if isinstance(value, msgspec.Struct):
         config = kind.__struct_config__
@@ -290,5 +290,5 @@ def _fields_of(value: Any) -> Mapping[str, Any] | None:
 
 
 def _is_omitted(value: Any) -> bool:
-    """Whether a Struct leaves out what has its default, which the user asked for."""
+    """Return whether a Struct omits fields with their defaults, as its user requested."""
     return isinstance(value, msgspec.Struct) and value.__struct_config__.omit_defaults

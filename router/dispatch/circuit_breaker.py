@@ -12,9 +12,9 @@ that node's fragments and no time. Half open it lets one request through at a ti
 It!, 2nd edition, 2018, chapter 5.)
 
 It counts moments, not requests. A wake of ten thousand agents is dozens of requests to a node, and when its deadline
-falls into a pause of the node, all of them time out at once: that is one observation. So the outcomes of each twentieth
+falls into a pause of the node, all of them time out together: that is one observation. So the outcomes of a twentieth
 of a second are one moment, which counts by the share of its requests that failed; the window's share is the mean of its
-moments'. And a timeout of what was sent before the breaker opened or closed last tells nothing about the node since.
+moments'. And a timeout of a request sent before the breaker opened or closed last says nothing about the node since.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from ...wire.cluster.topology import BreakerSpec
 __all__ = ["MOMENT_S", "Breaker", "BreakerState"]
 
 MOMENT_S: Final = 0.05
-"""What ends within so long is one moment's evidence: a hundred wakes that end together may have met one pause of the
+"""Requests that end within so long are one moment's evidence: a hundred that end together may have met one pause of the
 node, or of this process. For the same reason a timeout counts only if the node had at least this long."""
 
 
 class BreakerState(enum.Enum):
-    """What a breaker lets through."""
+    """How much a breaker lets through."""
 
     CLOSED = "closed"
     """Everything."""
@@ -78,11 +78,11 @@ class Breaker:
 
     def __init__(self, spec: BreakerSpec) -> None:
         self._spec = spec
-        # Enough of them to judge by: as many as the requests that a person asked for, if the window can hold so many.
+        # Enough moments to judge by: as many as `requests_min`, if the window can hold so many.
         self._moments_min = max(1, min(spec.requests_min, int(spec.window_s / MOMENT_S) // 2))
         self._consecutive_timeouts = 0  # moments in a row
         self._next_timeout = 0.0
-        self._counts_since = -math.inf  # timeouts of what was sent before count nothing
+        self._counts_since = -math.inf  # timeouts of requests sent before do not count
         self._retry_at = 0.0
         self._probing = False
         self._silent = False  # while open: for want of any answer
@@ -114,7 +114,7 @@ class Breaker:
         return math.inf if self._probing else -math.inf
 
     def handle_success(self, now: float) -> None:
-        """A request was answered, whatever with: the node is alive. 0.1 us."""
+        """Count a request that was answered, in whatever way: the node is alive. 0.1 us."""
         self._consecutive_timeouts = 0
         if self.state is BreakerState.CLOSED:
             if now >= self._moment.end:
@@ -126,7 +126,7 @@ class Breaker:
             self._retry_at = now
 
     def handle_failure(self, now: float) -> None:
-        """A request failed: the node said so, or the connection broke under it."""
+        """Count a request that failed: the node said so, or the connection broke."""
         if self.state is BreakerState.CLOSED:
             if now >= self._moment.end:
                 self._roll(now)
@@ -138,7 +138,7 @@ class Breaker:
             self._open(now, silent=self._silent)
 
     def handle_timeout(self, now: float, sent_at: float) -> None:
-        """A request got no answer in time; the node had it from `sent_at` on."""
+        """Count a request that got no answer in time; the node had it from `sent_at` on."""
         if sent_at < self._counts_since:
             return
         if now - sent_at < MOMENT_S:
@@ -153,7 +153,7 @@ class Breaker:
             self.handle_failure(now)
 
     def handle_life(self, now: float) -> None:
-        """The node answered, too late: the timeout that this was is no failure, and an open breaker may try again."""
+        """Handle an answer that came too late: its timeout is no failure, and an open breaker may try again."""
         self._consecutive_timeouts = 0
         if self.state is BreakerState.OPEN:
             self._retry_at = min(self._retry_at, now)
@@ -169,11 +169,11 @@ class Breaker:
                 return
 
     def handle_abandoned(self) -> None:
-        """Nobody waits for a request any more, and nothing is known of it: if it was the probe, there is none now."""
+        """Forget a request that was given up, with no outcome: if it was the probe, there is none now."""
         self._probing = False
 
     def handle_up(self, now: float) -> None:
-        """The node said Welcome anew: it is alive."""
+        """Handle a new Welcome: the node is alive."""
         self._consecutive_timeouts = 0
         if self.state is not BreakerState.CLOSED:
             self._close(now)
@@ -210,8 +210,8 @@ class Breaker:
             gone = moments.popleft()
             self._past_requests -= gone.requests
             self._past_failures -= gone.failures
-        # Shares anew each time, 7 us: what is added and taken away for hours does not stay exact. A single wake now and
-        # then would pay that for each node: not while nothing fails.
+        # Shares are summed anew each time, 7 us: a sum kept up for hours does not stay exact. A single wake now
+        # and then would pay that for each node, so not while nothing fails.
         if self._past_failures:
             self._past_shares = sum([moment.failures / moment.requests for moment in moments])
         else:

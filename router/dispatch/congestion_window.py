@@ -3,8 +3,8 @@
 A window of bytes that are expected back, and a number of requests (the bulkhead: a node that answers nothing holds no
 more of the router than this). The window adapts as TCP's does: an answer that took more than its share of the request's
 budget makes it smaller than what was on its way, once for all that was on its way then; answers in good time make it
-larger again, by four requests for each round of them. So an overloaded node gets what it can answer in time, and the
-rest waits, or is shed, where that costs nothing. (Additive increase, multiplicative decrease: D.-M. Chiu and R. Jain,
+larger again, by four requests for each round of them. So an overloaded node gets as much as it can answer in time, and
+the rest waits or is shed in the router at no cost. (Additive increase, multiplicative decrease: D.-M. Chiu and R. Jain,
 Analysis of the increase and decrease algorithms for congestion avoidance, 1989; the increase for each answer is that of
 RFC 5681, section 3.1.)
 """
@@ -26,7 +26,7 @@ _WINDOW_BYTES_MIN: Final = 16 << 10
 """A few single wakes: less would not tell whether the node has recovered."""
 
 _PATIENCE_S: Final = 0.01
-"""What took no longer than this is never slow, however short its deadline: a few turns of a busy loop take as long."""
+"""An answer within this time is never slow, however short its deadline: a few turns of a busy loop take as long."""
 
 _DECREASE: Final = 0.7
 _INCREASE_REQUESTS: Final = 4
@@ -34,7 +34,7 @@ _INCREASE_REQUESTS: Final = 4
 
 
 class Window:
-    """What is on its way to one node. Every `now` is in seconds of the monotonic clock."""
+    """The bytes and requests on their way to one node. Every `now` is in seconds of the monotonic clock."""
 
     __slots__ = ("_decreased_at", "_in_flight_max", "_slow_share", "bytes", "expected_bytes", "in_flight")
 
@@ -56,17 +56,17 @@ class Window:
         return self.in_flight < self._in_flight_max and self.expected_bytes + expected_bytes <= self.bytes
 
     def handle_sent(self, expected_bytes: int) -> None:
-        """A request goes."""
+        """Count a request that is sent."""
         self.in_flight += 1
         self.expected_bytes += expected_bytes
 
     def handle_over(self, expected_bytes: int) -> None:
-        """A request is over, one way or another."""
+        """Count off a request that has ended in any way."""
         self.in_flight -= 1
         self.expected_bytes -= expected_bytes
 
     def handle_answered(self, now: float, sent_at: float, deadline: float, expected_bytes: int) -> None:
-        """A request that was sent at `sent_at` and had until `deadline` was answered."""
+        """Adapt to the answer to a request that was sent at `sent_at` and had until `deadline`."""
         if now - sent_at > max(self._slow_share * (deadline - sent_at), _PATIENCE_S):
             self.handle_slow(now, sent_at)
         elif self.bytes < WINDOW_BYTES_MAX:
@@ -74,14 +74,14 @@ class Window:
             self.bytes = min(grown, float(WINDOW_BYTES_MAX))
 
     def handle_slow(self, now: float, sent_at: float) -> None:
-        """A request sent at `sent_at` was answered late, or not, or refused for too much work."""
-        # What was sent before a decrease tells nothing about it, nor a timeout after no time about the node.
+        """Shrink, as a request sent at `sent_at` was answered late, or not, or rejected by an overloaded node."""
+        # A request sent before a decrease says nothing about it, nor a timeout after no time about the node.
         if sent_at > self._decreased_at and now - sent_at >= _PATIENCE_S:
             self._decreased_at = now
             used = min(self.bytes, float(self.expected_bytes))  # a window that is not filled limits nothing
             self.bytes = max(used * _DECREASE, float(_WINDOW_BYTES_MIN))
 
     def reset(self) -> None:
-        """Nothing is on its way any more: the connection broke."""
+        """Forget all requests on their way: the connection broke."""
         self.in_flight = 0
         self.expected_bytes = 0

@@ -1,15 +1,15 @@
-"""The dispatcher: what is sent to which node and when, and whose answer a frame is. Pure.
+"""The dispatcher, which decides what is sent to which node and when, and whose answer a frame is. Pure.
 
-How a request passes through: an exchange (a fetch, commit, scan or status for one node) is given to `submit`; its
-node's `NodeFlow` says whether and when it may go; `poll_send` hands it out, numbered, when its turn has come; its
-replies come back by that number to `handle_frame` until one is the last. Who made the exchange keeps its deadline, and
-calls `cancel`. An exchange that was sent and got no answer because the connection broke, or because the node had too
-much to do, is sent again, within its deadline and one budget for all of the router's retries.
+The path of a request: an exchange (a fetch, commit, scan or status for one node) is given to `submit`; its node's
+`NodeFlow` says whether and when it may be sent; `poll_send` returns it, numbered, when its turn has come; its replies
+come back by that number to `handle_frame` until one is the last. The exchange's owner keeps its deadline, and calls
+`cancel`. An exchange that was sent and got no answer because the connection broke, or because the node was overloaded,
+is sent again, within its deadline and one budget for all of the router's retries.
 
 Events go in with `now`, in seconds of the monotonic clock; exchanges are notified of replies and failures at once (they
-may submit and cancel others while they are). All else comes out: `poll_send` what is to be sent, `poll_timeout` when
-`handle_timeout` has something to do, and each method what else it asks for. The loop, the links and the clock are in
-the shell beside it, `router`.
+may submit and cancel others meanwhile). Everything else is returned: by `poll_send` the exchanges to send, by
+`poll_timeout` the time at which `handle_timeout` has work, and by each method what else it asks for. The loop, the
+links and the clock are in the shell beside it, `router`.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ from .timetable import Timetable
 __all__ = ["Dispatcher", "Stray"]
 
 _CANCEL_WORTH_S: Final = 0.005
-"""A node drops by itself what is late: telling it that nobody waits pays for what has longer to go."""
+"""Nodes drop late requests by themselves: a cancel is worth sending for those that have longer to go."""
 
 _GREETINGS: Final = (Welcome, Pong)
-"""Replies to no request; as one tuple, since a union would be made anew for each frame."""
+"""Replies to no request; one tuple, as a union would be made again for each frame."""
 
 
 class Stray(NamedTuple):
-    """A frame that answers nothing, and why."""
+    """A frame that answers no request, and why."""
 
     reason: str
     is_forgotten: bool = False
-    """Whether its node has forgotten this router: the link is to be opened anew."""
+    """Whether its node has forgotten this router: the link is to be reopened."""
 
 
 class Dispatcher:
     """Exchanges with the nodes of one cluster."""
 
     def __init__(self, chance: Callable[[], float]) -> None:
-        """`chance` draws from 0 to 1: how long to wait so that not all routers come at the same moment."""
+        """`chance` draws from 0 to 1, for jitter: not all routers are to come at the same moment."""
         self._chance = chance
         self._topology: Topology | None = None
         self.flows: dict[str, NodeFlow] = {}
@@ -62,16 +62,16 @@ class Dispatcher:
         self._delayed: Timetable[Exchange] = Timetable()  # to be sent again when their nodes asked them to
         self._resumptions: Timetable[str] = Timetable()  # nodes to be looked at though nothing happens
         self.is_receiving = False
-        """Set while frames are received that came together: what waits is not handed out before the last of them."""
+        """Set while frames that came together are received: waiting exchanges are not sent before the last of them."""
         self.requests_sent = 0
-        """Requests that went to nodes, those sent again among them."""
+        """Requests sent to nodes, repeated ones included."""
         self.stray_replies = 0
-        """Replies to requests that nobody waits for any more, and frames that are no reply."""
+        """Replies to requests that have ended, and frames that are no reply."""
 
     # --- the cluster ---
 
     def handle_topology(self, topology: Topology) -> None:
-        """The cluster's settings are known, or have got more."""
+        """Accept the cluster's settings, the first ones or extended ones."""
         self._topology = topology
         self.retries = RetryBudget(topology.retries, self._chance)
         for node in topology.nodes:
@@ -83,15 +83,15 @@ class Dispatcher:
         return flow is not None and flow.up
 
     def handle_up(self, node: str, now: float) -> None:
-        """A node welcomed this router."""
+        """Resume sending to a node that welcomed this router."""
         flow = self.flows[node]
         self._resumptions.cancel(node)
-        # All routers of a node that comes back are there at the same moment: who has something to send waits a little.
+        # All routers of a node that comes back are there at the same moment: one with something to send waits a little.
         flow.handle_up(now + (self.retries.jitter_s() if len(flow) else 0.0))
         self._ready[node] = None
 
     def handle_down(self, node: str, now: float) -> None:
-        """The connection to a node broke: what may be repeated waits for the next one, as far as the budget goes."""
+        """Handle a broken connection: repeatable exchanges wait for the next one, as far as the budget goes."""
         flow = self.flows.get(node)
         if flow is not None:
             for exchange in flow.handle_down(now, lambda: self.retries.withdraw(now)):
@@ -99,11 +99,11 @@ class Dispatcher:
             self._release(node, flow)
 
     def handle_silent(self, node: str) -> None:
-        """A node has said nothing for a while: nothing new is sent to it, what is on its way stays on its way."""
+        """Send nothing new to a silent node; exchanges on their way stay there."""
         self.flows[node].handle_silent()
 
     def handle_heard(self, node: str, now: float) -> None:
-        """A node that was silent has said something: all goes on."""
+        """Resume sending to a node that was silent and has said something."""
         flow = self.flows[node]
         flow.handle_up(max(now, flow.paused_until))
         self._ready[node] = None
@@ -119,7 +119,7 @@ class Dispatcher:
     def _flow(self, node: str) -> NodeFlow:
         flow = self.flows.get(node)
         if flow is None:
-            # A node that the placement names and the topology at hand does not: it may yet be learned of.
+            # The placement names this node, and the present topology does not: a later one may.
             assert self._topology is not None, "nothing is submitted before the cluster is known"
             flow = self.flows[node] = NodeFlow(self._topology.breaker, self._topology.admission)
         return flow
@@ -148,7 +148,7 @@ class Dispatcher:
     def cancel(self, exchanges: Iterable[Exchange], now: float) -> list[tuple[str, bytes]]:
         """Forget exchanges that nobody waits for any more; their replies are ignored.
 
-        Returns frames by which nodes are to be told, if that may still spare them work.
+        Returns frames that notify nodes, if that may still spare them work.
         """
         numbers: dict[str, list[int]] = {}
         for exchange in exchanges:
@@ -185,7 +185,7 @@ class Dispatcher:
             else:
                 return None
             if exchange.deadline - now < 1e-6:
-                flow.drop(exchange)  # its owner's timer is about to say so
+                flow.drop(exchange)  # its owner's timer is about to end it
                 continue
             self.requests_sent += 1
             if exchange.sendings == 1:
@@ -193,7 +193,7 @@ class Dispatcher:
             return exchange
 
     def handle_unsent(self, exchange: Exchange, now: float) -> None:
-        """The connection had no room for an exchange: it waits, first of all, until its node says something."""
+        """Let an exchange for which the connection had no room wait, before all others, for a sign of its node."""
         node = exchange.node
         behind = [other for other in self._outgoing if other.node == node]
         if behind:
@@ -213,7 +213,7 @@ class Dispatcher:
         return delayed if delayed < resumed else resumed
 
     def handle_timeout(self, now: float) -> None:
-        """Some time has come, perhaps that of `poll_timeout`."""
+        """Do what is due, perhaps at the time of `poll_timeout`."""
         for exchange in self._delayed.pop_due(now):
             self.flows[exchange.node].send_again(exchange, now)
             self._ready[exchange.node] = None
@@ -223,7 +223,7 @@ class Dispatcher:
     # --- replies ---
 
     def handle_frame(self, node: str, frame: memoryview, now: float) -> Stray | None:
-        """A frame came from a node; return what is wrong with it, if anything is."""
+        """Receive a frame from a node; return what is wrong with it, if anything is."""
         try:
             reply: Reply = decode_reply(frame)
         except ProtocolError as error:
@@ -235,7 +235,7 @@ class Dispatcher:
         exchange = flow.find(reply.request)
         if isinstance(reply, Fault):
             if reply.code == FaultCode.NO_HELLO:
-                return Stray(reply.detail, is_forgotten=True)  # begin again, and repeat what may be
+                return Stray(reply.detail, is_forgotten=True)  # connect again, and repeat what may be repeated
             if exchange is not None:
                 self._handle_fault(node, flow, exchange, reply, now)
             return None
@@ -284,7 +284,7 @@ class Dispatcher:
         return True
 
     def _release(self, node: str, flow: NodeFlow) -> None:
-        """Something of a node has ended: reject what waits for one just marked down, or let the next go."""
+        """Let a node's next exchange be sent after one has ended; reject those that wait if it was just marked down."""
         for exchange in flow.rejected_by_breaker():
             exchange.handle_failure(None, REJECTIONS[Offer.OPEN][1])
         self._ready[node] = None

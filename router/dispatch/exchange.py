@@ -1,7 +1,7 @@
 """One request to one node, on its way to its answer.
 
-Who makes one keeps its deadline, and calls `Router.cancel` when it has come. The dispatcher and its flow control keep
-here what they know of it.
+Its owner keeps its deadline, and calls `Router.cancel` when it has come. The dispatcher and its flow control keep their
+state of it here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["Exchange"]
 
 
 class Exchange:
-    """A request. Its subclasses know what is asked, and what to do with the answer.
+    """A request. Its subclasses know its message, and receive the answer.
 
     No ABC, which a type checker does not need to see that it is abstract: docs/decisions/0007, weak references.
     """
@@ -39,13 +39,13 @@ class Exchange:
     )
 
     repeatable: ClassVar[bool] = True
-    """Whether asking twice does no harm."""
+    """Whether sending it twice does no harm."""
     cancellable: ClassVar[bool] = True
-    """Whether the node may leave it when nobody waits any more."""
+    """Whether the node may drop it when nobody waits any more."""
     waits_for_disk: ClassVar[bool] = False
-    """Whether a node that has too much of these may well have time for others."""
+    """Whether a node overloaded with these may still have time for others."""
     guarded: ClassVar[bool] = True
-    """Whether breaker and admission apply: not to a question how the node is."""
+    """Whether breaker and admission apply: not to a question about node health."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Exchange:
     ) -> None:
         """`deadline` is in seconds of the monotonic clock; callers (compared by identity) take turns.
 
-        `required`: what it asks for makes no sense to its caller without this one's answer.
+        `required`: its caller's other answers are of no use without this one.
         """
         self.node = node
         self.deadline = deadline
@@ -69,9 +69,9 @@ class Exchange:
         self.priority = priority
         self.required = required
         self.patient = False
-        """Whether it waits, until its deadline, for a node that is marked down; one that is not is rejected at once."""
+        """Whether it waits, until its deadline, for a node that is marked down, instead of being rejected at once."""
         self.number = 0
-        """A new one each time it is sent: no reply to an earlier sending can be taken for it."""
+        """A new one each time it is sent, so that no reply to an earlier sending answers it."""
         self.sendings = 0
         """How often it was sent."""
         self.unserved: int = 0
@@ -86,8 +86,8 @@ class Exchange:
 
     @abstractmethod
     def handle_reply(self, reply: Answer) -> bool:
-        """Take in a reply; return whether it was the last. Raises ProtocolError for one that does not fit."""
+        """Receive a reply; return whether it was the last. Raises ProtocolError for one that does not fit."""
 
     @abstractmethod
     def handle_failure(self, code: FaultCode | None, reason: str) -> None:
-        """It will get no answer: the node said so (`code`), or it cannot be had: not connected, or marked down."""
+        """End without an answer: the node gave a fault (`code`), is not connected, or is marked down."""

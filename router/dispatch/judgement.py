@@ -1,9 +1,9 @@
-"""The judgement of a deadline, which takes in first what has come in time.
+"""The judgement of a deadline, which first receives the answers that came in time.
 
-A loop that stalled runs its timers before it looks at what has come, so that whoever judges a deadline takes that in
-first (`Router.receive`). If the whole process stood still (stopped, starved, on a machine that was paused), libzmq's
-thread did too: what has come is in the kernel still, out of reach. So a judgement that comes very late is put off,
-once, for a moment in which that thread and the loop do their work.
+A loop that stalled runs its timers before it reads its sockets, so the owner of a deadline receives waiting replies
+first (`Router.receive`). If the entire process stalled (stopped, starved, on a machine that was paused), libzmq's
+thread did too: the replies are still in the kernel, out of reach. So a judgement that comes very late is put off, once,
+for a moment in which that thread and the loop do their work.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Judgement:
     def cancel(self) -> None:
         """Judge nothing any more."""
         self._timer.cancel()
-        # Its owner keeps it, and this keeps the owner: all that it has brought would wait for the garbage collector.
+        # Its owner keeps it, and it keeps the owner: a cycle would keep all replies until the garbage collector runs.
         self._judge = _judge_nothing
 
     def _come(self) -> None:

@@ -2,9 +2,9 @@
 
 A router begins with a topology, or with the endpoint of any node, whose Welcome brings one. Each node gets a link of
 its own, which is kept open until the end. The placement comes with every Welcome; the newest revision counts. So does
-the cluster's own topology: what it has and the router's, perhaps of an older file, has not is added to that.
+the cluster's own topology: the router's, perhaps from an older file, is extended by what it lacks.
 
-A node that serves another cluster, or another data directory than the first that welcomed this router, is refused: a
+A node that serves another cluster, or another data directory than the first that welcomed this router, is rejected: a
 copy of a cluster has the same nodes, uuid and ports as the original.
 """
 
@@ -36,25 +36,25 @@ _log = limited_logger(__name__)
 
 
 class MembershipOwner(Protocol):
-    """Who gets what the nodes of a cluster have to tell."""
+    """The receiver of events and replies of a cluster's nodes."""
 
     def handle_topology(self, topology: Topology) -> None:
-        """The topology that links are made of is known."""
+        """Accept the topology that links are made of."""
 
     def handle_node_up(self, node: str) -> None:
-        """A node welcomed this router; requests can be sent."""
+        """Handle a node's welcome: requests can be sent."""
 
     def handle_node_down(self, node: str) -> None:
-        """The connection to a node broke."""
+        """Handle a broken connection to a node."""
 
     def handle_node_silent(self, node: str) -> None:
-        """A node has said nothing for a while; the connection stands."""
+        """Handle a node's silence; the connection is still there."""
 
     def handle_node_heard(self, node: str) -> None:
-        """A node that was silent has said something."""
+        """Handle the end of a node's silence."""
 
     def handle_node_frames(self, node: str, frames: list[memoryview]) -> None:
-        """Replies of a node came in."""
+        """Receive replies of a node."""
 
 
 class Membership:
@@ -73,14 +73,14 @@ class Membership:
         """Links by the name of their node."""
         self._bootstrap: Link | None = None
         self._client = secrets.token_bytes(_CLIENT_BYTES)
-        self._refusals: dict[str, str] = {}
+        self._rejections: dict[str, str] = {}
         self._foreign: set[str] = set()
         """Nodes that are of another cluster or data directory now."""
         self.handle_foreign: Callable[[str | None], None] = lambda _why: None
         """Called with the reason when all nodes are foreign, with None when one no longer is."""
         self._welcomed = asyncio.Event()
         self.topology: Topology | None = None
-        """What the client was given, with what else the cluster has."""
+        """The topology that the client was given, extended by what else the cluster has."""
         self._directory = ""
         """The data directory that this client began with (`wire.cluster.data_directory`)."""
         self.placement: Placement | None = None
@@ -90,7 +90,7 @@ class Membership:
     async def connect(self, source: Topology | str, deadline_s: float) -> tuple[Topology, Placement]:
         """Connect to the nodes of a topology, or to those that the node at an endpoint names.
 
-        Returns when every node has welcomed this router or refused it, or at the deadline with those that have.
+        Returns when every node has welcomed or rejected this router, or at the deadline with those that have.
 
         Raises:
             ClusterUnavailable: none has.
@@ -111,7 +111,7 @@ class Membership:
                 now = self._clock()
                 if now - end <= STALL_S or is_late:
                     break
-                # This process stood still: what came meanwhile has its turn first.
+                # This process stalled: replies that came meanwhile have their turn first.
                 is_late, end = True, now + _LATE_GRACE_S
         if self.topology is None or self.placement is None:
             raise ClusterUnavailable(self._why_unavailable(source, deadline_s))
@@ -120,13 +120,13 @@ class Membership:
 
     def _answered(self) -> bool:
         if not self.links:
-            return bool(self._refusals)
-        return all([link.up or node in self._refusals for node, link in self.links.items()])
+            return bool(self._rejections)
+        return all([link.up or node in self._rejections for node, link in self.links.items()])
 
     def _why_unavailable(self, source: Topology | str, deadline_s: float) -> str:
         name = f"cluster {source.name!r}" if isinstance(source, Topology) else source
-        if self._refusals:
-            return f"{name}: no node takes this client: {'; '.join(sorted(set(self._refusals.values())))}"
+        if self._rejections:
+            return f"{name}: no node takes this client: {'; '.join(sorted(set(self._rejections.values())))}"
         tried = ", ".join([link.endpoint for link in self.links.values()] or [str(source)])
         return f"{name}: no node answered within {deadline_s:g} s ({tried}); is it up? `dawnchorus up` starts it"
 
@@ -139,7 +139,7 @@ class Membership:
                 self.links[name] = self._link(node.endpoint, hello, name)
 
     def _extend(self, clusters: Topology) -> None:
-        """Take in what the cluster has and the topology at hand, perhaps older, has not; connect to nodes among it."""
+        """Extend the present topology, perhaps an older one, by the cluster's; connect to its new nodes."""
         assert self.topology is not None, "links of nodes are made from it"
         extended = extend(self.topology, clusters)
         if extended is not self.topology:
@@ -152,33 +152,33 @@ class Membership:
         return encode(Hello(PROTOCOL, cluster, self._client, digest))
 
     def _tick(self) -> None:
-        # Set again before anything else: whatever goes wrong in one tick, there is another.
+        # Set again first: whatever fails in one tick, there is another.
         self._tick_timer = self._loop.call_later(LIVENESS_TICK_S, self._tick)
         for link in [*self.links.values(), *([self._bootstrap] if self._bootstrap is not None else [])]:
             try:
                 link.handle_tick()
-            except Exception:  # what is wrong with one link is none of the others' business
+            except Exception:  # one link's error must not affect the others
                 _log.exception("link fails", extra={"node": link.node, "endpoint": link.endpoint})
 
-    # --- what the links tell ---
+    # --- events of the links ---
 
     def handle_up(self, link: Link, welcome: Welcome) -> None:
-        """A node welcomed this router."""
+        """Accept a node's Welcome, or reject its node."""
         try:
             placement = decode_placement(welcome.placement)
             topology = decode_topology(welcome.topology)
         except (PlacementError, TopologyError) as error:
-            link.refuse(f"the Welcome of node {link.node!r} cannot be read: {error}")
+            link.reject(f"the Welcome of node {link.node!r} cannot be read: {error}")
             return
         if self.placement is not None and placement.cluster_uuid != self.placement.cluster_uuid:
-            link.refuse(
+            link.reject(
                 f"node {link.node!r} is of another cluster ({placement.cluster_uuid}) than this client"
                 f" ({self.placement.cluster_uuid}): was it wiped and made anew? Then connect again"
             )
             self._note_foreign(link.node)
             return
         if self._directory and welcome.directory and welcome.directory != self._directory:
-            link.refuse(
+            link.reject(
                 f"node {link.node!r} at {link.endpoint} serves another data directory ({welcome.directory}) of this"
                 f" cluster than this client began with ({self._directory}): a copy beside it, or one that was restored"
                 " since; a new connection takes what it finds"
@@ -195,7 +195,7 @@ class Membership:
             self._bootstrap = None
             self._connect_to(topology)
         else:
-            self._refusals.pop(link.node, None)
+            self._rejections.pop(link.node, None)
             if link.node in self._foreign:
                 self._foreign.discard(link.node)
                 self.handle_foreign(None)
@@ -206,44 +206,44 @@ class Membership:
     def _note_foreign(self, node: str) -> None:
         self._foreign.add(node)
         if self._foreign >= self.links.keys():
-            self.handle_foreign("; ".join(sorted({self._refusals[node] for node in self._foreign})))
+            self.handle_foreign("; ".join(sorted({self._rejections[node] for node in self._foreign})))
 
     def handle_down(self, link: Link) -> None:
-        """The connection to a node broke."""
+        """Handle a broken connection to a node."""
         if link is not self._bootstrap:
             self._owner.handle_node_down(link.node)
 
     def handle_silent(self, link: Link) -> None:
-        """A node has said nothing for a while."""
+        """Handle a node's silence."""
         if link is not self._bootstrap:
             _log.warning("node is silent", extra={"node": link.node, "endpoint": link.endpoint})
             self._owner.handle_node_silent(link.node)
 
     def handle_heard(self, link: Link) -> None:
-        """A node that was silent has said something."""
+        """Handle the end of a node's silence."""
         if link is not self._bootstrap:
             _log.info("node is no longer silent", extra={"node": link.node, "endpoint": link.endpoint})
             self._owner.handle_node_heard(link.node)
 
-    def handle_refused(self, link: Link, reason: str) -> None:
-        """A node does not take this router."""
-        self._refusals[link.node or link.endpoint] = reason
+    def handle_rejected(self, link: Link, reason: str) -> None:
+        """Note why a node was rejected, or rejected this router."""
+        self._rejections[link.node or link.endpoint] = reason
         self._welcomed.set()
 
     def handle_frames(self, link: Link, frames: list[memoryview]) -> None:
-        """Replies came in from a node."""
+        """Receive replies of a node."""
         self._owner.handle_node_frames(link.node, frames)
 
     def poll(self) -> None:
-        """Deliver what has come and was not received yet."""
+        """Receive all replies that have already come."""
         for link in self.links.values():
             link.poll()
 
-    # --- what is known ---
+    # --- queries ---
 
     def why_down(self, node: str) -> str:
-        """Return why a node is not connected, as it said itself or as far as this router knows."""
-        return self._refusals.get(node, "it does not answer at all")
+        """Return why a node is not connected, in its own words or as far as this router knows."""
+        return self._rejections.get(node, "it does not answer at all")
 
     def note_version(self, store: str, shard: int, version: int) -> None:
         """Take note of a version that a shard has reached."""
@@ -251,7 +251,7 @@ class Membership:
         self._versions[key] = max(version, self._versions.get(key, 0))
 
     def version_seen(self, store: str, shard: int) -> int:
-        """Return the newest version of a shard that this router was told of, 0 for none."""
+        """Return the newest version of a shard that this router has seen, 0 for none."""
         return self._versions.get((store, shard), 0)
 
     def close(self) -> None:

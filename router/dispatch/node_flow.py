@@ -1,15 +1,15 @@
 """Flow control towards one node: pure.
 
-Every request to a node passes through its NodeFlow, which says when it may go, and what became of those that went:
+Every request to a node passes through its NodeFlow, which says when it may be sent, and tracks it until it ends:
 
     offer -> OPEN, FULL: rejected at once, by the breaker or because the node is behind and newcomers only add to that
-          -> GO: it goes now
-          -> WAITS: the node is not connected, asked to be left alone for a moment, or has enough on its way; or the
-             breaker is open and it is patient; poll_send gives it out when its turn has come, `polls_at` says when
-    answered, timed out, rejected, cancelled, or the connection broke: it is over, or waits to be sent again
+          -> GO: it is sent now
+          -> WAITS: the node is not connected, asked for a pause, or has enough on its way; or the breaker is open and
+             it is patient; poll_send returns it when its turn has come, `polls_at` says when
+    answered, timed out, rejected, cancelled, or the connection broke: it ends, or waits to be sent again
 
-While the node is not connected everything waits; what was on its way when the connection broke waits again, if asking
-twice does no harm and the router's retry budget has one for it. Every `now` is in seconds of the monotonic clock.
+While the node is not connected everything waits; a request on its way when the connection broke waits again, if sending
+it twice does no harm and the router's retry budget allows it. Every `now` is in seconds of the monotonic clock.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _TIMER_SLACK_SECONDS: Final = 0.001
 
 
 class Offer(enum.Enum):
-    """What became of a request that was offered."""
+    """The answer to a request that was offered."""
 
     GO = enum.auto()
     """It has its number, and is to be sent now."""
     WAITS = enum.auto()
-    """`poll_send` gives it out when its turn comes."""
+    """`poll_send` returns it when its turn comes."""
     OPEN = enum.auto()
     """The breaker is open: the node is marked down."""
     FULL = enum.auto()
@@ -59,14 +59,14 @@ class NodeFlow:
         self._sent: dict[int, Exchange] = {}
         self._numbers = 0
         self.paused_until = 0.0
-        """When the node may be sent something again."""
+        """The time from which the node may be sent requests again."""
         self.up = False
         self._up_since = 0.0
 
     def __len__(self) -> int:
         return self._waiting.length + len(self._patient) + len(self._sent)
 
-    # --- out ---
+    # --- sending ---
 
     def offer(self, exchange: Exchange, now: float) -> Offer:
         """Accept an exchange, or reject it at once."""
@@ -104,20 +104,20 @@ class NodeFlow:
     def pressure(self, exchange: Exchange, now: float) -> float:
         """Return how far behind the node is for a newcomer: the wait there is, as a share of the wait that it may have.
 
-        From 1 on it had better be told at once. What is not guarded may wait as long as it likes.
+        From 1 on it had better be rejected at once. An exchange that is not guarded may wait until its deadline.
         """
         if not exchange.guarded:
             return 0.0
         if self._waiting.length >= QUEUE_REQUESTS_MAX or self.paused_until >= exchange.deadline:
             return math.inf
-        # A node that is not connected keeps everybody waiting: that is for the breaker to judge, and no measure of how
-        # it keeps up once it is there.
+        # A node that is not connected keeps everybody waiting: that is for the breaker to judge, and no measure of its
+        # speed once it is connected.
         waited_s = min(self._waiting.longest_wait(now, exchange.priority), now - self._up_since)
         may_wait_s = self._queue_share * (exchange.deadline - now)
         return waited_s / may_wait_s if self.up and may_wait_s > 0 else 0.0
 
     def polls_at(self, now: float) -> float:
-        """Return when `poll_send` may have something though nothing happens until then; infinite if it will not."""
+        """Return when `poll_send` may return something though no event comes before; infinite if it will not."""
         at = self.paused_until if now < self.paused_until else math.inf
         return min(at, self.breaker.admits_at) if self._patient else at
 
@@ -143,31 +143,31 @@ class NodeFlow:
         self.window.handle_sent(exchange.expected_bytes)
 
     def handle_unsent(self, exchange: Exchange, now: float) -> None:
-        """Take back an exchange that `poll_send` gave out and the connection had no room for."""
+        """Take back an exchange from `poll_send` for which the connection had no room."""
         self._forget(exchange.number)
         exchange.sendings -= 1
         self._waiting.add_first(exchange, now)
 
-    # --- over ---
+    # --- ending ---
 
     def find(self, number: int) -> Exchange | None:
         """Return the exchange on its way with this number, None if there is none (any more)."""
         return self._sent.get(number)
 
     def handle_answered(self, exchange: Exchange, now: float) -> None:
-        """An exchange has its whole answer."""
+        """Handle the complete answer to an exchange."""
         self.breaker.handle_success(now)
         self.window.handle_answered(now, exchange.sent_at, exchange.deadline, exchange.expected_bytes)
         self._forget(exchange.number)
 
     def handle_failed(self, exchange: Exchange, now: float) -> None:
-        """The node could not answer an exchange as it should: its own mistake."""
+        """Handle a node's own error in answering an exchange."""
         self._forget(exchange.number)
         self.breaker.handle_failure(now)
 
     def handle_overloaded(self, exchange: Exchange, now: float, retry_after_s: float) -> None:
-        """The node has too much to do, and asks to be left alone for a while."""
-        self.breaker.handle_success(now)  # it is alive: what it needs is less, not a breaker
+        """Handle a rejection by an overloaded node, which asks for a pause."""
+        self.breaker.handle_success(now)  # it is alive: it needs fewer requests, not a breaker
         if not exchange.waits_for_disk:
             self.window.handle_slow(now, exchange.sent_at)
             self.paused_until = max(self.paused_until, now + retry_after_s)
@@ -175,11 +175,11 @@ class NodeFlow:
         exchange.unserved += 1
 
     def handle_stray(self, now: float) -> None:
-        """The node answered something that nobody waits for any more: it is slow, not dead."""
+        """Handle an answer that nobody waits for any more: the node is slow, not dead."""
         self.breaker.handle_life(now)
 
     def drop(self, exchange: Exchange) -> None:
-        """Forget an exchange that `poll_send` gave out, and that it is too late to send."""
+        """Forget an exchange from `poll_send` that is too late to send."""
         self._forget(exchange.number)
         exchange.sendings -= 1
         self.breaker.handle_abandoned()
@@ -200,7 +200,7 @@ class NodeFlow:
             self._forget(exchange.number)
             return True
         if exchange in self._patient:
-            del self._patient[exchange]  # it was not sent, nor a probe: nothing is learned by it
+            del self._patient[exchange]  # it was not sent, nor a probe: the breaker learns nothing
         elif self._waiting.remove(exchange) and exchange.guarded:
             if late and not self.up:
                 self.breaker.handle_timeout(now, exchange.queued_at)
@@ -211,17 +211,17 @@ class NodeFlow:
     # --- the connection ---
 
     def handle_up(self, resume_at: float) -> None:
-        """The node is connected, or no longer silent: what waits may go, from `resume_at` on."""
+        """Let waiting exchanges be sent from `resume_at` on: the node is connected, or no longer silent."""
         self.up = True
         self._up_since = self.paused_until = resume_at
         self.breaker.handle_up(resume_at)
 
     def handle_silent(self) -> None:
-        """The node says nothing: what is not sent yet waits; what is on its way may still be answered."""
+        """Send nothing while the node is silent; exchanges on their way may still be answered."""
         self.up = False
 
     def handle_down(self, now: float, may_repeat: Callable[[], bool]) -> list[Exchange]:
-        """The connection broke; return the exchanges that are over by that, the others wait again, first.
+        """Handle a broken connection; return the exchanges that it ends. The others wait again, before all others.
 
         `may_repeat` takes one retry out of the router's budget.
         """
@@ -243,7 +243,7 @@ class NodeFlow:
         return lost[::-1]
 
     def rejected_by_breaker(self) -> list[Exchange]:
-        """Return and forget what waits while the breaker is open: there is no use in it. What is patient goes on."""
+        """Return and forget all exchanges that wait while the breaker is open, but for patient and unguarded ones."""
         if self.breaker.state is not BreakerState.OPEN or not self._waiting.length:
             return []
         rejected: list[Exchange] = []
@@ -271,7 +271,7 @@ class NodeFlow:
 
 
 def _by_turns(exchanges: list[Exchange]) -> list[Exchange]:
-    """Return exchanges so that callers take turns: one call's many requests use up no other's retry."""
+    """Order exchanges so that callers take turns: one call's many requests use up no other's retry."""
     turns: dict[object, int] = {}
     keyed: list[tuple[int, int]] = []
     for number, exchange in enumerate(exchanges):

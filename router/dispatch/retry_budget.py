@@ -1,6 +1,6 @@
 """The budget of requests that a router may send a second time: pure.
 
-One budget for all nodes of a router, so that trouble does not multiply the load that may have caused it: over a rolling
+One budget for all nodes of a router, so that failures do not multiply the load that may have caused them: in a rolling
 window, retries are at most a share of the requests sent for the first time, plus a few a second for routers that send
 little. (Finagle's RetryBudget, https://twitter.github.io/finagle/guide/Clients.html#retries.)
 """
@@ -35,7 +35,7 @@ class _Second:
 class RetryBudget:
     """Requests and retries of the last ten seconds. Every `now` is in seconds of the monotonic clock."""
 
-    __slots__ = ("_chance", "_second", "_seconds", "_spec", "refused", "retries")
+    __slots__ = ("_chance", "_second", "_seconds", "_spec", "rejected", "retries")
 
     def __init__(self, spec: RetrySpec, chance: Callable[[], float] = random.random) -> None:
         """`chance` draws from 0 to 1."""
@@ -45,17 +45,17 @@ class RetryBudget:
         self._seconds = deque([self._second])
         self.retries = 0
         """Retries granted since the start."""
-        self.refused = 0
-        """Retries refused since the start."""
+        self.rejected = 0
+        """Retries rejected since the start."""
 
     def handle_request(self, now: float) -> None:
-        """A request was sent for the first time; 0.1 us."""
+        """Count a request that was sent for the first time; 0.1 us."""
         if now >= self._second.end:
             self._roll(now)
         self._second.requests += 1
 
     def handle_unsent(self) -> None:
-        """The request of the last `handle_request` could not be sent after all."""
+        """Count off the request of the last `handle_request`, which could not be sent after all."""
         self._second.requests -= 1
 
     def withdraw(self, now: float) -> bool:
@@ -65,14 +65,14 @@ class RetryBudget:
         requests = sum([second.requests for second in self._seconds])
         retries = sum([second.retries for second in self._seconds])
         if retries + 1 > self._spec.share * requests + self._spec.per_s * _WINDOW_S:
-            self.refused += 1
+            self.rejected += 1
             return False
         self._second.retries += 1
         self.retries += 1
         return True
 
     def jitter_s(self) -> float:
-        """Return how long to wait before a retry, drawn by chance: not everybody is to come at the same moment."""
+        """Return how long to wait before a retry, drawn by chance: routers are not to come at the same moment."""
         return self._chance() * self._spec.jitter_ms / 1_000
 
     def _roll(self, now: float) -> None:

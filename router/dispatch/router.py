@@ -1,7 +1,7 @@
 """The router: a shell around the dispatcher that has the links to all nodes, the event loop and the clock.
 
-Frames that come in are given to the dispatcher a few a turn, so that timers and tasks have theirs between; whatever
-comes of it is sent at once. `receive` gives it all that has come, before a deadline is judged.
+Incoming frames are given to the dispatcher a few a turn, so that timers and tasks run in between; its requests are sent
+at once. `receive` gives it all frames that have come, before a deadline is judged.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Router:
         self._timer: asyncio.Handle | None = None
         self._timer_at = math.inf  # kept here: uvloop gives a due timer as a Handle that cannot say when
         self.handle_grown: Callable[[Topology], None] | None = None
-        """Who is notified of a topology that has got more than the one before: `connect` returns the first."""
+        """Called with each topology that extends the one before; `connect` returns the first."""
         self.closed = False
 
     # --- the cluster ---
@@ -70,7 +70,7 @@ class Router:
         self.members.note_version(store, shard, version)
 
     def version_seen(self, store: str, shard: int) -> int:
-        """Return the newest version of a shard that this router was told of, 0 for none."""
+        """Return the newest version of a shard that this router has seen, 0 for none."""
         return self.members.version_seen(store, shard)
 
     async def connect(self, source: Topology | str, deadline_s: float) -> tuple[Topology, Placement]:
@@ -78,21 +78,21 @@ class Router:
         return await self.members.connect(source, deadline_s)
 
     def handle_topology(self, topology: Topology) -> None:
-        """The cluster's settings are known."""
+        """Accept the cluster's settings."""
         self.dispatcher.handle_topology(topology)
         if self.handle_grown is not None:
             self.handle_grown(topology)
 
     def handle_node_up(self, node: str) -> None:
-        """A node welcomed this router."""
+        """Send to a node that welcomed this router."""
         now = self.clock()
         self.dispatcher.handle_up(node, now)
         self._send(now)
 
     def handle_node_down(self, node: str) -> None:
-        """The connection to a node broke."""
+        """Handle a broken connection to a node."""
         # Replies of the broken connection that were not received yet are asked for again with the rest.
-        # In place: this may be in the middle of a turn over them.
+        # In place, as this may be in the middle of a turn over them.
         others = [reply for reply in self._replies if reply[0] != node]
         self._replies.clear()
         self._replies.extend(others)
@@ -101,11 +101,11 @@ class Router:
         self._send(now)
 
     def handle_node_silent(self, node: str) -> None:
-        """A node has said nothing for a while."""
+        """Handle a node's silence."""
         self.dispatcher.handle_silent(node)
 
     def handle_node_heard(self, node: str) -> None:
-        """A node that was silent has said something."""
+        """Handle the end of a node's silence."""
         now = self.clock()
         self.dispatcher.handle_heard(node, now)
         self._send(now)
@@ -119,7 +119,7 @@ class Router:
         return "" if self.is_up(node) else self.members.why_down(node)
 
     def close(self) -> None:
-        """Close every connection; what is on its way fails."""
+        """Close every connection; exchanges under way fail."""
         if self.closed:
             return
         self.closed = True
@@ -144,14 +144,14 @@ class Router:
         self._send(now)
 
     def cancel(self, exchanges: Iterable[Exchange]) -> None:
-        """Forget exchanges that nobody waits for any more; nodes that may still be spared work are told."""
+        """Forget exchanges that nobody waits for any more; notify nodes that may still be spared work."""
         now = self.clock()
         for node, frame in self.dispatcher.cancel(exchanges, now):
             self.members.links[node].send(frame)
         self._send(now)
 
     def _send(self, now: float) -> None:
-        """Send what may be sent now, and set the timer to when there may be more."""
+        """Send all exchanges that may be sent now, and set the timer to when there may be more."""
         dispatcher, links = self.dispatcher, self.members.links
         while (exchange := dispatcher.poll_send(now)) is not None:
             budget_us = int((exchange.deadline - now) * 1e6)
@@ -174,16 +174,16 @@ class Router:
     # --- replies ---
 
     def handle_node_frames(self, node: str, frames: list[memoryview]) -> None:
-        """Replies came in from a node."""
+        """Receive replies of a node."""
         self._replies.extend([(node, frame) for frame in frames])
         if not self._turn_scheduled and not self.dispatcher.is_receiving:
             self._turn()
 
     def receive(self) -> None:
-        """Receive what has come already, before a deadline is judged: a loop that stalled runs its timers first.
+        """Receive all replies that have come, before a deadline is judged: a loop that stalled runs its timers first.
 
-        All of it, however much came together in the stall: each node's window bounds it, as what waits is not sent
-        before all is received.
+        All of them, however many came together in the stall: each node's window bounds them, as waiting requests are
+        not sent before all is received.
         """
         dispatcher = self.dispatcher
         if dispatcher.is_receiving:
@@ -208,7 +208,7 @@ class Router:
                     return
                 self._handle_reply()
         finally:
-            # Also if one of them went wrong: the others must not wait for the next that comes.
+            # Also if one of them failed: the others must not wait for the next that comes.
             if self._replies and not self._turn_scheduled:
                 self._turn_scheduled = True
                 self._loop.call_soon(self._turn)

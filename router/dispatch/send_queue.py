@@ -1,8 +1,8 @@
 """Requests that wait for their node, fair between callers and in two priorities: pure.
 
-What somebody waits for (wakes, saves) goes before what nobody waits for just now (listings). Within a priority callers
-take turns, a request each, so that a wake_many of ten thousand does not hold up another caller's single wake. How long
-callers wait for their first turn says whether the node keeps up: the last of ten thousand agents always waits.
+Urgent requests (wakes, saves) go before background ones (listings). Within a priority callers take turns, a request
+each, so that a wake_many of ten thousand does not hold up another caller's single wake. How long callers wait for their
+first turn says whether the node keeps up: the last of ten thousand agents always waits.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ __all__ = ["Priority", "WaitingQueue"]
 
 
 class Priority(enum.IntEnum):
-    """Which requests go first."""
+    """The order of requests: lower numbers first."""
 
     URGENT = 0
-    """Somebody waits for it: a wake, a save."""
+    """A request that a caller waits for: a wake, a save."""
     BACKGROUND = 1
-    """Nobody waits for it just now: a listing, a copy."""
+    """A request that no caller waits for just now: a listing, a copy."""
 
 
 class Waiting(Protocol):
@@ -45,8 +45,8 @@ class WaitingQueue(Generic[W]):
     def __init__(self) -> None:
         self._first: deque[W] = deque()  # to be sent again: before all others
         self._callers: tuple[dict[object, deque[W]], ...] = tuple({} for _ in range(_PRIORITIES))
-        # The first request of each caller that has had no turn yet. Callers have them in this order, so that what waits
-        # no more is always dropped soon.
+        # The first request of each caller that has had no turn yet. Callers have their turns in this order, so that
+        # requests that wait no more are always dropped soon.
         self._newcomers: tuple[deque[W], ...] = tuple(deque[W]() for _ in range(_PRIORITIES))
         self.length = 0
         """How many wait: a plain number, as it is looked at for every request."""
@@ -67,7 +67,7 @@ class WaitingQueue(Generic[W]):
         self._note(request, now)
 
     def next(self) -> W | None:
-        """Return the request whose turn it is, None where none waits; it stays until `pop`."""
+        """Return the request whose turn it is, None if none waits; it stays until `pop`."""
         self._drop_gone(self._first)
         if self._first:
             return self._first[0]
@@ -99,7 +99,7 @@ class WaitingQueue(Generic[W]):
         request.waits = False
         self.length -= 1
         if not self.length:
-            self._clear()  # what stands there still is over: nothing is to be kept alive by it
+            self._clear()  # requests left there have ended: the queue is to keep none of them alive
         return True
 
     def longest_wait(self, now: float, priority: Priority) -> float:

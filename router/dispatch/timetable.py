@@ -1,4 +1,4 @@
-"""Times at which something is to be looked at again: pure."""
+"""Times at which keys are to be looked at again: pure."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class _Call(Exchange, Generic[R]):
         """Ask, and return the answer.
 
         Raises:
-            ClusterUnavailable: none came by the deadline. PeerFault: the node refused.
+            ClusterUnavailable: none came by the deadline. PeerFault: the node rejected it.
         """
         answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._answer = answer
@@ -77,7 +77,7 @@ class _Call(Exchange, Generic[R]):
             ends: set[asyncio.Future[Any]] = {answer, judged}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
-                router.receive()  # a loop that stalled runs its timers before it looks at what has come
+                router.receive()  # a loop that stalled runs its timers before it reads its sockets
             if answer.done() and not answer.cancelled():
                 return answer.result()
             why = router.why_down(self.node)
@@ -89,7 +89,7 @@ class _Call(Exchange, Generic[R]):
 
 
 class _StatusCall(_Call[StatusReply]):
-    """A question how a node is: asked whatever the router thinks of it, and once: "overloaded" is an answer."""
+    """A question about node health: asked once, and also of a node that is marked down; "overloaded" is an answer."""
 
     __slots__ = ()
 
@@ -110,7 +110,7 @@ class _BackupCall(_Call[BackupReply]):
 async def node_status(
     router: Router, nodes: Sequence[str], deadline_s: float
 ) -> dict[str, StatusReply | DawnchorusError]:
-    """Return what each node says of itself, or why it says nothing."""
+    """Return each node's own status, or the error that it gave."""
     deadline = router.clock() + deadline_s
 
     def request(number: int, budget_us: int, sent_us: int) -> Status:
@@ -131,7 +131,7 @@ async def back_up_shard(
     """Let the owner of a shard write a copy of it to `path`, a new file on the node's host.
 
     Raises:
-        ClusterUnavailable: the outcome is unknown; try again with another path. PeerFault: the node refused.
+        ClusterUnavailable: the outcome is unknown; try again with another path. PeerFault: the node rejected it.
     """
     assert router.placement is not None
     owner = router.placement.shards[store][shard]
@@ -148,7 +148,7 @@ async def scan_shard(
     """Return the next ids of a shard behind `after`, in the order of their bytes, as far as they begin with `prefix`.
 
     Raises:
-        ClusterUnavailable: they could not be read. PeerFault: the node refused.
+        ClusterUnavailable: they could not be read. PeerFault: the node rejected it.
     """
     assert router.placement is not None
     owner = router.placement.shards[store][shard]

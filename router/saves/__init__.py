@@ -1,1 +1,1 @@
-"""Saves: named for good, brought together, committed in order."""
+"""Saves: identified by tokens, coalesced, and committed in order."""

@@ -1,9 +1,9 @@
 """The write of one agent, and its result in each store: pure.
 
-The writes of one agent to one store are applied together or not at all; to several stores they are not. So what became
-of each store's part is kept apart: a version, a conflict, a rejection, or not known: it was sent, and no answer came.
+The writes of one agent to one store are applied together or not at all; to several stores they are not. So the result
+of each store is kept apart: a version, a conflict, a rejection, or unknown: it was sent, and no answer came.
 
-A save is named by its write id for good (`write_token`).
+A save keeps its write id for good (`write_token`).
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from .write_token import WriteToken
 __all__ = ["AgentWrite", "Saved", "SavedVersions"]
 
 _WRITE_BYTES: Final = 64
-"""Bytes of a write beside its agent id and values, about; counted so that a frame keeps to its limit."""
+"""Approximate bytes of a write besides its agent id and values; counted so that a frame stays within its limit."""
 
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
-"""What most writes have of conflicts and rejections: a dictionary each would be half of what a write costs to make."""
+"""The conflicts and rejections of most writes: a dictionary for each would take half of the time to make a write."""
 
 
 class SavedVersions(dict[str, int]):
-    """Versions of the kinds that a save wrote, where it deleted some as well.
+    """Versions of the kinds that a save wrote, if it deleted some as well.
 
-    Of one that it deleted (`deleted`) the version is that of the write that did, 0 where nothing was there. As `expect`
-    all of those count as not there.
+    A deleted kind (`deleted`) has the version of the write that deleted it, 0 if nothing was there. As `expect` all
+    deleted kinds count as absent.
     """
 
     deleted: frozenset[str] = frozenset()
 
 
 class Saved(msgspec.Struct, frozen=True, gc=False):
-    """An acknowledged save: the version of each kind written (0 where there was nothing to delete).
+    """An acknowledged save: the version of each kind written (0 if there was nothing to delete).
 
-    It can be given as `expect` to a later save of the agent. `write_id` names it for good (see `SaveError`).
+    It can be given as `expect` to a later save of the agent. `write_id` identifies it for good (see `SaveError`).
     """
 
     agent_id: str
@@ -60,15 +60,15 @@ class Saved(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def write_id(self) -> str:
-        """The save's name."""
+        """The save's write id: its idempotency key."""
         return str(self.token)
 
 
 class AgentWrite(msgspec.Struct, eq=False, gc=False):
-    """One agent's operations by store, with what each expects, and what became of each.
+    """One agent's operations by store, with the versions that each expects, and the result of each.
 
-    A Struct, because a save_many makes one for each agent: 0.3 us beside looking at its values, where an initializer of
-    our own took 0.8, and the garbage collector need not look at it.
+    A Struct, because a save_many makes one for each agent: 0.3 us besides checking its values, while an initializer of
+    our own took 0.8, and the garbage collector need not track it.
 
     Raises:
         InvalidRequestError: its values for a store do not fit into one message.
@@ -81,30 +81,30 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
     expect: Mapping[str, Mapping[str, int]] | None = None
     """store -> kind -> version."""
     repeated: Collection[str] = ()
-    """Stores that may have been sent it before, and have not said that they did not apply it."""
+    """Stores to which it may have been sent before, and which have not reported that they did not apply it."""
     digest: int = 0
-    """Of all that it does, where its name is the caller's own; where it is 0, nodes compute one of their part."""
+    """The digest of all its operations, if the caller chose its key; if it is 0, nodes compute one of their part."""
     hashed: int = -1
-    """The agent's hash; where it is not given it is computed."""
+    """The agent's hash; computed if it is not given."""
     bytes_in_all: int = 0
-    """Of the writes to all its stores, about."""
+    """The approximate bytes of the writes to all its stores."""
     open_parts: int = 0
-    """How many stores' parts are on their way."""
+    """The number of stores whose parts are in flight."""
     versions: Mapping[str, int] = _NOTHING
-    """Stores that acknowledged, with the version."""
+    """Stores that acknowledged it, with the version."""
     rejected: Mapping[str, str] = _NOTHING
-    """Stores in which surely nothing was written, with the reason."""
+    """Stores in which certainly nothing was written, with the reason."""
     transient: tuple[str, ...] = ()
-    """Those among them that may take it a moment later."""
+    """Those among them that may accept it a moment later."""
     conflicts: Mapping[str, dict[str, int]] = _NOTHING
-    """Stores in which nothing was written because of what is there: kind -> version."""
-    undecidable: Mapping[str, str] = _NOTHING
-    """Stores that can no longer tell, with the reason."""
+    """Stores in which nothing was written because of the versions there: kind -> version."""
+    indeterminate: Mapping[str, str] = _NOTHING
+    """Stores that can no longer say whether they applied it, with the reason."""
     removed: Mapping[str, Sequence[str]] = _NOTHING
-    """Of stores in which it deletes, the kinds that were there, where they say so."""
+    """The kinds that were there in stores in which it deletes, if they report them."""
 
     attempts: list[int] | None = None
-    """How often it was tried again, which all attempts share: a list of one number, which makes no circle."""
+    """How often it was retried, shared by all attempts: a list of one number, which makes no reference cycle."""
     attempt: int = 0
 
     def __post_init__(self) -> None:
@@ -120,10 +120,10 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
             self.bytes_in_all += size
 
     def size(self, store: str) -> int:
-        """Return the bytes of the write to one store, about.
+        """Return the approximate bytes of the write to one store.
 
-        Counted again where there are several stores: a dictionary or a tuple of them each costs as much, and brings on
-        more collections of garbage.
+        Counted again if there are several stores: a dictionary or a tuple of them costs as much each time, and causes
+        more garbage collections.
         """
         return self.bytes_in_all if len(self.operations) == 1 else self._count_bytes(store)
 
@@ -149,33 +149,33 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
         )
 
     def handle_result(self, store: str, result: int | Rejection) -> None:
-        """Take in what a node answered for one store."""
+        """Record the answer of a node for one store."""
         if not isinstance(result, Rejection):
-            # A write has one store as a rule; a mapping proxy takes 0.4 us to be copied.
+            # A write usually has one store; copying a mapping proxy takes 0.4 us.
             self.versions = {store: result} if self.versions is _NOTHING else {**self.versions, store: result}
         elif result.code == RejectionCode.CONFLICT and result.found is not None:
             self.conflicts = {**self.conflicts, store: result.found}
         elif result.code == RejectionCode.INDETERMINATE:
-            self.undecidable = {**self.undecidable, store: result.reason}
+            self.indeterminate = {**self.indeterminate, store: result.reason}
         else:
             self.rejected = {**self.rejected, store: result.reason}
 
     def handle_removed(self, store: str, kinds: Sequence[str]) -> None:
-        """Take note of what a write that deletes found in a store."""
+        """Record the kinds that a deleting write found in a store."""
         self.removed = {**self.removed, store: kinds}
 
     def reject(self, store: str, reason: str, *, transient: bool) -> None:
-        """Take note that nothing was written in a store this time: surely nothing, where no other attempt was sent."""
+        """Record that this attempt wrote nothing in a store: certainly nothing, if no other attempt was sent."""
         if store not in self.repeated and self.is_latest:
             self.rejected = {**self.rejected, store: reason}
             others = tuple([other for other in self.transient if other != store])
             self.transient = (*others, store) if transient else others
 
     def again(self) -> AgentWrite:
-        """Return the same save, to be sent again to the stores that have not acknowledged it."""
+        """Return the same save, to be resent to the stores that have not acknowledged it."""
         if self.is_latest:
-            unsure = (*self.unknown, *self.undecidable)
-        else:  # it was tried again before, and may have been applied by that
+            unsure = (*self.unknown, *self.indeterminate)
+        else:  # it was retried before, and that attempt may have been applied
             unsure = tuple([store for store in self.operations if store not in self.versions])
         attempts = self.attempts or [0]
         attempts[0] += 1
@@ -187,25 +187,25 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
 
     @property
     def is_latest(self) -> bool:
-        """Whether this save was not tried again since, by an earlier error of it either."""
+        """Whether this save was not retried since, not even by an earlier error of it."""
         return self.attempts is None or self.attempts[0] == self.attempt
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """Stores that may have applied it or not."""
-        settled = (self.versions, self.rejected, self.conflicts, self.undecidable)
+        """Stores that may or may not have applied it."""
+        settled = (self.versions, self.rejected, self.conflicts, self.indeterminate)
         return tuple(store for store in self.operations if not any([store in known for known in settled]))
 
     def result(self, kinds_of: Callable[[str], Sequence[str]]) -> Saved | SaveError:
-        """Return what the caller gets of this agent; `kinds_of` gives the kinds of a store that is erased whole."""
+        """Return the caller's result for this agent; `kinds_of` gives the kinds of a store deleted completely."""
         saved = self._saved(kinds_of)
         if len(self.versions) == len(self.operations):
             return Saved(self.agent_id, saved, self.token)
         write_id = str(self.token)
         unknown = self.unknown
         found = {kind: version for kinds in self.conflicts.values() for kind, version in kinds.items()}
-        if self.undecidable:
-            reasons = "; ".join(f"{store}: {reason}" for store, reason in self.undecidable.items())
+        if self.indeterminate:
+            reasons = "; ".join(f"{store}: {reason}" for store, reason in self.indeterminate.items())
             return SaveIndeterminate(reasons, agent_id=self.agent_id, write_id=write_id)
         if not saved and not unknown and not self.rejected:
             return VersionConflict(agent_id=self.agent_id, write_id=write_id, found=found)
@@ -226,9 +226,9 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
         )
 
     def interrupted(self, kinds_of: Callable[[str], Sequence[str]], closed: str) -> SaveInterrupted | None:
-        """Return the error of a save that was under way when its cluster was closed, None where nothing was sent of it.
+        """Return the error of a save that was under way when its cluster was closed, None if nothing of it was sent.
 
-        `closed` is the reason of what was rejected because of that.
+        `closed` is the reason of the parts that were rejected because of that.
         """
         if all([self.rejected.get(store) == closed for store in self.operations]):
             return None
@@ -242,7 +242,7 @@ class AgentWrite(msgspec.Struct, eq=False, gc=False):
         )
 
     def _saved(self, kinds_of: Callable[[str], Sequence[str]]) -> dict[str, int]:
-        """Return the version of each kind that is known to be written or deleted."""
+        """Return the version of each kind that was certainly written or deleted."""
         saved: dict[str, int] = {}
         deleted: list[str] | None = None
         for store, version in self.versions.items():

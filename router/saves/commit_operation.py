@@ -1,9 +1,9 @@
 """A save under way: writes of one or many agents, scattered over the nodes of their shards, and their results gathered.
 
-When a connection breaks, what was on its way is sent again on the next one, within the deadline: a node that has
-applied it already answers with the first result. What an `AgentWrite` has not heard of by then is unknown.
+When a connection breaks, the writes in flight are resent on the next one, within the deadline: a node that has applied
+them already answers with the first result. A part of an `AgentWrite` without an answer by then is unknown.
 
-A write whose agent has an earlier one on its way to the same store is held until that is over (`save_order`).
+A write whose agent has an earlier one in flight to the same store is held until that has ended (`save_order`).
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from .save_order import Held, SaveOrder
 __all__ = ["CLOSED", "CommitRouter", "Saving"]
 
 CLOSED: Final = "the cluster was closed; nothing was sent"
-"""The reason of what is rejected because the cluster was closed before it could be sent."""
+"""The reason of writes rejected because the cluster was closed before they could be sent."""
 
 _BEHIND_ANOTHER: Final = "an earlier save of this agent was still on its way; nothing was sent"
 
 _AGAIN_S: Final = 0.05
-"""How long after its node had too much to do a save that is tried again is offered to it once more."""
+"""How long after its node was overloaded a retried save is offered to it once more."""
 
 _MESSAGE_WRITES_MAX: Final = 1_000
-"""Writes of one Commit: a node answers a Commit when all its shards are synced."""
+"""The most writes of one Commit: a node answers a Commit when all its shards are synced."""
 
 _RESULT_BYTES: Final = 16
 
@@ -51,31 +51,31 @@ _TRANSIENT_FAULTS: Final = frozenset({FaultCode.OVERLOADED, FaultCode.NO_HELLO})
 _TRANSIENT: Final = frozenset(
     {SectionStatus.OVERLOADED, SectionStatus.TOO_LATE, SectionStatus.SEALED, SectionStatus.MOVED}
 )
-"""What says that nothing was written, and that the same save may be taken a moment later."""
+"""Statuses which say that nothing was written, and that the same save may be accepted a moment later."""
 
 _NOTHING_WRITTEN: Final = frozenset(SectionStatus) - {SectionStatus.OK, SectionStatus.INTERNAL}
-"""Statuses that say so surely; after any other, also one not known yet, nobody can tell."""
+"""Statuses that are certain to mean it; after any other, even an unknown one, the save may have been written."""
 
 
 class CommitRouter(Protocol):
-    """What a saving needs of a router."""
+    """The methods of a router that a saving needs."""
 
     @property
     def placement(self) -> Placement | None:
-        """Which node serves which shard."""
+        """The node that serves each shard."""
         ...
 
     def submit(self, exchanges: Collection[Exchange]) -> None:
         """Send exchanges, each when its node has room for it."""
 
     def cancel(self, exchanges: Iterable[Exchange]) -> None:
-        """Forget exchanges that nobody waits for any more."""
+        """Forget exchanges for which no caller waits any more."""
 
     def note_version(self, store: str, shard: int, version: int) -> None:
-        """Take note of a version that a shard has reached."""
+        """Record a version that a shard has reached."""
 
     def version_seen(self, store: str, shard: int) -> int:
-        """Return the newest version of a shard that it was told of."""
+        """Return the newest version of a shard that it knows."""
         ...
 
     def why_down(self, node: str) -> str:
@@ -83,7 +83,7 @@ class CommitRouter(Protocol):
         ...
 
     def receive(self) -> None:
-        """Receive what has come already."""
+        """Receive the replies that have arrived already."""
 
 
 class _Section:
@@ -103,7 +103,7 @@ class _Section:
 
 
 class _CommitExchange(Exchange):
-    """Some sections of a save, at one node. Sent twice, a rejection says nothing of what became of the first."""
+    """Some sections of a save, at one node. If it was sent twice, a rejection says nothing about the first sending."""
 
     __slots__ = ("_saving", "reason", "sections", "size", "writes")
 
@@ -117,7 +117,7 @@ class _CommitExchange(Exchange):
         self.size = 0
         self.writes = 0
         self.reason = ""
-        """Why it was not taken when it was last offered."""
+        """Why it was not accepted when it was last offered."""
 
     def add(self, store: str, shard: int, epoch: int, write: AgentWrite, size: int) -> None:
         section = self.sections.get((store, shard))
@@ -128,7 +128,7 @@ class _CommitExchange(Exchange):
         section.writes.append(write)
         self.size += size
         self.writes += 1
-        # What is on its way to the node counts as well: one window bounds both directions.
+        # The request's own bytes count as well: one window bounds both directions.
         self.expected_bytes += size + _RESULT_BYTES
 
     def encode(self, budget_us: int, sent_us: int) -> bytes:
@@ -149,7 +149,7 @@ class _CommitExchange(Exchange):
 
     def handle_failure(self, code: FaultCode | None, reason: str) -> None:
         if code is not None and code not in (FaultCode.INTERNAL, FaultCode.OVERLOADED):
-            self.unserved += 1  # the node rejected it as a whole; flow control has counted where that was for too much
+            self.unserved += 1  # the node rejected all of it; flow control has counted it if it was for overload
         if self.sendings == self.unserved:
             self.reason = f"{code.name}: {reason}" if code else reason
             if (code is None or code == FaultCode.OVERLOADED) and self._saving.offers_again(self):
@@ -160,16 +160,16 @@ class _CommitExchange(Exchange):
         self._saving.handle_answered(self)
 
     def belongs_to(self, saving: Saving) -> bool:
-        """Whether it carries the writes of this saving."""
+        """Return whether it carries the writes of this saving."""
         return self._saving is saving
 
     def is_full(self, size: int) -> bool:
-        """Whether a write of so many bytes has to travel in another."""
+        """Return whether a write of so many bytes has to travel in another exchange."""
         return self.writes > 0 and (self.size + size > FRAME_BYTES_TARGET or self.writes >= _MESSAGE_WRITES_MAX)
 
 
 class Saving:
-    """Writes on their way, until each store has answered or the deadline has come."""
+    """Writes in flight, until each store has answered or the deadline has passed."""
 
     def __init__(
         self,
@@ -184,9 +184,9 @@ class Saving:
     ) -> None:
         """Begin; `add` the writes, then `send`. `deadline` is in seconds of `clock`, the monotonic one.
 
-        `order` has the saves of this client that are on their way. `handle_acknowledged` is told of each store the
-        agents of acknowledged writes with their versions; `handle_settled` is given each write once no more will be
-        heard of it. With `patient` they wait until the deadline for a node that is to be left alone for the moment.
+        `order` has the saves of this client that are in flight. `handle_acknowledged` is notified for each store of the
+        agents of acknowledged writes with their versions; `handle_settled` receives each write once no more answers can
+        change its result. With `patient` they wait until the deadline for a node that is not to be asked at the moment.
         """
         assert router.placement is not None
         self._router = router
@@ -199,7 +199,7 @@ class Saving:
         self._clock = clock
         self.deadline = deadline
         self._filling: dict[str, _CommitExchange] = {}
-        # In the order in which they came: a set's order differs from run to run.
+        # In insertion order: a set's order differs from run to run.
         self._waiting: dict[_CommitExchange, None] = {}
         self._held: dict[Held, None] = {}
         self._timer: Judgement | None = None
@@ -208,15 +208,15 @@ class Saving:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing of it is on its way."""
+        """Whether nothing of it is in flight."""
         return not self._waiting and not self._held
 
     def add(self, write: AgentWrite) -> None:
-        """Take a write; a message that it fills goes off at once. A write of which all is acknowledged has no parts."""
+        """Add a write; a message that it fills is sent at once. A write acknowledged everywhere has no parts."""
         versions = write.versions
         for store in write.operations:
             if store in versions:
-                continue  # acknowledged before this is sent again
+                continue  # acknowledged before this attempt
             write.open_parts += 1
             size = write.size(store)
             owners = self._placement.shards[store]
@@ -231,7 +231,7 @@ class Saving:
                 self._order.hold(held)
 
     def carry(self, held: Held, carrier: object) -> object:
-        """Put a write that was held into a message, and send it at the end of this turn of the loop."""
+        """Put a held write into a message, and send it at the end of this turn of the loop."""
         write, store = held.write, held.store
         size = write.size(store)
         if carrier is not None and (
@@ -250,25 +250,25 @@ class Saving:
         return exchange
 
     def _exchange(self, node: str, size: int) -> _CommitExchange:
-        """Return the message for a node that is being filled, and has room for so many bytes."""
+        """Return the message being filled for a node, with room for so many bytes."""
         exchange = self._filling.get(node)
         if exchange is not None:
             if not exchange.is_full(size):
                 return exchange
             self._router.submit([exchange])
         exchange = self._filling[node] = _CommitExchange(self, node)
-        # Who tries again knows that the node may be marked down: it waits for it, as long as it may.
+        # A retry knows that the node may be marked down: it waits for it, until its deadline.
         exchange.patient = self._patient
         return exchange
 
     def handle_filling(self, exchange: _CommitExchange) -> None:
-        """A message has its first write."""
+        """Note a message that has its first write."""
         self._waiting[exchange] = None
 
     def send(self) -> None:
-        """Send what is not sent yet; each write is settled when its parts are answered, at the latest at the deadline.
+        """Send the rest; each write is settled when its parts are answered, at the latest at the deadline.
 
-        The last one settled may be so before this returns.
+        The last write may be settled before this returns.
         """
         if not self.is_over:
             self._timer = Judgement(self.deadline, self._expire, self._loop, self._clock)
@@ -280,7 +280,7 @@ class Saving:
         self._router.submit([exchange for exchange in filling.values() if exchange in self._waiting])
 
     def handle_section(self, section: _Section, committed: CommitReplySection, *, sendings: int) -> None:
-        """Take in the results of one section, sent that often."""
+        """Receive the results of one section, which was sent `sendings` times."""
         if committed.status != SectionStatus.OK:
             if committed.status in _NOTHING_WRITTEN and sendings == 1:
                 name = SectionStatus(committed.status).name
@@ -297,7 +297,7 @@ class Saving:
             if not isinstance(result, Rejection):
                 acknowledged.append((write.agent, result))
             elif result.code == RejectionCode.CONFLICT:
-                # It names what was there when it was judged: no wake may show less from now on.
+                # It names the versions at the time of the check: no wake may show older ones from now on.
                 acknowledged.append((write.agent, committed.version))
         if committed.removed:
             for index, kinds in committed.removed.items():
@@ -306,12 +306,12 @@ class Saving:
         self._handle_acknowledged(store, acknowledged)
 
     def reject(self, section: _Section, reason: str, *, transient: bool) -> None:
-        """Take note that surely nothing of a section was written: nothing now, and it was never sent before."""
+        """Record that certainly nothing of a section was written: nothing now, and it was never sent before."""
         for write in section.writes:
             write.reject(section.store, reason, transient=transient)
 
     def offers_again(self, exchange: _CommitExchange) -> bool:
-        """Offer an exchange that was not taken again in a moment, where its callers wait for that."""
+        """Offer an exchange that was not accepted again in a moment, if its callers wait for that."""
         if not self._patient or exchange not in self._waiting:
             return False
         self._loop.call_later(_AGAIN_S, self._offer_again, exchange)
@@ -322,7 +322,7 @@ class Saving:
             self._router.submit([exchange])
 
     def handle_answered(self, exchange: _CommitExchange) -> None:
-        """An exchange is over, one way or another."""
+        """Settle the writes of an exchange that has ended, answered or not."""
         if exchange not in self._waiting:
             return
         del self._waiting[exchange]
@@ -344,12 +344,12 @@ class Saving:
         self.end("")
 
     def end(self, reason: str) -> None:
-        """End it, for `reason` or because it is too late: what was not sent is rejected, the rest stays unknown."""
+        """End it, for `reason` or because it is too late: reject unsent writes; sent ones stay unknown."""
         if self._timer is not None:
             self._timer.cancel()
         waiting, self._waiting = self._waiting, {}
         held, self._held = self._held, {}
-        # Those held first: none of them may be carried by what ends here.
+        # Held writes first: no exchange that ends here may carry one of them.
         for part in held:
             part.waits = False
             part.write.reject(part.store, reason or _BEHIND_ANOTHER, transient=not reason)

@@ -1,8 +1,8 @@
-"""The saves of one client: named for good, brought together, sent, and sent again when their errors are asked to.
+"""The saves of one client: given their tokens, coalesced, sent, and resent when their errors are retried.
 
-Saves that are called in the same turn of the loop travel together, as wakes do; each caller is answered as soon as its
-own stores are, and by its own deadline. (1,000 savers of one agent each, by themselves and in one Commit a node: see
-docs/decisions.) Those of one agent are applied in the order of their calls (`save_order`).
+Saves that are called in the same turn of the loop travel together, as wakes do; each caller gets its result as soon as
+its own stores have answered, and by its own deadline. (1,000 savers of one agent each, one by one and in one Commit for
+each node: see docs/decisions.) Saves of one agent are applied in the order of their calls (`save_order`).
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from .write_token import WriteToken, key_digest, key_token, parse_token
 __all__ = ["NewWrite", "Saver"]
 
 _TOGETHER_MAX: Final = 256
-"""Agents of a save_many that travels with the other saves of its turn. A larger one takes turns with them."""
+"""The most agents of a save_many that travels with the other saves of its turn. A larger one takes turns with them."""
 
 Result: TypeAlias = Saved | DawnchorusError
 NewWrite: TypeAlias = Callable[[str, bytes, int], AgentWrite]
-"""Makes the write of an agent, given its id, the UTF-8 of that and its hash."""
+"""A function that makes the write of an agent, given its id, the UTF-8 of that and its hash."""
 
 
 class _Many:
-    """A save_many under way: what became of each of its agents so far."""
+    """A save_many under way: the results of its agents so far."""
 
     __slots__ = ("_agents", "_future", "results")
 
@@ -45,7 +45,7 @@ class _Many:
         self.results: dict[Any, Result] = {}
 
     def handle_result(self, agent_id: Any, result: Result) -> bool:
-        """Take in what became of one agent, or of what is no agent id; return whether all have come."""
+        """Receive the result of one agent, or of an invalid agent id; return whether all have arrived."""
         self.results[agent_id] = result
         if len(self.results) < self._agents:
             return False
@@ -54,7 +54,7 @@ class _Many:
         return True
 
     def fail(self, error: Exception) -> None:
-        """Let who waits see this error: a bug's."""
+        """Deliver this error, of a bug, to the caller that waits."""
         if not self._future.done():
             self._future.set_exception(error)
 
@@ -68,11 +68,11 @@ class _Batch:
         self.budget_s = budget_s
         self.waiters: dict[AgentWrite, asyncio.Future[Saved] | _Many] = {}
         self.many: _Many | None = None
-        """The one that waits for all of them, where it is one alone."""
+        """The save_many that waits for all of them, if it is alone."""
         self.saving = saving(self)
 
     def fail(self, error: Exception) -> None:
-        """Let every caller that still waits see this error: a bug's."""
+        """Deliver this error, of a bug, to every caller that still waits."""
         waiters, self.waiters = self.waiters, {}
         for waiter in [*waiters.values(), *([self.many] if self.many else [])]:
             if isinstance(waiter, _Many):
@@ -81,7 +81,7 @@ class _Batch:
                 waiter.set_exception(error)
 
 
-def _hand_out(waiter: asyncio.Future[Saved] | _Many, agent_id: str, result: Result) -> None:
+def _deliver(waiter: asyncio.Future[Saved] | _Many, agent_id: str, result: Result) -> None:
     if isinstance(waiter, _Many):
         waiter.handle_result(agent_id, result)
     elif waiter.done():
@@ -93,7 +93,7 @@ def _hand_out(waiter: asyncio.Future[Saved] | _Many, agent_id: str, result: Resu
 
 
 class Saver:
-    """The saves of one router: names each for good, sends it, and sends it again when its error is asked to."""
+    """The saves of one router: gives each its token, sends it, and resends it when its error is retried."""
 
     def __init__(
         self,
@@ -105,9 +105,9 @@ class Saver:
         loop: asyncio.AbstractEventLoop | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`kinds_of` gives a store's kinds; `handle_acknowledged` is told of acknowledged writes, as in `Saving`.
+        """`kinds_of` gives a store's kinds; `handle_acknowledged` is notified of acknowledged writes, as in `Saving`.
 
-        `require_open` raises where nothing may be sent: an error may be asked to retry anywhere, and at any time.
+        `require_open` raises if nothing may be sent: an error may be retried anywhere, and at any time.
         """
         self._loop = asyncio.get_running_loop() if loop is None else loop
         self._clock = clock
@@ -117,7 +117,7 @@ class Saver:
         self._handle_acknowledged = handle_acknowledged
         self._prefix = secrets.token_bytes(8)
         self._writes = 0
-        self._seen: dict[str, int] = {}  # what the last write was told
+        self._seen: dict[str, int] = {}  # of the last write
         self._order = SaveOrder()
         self._pending: dict[tuple[float, bool], _Batch] = {}  # of this turn, by budget and patience
         self._under_way: set[_Batch] = set()
@@ -126,7 +126,7 @@ class Saver:
     def __len__(self) -> int:
         return len(self._under_way) + len(self._order)
 
-    # --- writes, not sent yet ---
+    # --- writes before sending ---
 
     def write(
         self,
@@ -135,7 +135,7 @@ class Saver:
         expect: Mapping[str, Mapping[str, int]] | None = None,
         write_id: str | None = None,
     ) -> AgentWrite:
-        """Return a write; `write_id` is that of an earlier one, which it repeats, or a name that its caller chose.
+        """Return a write; `write_id` is that of an earlier one, which it repeats, or a key that its caller chose.
 
         Raises:
             InvalidRequestError: the id, the write id or the values are outside the limits.
@@ -152,7 +152,7 @@ class Saver:
         expect: Mapping[str, Mapping[str, int]] | None = None,
         write_id: str | None = None,
     ) -> AgentWrite:
-        """Return a write, as `write` does, of an agent whose UTF-8 and hash are known.
+        """Return a write, as `write` does, for an agent whose UTF-8 and hash are known.
 
         Raises:
             InvalidRequestError: the write id or the values are outside the limits.
@@ -161,7 +161,7 @@ class Saver:
         assert placement is not None
         seen = {store: self._router.version_seen(store, hashed % len(placement.shards[store])) for store in operations}
         if seen == self._seen:
-            seen = self._seen  # of a save_many all agents of a shard share one: 10,000 dictionaries less
+            seen = self._seen  # all agents of a shard share one in a save_many: 10,000 fewer dictionaries
         self._seen = seen
         if write_id is not None:
             token = parse_token(write_id, placement.shards)
@@ -179,13 +179,13 @@ class Saver:
         token = WriteToken(self._prefix + self._writes.to_bytes(8, "big"), seen)
         return AgentWrite(agent_id, agent, token, operations, expect, hashed=hashed)
 
-    # --- sent ---
+    # --- sending ---
 
     def save(self, write: AgentWrite, budget_s: float, *, patient: bool = False) -> asyncio.Future[Saved]:
-        """Send a write with all others of this turn of the loop; return a future of every store having it.
+        """Send a write with all others of this turn of the loop; return a future that ends when every store has it.
 
-        No coroutine, as each that waits costs the garbage collector a look. With `patient` it waits, within `budget_s`,
-        for a node that is to be left alone for the moment.
+        No coroutine, since the garbage collector has to track each that waits. With `patient` it waits, within
+        `budget_s`, for a node that is not to be asked at the moment.
 
         Raises (the first at once, the other when awaited):
             ClusterUnavailable: it is closed.
@@ -193,20 +193,20 @@ class Saver:
         """
         self._require_sending()
         future: asyncio.Future[Saved] = self._loop.create_future()
-        # What may have been applied already is answered by its node alone: told at once that there is no answer now,
-        # its caller could only ask again.
+        # Only its node can say whether a repeated write was applied: with an error at once its caller could only
+        # ask again.
         self._add(self._batch(budget_s, patient=patient or bool(write.repeated)), write, future)
         return future
 
     async def save_many(
         self, agents: Collection[Any], new_write: NewWrite, budget_s: float
     ) -> dict[str, Saved | DawnchorusError]:
-        """Save what `new_write` makes of each agent; return by agent what became of it.
+        """Save the write that `new_write` makes for each agent; return the results by agent.
 
-        What is no agent id (callers are not type-checked) gets its error.
+        An invalid agent id (callers are not type-checked) gets its error.
 
-        Many go shard by shard, as `_by_shard` orders them: a node then commits to few shards for each message, and
-        begins with the first while the next are made.
+        Many agents are sent shard by shard, as `_by_shard` orders them: a node then commits to few shards for each
+        message, and begins with the first while the next are made.
         """
         self._require_sending()
         future: asyncio.Future[None] = self._loop.create_future()
@@ -224,7 +224,7 @@ class Saver:
             except DawnchorusError as error:
                 many.handle_result(agent_id, error)
                 continue
-            except Exception as error:  # of the caller's objects: it is not to hold up what others save
+            except Exception as error:  # of the caller's objects: it must not delay the saves of others
                 rejected = InvalidRequestError(f"agent {agent_id!r}: what it saves cannot be read: {error!r}")
                 rejected.__cause__ = error
                 many.handle_result(agent_id, rejected)
@@ -241,7 +241,7 @@ class Saver:
     def _add(self, batch: _Batch, write: AgentWrite, waiter: asyncio.Future[Saved] | _Many) -> None:
         batch.waiters[write] = waiter
         batch.saving.add(write)
-        if not write.open_parts:  # every store had acknowledged it before
+        if not write.open_parts:  # every store has acknowledged an earlier attempt
             self._handle_settled(batch, write)
 
     def _batch(self, budget_s: float, *, patient: bool) -> _Batch:
@@ -276,7 +276,7 @@ class Saver:
         for batch in pending.values():
             try:
                 self._send(batch)
-            except Exception as error:  # a bug: nobody is to wait for ever because of it, nor the others' saves
+            except Exception as error:  # a bug: no caller may wait for ever because of it
                 failure = error
         if failure is not None:
             raise failure
@@ -294,14 +294,14 @@ class Saver:
                 self._under_way.discard(batch)
 
     def _handle_settled(self, batch: _Batch, write: AgentWrite) -> None:
-        """No more will be heard of a write."""
+        """Deliver the result of a write that no more answers can change."""
         if batch.many is not None:
             if batch.many.handle_result(write.agent_id, self._result(write, batch.budget_s)):
                 self._under_way.discard(batch)
             return
         waiter = batch.waiters.pop(write, None)
         if waiter is not None:
-            _hand_out(waiter, write.agent_id, self._result(write, batch.budget_s))
+            _deliver(waiter, write.agent_id, self._result(write, batch.budget_s))
             if not batch.waiters:
                 self._under_way.discard(batch)
 
@@ -318,14 +318,14 @@ class Saver:
         return result
 
     def _repeat(self, write: AgentWrite, budget_s: float) -> asyncio.Future[Saved]:
-        """Send a write again; what its error's `retry` does."""
+        """Resend a write, for its error's `retry`."""
         self._require_open()
         return self.save(write.again(), budget_s, patient=True)
 
-    # --- the end ---
+    # --- closing ---
 
     def close(self, reason: str) -> None:
-        """End every save: what is not sent yet never is, and what of the rest was applied stays unknown."""
+        """End every save: unsent ones are never sent, and whether the others were applied stays unknown."""
         self._closed = reason
         pending, self._pending = self._pending, {}
         for batch in [*pending.values(), *self._under_way]:
@@ -339,9 +339,9 @@ class Saver:
     # --- shard by shard ---
 
     def _by_shard(self, agents: Iterable[Any], many: _Many) -> Iterator[tuple[str, bytes, int]]:
-        """Yield agents as `_hashed` does, shard after shard, going round the nodes.
+        """Yield agents as `_hashed` does, shard after shard, in turn from each node.
 
-        By the shards of the store that has most: those of another are then in order as well, where the numbers divide.
+        By the shards of the store that has most: those of another are then in order as well, if the numbers divide.
         """
         placement = self._router.placement
         assert placement is not None
@@ -360,7 +360,7 @@ class Saver:
 
 
 def _hashed(agents: Iterable[Any], many: _Many) -> Iterator[tuple[str, bytes, int]]:
-    """Yield each agent's id, its UTF-8 and its hash. What is no agent id gets its error at once."""
+    """Yield each agent's id, its UTF-8 and its hash. An invalid agent id gets its error at once."""
     for agent_id in agents:
         try:
             agent = check_agent_id(agent_id)

@@ -1,15 +1,15 @@
-"""In which order the saves of one agent go to one store: that in which they were called. Pure.
+"""The order of one agent's saves to one store: that of their calls. Pure.
 
-Commits overtake each other on their way: those of several callers take turns, one that a node had no room for is sent
-again later, and so is one whose connection broke. So while a save of an agent is on its way to a store, the next one of
-that agent to that store is held, unless it travels in the same message, which a node applies in order. Saves of
-different agents never wait for each other here; those of one agent that are called in one turn go together.
+Commits may overtake each other: those of several callers take turns, one that its node rejected as overloaded is resent
+later, and so is one whose connection broke. So while a save of an agent to a store is in flight, the next one of that
+agent to that store is held, unless it travels in the same message, which a node applies in order. Saves of different
+agents never wait for each other here; those of one agent that are called in one turn are sent together.
 
-    enter -> True: nothing of this agent is on its way there, or it is in this very message: it is carried
+    enter -> True: no save of this agent to the store is in flight, or it is in this very message: it is carried
           -> False: `hold` it
-    leave -> a message is over: what was held behind it is carried, as far as one message takes it
+    leave -> a message has ended: the saves held behind it are carried, as many as fit into one message
 
-A save that is over its deadline while it is held is passed over; what is behind it waits on for what is before it.
+A save whose deadline passes while it is held is skipped; those behind it keep waiting for those before it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ __all__ = ["Carries", "Held", "SaveOrder"]
 
 
 class Carries(Protocol):
-    """Puts held saves into messages."""
+    """An object that puts held saves into messages."""
 
     def carry(self, held: Held, carrier: object) -> object:
-        """Put a save that was held into a message; return which, None if it has to be `carrier` and does not fit."""
+        """Put a held save into a message; return which, None if it has to be `carrier` and does not fit."""
         ...
 
 
@@ -41,11 +41,11 @@ class Held:
         self.store = store
         self.write = write
         self.waits = True
-        """Whether it still does: not once it is carried, or too late."""
+        """Whether it still waits: no longer once it is carried, or too late."""
 
 
 class _Line:
-    """More than one save of an agent for a store: the message that is on its way, and what is held behind it."""
+    """More than one save of an agent for a store: the message in flight, and the saves held behind it."""
 
     __slots__ = ("carrier", "held")
 
@@ -55,7 +55,7 @@ class _Line:
 
 
 class SaveOrder:
-    """The saves of one client that are on their way, by store and agent."""
+    """The saves of one client in flight, by store and agent."""
 
     def __init__(self) -> None:
         self._ways: dict[str, dict[bytes, object]] = {}
@@ -64,7 +64,7 @@ class SaveOrder:
         return sum([len(ways) for ways in self._ways.values()])
 
     def enter(self, store: str, agent: bytes, carrier: object) -> bool:
-        """Let a message carry a save of an agent to a store; return False where it has to be held. 0.05 us."""
+        """Let a message carry a save of an agent to a store; return False if it has to be held. 0.05 us."""
         ways = self._ways.get(store)
         if ways is None:
             ways = self._ways[store] = {}
@@ -72,7 +72,7 @@ class SaveOrder:
         return before is carrier or (isinstance(before, _Line) and before.carrier is carrier and not before.held)
 
     def hold(self, held: Held) -> None:
-        """Let a save wait that `enter` did not let pass."""
+        """Hold a save for which `enter` returned False."""
         ways, agent = self._ways[held.store], held.write.agent
         line = ways[agent]
         if not isinstance(line, _Line):
@@ -80,7 +80,7 @@ class SaveOrder:
         line.held.append(held)
 
     def leave(self, store: str, agents: Sequence[bytes], carrier: object) -> None:
-        """A message that carried saves of these agents to a store is over, one way or another. 0.05 us each."""
+        """End a message that carried saves of these agents to a store, answered or not. 0.05 us each."""
         ways = self._ways[store]
         for agent in agents:
             before = ways.get(agent)
@@ -93,7 +93,7 @@ class SaveOrder:
 
 
 def _carry_held(line: _Line) -> object:
-    """Put what is held first into a message, and what fits behind it; return the message, None where nothing waits."""
+    """Put the first held save into a message, and those that fit behind it; return the message, None if none waits."""
     carrier: object = None
     while line.held:
         held = line.held[0]

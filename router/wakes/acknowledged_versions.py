@@ -1,8 +1,8 @@
-"""Never older than acknowledged: which saves a fetch under way may not have seen. Pure.
+"""Versions of saves acknowledged during fetches, so that no wake shows older ones. Pure.
 
 A fetch that began before a save was acknowledged may have read the shard before it. While such fetches are under way,
-each acknowledged save is noted with its version; a fetch that completes is held against the notes, and what is older is
-read again. With no fetch under way nothing is noted, and with no note nothing is looked up.
+each acknowledged save is noted with its version; a fetch that completes is compared with the notes, and older fragments
+are read again. With no fetch under way nothing is noted, and with no note nothing is looked up.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ class AcknowledgedVersions:
         return self._fetches > 0
 
     def begin_fetch(self, deadline: float) -> None:
-        """A fetch begins; it ends by its deadline (seconds)."""
+        """Count a fetch that begins, and ends by its deadline (seconds)."""
         self._fetches += 1
         self._latest_deadline = max(self._latest_deadline, deadline)
 
     def end_fetch(self) -> None:
-        """A fetch has ended; after the last one every note is dropped."""
+        """Count off a fetch that has ended; drop every note after the last one."""
         self._fetches -= 1
         if not self._fetches:
             self._notes.clear()
             self._latest_deadline = 0.0
 
     def note(self, store: str, agent: bytes, version: int, now: float) -> None:
-        """A save of the agent was acknowledged with this version at time `now` (seconds)."""
+        """Note that a save of the agent was acknowledged with this version at time `now` (seconds)."""
         # Deadlines only move on, so the oldest notes are the first that no fetch can need any more.
         while self._notes and (oldest := next(iter(self._notes.values()))).needed_until < now:
             del self._notes[oldest.agent]
@@ -64,7 +64,7 @@ class AcknowledgedVersions:
 
     @property
     def agents(self) -> KeysView[bytes]:
-        """The agents that any note is of."""
+        """The agents that have a note."""
         return self._notes.keys()
 
     def of(self, agent: bytes, stores: Sequence[str]) -> list[int]:

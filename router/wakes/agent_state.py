@@ -1,7 +1,7 @@
-"""An agent as a wake left it: its values, and what became of those that could not be read.
+"""The state of an agent after a wake: its values, and the outcomes of those that could not be read.
 
 Its images are in `state_images`. A fragment is decoded when it is first looked at, into the type registered for its
-kind. What may be brought into a state later, and what of it: `fills`. What a copy of it takes along: `state_copy`.
+kind. `fills` has the rule of later answers; `state_copy` has copies.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ __all__ = ["AgentState"]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LAST_MS: Final = 253_402_300_799_999
-"""The last millisecond that a datetime can name; a damaged fragment may name a later one."""
+"""The last millisecond that a datetime can name; a corrupt fragment may name a later one."""
 
 _GONE: Final = object()
-"""Stands for the value of a kind that was shown to be absent or expired."""
+"""The value of a kind that was shown to be absent or expired."""
 
 _encode = msgspec.msgpack.Encoder().encode
 
 
 class AgentState(AgentImages, gc=False, eq=False, repr_omit_defaults=True):
-    """One woken agent. `state[kind]` is a value; what cannot be given is an exception, and `outcome` says why.
+    """One woken agent. `state[kind]` is a value, or raises if there is none; `outcome` says why.
 
     The same object is given each time a kind is asked for; changing it changes nothing that is stored, and nothing that
     another wake gave. Iterating goes over the kinds that are there (OK), as `in` says; a state is true whatever is in
@@ -66,7 +66,7 @@ class AgentState(AgentImages, gc=False, eq=False, repr_omit_defaults=True):
         return self._show(kind, outcome, fragment)
 
     def get(self, kind: str, default: Any = None) -> Any:
-        """Return the value of a kind, `default` where it is absent or expired.
+        """Return the value of a kind, `default` if it is absent or expired.
 
         One that could not be read is no reason for a default: it gives its fallback, or raises, as `state[kind]` does.
         """
@@ -92,7 +92,7 @@ class AgentState(AgentImages, gc=False, eq=False, repr_omit_defaults=True):
         return outcome
 
     def peek(self, kind: str) -> Outcome:
-        """Return what `outcome` would, without its counting as a look of the state's owner."""
+        """Return the outcome of a kind, without counting as a look by the state's owner."""
         return self._look(kind)[0]
 
     def version(self, kind: str) -> int:
@@ -163,8 +163,8 @@ class AgentState(AgentImages, gc=False, eq=False, repr_omit_defaults=True):
         """Ask again for the kinds that could not be read; return a future of this state, completed as far as it goes.
 
         It begins at once and ends by `deadline_s` from now (None: as a wake); `callback` is then called with the state,
-        whether the future is awaited or not. What still could not be read stays degraded: look at `complete`. What was
-        looked at stays as it is; in place of a fallback its value is shown.
+        whether the future is awaited or not. Kinds that still could not be read stay degraded: look at `complete`.
+        Values that were looked at stay as they are; in place of a fallback the kind's value is shown.
 
         Raises (when awaited):
             ClusterUnavailable: the cluster was closed.
@@ -255,23 +255,23 @@ class AgentState(AgentImages, gc=False, eq=False, repr_omit_defaults=True):
     # --- fills: the rule is in `fills` ---
 
     def handle_asked(self, kinds: tuple[str, ...]) -> None:
-        """A fill asks for these kinds."""
+        """Note that a fill asks for these kinds."""
         if self._fills is None:
             self._fills = Fills()
         self._fills.asked.append(kinds)
 
     def handle_answered(self, kinds: tuple[str, ...], fresh: AgentState | None) -> None:
-        """A fill of these kinds is over; `fresh` has what it brought."""
+        """Accept the answer to a fill of these kinds: `fresh` is the state that it brought, if any."""
         fills = self._fills
         assert fills is not None, "it was asked for"
         fills.asked.remove(kinds)
         if fresh is not None:
             fresh._own_moments()
-            fresh.detach()  # it keeps no reply alive, whoever keeps this one
+            fresh.detach()  # it keeps no reply alive while this state lives
             fills.handle_answered(kinds, self, fresh, self._stores())
 
     def is_there(self, kind: str) -> bool:
-        """Return whether it is known what is stored of a kind: OK, ABSENT or EXPIRED."""
+        """Return whether the stored value of a kind, or its absence, is known: OK, ABSENT or EXPIRED."""
         holder = self._holder(kind)
         return holder._context.kinds[kind].store >= 0 and holder._stored(kind)[0] in WHOLE
 
@@ -281,17 +281,17 @@ class AgentState(AgentImages, gc=False, eq=False, repr_omit_defaults=True):
         return shown or (self._passing is not None and kind in self._passing)
 
     def stored_version(self, kind: str) -> int:
-        """Return the version of a kind that is there, expired or not; 0 where nothing is stored."""
+        """Return the version of a kind that is there, expired or not; 0 if nothing is stored."""
         fragment = self._read(kind)[1]
         return 0 if fragment is None else fragment.version
 
     def moment(self, kind: str) -> Moment:
-        """Return from when the answer for a kind is."""
+        """Return the moment of the answer for a kind."""
         holder = self._holder(kind)
         return holder._moment_of(holder._context.kinds[kind].store)
 
     def drop_fallback(self, kind: str) -> bool:
-        """Show the fallback of a kind no more; return whether it was shown."""
+        """Stop showing the fallback of a kind; return whether it was shown."""
         return self._values is not None and self._values.pop(kind, _GONE) is not _GONE
 
     def kinds_along(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
@@ -369,11 +369,11 @@ class AgentState(AgentImages, gc=False, eq=False, repr_omit_defaults=True):
         return self if self._fills is None else self._fills.brought.get(kind, self)
 
     def _look(self, kind: str) -> tuple[Outcome, Fragment | None]:
-        """Return how the reading of a kind ended, and what is shown of it."""
+        """Return the outcome of a kind, and the fragment that is shown."""
         return self._holder(kind)._stored(kind, living=True)
 
     def _read(self, kind: str) -> tuple[Outcome, Fragment | None]:
-        """Return how the reading of a kind ended, and what is stored of it, expired or not."""
+        """Return the outcome of a kind, and its stored fragment, expired or not."""
         return self._holder(kind)._stored(kind)
 
     def _unavailable(self, kind: str, outcome: Outcome) -> FragmentUnavailable:

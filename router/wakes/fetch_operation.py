@@ -1,11 +1,11 @@
 """One fetch: a plan scattered over the nodes, gathered group by group, and given to a sink.
 
-A fetch knows nothing of who waits: it gives its sink the groups that became complete, and the sink calls `expire` when
-the last of its deadlines has come. What it promises of each group that it gives: every item is the agent's own, and
-none is older than a save of that agent which this router has seen acknowledged (see `acknowledged_versions`).
+A fetch does not know its callers: it gives its sink the groups that became complete, and the sink calls `expire` when
+the last of its deadlines has come. It promises of each group: every item is the agent's own, and none is older than a
+save of that agent which this router has seen acknowledged (see `acknowledged_versions`).
 
-A fetch is under way until its sink ends it, by `end` or `expire`: until then it takes note of what is acknowledged. So
-a sink that shows all groups at once can have those read again (`refresh`) that have become older meanwhile.
+A fetch is under way until its sink ends it, by `end` or `expire`: until then acknowledged saves are noted for it. So a
+sink that shows all groups at once can have stale ones read again (`refresh`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 class FetchSink(Protocol):
-    """Where the groups of a fetch go, and who ends it."""
+    """The receiver of a fetch's groups, which also ends it."""
 
     def handle_groups(self, fetch: FetchOperation, groups: list[Group]) -> None:
         """Receive groups that are complete now; `fetch.complete` says whether they were the last."""
@@ -73,7 +73,7 @@ class _FetchExchange(Exchange):
     def encode(self, budget_us: int, sent_us: int) -> bytes:
         parts = self._parts
         if any(part.received for part in parts):
-            # Sent before, on a connection that broke: what came whole is not asked for again, the rest from its start.
+            # Sent before, on a connection that broke: complete parts are not asked for again, others from their start.
             parts = self._parts = [part for part in parts if not part.whole]
             for part in parts:
                 part.restart()
@@ -140,14 +140,14 @@ class FetchOperation:
         return self._gather.complete
 
     def catch_up(self) -> None:
-        """Receive what has come already: call it before a deadline is judged. An error in it breaks nothing here."""
+        """Receive replies that have come, before a deadline is judged; an error in that is logged only."""
         try:
             self._router.receive()
         except Exception:
             _log.exception("replies could not be received")
 
     def expire(self) -> None:
-        """The last deadline has come: give the sink what there is, forget the rest, and end."""
+        """Give the sink what has come by the last deadline, forget the rest, and end."""
         groups = self._gather.handle_end(self._router.is_up)
         self._withhold_stale(groups)
         sink = self._sink
@@ -156,17 +156,17 @@ class FetchOperation:
             sink.handle_groups(self, groups)
 
     def end(self) -> None:
-        """Nobody waits any more, or all has come."""
+        """End the fetch: nobody waits any more, or all has come."""
         self._end(cancel=not self._gather.complete)
 
     def refresh(self) -> int:
-        """Read again what was saved after it was read; return how many agents the sink is given once more for it."""
+        """Read agents again that were saved after they were read; return how many agents the sink gets once more."""
         if not self._acknowledged:
             return 0
         return sum([group.stop - group.start for group in self.plan.groups if self._refetch_stale(group)])
 
     def withhold_stale(self) -> None:
-        """Let what was saved after it was read be TIMEOUT in all groups: there is no time left to read it again."""
+        """Turn stale images into TIMEOUT in all groups: there is no time left to read them again."""
         self._withhold_stale(self.plan.groups)
 
     def _withhold_stale(self, groups: Sequence[Group]) -> None:
@@ -243,7 +243,7 @@ class FetchOperation:
             self._sink.handle_groups(self, groups)
 
     def _refetch_stale(self, group: Group) -> bool:
-        """Read again what is older than a save acknowledged meanwhile; return whether the group has to wait for it."""
+        """Read stale agents of a group again; return whether the group has to wait for them."""
         stale = [agent for agent, versions in self._acknowledged_in(group) if group.is_older(agent, versions)]
         if not stale or self._ended:
             return False
@@ -265,7 +265,7 @@ class FetchOperation:
         return True
 
     def handle_refetched(self, refetch: _Refetch, group: Group) -> None:
-        """All that had to be read again for a group has come."""
+        """Deliver a group if all its agents that were read again have come."""
         self._refetches.pop(refetch, None)
         if self._gather.settle_again(group):
             self._deliver([group])
@@ -284,13 +284,13 @@ class FetchOperation:
             self._acknowledged.end_fetch()
             if cancel:
                 self._router.cancel(self._exchanges)
-            # Nothing that it points to points back any more: its replies go when the last state that needs them goes.
+            # No reference cycle is left: its replies are freed with the last state that needs them.
             self._exchanges = []
             self._sink = _NO_SINK
 
 
 class _Refetch:
-    """Agents of a group that are read again."""
+    """Stale agents of a group that are read again."""
 
     __slots__ = ("_fetch", "_group", "_parent", "_stale")
 
@@ -307,7 +307,7 @@ class _Refetch:
         fetch.start()
 
     def handle_groups(self, fetch: FetchOperation, groups: list[Group]) -> None:
-        """Put what is fresh in its place."""
+        """Put fresh images in their places."""
         for fresh in groups:
             for place in range(fresh.start, fresh.stop):
                 self._group.refetched[self._stale[fetch.plan.order[place]]] = Place(fresh, place - fresh.start)
@@ -316,6 +316,6 @@ class _Refetch:
             self._parent.handle_refetched(self, self._group)
 
     def end(self) -> None:
-        """Nobody waits any more."""
+        """End its fetch: nobody waits any more."""
         if self._fetch is not None:
             self._fetch.end()

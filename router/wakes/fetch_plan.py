@@ -2,8 +2,8 @@
 
 All stores of an agent follow from one hash. With s the least common multiple of the stores' shard counts, agents of one
 slot (hash modulo s) share their shard in every store (hash modulo s modulo the count), so a batch is sorted by slot
-once and every section of every request is a slice of it. A slot with many agents is cut into groups; a group is what is
-asked of each store in one section, and what completes together. One permutation at the end restores the caller's order.
+once and every section of every request is a slice of it. A slot with many agents is cut into groups; each is asked of
+every store in one section, and completes together. One permutation at the end restores the caller's order.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class StoreRoute(NamedTuple):
 
 
 class Routes:
-    """Where the images of every agent are: the stores asked, and the number of slots."""
+    """Routes to the images of every agent: the stores asked, and the number of slots."""
 
     __slots__ = ("slots", "stores")
 

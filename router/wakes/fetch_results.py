@@ -1,8 +1,8 @@
 """Results of a fetch: the parts that a group of agents is asked for, and their images. Pure.
 
-Replies are kept as they arrived. An image is cut out of its reply's body when somebody looks at it: to hand out ten
-thousand agents costs ten thousand small objects, and no copy of their bytes. Whoever looks gets a copy, so that what a
-host keeps of an agent keeps no reply alive.
+Replies are kept as they arrived. An image is cut out of its reply's body when it is looked at: delivering ten thousand
+agents costs ten thousand small objects, and no copy of their bytes. A look copies the image, so that states that a host
+keeps do not keep replies alive.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Group", "Owner", "Part", "Piece", "Place"]
 
 
 class Owner(NamedTuple):
-    """Who serves a shard, and under which epoch."""
+    """The node that serves a shard, and its epoch."""
 
     node: str
     epoch: int
@@ -27,7 +27,7 @@ class Owner(NamedTuple):
 class Piece:
     """Images that came in one message: those of a part's agents `start` to `stop` - 1.
 
-    The image of agent i is `body[offsets[i - start] : offsets[i - start + 1]]`, empty where it has none. `body` is a
+    The image of agent i is `body[offsets[i - start] : offsets[i - start + 1]]`, empty if it has none. `body` is a
     view into the reply, which it keeps alive.
     """
 
@@ -52,7 +52,7 @@ class Piece:
 
 
 class Part:
-    """What is asked of one store for one group: its agents, at one shard of one node."""
+    """The part of one group that is asked of one store: its agents, at one shard of one node."""
 
     __slots__ = (
         "agents",
@@ -69,8 +69,8 @@ class Part:
     )
 
     def __init__(self, group: int, agents: int, store: int, shard: int, owner: Owner) -> None:
-        # The number of the group, not the group: a reference in both directions would leave the replies to the garbage
-        # collector.
+        # The number of the group, not the group: references in both directions would keep the replies until the cycle
+        # is collected.
         self.group = group
         self.agents = agents
         """How many."""
@@ -86,7 +86,7 @@ class Part:
         """How far the shard's clock is ahead of this host's monotonic one, as its replies said."""
         self.pieces: list[Piece] = []
         self.failure = Outcome.TIMEOUT
-        """What the agents are whose images have not come."""
+        """The outcome of agents whose images have not come."""
 
     @property
     def whole(self) -> bool:
@@ -106,16 +106,16 @@ class Part:
         return bytes(view) or None
 
     def image_version(self, agent: int) -> int | None:
-        """Return the version of an image, 0 where the agent has none, None where its image has not come."""
+        """Return the version of an image, 0 if the agent has none, None if its image has not come."""
         view = self._view(agent)
         return None if view is None else int.from_bytes(view[:HEADER_BYTES], "big")
 
     def moment(self, agent: int) -> int:
-        """Return the version of the shard when an agent's image was read, 0 where it has not come."""
+        """Return the version of the shard when an agent's image was read, 0 if it has not come."""
         return next((piece.version for piece in self.pieces if agent < piece.stop), 0)
 
     def is_older(self, agent: int, floor: int) -> bool:
-        """Return whether the image of an agent came, and may be older than version `floor` of the shard."""
+        """Return whether the image of an agent came, and may be older than the acknowledged version `floor`."""
         if floor <= self.version:
             return False
         version = self.image_version(agent)
@@ -128,7 +128,7 @@ class Part:
         for piece in self.pieces:
             body = piece.body
             for start, stop in pairwise(piece.offsets):
-                # Where an agent has no image, its place is empty, and what stands there is the next one's.
+                # If an agent has no image, its place is empty, and the next image begins there.
                 if start + end > stop or body[start + offset : start + end] != wanted:
                     return False
             came += piece.stop - piece.start
@@ -153,9 +153,9 @@ class Group:
         self.parts: list[Part] = []
         self._clock_offsets_ms: list[int] | None = None
         self.waiting = 0
-        """Parts that are not whole yet, and agents' refetches under way."""
+        """Parts that are not complete yet, and agents' refetches under way."""
         self.refetched: dict[int, Place | list[Item]] = {}
-        """Of agents that were read again, by their number in the group: where; or the images to show in their place."""
+        """Of agents that were read again, by their number in the group: their new place, or the images to show."""
 
     def images(self, agent: int) -> tuple[Item, ...]:
         """Return a copy of the images of agent number `agent`, one for each store."""
@@ -172,21 +172,21 @@ class Group:
         return self._clock_offsets_ms
 
     def moments(self, agent: int) -> tuple[int, ...]:
-        """Return for each store the shard's version when agent number `agent` was read there, 0 where not known."""
+        """Return for each store the shard's version when agent number `agent` was read there, 0 if unknown."""
         instead = self.refetched.get(agent)
         if isinstance(instead, Place):
             return instead.group.moments(instead.agent)
         return tuple([0 if instead is not None else part.moment(agent) for part in self.parts])
 
     def is_older(self, agent: int, floors: Sequence[int]) -> bool:
-        """Return whether an image of agent number `agent` may be older than the floor of its store."""
+        """Return whether an image of agent number `agent` may be older than its store's acknowledged version."""
         instead = self.refetched.get(agent)
         if isinstance(instead, Place):
             return instead.group.is_older(instead.agent, floors)
         return any([part.is_older(agent, floor) for part, floor in zip(self.parts, floors, strict=True)])
 
     def images_from(self, agent: int, floors: Sequence[int]) -> list[Item]:
-        """Return a copy of the images of agent number `agent`; one older than its floor counts as not come."""
+        """Return a copy of the images of agent number `agent`, with TIMEOUT for those older than acknowledged."""
         instead = self.refetched.get(agent)
         if isinstance(instead, Place):
             return instead.group.images_from(instead.agent, floors)

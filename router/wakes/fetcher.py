@@ -1,4 +1,4 @@
-"""The part of a router's wakes that all fetches share: versions acknowledged, sizes seen, how states ask again."""
+"""The part of a router's wakes that all fetches share: acknowledged versions, image sizes, and repeated wakes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["Fetcher"]
 
 
 class Fetcher:
-    """Makes fetches."""
+    """A maker of fetches."""
 
     def __init__(self, router: Router, state_type: Callable[..., Any], again: Again) -> None:
-        """`state_type` is what states are made as; `again` how they ask for more."""
+        """`state_type` is the type of states; `again` is how they ask for more."""
         self.router = router
         self.clock = router.clock
         """Seconds of the clock that deadlines are of."""
@@ -40,5 +40,5 @@ class Fetcher:
         )
 
     def context(self, spec: ReadSpec) -> WakeContext:
-        """Return what the states of one fetch share."""
+        """Return the context that the states of one fetch share."""
         return WakeContext(spec.views, len(spec.routes.stores), self._again, self.clock, self._state_type)

@@ -1,11 +1,11 @@
 """Fills: answers that come into a state after its wake, and which are shown. Pure; docs/consistency.md has the rule.
 
-- What was looked at stays: the same value, the same version, the same object.
-- A kind that is missing (degraded, or not asked for) takes what a fill brings, also in place of a fallback.
-- A kind that is there and was not looked at takes what is strictly newer, never what is older or equal.
-- Kinds of one store are of one moment. A fill asks for all kinds of the store that the state shows: what was not looked
-  at is read anew with the rest; what was looked at and has changed since is named with its neighbours (`mixed`).
-- A version vouches (`save(expect=state)`) for what was shown of its kind. A kind looked at while it was missing
+- A kind that was looked at stays: the same value, the same version, the same object.
+- A kind that is missing (degraded, or not asked for) accepts a fill's answer, also in place of a fallback.
+- A kind that is there and was not looked at accepts strictly newer answers, never older or equal ones.
+- Kinds of one store are of one moment. A fill asks for all kinds of the store that the state shows: those not looked at
+  are read again with the rest; those that were and have changed since are named with their neighbours (`mixed`).
+- A version vouches (`save(expect=state)`) for the shown value of its kind. A kind looked at while it was missing
   showed a fallback, or nothing: no version that came later vouches for that, until the kind is looked at again.
 """
 
@@ -18,7 +18,7 @@ __all__ = ["Answers", "Fills", "Moment"]
 
 
 class Moment(NamedTuple):
-    """From when an answer of one store is: the version of its image, 0 for none, and of the shard when it was read."""
+    """The moment of an answer of one store: the version of its image, 0 for none, and of the shard when it was read."""
 
     image: int
     shard: int
@@ -26,7 +26,7 @@ class Moment(NamedTuple):
     def is_after(self, other: Moment) -> bool:
         """Return whether this answer was read later than another of the same agent, and something was written between.
 
-        `shard` is a lower bound, and 0 where it is not known.
+        `shard` is a lower bound, and 0 if it is not known.
         """
         if self.image and other.image:
             return self.image > other.image
@@ -36,26 +36,26 @@ class Moment(NamedTuple):
 
 
 class Answers(Protocol):
-    """What one state has of each kind."""
+    """The answers that one state has, by kind."""
 
     def is_there(self, kind: str) -> bool:
-        """Return whether it is known what is stored of a kind: OK, ABSENT or EXPIRED."""
+        """Return whether the stored value of a kind, or its absence, is known: OK, ABSENT or EXPIRED."""
         ...
 
     def was_shown(self, kind: str) -> bool:
-        """Return whether its owner has looked at what is stored of a kind, or at its absence."""
+        """Return whether its owner has looked at the stored value of a kind, or at its absence."""
         ...
 
     def stored_version(self, kind: str) -> int:
-        """Return the version of a kind that is there, expired or not; 0 where nothing is stored."""
+        """Return the version of a kind that is there, expired or not; 0 if nothing is stored."""
         ...
 
     def moment(self, kind: str) -> Moment:
-        """Return from when its answer for a kind is."""
+        """Return the moment of its answer for a kind."""
         ...
 
     def drop_fallback(self, kind: str) -> bool:
-        """Show the fallback of a kind no more; return whether it was shown."""
+        """Stop showing the fallback of a kind; return whether it was shown."""
         ...
 
 
@@ -71,14 +71,14 @@ class Fills(Generic[S]):
         self.asked: list[tuple[str, ...]] = []
         """The kinds of each fill under way."""
         self.brought: dict[str, S] = {}
-        """By kind the state that shows it in the place of this one."""
+        """The states that show kinds in place of this one, by kind."""
         self.missed: set[str] = set()
         """Kinds looked at while they were missing, and not since."""
         self.mixed: set[str] = set()
         """Kinds that are not of one moment with others of their store."""
 
     def along(self, wanted: Iterable[str], shown: Iterable[str], stores: Mapping[str, str]) -> tuple[str, ...]:
-        """Return what to ask for: kinds wanted, and those shown or being asked for of the same stores.
+        """Return the kinds to ask for: those wanted, and those shown or being asked for of the same stores.
 
         `stores`: the store of each kind.
         """
@@ -87,7 +87,7 @@ class Fills(Generic[S]):
         return tuple([kind for kind, store in stores.items() if store in of_stores and kind in chosen])
 
     def handle_answered(self, kinds: Iterable[str], here: Answers, fresh: S, stores: Mapping[str, str]) -> None:
-        """Take what a fill of these kinds brought into the state `here`."""
+        """Bring the answers to a fill of these kinds into the state `here`."""
         by_store: dict[str, list[str]] = {}
         for kind in kinds:
             by_store.setdefault(stores[kind], []).append(kind)

@@ -1,7 +1,7 @@
-"""Gathers the replies of one fetch: a pure state machine fed replies, failures and the end.
+"""Gathering of the replies of one fetch: a pure state machine fed replies, failures and the end.
 
-What came stands in the parts of the plan's groups; what has not come stands there as TIMEOUT, so that a deadline can be
-met at any moment with what is there. A group is complete when every store has answered for it.
+Images are kept in the parts of the plan's groups; those that have not come count as TIMEOUT there, so that a deadline
+can be met at any moment. A group is complete when every store has answered for it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _OUTCOMES: Final[dict[int, Outcome]] = {
     SectionStatus.OVERLOADED: Outcome.SHED,
     SectionStatus.TOO_LATE: Outcome.TIMEOUT,
 }
-"""What a section's status means for its fragments; any other, also one not known yet, is a FAULT."""
+"""Outcomes of fragments by their section's status; any other, also one not known yet, is a FAULT."""
 
 
 class Gather:
@@ -41,16 +41,16 @@ class Gather:
         return self._groups_waiting == 0
 
     def handle_images(self, parts: Sequence[Part], images: FetchReply, complete: list[Group]) -> None:
-        """Take in one reply to a request of these parts; groups that it completed are added to `complete`.
+        """Receive one reply to a request of these parts; add groups that it completed to `complete`.
 
         Raises:
-            ProtocolError: the body is not of the images' size, or an image is said to be unchanged: nothing has been
-            taken in; or a section answers nothing that was asked, or not in order: those before it have been.
+            ProtocolError: the body is not of the images' size, or an image is said to be unchanged: nothing of the
+            reply is kept; or a section answers nothing that was asked, or not in order: those before it are kept.
         """
         lengths = [sum(section.sizes) if section.status == SectionStatus.OK else 0 for section in images.sections]
         if sum(lengths) != len(images.body):
             raise ProtocolError(f"images of {sum(lengths)} bytes in a body of {len(images.body)}")
-        # No router of this version names versions that it knows.
+        # No router of this version sends versions that it has.
         if any([UNCHANGED in section.sizes for section in images.sections]):
             raise ProtocolError("an image is said to be unchanged, and none is known here")
         begin = 0
@@ -61,12 +61,12 @@ class Gather:
             if section.status != SectionStatus.OK:
                 group = self.handle_failure(part, _OUTCOMES.get(section.status, Outcome.FAULT))
             else:
-                group = self._take_in(part, section, images.body[begin : begin + length])
+                group = self._receive(part, section, images.body[begin : begin + length])
                 begin += length
             if group is not None:
                 complete.append(group)
 
-    def _take_in(self, part: Part, section: ImageSection, body: memoryview) -> Group | None:
+    def _receive(self, part: Part, section: ImageSection, body: memoryview) -> Group | None:
         sizes = section.sizes
         stop = part.received + len(sizes)
         if section.offset != part.received or stop > part.agents or not sizes:
@@ -86,7 +86,7 @@ class Gather:
         return self._settle(part)
 
     def reopen(self, group: Group) -> None:
-        """Let a complete group wait for one thing more; `settle_again` ends it."""
+        """Let a complete group wait once more; `settle_again` ends that."""
         if group.waiting == 0:
             self._groups_waiting += 1
         group.waiting += 1
@@ -96,9 +96,9 @@ class Gather:
         return self._count_down(group)
 
     def images_now(self, position: int, floors: Sequence[int], is_up: Callable[[str], bool]) -> tuple[Item, ...]:
-        """Return the images at a position as they stand now, none older than the floor of its store.
+        """Return the present images at a position, none older than its store's acknowledged version.
 
-        Where a node is not connected, UNAVAILABLE stands for TIMEOUT.
+        If a node is not connected, UNAVAILABLE replaces TIMEOUT.
         """
         group = self.plan.group_at(position)
         return tuple(

@@ -1,4 +1,4 @@
-"""The sizes of images, as seen: they say what a request is expected to bring."""
+"""The sizes of images, as seen, which give the expected size of a reply."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MESSAGE_BYTES: Final = FRAME_BYTES_TARGET
 
 
 class ImageSizes:
-    """The mean size of a store's images, as seen: what a request is expected to bring."""
+    """The mean size of each store's images, as seen, which gives the expected size of a reply."""
 
     __slots__ = ("_means",)
 
@@ -36,7 +36,7 @@ class ImageSizes:
             self._means[store] = size / images if mean is None else 0.75 * mean + 0.25 * size / images
 
     def agents_per_message(self, routes: Routes) -> int:
-        """Return how many agents to ask for in one section, so that its reply keeps to the frames meant for it."""
-        # At least one byte: where only agents without images were seen the mean is 0.
+        """Return how many agents to ask for in one request, so that its reply keeps to the target frame size."""
+        # At least one byte: if only agents without images were seen the mean is 0.
         largest = max(1.0, *[self.mean(store.name) for store in routes.stores])
         return max(1, min(MESSAGE_AGENTS_MAX, int(_MESSAGE_BYTES / largest)))

@@ -20,13 +20,13 @@ class Outcome(enum.Enum):
     UNAVAILABLE = "unavailable"
     """Its node is not connected, or does not own the shard."""
     SHED = "shed"
-    """Its node had too much to do and said so."""
+    """Its node, or the router, rejected it for overload."""
     FAULT = "fault"
-    """Its data is damaged, or its node failed at it."""
+    """Its data is corrupt, or its node failed at it."""
 
 
 WHOLE: Final = frozenset({Outcome.OK, Outcome.ABSENT, Outcome.EXPIRED})
-"""Outcomes that leave nothing open: a state with no other is complete."""
+"""Outcomes that are certain: a state with no other is complete."""
 
 Item: TypeAlias = bytes | Outcome | None
-"""What one store gave of one agent: its image, why there is none, or None: the agent has none there."""
+"""The answer of one store for one agent: its image, why there is none, or None: the agent has none there."""

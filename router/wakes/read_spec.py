@@ -17,24 +17,24 @@ IMAGE_FIRST_KIND: Final = HEADER_BYTES + 1
 
 
 class ReadSpec(NamedTuple):
-    """How some kinds are read: from which stores, and what a wake of them needs to be whole."""
+    """How some kinds are read: from which stores, and which of them a wake requires."""
 
     routes: Routes
     kinds: list[str] | None
-    """What a Fetch names: None for all kinds of its stores."""
+    """The kinds that a Fetch names: None for all kinds of its stores."""
     views: Mapping[str, KindView]
     required: tuple[str, ...]
     """The required kinds among them."""
     required_stores: tuple[tuple[int, bytes], ...]
-    """Of each required kind, its store's index and its packed name, as an image that begins with it has it."""
+    """Each required kind's store, by index, and packed name, as it is in an image that begins with it."""
     needed_stores: tuple[int, ...] = ()
     """Indices of the stores without which an agent is of no use: those of required kinds."""
     raises: bool = True
-    """Whether a wake fails where it has not what is required; one that fills a state in does not."""
+    """Whether a wake fails if a required kind is missing; one that fills in a state does not."""
 
 
 class Readable(Protocol):
-    """The kinds of a cluster, as far as wakes ask."""
+    """The kinds of a cluster, as far as wakes need them."""
 
     def choose(self, kinds: Iterable[str]) -> tuple[str, ...]:
         """Return the names of some kinds, each once, in the topology's order.

@@ -1,9 +1,9 @@
-"""Settling of a state: what its wake could not give by its deadline is asked for once more, and put into it.
+"""Settling of a state: kinds that its wake could not read by its deadline are asked for again, and put into it.
 
-A wake ends at its deadline with what there is, and the agent starts with less. `AgentState.settle` completes it later,
-`AgentState.fetch` brings what a wake does not ask for by itself (kinds of lazy stores). Both ask again, under a
-deadline of their own, for just those kinds: nodes drop what comes after its budget, so that nothing of the first asking
-is still under way. Many states that are settled in one turn of the loop travel together, as wakes do.
+A wake ends at its deadline with the kinds that have come, and the agent starts with less. `AgentState.settle` completes
+it later, `AgentState.fetch` brings kinds that a wake does not ask for by itself (of lazy stores). Both ask again, under
+a deadline of their own, for just those kinds: nodes drop late requests, so that nothing of the first fetch is still
+under way. Many states that are settled in one turn of the loop share a fetch, as wakes do.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class Fillable(Protocol):
 
     @property
     def agent_id(self) -> str:
-        """Whose it is."""
+        """The id of its agent."""
         ...
 
     def handle_asked(self, kinds: tuple[str, ...]) -> None:
-        """Take note that these kinds are asked for."""
+        """Note that these kinds are asked for."""
         ...
 
     def handle_answered(self, kinds: tuple[str, ...], fresh: Any) -> None:
-        """Take what a fresher state brought of these kinds; None where there is no such state."""
+        """Accept the kinds that a fresher state brought; None if there is no such state."""
         ...
 
 
@@ -52,7 +52,7 @@ def fill(
 ) -> asyncio.Future[S]:
     """Ask again for some kinds of a state; return a future of the state, done when they have come or by the deadline.
 
-    `callback` is called with the state then, and also where the cluster was closed, whether anybody awaits or not.
+    `callback` is called with the state then, and also if the cluster was closed, whether anybody awaits or not.
 
     Raises:
         InvalidRequestError: the deadline is outside the limits.
@@ -70,7 +70,7 @@ def fill(
     try:
         done: asyncio.Future[S] = WakeFuture(loop=asyncio.get_running_loop())
     except RuntimeError as error:
-        # A copy, or a state of a cluster that is closed, is told so anywhere.
+        # A copy, or a state of a closed cluster, raises its own error, with or without a loop.
         elsewhere = WrongLoopError("a state is completed in the event loop of its cluster; no loop runs here")
         raise closed or elsewhere from error
 
@@ -80,7 +80,7 @@ def fill(
                 done.set_result(state)
             else:
                 done.set_exception(error)
-                done.exception()  # whoever awaits it gets it; where nobody does, nothing is to be logged about it
+                done.exception()  # retrieved, so that asyncio logs nothing if nobody awaits it
         if callback is not None:
             try:
                 callback(state)

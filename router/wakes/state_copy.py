@@ -1,7 +1,7 @@
-"""A state outside of its cluster: what `copy`, `deepcopy` and `pickle` take along of it.
+"""A state outside of its cluster: the content of `copy`, `deepcopy` and `pickle`.
 
-Each kind by itself, as it was stored: as if each were kept in a store of its own. What time it is there is taken along
-too: between the copying and the reviving, which may be in another process or on another host, the wall clock counts.
+Each kind is copied by itself, as it was stored, as if in a store of its own. Its store's time is copied too: between
+copying and reviving, which may be in another process or on another host, the wall clock counts.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def wall_ms() -> int:
 
 
 def revive_context(kinds: Sequence[KindCopy], copied_ms: int) -> WakeContext:
-    """Return how the copied kinds are read; `copied_ms` is what `wall_ms` was when they were copied."""
+    """Return the context of copied kinds; `copied_ms` is the `wall_ms` of when they were copied."""
     views = {
         copied.kind: KindView(
             place if copied.asked else -1,
@@ -61,7 +61,7 @@ def revive_context(kinds: Sequence[KindCopy], copied_ms: int) -> WakeContext:
 
 
 def _no_cluster(agent_id: str, kinds: tuple[str, ...], deadline_s: Seconds | None) -> asyncio.Future[Any]:
-    """Refuse to wake an agent for a copy of its state."""
+    """Reject a wake for a copy of a state."""
     raise ClusterUnavailable(
         f"agent {agent_id!r}: this state is a copy and belongs to no cluster; wake the agent to have {', '.join(kinds)}"
     )

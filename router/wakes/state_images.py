@@ -1,4 +1,4 @@
-"""An agent's images as the stores gave them, before anybody has looked at a value.
+"""An agent's images as the stores sent them, before a value is looked at.
 
 They begin as a place in a group of agents whose replies came together. The first look takes them out of the replies, as
 bytes of their own, and lets go of the group; an image is decoded when a kind of it is first looked at.
@@ -42,7 +42,7 @@ class AgentImages(msgspec.Struct, gc=False, eq=False, repr_omit_defaults=True):
         return self
 
     def is_older(self, floors: Sequence[int]) -> bool:
-        """Return whether an image may be older than this version of its store; asked before anybody has looked."""
+        """Return whether an image may be older than this version of its store; asked before the first look."""
         return self._group is not None and self._group.is_older(self._place, floors)
 
     def without_older(self, floors: Sequence[int]) -> Self:
@@ -62,25 +62,25 @@ class AgentImages(msgspec.Struct, gc=False, eq=False, repr_omit_defaults=True):
         return self._images
 
     def _now_ms(self, store: int) -> int:
-        """Return the time of the shard that the agent is of."""
+        """Return the time of the agent's shard."""
         if self._clock_offsets_ms is None:
             return self._context.now_ms(store)
         return self._clock_offsets_ms[store] + self._context.host_ms()
 
     def _own_moments(self) -> None:
-        """Take note from when the images are, before the group is let go."""
+        """Note the moments of the images, before the group is released."""
         if self._group is not None:
             self._moments = self._group.moments(self._place)
 
     def _moment_of(self, store: int) -> Moment:
-        """Return from when the image of a store is."""
+        """Return the moment of a store's image."""
         image = self._own_images()[store]
         return Moment(
             version_of(image) if isinstance(image, bytes) else 0, self._moments[store] if self._moments else 0
         )
 
     def _stored(self, kind: str, *, living: bool = False) -> tuple[Outcome, Fragment | None]:
-        """Return how the reading of a kind ended, and what is stored of it, expired or not; `living`: not expired."""
+        """Return the outcome of a kind, and its stored fragment, expired or not; `living`: only if not expired."""
         view = self._context.kinds.get(kind)
         if view is None:
             known = ", ".join(self._context.kinds)

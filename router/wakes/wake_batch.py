@@ -1,11 +1,10 @@
-"""Wakes of one agent each that travel together: the sink of one fetch for many callers.
+"""Wakes of one agent each that share a fetch: its sink for many callers.
 
 Wakes asked for in the same turn of the event loop are one batch: ten thousand tasks that each await one agent cost a
 few messages a node. The same agent asked for twice before its fetch is sent is fetched once; each wake gets a state of
 its own. Each ends at its own deadline, with what has come; the fetch lives until the last of them.
 
-No wake outlives its deadline, whatever breaks: if an exception comes up that was not foreseen, those that it leaves
-waiting end with it.
+No wake outlives its deadline, whatever breaks: an unexpected exception ends the wakes that it would leave waiting.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ _TIMER_SLACK_SECONDS: Final = 0.001
 """The loop's timers have the grain of a millisecond and may fire that early."""
 
 _LOOK_SECONDS: Final = 0.1
-"""How often a batch under way looks whether anybody still waits for it, 10 us for a thousand wakes: a callback of each
+"""How often a batch under way checks whether anybody still waits for it, 10 us for a thousand wakes: a callback of each
 future would cost every wake 0.3 us."""
 
 _log = logging.getLogger(__name__)
 
 
 def verdict(state: AgentState, spec: ReadSpec) -> Exception | None:
-    """Return what `wake` raises for a state, None where it returns the state."""
+    """Return the exception that `wake` raises for a state, None if it returns the state."""
     if not spec.raises:
         return None
     outcomes = [(kind, state.peek(kind)) for kind in spec.required or spec.views if _asked(spec, kind)]
@@ -48,7 +47,7 @@ def verdict(state: AgentState, spec: ReadSpec) -> Exception | None:
         if missing:
             return WakeIncomplete(state, missing)
     elif len(outcomes) < len(spec.views):
-        return None  # some kinds, none of them required: that they are absent says nothing of the agent
+        return None  # some kinds, none of them required: their absence says nothing about the agent
     if all(outcome is Outcome.ABSENT for _, outcome in outcomes):
         return AgentNotFound(state.agent_id)
     return None
@@ -140,7 +139,7 @@ class WakeBatch:
         self._end()
 
     def handle_groups(self, fetch: FetchOperation, groups: list[Group]) -> None:
-        """Some groups are complete: their wakes end."""
+        """End the wakes of complete groups."""
         try:
             for group in groups:
                 self._end_group(fetch, group)
@@ -199,7 +198,7 @@ class WakeBatch:
         return any([not waiter.future.done() for waiter in self._others])
 
     def _schedule(self) -> None:
-        """Set the timer to the next deadline, or to the next look whether anybody still waits."""
+        """Set the timer to the next deadline, or to the next check whether anybody still waits."""
         if self._timer is not None:
             self._timer.cancel()
         due = [waiter.deadline for waiter in self._others[:1]]
@@ -229,7 +228,7 @@ class WakeBatch:
         now = self._clock() + _TIMER_SLACK_SECONDS
         if fetch.deadline <= now or fetch.complete:
             fetch.expire()
-            if not self.ended:  # something broke before: whoever still waits is not to wait for ever
+            if not self.ended:  # an earlier error: the remaining callers must not wait for ever
                 self.close(ClusterUnavailable("the wake broke off; the log says why"))
             return
         if self._common_deadline and self._common_deadline <= now:

@@ -1,13 +1,13 @@
 """Wakes of one agent each, brought together: those of one turn of the loop, and those of an agent woken over and over.
 
-A turn's first wake begins a batch; when the turn is over, each batch (one for each choice of kinds) becomes one fetch.
-A large one goes off before: the nodes are at work on it while the rest of the turn's wakes are still asked for.
+A turn's first wake begins a batch; when the turn ends, each batch (one for each choice of kinds) becomes one fetch. A
+large one is sent before: the nodes work on it while the rest of the turn's wakes are still asked for.
 
-A wake joins what is not sent yet, and nothing else: what was sent before it was asked for may have been read before a
-save that was acknowledged in between, to anybody (docs/consistency.md). So an agent that is woken again while its fetch
-is under way is fetched once more. An agent for which that goes on (one slow store keeps each fetch open, and wakes of
+A wake joins a batch that is not sent yet, and nothing else: a fetch sent before it was asked for may have read before a
+save that was acknowledged in between, to any client (docs/consistency.md). So an agent woken again while its fetch is
+under way is fetched once more. An agent for which that goes on (one slow store keeps each fetch open, and wakes of
 it come in every turn) must not have a fetch for every turn: while two of its fetches are under way, further wakes of
-it are gathered; they go off together when one of the two ends, or after a small share of their own time.
+it are gathered; they are sent together when one of the two ends, or after a small share of their own time.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ _FETCHES_AT_ONCE: Final = 2
 next behind it."""
 
 _PATIENCE_SHARE: Final = 1 / 16
-"""Of a wake's time: how long it is gathered at most, where the fetches before it are stuck. Wakes of one length then
+"""The share of a wake's time that it is gathered at most, if the fetches before it are stuck. Wakes of one length then
 have at most 18 fetches of their agent open, however many they are."""
 
 _log = logging.getLogger(__name__)
 
 
 class Choice(NamedTuple):
-    """Which kinds a wake asks for, None for all; and whether it fails where what is required is missing."""
+    """The kinds that a wake asks for, None for all; and whether it fails if a required kind is missing."""
 
     kinds: tuple[str, ...] | None
     raises: bool = True
 
 
 class _Gathered(NamedTuple):
-    """A wake that waits for its fetch to go off."""
+    """A wake that waits for its fetch to be sent."""
 
     future: asyncio.Future[AgentState]
     deadline: float
@@ -82,14 +82,14 @@ class _HotAgent:
 
 
 class _UnderWay:
-    """What is under way of one choice of kinds."""
+    """The batches and agents under way of one choice of kinds."""
 
     __slots__ = ("batches", "hot", "latest")
 
     def __init__(self) -> None:
         self.batches: set[WakeBatch] = set()
         self.latest: dict[str, WakeBatch] = {}
-        """By agent the batch that was sent last."""
+        """The batch that was sent last, by agent."""
         self.hot: dict[str, _HotAgent] = {}
 
 
@@ -97,13 +97,13 @@ class WakeCoalescer:
     """Batches of wakes, waiting for the end of the turn or under way."""
 
     def __init__(self, spec_of: Callable[[Choice], ReadSpec], fetcher: Fetcher) -> None:
-        """`spec_of` says how a choice of kinds is read now."""
+        """`spec_of` gives the present read spec of a choice of kinds."""
         self._loop = asyncio.get_running_loop()
         self._clock = fetcher.clock
         self._spec_of = spec_of
         self._fetcher = fetcher
         self._pending: dict[Choice, WakeBatch] = {}
-        self._batch_agents = 0  # how many go off at once; 0 before this turn's first wake
+        self._batch_agents = 0  # how many are sent at once; 0 before this turn's first wake
         self._under_way: dict[Choice, _UnderWay] = {}
 
     def wake(self, agent_id: str, agent: bytes, choice: Choice, budget_s: float) -> asyncio.Future[AgentState]:
@@ -168,13 +168,13 @@ class WakeCoalescer:
                     hot.fetches += 1
         try:
             batch.start(self._fetcher, ids, lambda ended: self._handle_ended(choice, ended, ids))
-        except Exception as error:  # a bug: nobody is to wait for ever because of it
+        except Exception as error:  # a bug: no caller may wait for ever because of it
             _log.exception("a fetch could not be sent", extra={"agents": len(batch.ids)})
             batch.close(error)
             self._handle_ended(choice, batch, ids)
 
     def _handle_ended(self, choice: Choice, ended: WakeBatch, ids: list[str]) -> None:
-        """Forget a batch that has ended, and let go what was gathered meanwhile."""
+        """Forget a batch that has ended, and send the wakes that were gathered meanwhile."""
         under_way = self._under_way.get(choice)
         if under_way is None or ended not in under_way.batches:
             return
@@ -189,7 +189,7 @@ class WakeCoalescer:
                 if hot is not None:
                     self._cool(choice, under_way, agent_id, hot)
         if not under_way.batches and not under_way.hot:
-            del self._under_way[choice]  # or each choice of kinds that was ever made would leave one
+            del self._under_way[choice]  # or every choice of kinds ever made would leave one
 
     # --- agents woken again and again ---
 
@@ -208,10 +208,10 @@ class WakeCoalescer:
         hot.timer = self._loop.call_at(due, self._lose_patience, choice, agent_id, hot)
 
     def _lose_patience(self, choice: Choice, agent_id: str, hot: _HotAgent) -> None:
-        """Let go the wakes that have waited long enough, and with them those that would before long."""
+        """Send the wakes that have waited long enough, and with them those that would before long."""
         hot.timer = None
         least_s = min([gathered.patience_s for gathered in hot.gathered if gathered.due <= hot.due], default=0.0)
-        # Not all of them: a wake of a day would keep open what wakes of a tenth of a second send every few ms.
+        # Not all of them: a wake of a day would keep open fetches that wakes of a tenth of a second send every few ms.
         gone = [gathered for gathered in hot.gathered if gathered.patience_s <= 2 * least_s]
         hot.gathered = [gathered for gathered in hot.gathered if gathered.patience_s > 2 * least_s]
         self._let_go(choice, agent_id, hot.agent, gone)
@@ -219,7 +219,7 @@ class WakeCoalescer:
             self._schedule(choice, agent_id, hot, min([gathered.due for gathered in hot.gathered]))
 
     def _cool(self, choice: Choice, under_way: _UnderWay, agent_id: str, hot: _HotAgent) -> None:
-        """A fetch of the agent has ended."""
+        """Count off a fetch of the agent; send its gathered wakes if few others are under way."""
         hot.fetches -= 1
         if hot.gathered and hot.fetches < _FETCHES_AT_ONCE:
             gone, hot.gathered = hot.gathered, []
@@ -240,7 +240,7 @@ class WakeCoalescer:
                 batch = self._begin(choice)
             for gathered in waiting:
                 batch.adopt(agent_id, agent, gathered.future, gathered.deadline)
-        except Exception as error:  # a bug: nobody is to wait for ever because of it
+        except Exception as error:  # a bug: no caller may wait for ever because of it
             _log.exception("wakes that were gathered could not be sent", extra={"agent_id": agent_id})
             for gathered in waiting:
                 if not gathered.future.done():

@@ -15,7 +15,7 @@ __all__ = ["Again", "KindView", "WakeContext"]
 
 
 class Again(Protocol):
-    """Wakes an agent once more, for some kinds; the future fails only where the cluster is closed."""
+    """A function that wakes an agent again, for some kinds; the future fails only if the cluster is closed."""
 
     def __call__(self, agent_id: str, kinds: tuple[str, ...], deadline_s: Seconds | None) -> asyncio.Future[Any]:
         """Return the future of the fresh state."""
@@ -33,7 +33,7 @@ class KindView(NamedTuple):
 
 
 class WakeContext:
-    """What the states of one fetch share: how to read their kinds, and the nodes' clocks."""
+    """The context that the states of one fetch share: how to read their kinds, and the nodes' clocks."""
 
     __slots__ = ("_clock", "_clock_offsets_ms", "again", "kinds", "state_type")
 
@@ -45,17 +45,17 @@ class WakeContext:
         clock: Callable[[], float] | None = None,
         state_type: Callable[..., Any] | None = None,
     ) -> None:
-        """`clock` is this host's monotonic clock, in seconds; `state_type` what states are made as."""
+        """`clock` is this host's monotonic clock, in seconds; `state_type` the type of states."""
         self._clock = clock or time.monotonic
         self.kinds = kinds
         self.again = again
         """How to ask for more."""
         self.state_type: Any = state_type
-        """What its states are made as."""
+        """The type of its states."""
         self._clock_offsets_ms = [0] * stores
 
     def note_clock(self, store: int, now_ms: int) -> int:
-        """Take note of a store's clock (ms, UTC) as a reply that just came in gives it; the furthest one counts.
+        """Note a store's clock (ms, UTC) as a reply that just came in gives it; the furthest one counts.
 
         Returns how far it is ahead of this host's monotonic clock. States go by the clock of their agent's own shard
         (`Part`); the furthest one is that of copies, which have none.

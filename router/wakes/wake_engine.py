@@ -1,8 +1,8 @@
-"""The wakes of one cluster, from what is asked for to the fetch that brings it.
+"""The wakes of one cluster, from their arguments to their fetches.
 
 It owns how a choice of kinds is read under the current placement, the wakes of one agent each that travel together
 (`wake_coalescer`), and the fetcher. A wake of many agents (`wake_many`), a batch of wakes of one agent each
-(`wake_batch`) and a stream (`wake_stream`) are sinks of its fetches. Its callers look at arguments first; a deadline is
+(`wake_batch`) and a stream (`wake_stream`) are sinks of its fetches. Its callers check arguments first; a deadline is
 in seconds of the monotonic clock here, or a budget from now.
 """
 
@@ -16,7 +16,7 @@ from typing import Final
 from ...wire.protocol.limits import AGENT_ID_BYTES_MAX
 from ..arguments import Seconds, exact_id, exact_text
 from ..dispatch.router import Router
-from ..ids import check_agent_id, slices, sound_ids
+from ..ids import check_agent_id, slices, valid_ids
 from .agent_state import AgentState
 from .fetcher import Fetcher
 from .outcomes import Outcome
@@ -48,7 +48,7 @@ class WakeEngine:
     ) -> None:
         """`wake_budget` gives the seconds that a wake with this deadline has, and raises if the cluster is closed.
 
-        `state_type` is what states are made as; `again` how they ask for more, None: by `wake_again`.
+        `state_type` is the type of states; `again` is how they ask for more, None: by `wake_again`.
         """
         self._router = router
         self.clock = router.clock
@@ -84,16 +84,16 @@ class WakeEngine:
         waiting = WakeMany(self.fetcher, spec, deadline)
         try:
             for wanted in slices(asked):
-                sound, agents = sound_ids(wanted)
-                if sound:
-                    waiting.add(sound, agents)
+                valid, agents = valid_ids(wanted)
+                if valid:
+                    waiting.add(valid, agents)
         except BaseException:
             waiting.abandon()
             raise
         states = await waiting.run()
         if len(states) == len(asked):
             return states
-        # Some ids were asked for twice, or are none that an agent can have.
+        # Some ids were asked for twice, or no agent can have them.
         by_id = {state.agent_id: state for state in states}
         context = self.fetcher.context(spec)
         given: set[str] = set()
@@ -101,7 +101,7 @@ class WakeEngine:
         for agent_id in asked:
             state = by_id.get(agent_id)
             if state is None:
-                state = by_id[agent_id] = _unsound(agent_id, spec, context)
+                state = by_id[agent_id] = _faulty_state(agent_id, spec, context)
             shown.append(state.twin() if agent_id in given else state)
             given.add(agent_id)
         return shown
@@ -112,14 +112,14 @@ class WakeEngine:
         """Yield each agent's state once, as it becomes usable."""
         spec = self._spec_of(_ALL_KINDS if kinds is None else self._choice(kinds))
         once = list(dict.fromkeys(asked))
-        sound, agents = sound_ids(once)
-        if len(sound) != len(once):
-            known = set(sound)
+        valid, agents = valid_ids(once)
+        if len(valid) != len(once):
+            known = set(valid)
             for agent_id in once:
                 if agent_id not in known:
-                    yield _unsound(agent_id, spec, self.fetcher.context(spec))
-        if sound:
-            waiting = WakeStream(self.fetcher, spec, sound, agents, deadline)
+                    yield _faulty_state(agent_id, spec, self.fetcher.context(spec))
+        if valid:
+            waiting = WakeStream(self.fetcher, spec, valid, agents, deadline)
             self._streams.add(waiting)
             try:
                 async with aclosing(waiting.run()) as states:
@@ -131,14 +131,14 @@ class WakeEngine:
     def wake_again(
         self, agent_id: str, kinds: tuple[str, ...], deadline_s: Seconds | None
     ) -> asyncio.Future[AgentState]:
-        """Wake an agent for what a state of it lacks; never fails for what is missing."""
+        """Wake an agent for the kinds that a state of it lacks; never fails for missing ones."""
         budget_s = self._wake_budget(deadline_s)
         return self.coalescer.wake(
             agent_id, check_agent_id(agent_id), Choice(self._kinds.choose(kinds), raises=False), budget_s
         )
 
     def handle_acknowledged(self, store: str, acknowledged: list[tuple[bytes, int]]) -> None:
-        """Saves are durable: no wake that ends from now on may show what was there before."""
+        """Note durable saves: no wake that ends from now on may show older values."""
         noted = self.fetcher.acknowledged
         if noted.are_needed:  # for 10,000 agents 3 ms, which a save_many by itself need not spend
             now = self.clock()
@@ -151,10 +151,10 @@ class WakeEngine:
         """Fail every wake of one agent that waits."""
         self.coalescer.close(error)
 
-    # --- within ---
+    # --- internals ---
 
     def handle_grown(self, kinds: Readable) -> None:
-        """The cluster has got kinds: wakes that begin from now on know them."""
+        """Accept the kinds of a cluster that has grown, for wakes that begin from now on."""
         self._kinds = kinds
         self._choices.clear()
         self._specs.clear()
@@ -188,6 +188,6 @@ class WakeEngine:
         return spec
 
 
-def _unsound(agent_id: str, spec: ReadSpec, context: WakeContext) -> AgentState:
+def _faulty_state(agent_id: str, spec: ReadSpec, context: WakeContext) -> AgentState:
     state: AgentState = context.state_type(agent_id, context, _images=(Outcome.FAULT,) * len(spec.routes.stores))
     return state

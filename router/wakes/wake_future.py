@@ -1,4 +1,4 @@
-"""The future that a wake gives, as it shows itself to whoever takes it for a coroutine.
+"""The future of a wake, whose representation explains its use to callers who expect a coroutine.
 
 `create_task(cluster.wake(id))` cannot work: `wake` gives a future, so that ten thousand can be gathered without a task
 each, and create_task takes coroutines alone. Its error shows what it got, so this says what to do instead. A task that

@@ -1,4 +1,4 @@
-"""One wake of many agents: the sink of its fetches, which shows nothing before it has the last."""
+"""One wake of many agents: the sink of its fetches, which shows no state before it has the last."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ class WakeMany:
         return cast("list[AgentState]", list(chain.from_iterable(self._slices.values())))
 
     def abandon(self) -> None:
-        """Let go of everything: nobody waits any more."""
+        """Release everything: nobody waits any more."""
         self._timer.cancel()
         for fetch in self._slices:
             fetch.end()
 
     def _finish(self) -> None:
-        """All have come. What was saved while it lay here is older than acknowledged by now: it is read again first."""
+        """End the wake, as all states have come; first read those again that were saved meanwhile."""
         self._left = sum([fetch.refresh() for fetch in self._slices])
         if not self._left and not self._done.done():
             self._done.set_result(None)
@@ -94,7 +94,7 @@ class WakeMany:
             self._break_off(ClusterUnavailable("the wake broke off; the log says why"))
 
     def _break_off(self, error: Exception) -> None:
-        """Something broke that was not foreseen: the caller is told, rather than left waiting."""
+        """Fail the wake after an unexpected error, rather than leave its caller waiting."""
         _log.error("a wake of many agents broke off", exc_info=error)
         if not self._done.done():
             self._done.set_exception(error)

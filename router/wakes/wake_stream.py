@@ -1,7 +1,7 @@
 """One caller that takes agents as they become usable.
 
-A state waits here until its caller has done with those before it, and that caller may save meanwhile. So what was
-acknowledged since the stream began is held against each state when its turn comes: one that is older is read again and
+A state waits here until its caller has finished with those before it, and that caller may save meanwhile. So each state
+is compared with the saves acknowledged since the stream began when its turn comes: one that is older is read again and
 takes its turn later; after the deadline its older fragments are TIMEOUT, as everywhere.
 
 Apart from `wake_batch`, which is compiled: an asynchronous generator cannot be.
@@ -27,7 +27,7 @@ from .read_spec import ReadSpec
 __all__ = ["WakeStream"]
 
 _LOOK_AHEAD: Final = 256
-"""States looked at for what is older than acknowledged when the next one is: they are read again in one fetch."""
+"""States checked along with one that is older than acknowledged: all older ones are read again in one fetch."""
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class WakeStream:
         self._error: Exception | None = None
 
     def note(self, store: str, acknowledged: Iterable[tuple[bytes, int]]) -> None:
-        """Saves were acknowledged: no state that is yielded from now on may show what was there before."""
+        """Note acknowledged saves: no state that is yielded from now on may show older values."""
         if store in self._stores:
             place = self._stores.index(store)
             for agent, version in acknowledged:
@@ -102,7 +102,7 @@ class WakeStream:
         self._wake_up.set()
 
     def _next(self) -> AgentState | None:
-        """Return the next state, None where it is older than acknowledged: then it is read again."""
+        """Return the next state, None if it is older than acknowledged: then it is read again."""
         state = self._ready.popleft()
         versions = self._acknowledged.get(state.agent_id) if self._acknowledged else None
         if versions is None or not state.is_older(versions):
@@ -125,7 +125,7 @@ class WakeStream:
         except Exception as error:
             self._break_off(error)
         if self._error is None:
-            # Raised only where something broke before: every agent that is left has its state by now.
+            # Raised only after an earlier error: every agent that is left has its state by now.
             self._error = ClusterUnavailable("the wake broke off; the log says why")
         self._wake_up.set()
 

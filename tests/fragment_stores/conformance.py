@@ -1,9 +1,9 @@
-"""Every rule of the engine roles as a test. An engine is run through it by one subclass with its name:
+"""The rules of the engine roles, each as a test. An engine is run through them by one subclass with its name:
 
     class TestAnEngine(SavesConformance):  # of conformance_saves, which begins with these
         engine = "an_engine.engine:AnEngine"  # as in topology.toml
 
-`file_conformance` has the rules for those that keep shards as files.
+`file_conformance` has the rules for engines that keep shards as files.
 """
 
 import itertools
@@ -41,12 +41,12 @@ _write_numbers = itertools.count(1)
 
 
 def new_write_id() -> bytes:
-    """An id that no other write of this process has."""
+    """Return an id that no other write of this process has."""
     return b"write-%d" % next(_write_numbers)
 
 
 def put(agent: bytes | str, value: bytes = b"v", kind: str = "session", write_id: bytes | None = None) -> Write:
-    """A write of one kind, under an id of its own where none is given."""
+    """Return a write of one kind, under an id of its own if none is given."""
     named = new_write_id() if write_id is None else write_id
     return Write(agent if isinstance(agent, bytes) else agent.encode(), named, 0, [Put(kind, 0, 0, value)])
 
@@ -56,7 +56,7 @@ def write(agent: bytes, *operations: Operation) -> Write:
 
 
 def value_of(image: bytes | memoryview, kind: str = "session") -> bytes | None:
-    """A kind's value in an image, None where the agent has none."""
+    """Return a kind's value in an image, None if the agent has none."""
     return decode_image(image)[kind].value if len(image) else None
 
 
@@ -71,7 +71,7 @@ def commit(store: Shard, writes: Sequence[Write], now_ms: int) -> list[int | Rej
 
 
 def images_of(store: Shard, batch: ImageBatch) -> list[bytes]:
-    """The images of a batch that is open, as the node gets at them: out of a frame."""
+    """Return the images of an open batch as the node gets them: out of a frame."""
     sizes = batch.sizes
     frame = store.join(b"head", [batch])
     assert frame[:4] == b"head"
@@ -83,7 +83,7 @@ def images_of(store: Shard, batch: ImageBatch) -> list[bytes]:
 def read_batch(
     store: Shard, agents: Sequence[bytes], kinds: frozenset[str] | None = None, known: Sequence[int] | None = None
 ) -> ImageBatch:
-    """A batch, once it is there."""
+    """Return a batch, once it is there."""
     while True:
         batch = store.read(agents, kinds, known)
         if not isinstance(batch, Future):
@@ -94,13 +94,13 @@ def read_batch(
 
 
 def ids_after(store: Shard, position: bytes, agents_max: int, prefix: bytes = b"") -> list[bytes]:
-    """Ids, once they are there."""
+    """Return ids, once they are there."""
     listed = store.agents_after(position, agents_max, prefix)
     return listed.result(PATIENCE_S) if isinstance(listed, Future) else listed
 
 
 def read(store: Shard, agents: Sequence[bytes]) -> list[bytes]:
-    """The images that these agents have now."""
+    """Return the images that these agents have now."""
     batch = read_batch(store, agents)
     try:
         return images_of(store, batch)
@@ -121,7 +121,7 @@ class ShardConformance:
     def open(
         cls, path: Path, *, create: bool = False, generation: int = 0, identity: ShardIdentity = IDENTITY
     ) -> Shard:
-        """Open the shard, and take its versions from a generation where one is given."""
+        """Open the shard, and take its versions from a generation if one is given."""
         made = engine_factory(cls.engine)({}).open(path, identity, create=create)
         if generation:
             made.begin_generation(generation)
@@ -141,7 +141,7 @@ class ShardConformance:
 
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:
-        """The shard's folder, not yet made."""
+        """The shard's directory, not yet made."""
         return tmp_path / "node" / "live" / "0003"
 
     @pytest.fixture
@@ -152,7 +152,7 @@ class ShardConformance:
 
     # --- reading and writing ---
 
-    def test_a_new_shard_is_empty(self, path: Path) -> None:
+    def test_new_shard_is_empty(self, path: Path) -> None:
         with self.opened(path, create=True) as store:
             assert (store.version, store.identity) == (0, IDENTITY)
             assert (store.statistics().agents, store.statistics().log_rows) == (0, 0)
@@ -163,13 +163,13 @@ class ShardConformance:
             assert ids_after(store, b"", 10) == []
             assert store.log_after(0, 10) == []
 
-    def test_what_was_committed_is_read_in_the_order_asked_for(self, store: Shard) -> None:
+    def test_read_returns_committed_values_in_requested_order(self, store: Shard) -> None:
         commit(store, [put("a", b"1"), put("b", b"2"), put("ä/1", b"3")], 1_000)
         asked = [b"b", b"nobody", "ä/1".encode(), b"a", b"b"]
         assert values(store, asked) == [b"2", None, b"3", b"1", b"2"]
         assert read(store, []) == []
 
-    def test_an_image_says_version_time_and_everything_that_was_put(self, store: Shard) -> None:
+    def test_image_holds_version_time_and_all_put_fields(self, store: Shard) -> None:
         [version] = versions(commit(store, [write(b"a", Put("session", 7, 1, b"s"), Put("context", 0, 0, b""))], 1_234))
         [image] = read(store, [b"a"])
         assert version_of(image) == version
@@ -178,13 +178,13 @@ class ShardConformance:
             "context": Fragment(version, 0, 0, 1_234, 0, b""),
         }
 
-    def test_writes_to_one_agent_in_one_commit_are_applied_in_order(self, store: Shard) -> None:
+    def test_one_commit_applies_an_agents_writes_in_order(self, store: Shard) -> None:
         writes = [put("a", b"1"), put("a", b"2"), write(b"a", DeleteKind("session")), put("a", b"3", "context")]
         found = versions(commit(store, writes, 1))
         [image] = read(store, [b"a"])
         assert decode_image(image) == {"context": Fragment(found[3], 0, 0, 1, 0, b"3")}
 
-    def test_a_deleted_agent_is_gone_and_stands_in_the_log(self, store: Shard) -> None:
+    def test_deleted_agent_is_gone_and_logged(self, store: Shard) -> None:
         commit(store, [put("a"), put("b")], 1)
         [gone] = versions(commit(store, [Write(b"a", b"w", 0, [DeleteAgent()])], 2))
         assert store.statistics().agents == 1
@@ -194,18 +194,18 @@ class ShardConformance:
         assert (version, row) == (gone, LogRow(b"a", b"w", [(3, "")], row.digest, ["session"]))
 
     @pytest.mark.parametrize("size", [0, 1, 511, 2_000, 4_096, 100_000, FRAGMENT_BYTES_MAX])
-    def test_values_of_any_size_come_back(self, store: Shard, size: int) -> None:
+    def test_values_of_any_size_are_read_back(self, store: Shard, size: int) -> None:
         value = random.Random(size).randbytes(size)
         commit(store, [put("a", value), put("b", b"beside")], 1)
         assert values(store, [b"a", b"b"]) == [value, b"beside"]
 
     @pytest.mark.parametrize("agent", [b"\x00", b"a" * AGENT_ID_BYTES_MAX, "ä/1 \U0001f600".encode(), b"a\x00"])
-    def test_agents_of_any_permitted_id_come_back(self, store: Shard, agent: bytes) -> None:
+    def test_agents_of_any_permitted_id_are_read_back(self, store: Shard, agent: bytes) -> None:
         commit(store, [put(b"a", b"other"), put(agent, b"mine")], 1)
         assert values(store, [agent, b"a"]) == [b"mine", b"other"]
         assert sorted([agent, b"a"]) == ids_after(store, b"", 10)
 
-    def test_asking_for_ids_outside_the_limits_is_the_askers_mistake(self, store: Shard) -> None:
+    def test_reading_ids_outside_limits_is_invalid_or_absent(self, store: Shard) -> None:
         commit(store, [put("a")], 1)
         with pytest.raises(InvalidRequestError):
             read(store, [b"a", b""])
@@ -221,7 +221,7 @@ class ShardConformance:
         assert found == [first_version(1) + sequence for sequence in (1, 2, 3, 4)]
         assert store.version == found[-1]
 
-    def test_a_new_generation_begins_above_every_version_before(self, path: Path) -> None:
+    def test_new_generation_begins_above_every_earlier_version(self, path: Path) -> None:
         with self.opened(path, create=True, generation=1) as store:
             [before] = versions(commit(store, [put("a")], 1))
         with self.opened(path, generation=2) as store:
@@ -239,7 +239,7 @@ class ShardConformance:
             store.begin_generation(6)
 
     @pytest.mark.parametrize("generation", [1, 2])
-    def test_a_generation_that_is_not_newer_than_the_data_is_refused(self, path: Path, generation: int) -> None:
+    def test_generation_not_newer_than_data_is_rejected(self, path: Path, generation: int) -> None:
         with self.opened(path, create=True, generation=2) as store:
             commit(store, [put("a")], 1)
         with self.opened(path) as store:
@@ -249,7 +249,7 @@ class ShardConformance:
             with pytest.raises(StoreCorrupt, match="newer than generation 3"):
                 store.begin_generation(3)
 
-    def test_the_largest_version_comes_back(self, path: Path) -> None:
+    def test_largest_version_is_read_back(self, path: Path) -> None:
         with self.opened(path, create=True, generation=GENERATION_MAX) as store:
             [version] = versions(commit(store, [put("a")], 1))
         with self.opened(path) as store:
@@ -271,7 +271,7 @@ class ShardConformance:
 
     # --- moments ---
 
-    def test_a_batch_stays_as_it_is_while_others_commit(self, store: Shard) -> None:
+    def test_batch_stays_unchanged_while_others_commit(self, store: Shard) -> None:
         commit(store, [put("a", b"old"), put("b", b"old" * 5_000), put("c", b"old")], 1)
         batch = read_batch(store, [b"a", b"b", b"c", b"d"])
         version = batch.version
@@ -284,7 +284,7 @@ class ShardConformance:
         assert values(store, [b"a", b"c", b"d"]) == [b"49", None, b"v"]
         assert ids_after(store, b"", 10) == [b"a", b"b", b"d"]
 
-    def test_a_read_includes_every_commit_that_returned_before(self, store: Shard) -> None:
+    def test_read_includes_every_commit_that_returned_before(self, store: Shard) -> None:
         for number in range(20):
             [version] = versions(commit(store, [put("a", b"%d" % number)], 1))
             batch = read_batch(store, [b"a"])
@@ -305,32 +305,32 @@ class ShardConformance:
             batch.close()
 
     @pytest.mark.parametrize("agents_max", [3, 40])
-    def test_a_batch_that_is_cut_keeps_its_first_images(self, store: Shard, agents_max: int) -> None:
+    def test_cut_batch_keeps_its_first_images(self, store: Shard, agents_max: int) -> None:
         agents = [b"agent-%d" % number for number in range(agents_max)]
         commit(store, [put(agent, b"%d" % number * 50) for number, agent in enumerate(agents)], 1)
         batch = read_batch(store, agents)
-        whole = images_of(store, batch)
+        complete = images_of(store, batch)
         batch.cut(2)
-        assert images_of(store, batch) == whole[:2]
-        assert batch.sizes == list(map(len, whole[:2]))
+        assert images_of(store, batch) == complete[:2]
+        assert batch.sizes == list(map(len, complete[:2]))
         batch.cut(0)
         assert store.join(b"h", [batch]) == b"h"
         batch.close()
 
     @pytest.mark.parametrize("count", [1, 40])
-    def test_a_read_gives_the_kinds_asked_for(self, store: Shard, count: int) -> None:
+    def test_read_returns_only_requested_kinds(self, store: Shard, count: int) -> None:
         agents = [b"agent-%d" % number for number in range(count)]
         commit(store, [write(agent, Put("session", 7, 1, b"s"), Put("context", 0, 0, b"c")) for agent in agents], 1)
         batch = read_batch(store, [*agents, b"nobody"], frozenset(["context", "other"]))
         *found, nobody = images_of(store, batch)
         batch.close()
         assert nobody == b""
-        for image, whole in zip(found, read(store, agents), strict=True):
-            assert version_of(image) == version_of(whole)
-            assert decode_image(image) == {"context": decode_image(whole)["context"]}
+        for image, complete in zip(found, read(store, agents), strict=True):
+            assert version_of(image) == version_of(complete)
+            assert decode_image(image) == {"context": decode_image(complete)["context"]}
 
     @pytest.mark.parametrize("count", [1, 40])
-    def test_an_image_of_a_known_version_is_left_out(self, store: Shard, count: int) -> None:
+    def test_image_of_known_version_is_left_out(self, store: Shard, count: int) -> None:
         agents = [b"agent-%d" % number for number in range(count)]
         made = versions(commit(store, [put(agent) for agent in agents], 1))
         batch = read_batch(store, [*agents, b"a", b"nobody"], None, [*made, made[0], 9])
@@ -341,7 +341,7 @@ class ShardConformance:
         assert images_of(store, batch) == read(store, agents)
         batch.close()
 
-    def test_reads_see_whole_commits_while_another_thread_writes(self, store: Shard) -> None:
+    def test_reads_see_complete_commits_while_another_thread_writes(self, store: Shard) -> None:
         agents = [b"agent-%d" % number for number in range(10)]
         commit(store, [put(agent, b"0 " + bytes(3_000)) for agent in agents], 1)
         failures: list[BaseException] = []
@@ -379,13 +379,13 @@ class ShardConformance:
     # --- rejections and writes without effect ---
 
     @pytest.mark.parametrize("epoch", [0, 2])
-    def test_writes_under_another_epoch_are_rejected_whole(self, store: Shard, epoch: int) -> None:
+    def test_writes_under_another_epoch_are_all_rejected(self, store: Shard, epoch: int) -> None:
         before = store.version
         with pytest.raises(EpochMismatch):
             store.commit([put("a")], 1, epoch)
         assert (store.version, read(store, [b"a"])) == (before, [b""])
 
-    def test_a_refused_write_fails_alone(self, store: Shard) -> None:
+    def test_rejected_write_fails_alone(self, store: Shard) -> None:
         writes = [
             put("a", b"1"),
             put(b"", b"2"),
@@ -415,7 +415,7 @@ class ShardConformance:
         assert results == [0, before + 1, 0]
         assert [version for version, _ in store.log_after(0, 10)] == [before, before + 1]
 
-    def test_refusals_alone_change_nothing(self, store: Shard) -> None:
+    def test_rejections_alone_change_nothing(self, store: Shard) -> None:
         [result] = commit(store, [put(b"")], 1)
         assert isinstance(result, Rejection)
         assert store.version == first_version(1)
@@ -423,7 +423,7 @@ class ShardConformance:
 
     # --- scans and the log ---
 
-    def test_agents_are_listed_in_byte_order_page_by_page(self, store: Shard) -> None:
+    def test_agents_are_listed_in_byte_order_by_page(self, store: Shard) -> None:
         source = random.Random(1)
         agents = {source.randbytes(source.randrange(1, 20)).hex().encode() for _ in range(300)}
         agents |= {b"a", b"a\x00", b"a\x00\x00", b"aa", "ä".encode(), b"~", b"x" * 256, b"x" * 255 + b"y"}
@@ -437,7 +437,7 @@ class ShardConformance:
                 found += listed
             assert found == sorted(agents)
 
-    def test_a_scan_goes_on_behind_a_position_that_is_no_agent(self, store: Shard) -> None:
+    def test_scan_continues_after_position_without_agent(self, store: Shard) -> None:
         commit(store, [put("a"), put("c"), put("e")], 1)
         assert ids_after(store, b"b", 10) == [b"c", b"e"]
         assert ids_after(store, b"c", 10) == [b"e"]
@@ -446,7 +446,7 @@ class ShardConformance:
         assert ids_after(store, b"", 10, b"c") == []
         assert ids_after(store, b"b\xff", 10, b"c") == [b"c"]
 
-    def test_the_log_says_what_each_write_did(self, store: Shard) -> None:
+    def test_log_row_describes_its_write(self, store: Shard) -> None:
         writes = [
             Write(b"a", b"id-1", 0, [Put("session", 0, 0, b"v"), Put("context", 0, 0, b"v"), DeleteKind("session")]),
             Write(b"a", b"", 0, [DeleteAgent()]),
@@ -481,8 +481,8 @@ class ShardConformance:
             agents = [b"agent-%d" % number for number in range(200)]
             assert values(store, agents) == [b"%d" % number * 100 for number in range(200)]
 
-    def test_creating_what_is_there_already_opens_it(self, path: Path) -> None:
-        # A node that died between making its shards and taking a generation does so.
+    def test_creating_existing_shard_opens_it(self, path: Path) -> None:
+        # As a node does that died after it made its shards and before it took a generation.
         with self.opened(path, create=True, generation=1) as store:
             commit(store, [put("a")], 1)
         with self.opened(path, create=True) as store:
@@ -500,7 +500,7 @@ class ShardConformance:
         ],
     )
     @pytest.mark.parametrize("create", [False, True])
-    def test_data_of_another_shard_is_refused_and_not_touched(
+    def test_data_of_another_shard_is_rejected_untouched(
         self, path: Path, field: str, value: int | str, create: bool
     ) -> None:
         with self.opened(path, create=True, generation=1) as store:
@@ -511,7 +511,7 @@ class ShardConformance:
         with self.opened(path) as store:
             assert values(store, [b"a"]) == [b"v"]
 
-    def test_data_that_should_be_there_and_is_not_is_told(self, path: Path) -> None:
+    def test_missing_data_is_an_error_and_stays_missing(self, path: Path) -> None:
         with pytest.raises(StoreCorrupt, match="missing"):
             self.open(path)
         assert not path.exists(), "nothing is made in its place"
@@ -520,7 +520,7 @@ class ShardConformance:
 
     @settings(max_examples=30, suppress_health_check=PERMITTED)
     @given(data=st.data())
-    def test_any_row_of_commits_ends_as_mappings_would(
+    def test_any_sequence_of_commits_matches_a_mapping(
         self, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
         kind = st.sampled_from(["session", "context"])
@@ -553,7 +553,7 @@ class ShardConformance:
 
 
 def apply(model: dict[bytes, dict[str, bytes]], writes: Sequence[Write], results: Sequence[int | Rejection]) -> int:
-    """Apply writes to a mapping of mappings; fail where a result differs; return how many took a version."""
+    """Apply writes to a mapping of mappings; fail if a result differs; return how many took a version."""
     taken = 0
     assert len(results) == len(writes)
     for each, result in zip(writes, results, strict=True):

@@ -1,4 +1,4 @@
-"""The rules of the engine roles for retries, expectations and expiry: they end those of `conformance`."""
+"""The rules of the engine roles for retries, expectations and expiry, beside those of `conformance`."""
 
 import threading
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ NEVER = 1 << 62
 
 
 def expecting(agent: bytes, expect: dict[str, int] | None, *operations: Operation) -> Write:
-    """A write with a condition, of an id of its own."""
+    """Return a write with a condition and an id of its own."""
     return Write(agent, new_write_id(), 0, list(operations), expect)
 
 
@@ -39,7 +39,7 @@ def session(value: bytes = b"v", ttl_ms: int = 0) -> Put:
 
 
 def again(first: Write, seen: int = 0) -> Write:
-    """The same write, sent once more by a client that had seen this version when it sent it first."""
+    """Return the same write, repeated by a client that had seen this version when it first sent it."""
     return Write(first.agent, first.write_id, seen, first.operations, first.expect, repeated=True)
 
 
@@ -58,7 +58,7 @@ class SavesConformance(ShardConformance):
 
     # --- retries ---
 
-    def test_a_repeated_write_is_answered_with_its_first_result(self, store: Shard) -> None:
+    def test_repeated_write_returns_its_first_result(self, store: Shard) -> None:
         first = put("a", b"1")
         [version] = versions(commit(store, [first], 1))
         assert commit(store, [again(first)], 2) == [version]
@@ -67,7 +67,7 @@ class SavesConformance(ShardConformance):
         assert store.statistics().log_rows == 1
         assert fragments(store, b"a")["session"].updated_ms == 1
 
-    def test_a_write_repeated_within_its_own_group_is_applied_once(self, store: Shard) -> None:
+    def test_write_repeated_within_its_group_is_applied_once(self, store: Shard) -> None:
         first = put("a", b"1")
         results = versions(commit(store, [first, put("a", b"2"), again(first), put("b")], 1))
         assert results[2] == results[0]
@@ -75,7 +75,7 @@ class SavesConformance(ShardConformance):
         assert fragments(store, b"a")["session"].value == b"2"
         assert store.statistics().log_rows == 3
 
-    def test_a_repeated_write_undoes_nothing_that_came_in_between(self, store: Shard) -> None:
+    def test_repeated_write_does_not_undo_later_writes(self, store: Shard) -> None:
         first = put("a", b"1")
         [version] = versions(commit(store, [first], 1))
         commit(store, [put("a", b"2")], 2)
@@ -85,7 +85,7 @@ class SavesConformance(ShardConformance):
         assert commit(store, [again(first)], 5) == [version]
         assert fragments(store, b"a") == {}
 
-    def test_a_repeated_delete_deletes_nothing_that_was_saved_since(self, store: Shard) -> None:
+    def test_repeated_delete_keeps_later_saves(self, store: Shard) -> None:
         commit(store, [put("a", b"1")], 1)
         erase = write(b"a", DeleteAgent())
         [gone] = versions(commit(store, [erase], 2))
@@ -93,7 +93,7 @@ class SavesConformance(ShardConformance):
         assert commit(store, [again(erase)], 4) == [gone]
         assert fragments(store, b"a")["session"].value == b"2"
 
-    def test_a_repeated_write_is_known_after_reopening_and_other_writes(self, path: Path) -> None:
+    def test_repeated_write_is_known_after_writes_and_reopening(self, path: Path) -> None:
         first = put("a", b"1")
         with self.opened(path, create=True, generation=1) as store:
             seen = store.version
@@ -105,12 +105,12 @@ class SavesConformance(ShardConformance):
                 assert commit(store, [again(first, seen)], 4) == [version]
                 assert fragments(store, b"a")["session"].value == b"%d" % generation
 
-    def test_a_repeated_write_whose_expectation_no_longer_holds_was_applied_all_the_same(self, store: Shard) -> None:
+    def test_repeated_write_with_outdated_expectation_returns_first_result(self, store: Shard) -> None:
         first = expecting(b"a", {"session": 0}, session(b"1"))
         [version] = versions(commit(store, [first], 1))
         assert commit(store, [again(first)], 2) == [version]
 
-    def test_a_write_that_was_never_applied_is_applied_when_repeated(self, store: Shard) -> None:
+    def test_write_never_applied_is_applied_when_repeated(self, store: Shard) -> None:
         seen = store.version
         commit(store, [put("other")], 1)
         late = put("a", b"late")
@@ -118,23 +118,23 @@ class SavesConformance(ShardConformance):
         assert version == store.version
         assert fragments(store, b"a")["session"].value == b"late"
 
-    def test_a_refused_write_may_be_applied_when_repeated(self, store: Shard) -> None:
+    def test_rejected_write_may_be_applied_when_repeated(self, store: Shard) -> None:
         [version] = versions(commit(store, [put("a")], 1))
         early = expecting(b"a", {"session": version + 1}, session(b"early"))
         assert code(commit(store, [early], 1)[0]) == RejectionCode.CONFLICT
         commit(store, [put("a")], 1)
         assert versions(commit(store, [again(early)], 1)) == [version + 2]
 
-    def test_one_id_for_two_agents_is_refused(self, store: Shard) -> None:
+    def test_one_id_for_two_agents_is_rejected(self, store: Shard) -> None:
         [version] = versions(commit(store, [put("a", b"1", write_id=b"same")], 1))
-        refused, known = commit(store, [put("b", b"2", write_id=b"same"), put("a", b"1", write_id=b"same")], 2)
-        assert code(refused) == RejectionCode.INVALID
+        rejected, known = commit(store, [put("b", b"2", write_id=b"same"), put("a", b"1", write_id=b"same")], 2)
+        assert code(rejected) == RejectionCode.INVALID
         assert known == version
         in_one_group = commit(store, [put("c", b"1", write_id=b"other"), put("d", b"2", write_id=b"other")], 3)
         assert [isinstance(result, Rejection) for result in in_one_group] == [False, True]
         assert values(store, [b"a", b"b", b"c", b"d"]) == [b"1", None, b"1", None]
 
-    def test_writes_without_an_id_are_never_taken_for_one_another(self, path: Path) -> None:
+    def test_writes_without_id_are_never_taken_as_repeats(self, path: Path) -> None:
         with self.opened(path, create=True, generation=1) as store:
             assert (
                 len(set(versions(commit(store, [put("a", b"1", write_id=b""), put("a", b"2", write_id=b"")], 1)))) == 2
@@ -146,7 +146,7 @@ class SavesConformance(ShardConformance):
 
     # --- expectations ---
 
-    def test_a_conflict_says_what_is_there_and_changes_nothing(self, store: Shard) -> None:
+    def test_conflict_reports_current_versions_and_changes_nothing(self, store: Shard) -> None:
         [version] = versions(commit(store, [write(b"a", session(b"1"), Put("context", 0, 0, b"c"))], 1))
         wrong = expecting(
             b"a", {"session": version + 7, "context": version, "other": 0}, session(b"2"), DeleteKind("context")
@@ -158,7 +158,7 @@ class SavesConformance(ShardConformance):
         assert (store.version, store.statistics().log_rows) == (version, 1)
         assert {kind: part.value for kind, part in fragments(store, b"a").items()} == {"session": b"1", "context": b"c"}
 
-    def test_of_a_group_only_the_conflicting_write_fails(self, store: Shard) -> None:
+    def test_conflicting_write_fails_alone_in_its_group(self, store: Shard) -> None:
         [version] = versions(commit(store, [put("a", b"1")], 1))
         results = commit(
             store,
@@ -176,7 +176,7 @@ class SavesConformance(ShardConformance):
         assert values(store, [b"a", b"b", b"c"]) == [b"2", b"1", b"1"]
         assert [row.agent for _, row in store.log_after(version, 10)] == [b"b", b"a", b"c"]
 
-    def test_zero_expects_that_nothing_is_there(self, store: Shard) -> None:
+    def test_zero_expects_an_absent_fragment(self, store: Shard) -> None:
         assert versions(commit(store, [expecting(b"a", {"session": 0}, session())], 1))
         assert code(commit(store, [expecting(b"a", {"session": 0}, session())], 1)[0]) == RejectionCode.CONFLICT
         commit(store, [write(b"a", DeleteAgent())], 1)
@@ -188,7 +188,7 @@ class SavesConformance(ShardConformance):
         assert versions(commit(store, [expecting(b"a", {"session": version}, DeleteAgent())], 1)) == [version + 1]
         assert fragments(store, b"a") == {}
 
-    def test_many_who_expect_the_same_version_have_one_winner(self, store: Shard) -> None:
+    def test_one_of_many_writes_expecting_a_version_wins(self, store: Shard) -> None:
         version = 0
         for _ in range(5):
             writes = [expecting(b"a", {"session": version}, session(b"%d" % number)) for number in range(20)]
@@ -198,7 +198,7 @@ class SavesConformance(ShardConformance):
 
     # --- expiry ---
 
-    def test_a_fragment_says_when_it_expires_by_the_shards_clock(self, store: Shard) -> None:
+    def test_fragment_expires_by_the_shards_clock(self, store: Shard) -> None:
         commit(store, [put("a")], 5_000)
         commit(store, [write(b"b", session(ttl_ms=100), Put("context", 0, 0, b"c"))], 4_000)
         assert {kind: part.expires_ms for kind, part in fragments(store, b"b").items()} == {
@@ -206,7 +206,7 @@ class SavesConformance(ShardConformance):
             "context": 0,
         }
 
-    def test_an_expired_fragment_counts_as_not_there(self, store: Shard) -> None:
+    def test_expired_fragment_counts_as_absent(self, store: Shard) -> None:
         [version] = versions(commit(store, [write(b"a", session(ttl_ms=100))], 1_000))
         early = commit(store, [expecting(b"a", {"session": 0}, session(b"2"))], 1_099)
         assert code(early[0]) == RejectionCode.CONFLICT
@@ -216,7 +216,7 @@ class SavesConformance(ShardConformance):
         assert late[0].found == {"session": 0}
         assert versions(commit(store, [expecting(b"a", {"session": 0}, session(b"2"))], 1_100)) == [version + 1]
 
-    def test_the_sweeper_removes_what_expired_and_logs_it(self, store: Shard) -> None:
+    def test_sweeper_removes_expired_fragments_and_logs_it(self, store: Shard) -> None:
         commit(store, [write(b"a", session(ttl_ms=100), Put("context", 0, 0, b"c")), put("b")], 1_000)
         [version] = versions(commit(store, [write(b"c", session(ttl_ms=100))], 1_000))
         assert store.sweep(1_099, 10, 1_099) == (0, 0)
@@ -254,7 +254,7 @@ class SavesConformance(ShardConformance):
         assert store.sweep(2_050, 10, 2_050) == (1, 1)
         assert values(store, [b"a", b"b"]) == [None, b"2"]
 
-    def test_what_was_written_since_a_time_can_be_postponed(self, store: Shard) -> None:
+    def test_expiry_of_recent_writes_can_be_postponed(self, store: Shard) -> None:
         commit(store, [write(b"a", session(b"old", 100)), write(b"b", session(b"old", 9_000))], 1_000)
         commit(store, [write(b"a", Put("context", 0, 0, b"new", 50), Put("history", 0, 0, b"new"))], 1_050)
         commit(store, [write(b"c", session(b"new", 50), Put("context", 0, 0, b"new", 50))], 1_050)
@@ -274,7 +274,7 @@ class SavesConformance(ShardConformance):
         assert store.postpone_expiry(5_000, 500, 9_000) == 0
         assert store.clock_ms == 1_600, "nothing was done"
 
-    def test_the_sweeper_looks_at_so_many_rows_and_goes_on_the_next_time(self, path: Path) -> None:
+    def test_sweep_is_bounded_in_rows_and_continues_later(self, path: Path) -> None:
         with self.opened(path, create=True, generation=1) as store:
             commit(store, [write(b"agent-%d" % number, session(ttl_ms=100 + number)) for number in range(25)], 1_000)
             assert store.sweep(NEVER, 10, 9_000) == (10, 10)
@@ -284,7 +284,7 @@ class SavesConformance(ShardConformance):
             assert store.sweep(NEVER, 20, 9_000) == (4, 4)
             assert store.statistics().agents == 0
 
-    def test_the_sweepers_writes_are_no_clients(self, path: Path) -> None:
+    def test_sweepers_writes_are_not_taken_for_a_clients(self, path: Path) -> None:
         with self.opened(path, create=True, generation=1) as store:
             commit(store, [write(b"a", session(ttl_ms=1))], 1_000)
             store.sweep(NEVER, 10, 2_000)
@@ -293,12 +293,12 @@ class SavesConformance(ShardConformance):
             assert version == first_version(2) + 1
 
     @pytest.mark.parametrize("ttl_ms", [TTL_MS_MAX + 1, (1 << 64) - 1])
-    def test_a_lifetime_beyond_all_limits_costs_its_sender_that_write(self, store: Shard, ttl_ms: int) -> None:
+    def test_lifetime_beyond_limit_rejects_that_write_alone(self, store: Shard, ttl_ms: int) -> None:
         results = commit(store, [put("b"), write(b"a", session(ttl_ms=ttl_ms)), put("c")], 1_000)
         assert [isinstance(result, Rejection) for result in results] == [False, True, False]
         assert versions(commit(store, [write(b"a", session(ttl_ms=TTL_MS_MAX))], 1_000))
 
-    def test_sweeps_and_commits_from_one_thread_leave_reads_of_another_whole(self, store: Shard) -> None:
+    def test_reads_stay_complete_during_concurrent_commits_and_sweeps(self, store: Shard) -> None:
         ended = threading.Event()
         torn: list[Sequence[bytes | None]] = []
 
@@ -323,7 +323,7 @@ class SavesConformance(ShardConformance):
 
     @settings(max_examples=25, suppress_health_check=PERMITTED)
     @given(data=st.data())
-    def test_any_row_of_repeated_and_conditional_writes_is_applied_once_and_in_order(
+    def test_repeated_conditional_writes_apply_once_and_in_order(
         self, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
         path = tmp_path_factory.mktemp("retries") / "shard"

@@ -17,7 +17,7 @@ from tests.fragment_stores.conformance import ShardConformance, commit, ids_afte
 __all__ = ["FileConformance"]
 
 # A process that commits until it is killed. Every agent of a group gets the group's number, every acknowledged group is
-# told. Arguments: engine, folder, generation, seed.
+# printed. Arguments: engine, directory, generation, seed.
 WRITER = """
 import random, sys
 from pathlib import Path
@@ -25,8 +25,9 @@ from dawnchorus.fragment_stores.engine import FORMAT, ShardIdentity
 from dawnchorus.fragment_stores.registry import engine_factory
 from dawnchorus.wire.protocol.messages import DeleteAgent, Put, Write
 
-engine, folder, generation, seed = sys.argv[1:]
-store = engine_factory(engine)({}).open(Path(folder), ShardIdentity(FORMAT, "ab" * 16, "live", 3, 16, 1), create=False)
+engine, directory, generation, seed = sys.argv[1:]
+identity = ShardIdentity(FORMAT, "ab" * 16, "live", 3, 16, 1)
+store = engine_factory(engine)({}).open(Path(directory), identity, create=False)
 store.begin_generation(int(generation))
 source = random.Random(int(seed))
 number = int(generation) * 1_000_000
@@ -52,30 +53,30 @@ class FileConformance(ShardConformance):
     """The rules; `engine` is a subclass's."""
 
     @classmethod
-    def open_copy(cls, folder: Path, pieces: list[bytes]) -> Shard:
-        """Open what a copy's pieces are."""
+    def open_copy(cls, directory: Path, pieces: list[bytes]) -> Shard:
+        """Open the shard that a copy's pieces make."""
         files = file_engine(cls.engine)
         assert files is not None
-        folder.mkdir()
-        assert not files.has_data(folder)
-        (folder / files.data_file).write_bytes(b"".join(pieces))
-        assert files.has_data(folder)
-        return cls.open(folder, generation=2)
+        directory.mkdir()
+        assert not files.has_data(directory)
+        (directory / files.data_file).write_bytes(b"".join(pieces))
+        assert files.has_data(directory)
+        return cls.open(directory, generation=2)
 
     # --- directories ---
 
-    def test_a_shard_takes_room_on_the_disk(self, path: Path) -> None:
+    def test_shard_reports_its_bytes_on_disk(self, path: Path) -> None:
         with self.opened(path, create=True, generation=1) as store:
             commit(store, [put(f"agent-{number}", bytes(1_000)) for number in range(200)], 1)
         with self.opened(path) as store:
             assert store.statistics().disk_bytes > 0
 
-    def test_a_folder_that_cannot_be_made_is_told(self, path: Path) -> None:
+    def test_directory_that_cannot_be_made_is_an_error(self, path: Path) -> None:
         path.parent.mkdir(parents=True)
-        path.write_bytes(b"a file in the folder's place")
+        path.write_bytes(b"a file in the directory's place")
         with pytest.raises(DataDirectoryError, match="cannot be made"):
             self.open(path, create=True)
-        assert path.read_bytes() == b"a file in the folder's place"
+        assert path.read_bytes() == b"a file in the directory's place"
 
     def test_warming_up_changes_nothing(self, store: Shard) -> None:
         assert isinstance(store, ShardWarmUp)
@@ -86,7 +87,7 @@ class FileConformance(ShardConformance):
 
     # --- sudden ends ---
 
-    def test_every_acknowledged_commit_is_there_after_kill_9(self, path: Path) -> None:
+    def test_every_acknowledged_commit_survives_kill_9(self, path: Path) -> None:
         with self.opened(path, create=True):
             pass
         acknowledged: dict[int, int] = {}
@@ -100,7 +101,7 @@ class FileConformance(ShardConformance):
             assert lines_before_the_kill <= len(groups)
 
     def check_groups(self, store: Shard, acknowledged: dict[int, int]) -> None:
-        """Fail where an acknowledged group is missing, or a group is there in part; take over what is there."""
+        """Fail if an acknowledged group is missing, or a group is there in part; update what is acknowledged."""
         groups: dict[int, set[bytes]] = {}
         for _, row in store.log_after(0, 100_000):
             groups.setdefault(int(row.write_id.split()[0]), set()).add(row.agent)
@@ -109,21 +110,21 @@ class FileConformance(ShardConformance):
             value = value_of(read(store, [key])[0])
             number = int(value.split()[0]) if value is not None else 0
             assert number >= acknowledged.get(agent, 0), f"agent {agent} lost its acknowledged save"
-            # The newest group in the log that names the agent is the one whose value it has: groups are whole.
+            # The newest group in the log that names the agent is the one whose value it has: groups are complete.
             assert number == max([group for group, agents in groups.items() if key in agents], default=0)
             if number:
                 acknowledged[agent] = number
 
     # --- copies ---
 
-    def test_a_copy_is_one_moment_and_opens_as_the_same_shard(self, store: Shard, tmp_path: Path) -> None:
+    def test_copy_is_one_moment_and_opens_as_shard(self, store: Shard, tmp_path: Path) -> None:
         commit(store, [write_number(number, b"agent-%d" % number, 2_000) for number in range(200)], 1)
         commit(store, [Write(b"agent-7", b"gone", 0, [DeleteAgent()])], 1)
         version = store.version
         pieces: list[bytes] = []
 
         def take(piece: bytes) -> None:
-            if not pieces:  # what is saved while the copy is made is not in it
+            if not pieces:  # saves during the copy are not in it
                 commit(store, [write_number(1_000, b"late")], 2)
             pieces.append(piece)
 
@@ -137,7 +138,7 @@ class FileConformance(ShardConformance):
         assert copy.statistics().agents == 199
         copy.close()
 
-    def test_a_copy_says_the_version_that_it_has_while_saves_go_on(self, store: Shard, tmp_path: Path) -> None:
+    def test_copy_reports_its_version_during_concurrent_saves(self, store: Shard, tmp_path: Path) -> None:
         assert isinstance(store, ShardCopy)
         stopping = threading.Event()
 
@@ -161,32 +162,32 @@ class FileConformance(ShardConformance):
             stopping.set()
             writer.join()
 
-    def test_a_copy_that_nobody_wants_any_more_ends_with_their_word(self, store: Shard) -> None:
+    def test_error_of_sink_ends_the_copy(self, store: Shard) -> None:
         commit(store, [write_number(number, b"agent-%d" % number, 20_000) for number in range(500)], 1)
 
         class EnoughError(Exception):
             pass
 
-        def refuse(_piece: bytes) -> None:
+        def reject(_piece: bytes) -> None:
             raise EnoughError
 
         assert isinstance(store, ShardCopy)
         for _ in range(3):
             with pytest.raises(EnoughError):
-                store.write_copy(refuse)
+                store.write_copy(reject)
         assert store.write_copy(lambda piece: None).agents == 500
         assert versions(commit(store, [write_number(1_000)], 2))
 
 
 def kill_writer(engine: str, path: Path, generation: int, lines: int) -> list[list[int]]:
-    """Let a process commit until it has told of so many groups, kill it; return all groups that it told of."""
+    """Let a process commit until it has printed so many groups, kill it; return all groups that it printed."""
     command = [sys.executable, "-c", WRITER, engine, str(path), str(generation), str(generation)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         try:
-            told = [process.stdout.readline() for _ in range(lines)]
+            printed = [process.stdout.readline() for _ in range(lines)]
         finally:
             process.send_signal(signal.SIGKILL)
-        told += process.stdout.readlines()
+        printed += process.stdout.readlines()
     assert process.returncode == -signal.SIGKILL
-    return [list(map(int, line.split())) for line in told if line.endswith(b"\n")]
+    return [list(map(int, line.split())) for line in printed if line.endswith(b"\n")]

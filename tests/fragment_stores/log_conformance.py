@@ -36,7 +36,7 @@ class LogConformance(ABC):
         yield made
         made.close()
 
-    def test_a_follower_sees_every_change_once_and_in_order(self, store: Shard) -> None:
+    def test_follower_sees_every_change_once_in_order(self, store: Shard) -> None:
         position, seen, made = 0, list[int](), list[int]()
         for number in range(60):
             made += versions(commit(store, [write(3 * number), write(3 * number + 1), write(3 * number + 2)], number))
@@ -45,18 +45,18 @@ class LogConformance(ABC):
                 position = seen[-1]
         assert seen == made
 
-    def test_a_position_whose_rows_have_gone_is_refused(self, store: Shard) -> None:
+    def test_position_of_trimmed_rows_is_rejected(self, store: Shard) -> None:
         made = [versions(commit(store, [write(number)], number))[0] for number in range(25)]
         trimmed = store.log_trimmed()
         assert trimmed == made[14]
         for position in (0, made[0], made[13]):
-            with pytest.raises(LogTrimmed) as refused:
+            with pytest.raises(LogTrimmed) as rejected:
                 store.log_after(position, 100)
-            assert (refused.value.position, refused.value.trimmed) == (position, trimmed)
+            assert (rejected.value.position, rejected.value.trimmed) == (position, trimmed)
         assert [version for version, _ in store.log_after(trimmed, 100)] == made[15:]
         assert store.log_after(made[-1], 100) == []
 
-    def test_a_log_that_was_trimmed_says_so_after_it_is_opened_again(self, tmp_path: Path) -> None:
+    def test_trimmed_log_stays_known_as_trimmed_after_reopening(self, tmp_path: Path) -> None:
         store = self.open(tmp_path / "shard", create=True)
         made = [versions(commit(store, [write(number)], 1))[0] for number in range(15)]
         store.close()
@@ -68,7 +68,7 @@ class LogConformance(ABC):
             pass
         store.close()
 
-    def test_pinned_rows_stay_and_go_after_the_pin(self, store: Shard) -> None:
+    def test_pinned_rows_are_trimmed_only_after_the_pin(self, store: Shard) -> None:
         made = versions(commit(store, [write(number) for number in range(5)], 1))
         with ExitStack() as later:
             later.enter_context(store.pin_log(made[3]))
@@ -81,7 +81,7 @@ class LogConformance(ABC):
         made += versions(commit(store, [write(201)], 1))
         assert [version for version, _ in store.log_after(store.log_trimmed(), 100)] == made[-10:]
 
-    def test_whoever_has_a_pin_can_read_from_it_while_the_writer_trims(self, store: Shard) -> None:
+    def test_pinned_position_is_readable_while_writer_trims(self, store: Shard) -> None:
         stopping = threading.Event()
 
         def write_on() -> None:
@@ -100,7 +100,7 @@ class LogConformance(ABC):
                     try:
                         pinned.enter_context(store.pin_log(position))
                     except LogTrimmed:
-                        continue  # it went just now
+                        continue  # trimmed just now
                     read += bool(store.log_after(position, 5))
         finally:
             stopping.set()

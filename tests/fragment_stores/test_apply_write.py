@@ -1,4 +1,4 @@
-"""What a write makes of an image, by the rules that every engine shares."""
+"""The image after a write, by the rules that every engine shares."""
 
 import pytest
 from hypothesis import given
@@ -29,24 +29,24 @@ def put(kind: str, value: bytes = b"v") -> Put:
 
 
 def merged(image: bytes | None, *operations: Operation) -> dict[str, Fragment] | None:
-    """The fragments after the write of version 9 at 900 ms; fails where it is refused."""
+    """Return the fragments after the write of version 9 at 900 ms; fail if it is rejected."""
     after = apply_write(image, write(*operations), 9, 900)
     assert not isinstance(after, Rejection), after
     return None if after is None else decode_image(after)
 
 
-def rejection(image: bytes | None, refused: Write) -> str:
-    after = apply_write(image, refused, 9, 900)
+def rejection(image: bytes | None, rejected: Write) -> str:
+    after = apply_write(image, rejected, 9, 900)
     assert isinstance(after, Rejection)
     return after.reason
 
 
-def test_a_put_makes_an_image_of_the_writes_version_and_time() -> None:
+def test_put_makes_image_of_writes_version_and_time() -> None:
     after = apply_write(None, write(Put("session", 3, 1, b"v")), 9, 900)
     assert after == encode_image(9, {"session": Fragment(9, 3, 1, 900, 0, b"v")})
 
 
-def test_a_put_leaves_other_kinds_as_they_are() -> None:
+def test_put_leaves_other_kinds_unchanged() -> None:
     assert merged(BEFORE, put("context", b"new")) == {
         "session": Fragment(6, 1, 0, 100, 0, b"s"),
         "context": Fragment(9, 0, 1, 900, 0, b"new"),
@@ -57,14 +57,14 @@ def test_a_view_serves_as_the_image_before() -> None:
     assert apply_write(memoryview(BEFORE), write(put("new")), 9, 900) == apply_write(BEFORE, write(put("new")), 9, 900)
 
 
-def test_an_image_has_the_version_of_its_newest_write_whatever_the_write_did() -> None:
+def test_image_takes_the_version_of_a_delete_too() -> None:
     after = apply_write(BEFORE, write(DeleteKind("session")), 9, 900)
     assert isinstance(after, bytes)
     assert version_of(after) == 9
     assert decode_image(after) == {"context": Fragment(7, 0, 1, 200, 0, b"c")}
 
 
-def test_the_last_fragment_takes_the_image_with_it() -> None:
+def test_image_ends_with_its_last_fragment() -> None:
     assert merged(BEFORE, DeleteKind("session"), DeleteKind("context")) is None
     assert merged(BEFORE, DeleteAgent()) is None
 
@@ -77,19 +77,19 @@ def test_operations_are_applied_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("operations", [(), (DeleteKind("other"),), (DeleteKind("other"), DeleteKind("another"))])
-def test_a_write_that_changes_nothing_gives_back_the_image_itself(operations: tuple[Operation, ...]) -> None:
+def test_write_without_effect_returns_the_same_image(operations: tuple[Operation, ...]) -> None:
     assert apply_write(BEFORE, write(*operations), 9, 900) is BEFORE
 
 
 @pytest.mark.parametrize(
     "operations", [(), (DeleteKind("session"),), (DeleteAgent(),), (DeleteAgent(), DeleteKind("session"))]
 )
-def test_deleting_from_an_agent_that_has_nothing_leaves_nothing(operations: tuple[Operation, ...]) -> None:
+def test_deleting_from_an_absent_agent_leaves_nothing(operations: tuple[Operation, ...]) -> None:
     assert apply_write(None, write(*operations), 9, 900) is None
 
 
 @pytest.mark.parametrize("agent", [b"a", b"a" * AGENT_ID_BYTES_MAX, "ä/1".encode(), b"\x00"])
-def test_agent_ids_within_the_limits_are_taken(agent: bytes) -> None:
+def test_agent_ids_within_the_limits_are_accepted(agent: bytes) -> None:
     assert isinstance(apply_write(None, write(put("session"), agent=agent), 9, 900), bytes)
 
 
@@ -103,18 +103,18 @@ def test_agent_ids_within_the_limits_are_taken(agent: bytes) -> None:
         (b"\xed\xa0\x80", "an agent id is UTF-8"),
     ],
 )
-def test_agent_ids_outside_the_limits_are_refused(agent: bytes, reason: str) -> None:
+def test_agent_ids_outside_the_limits_are_rejected(agent: bytes, reason: str) -> None:
     assert reason in rejection(None, write(put("session"), agent=agent))
     assert reason in rejection(BEFORE, write(DeleteAgent(), agent=agent))
 
 
-def test_a_fragment_of_just_the_limit_is_taken_and_one_byte_more_is_refused() -> None:
+def test_fragment_of_limit_is_accepted_and_larger_rejected() -> None:
     assert isinstance(apply_write(None, write(put("session", bytes(FRAGMENT_BYTES_MAX))), 9, 900), bytes)
     too_large = write(put("session", bytes(FRAGMENT_BYTES_MAX + 1)))
     assert rejection(None, too_large) == "fragment 'session' has 1,048,577 bytes; the limit is 1,048,576"
 
 
-def test_an_image_of_just_the_limit_is_taken_and_one_byte_more_is_refused() -> None:
+def test_image_of_limit_is_accepted_and_larger_rejected() -> None:
     first = put("session", bytes(FRAGMENT_BYTES_MAX))
     without = apply_write(None, write(first, put("context", bytes(1 << 20))), 9, 900)
     assert isinstance(without, Rejection), "two largest fragments are too much with their header"
@@ -128,14 +128,14 @@ def test_an_image_of_just_the_limit_is_taken_and_one_byte_more_is_refused() -> N
     assert over == "the agent's image would have 2,097,153 bytes; the limit is 2,097,152 (2 MiB)"
 
 
-def test_an_image_may_be_too_large_between_the_operations_of_a_write() -> None:
+def test_image_may_exceed_limit_between_operations_of_write() -> None:
     large = [put(kind, bytes(FRAGMENT_BYTES_MAX)) for kind in "abc"]
     assert merged(None, *large, DeleteKind("a"), DeleteKind("b")) == {
         "c": Fragment(9, 0, 1, 900, 0, bytes(FRAGMENT_BYTES_MAX))
     }
 
 
-def test_write_ids_and_operations_are_bounded_because_the_log_keeps_them() -> None:
+def test_write_ids_and_operations_are_bounded() -> None:
     longest = write(*[put("session")] * WRITE_OPERATIONS_MAX, write_id=b"w" * WRITE_ID_BYTES_MAX)
     assert isinstance(apply_write(None, longest, 9, 900), bytes)
     assert "at most 64 bytes" in rejection(None, write(put("session"), write_id=b"w" * (WRITE_ID_BYTES_MAX + 1)))
@@ -149,7 +149,7 @@ def conditional(*operations: Operation, **expect: int) -> Write:
 EXPIRING = encode_image(7, {"session": Fragment(6, 1, 0, 100, 900, b"s"), "context": Fragment(7, 0, 1, 200, 901, b"c")})
 
 
-def test_a_write_that_finds_what_it_expects_is_applied() -> None:
+def test_write_whose_expectation_holds_is_applied() -> None:
     for write_ in (
         conditional(put("session"), session=6),
         conditional(put("session"), session=6, context=7, other=0),
@@ -161,7 +161,7 @@ def test_a_write_that_finds_what_it_expects_is_applied() -> None:
 
 
 @pytest.mark.parametrize("expect", [{"session": 5}, {"session": 0}, {"session": 6, "context": 0}, {"other": 1}])
-def test_a_write_that_finds_something_else_is_a_conflict_that_says_what_is_there(expect: dict[str, int]) -> None:
+def test_failed_expectation_is_conflict_with_current_versions(expect: dict[str, int]) -> None:
     after = apply_write(BEFORE, conditional(put("session"), DeleteKind("context"), **expect), 9, 900)
     assert isinstance(after, Rejection)
     assert after.code == RejectionCode.CONFLICT
@@ -170,7 +170,7 @@ def test_a_write_that_finds_something_else_is_a_conflict_that_says_what_is_there
     assert all(f"{kind} {there[kind]}" in after.reason for kind in expect if expect[kind] != there[kind])
 
 
-def test_expired_counts_as_nothing_from_its_millisecond_on() -> None:
+def test_expired_fragment_counts_as_absent_from_its_millisecond() -> None:
     assert isinstance(apply_write(EXPIRING, conditional(put("session"), session=0, context=7), 9, 900), bytes)
     assert isinstance(apply_write(EXPIRING, conditional(put("session"), session=6, context=7), 9, 899), bytes)
     late = apply_write(EXPIRING, conditional(put("session"), session=6), 9, 900)
@@ -187,7 +187,7 @@ def test_a_lifetime_counts_from_the_commit() -> None:
     assert again["session"].expires_ms == 0, "the kind lives as the last write of it says"
 
 
-def test_a_time_of_expiry_is_kept_as_it_is() -> None:
+def test_given_time_of_expiry_is_kept() -> None:
     after = merged(None, Put("session", 0, 0, b"v", 50, 901), Put("context", 0, 0, b"v", 50, 3))
     assert after is not None
     assert (after["session"].expires_ms, after["context"].expires_ms) == (901, 3), "whether it is over or not"
@@ -195,7 +195,7 @@ def test_a_time_of_expiry_is_kept_as_it_is() -> None:
     assert "lives at most" in rejection(None, write(Put("session", 0, 0, b"v", 1, 901 + TTL_MS_MAX)))
 
 
-def test_times_that_begin_and_end_are_told() -> None:
+def test_begun_and_ended_expiry_times_are_reported() -> None:
     both = write(Put("session", 0, 0, b"v", 50), Put("context", 0, 0, b"v", 50), put("history"))
     begun: set[int] = set()
     ended: set[int] = set()
@@ -218,7 +218,7 @@ def test_lifetimes_and_expectations_are_bounded() -> None:
     assert "expects at most" in rejection(None, conditional(put("session"), one_more=0, **many))
 
 
-def test_a_damaged_image_is_not_written_over() -> None:
+def test_corrupt_image_is_not_overwritten() -> None:
     with pytest.raises(ProtocolError):
         apply_write(BEFORE[:-1], write(put("session")), 9, 900)
 
@@ -231,7 +231,7 @@ operations = st.lists(
 
 
 @given(st.lists(operations, max_size=6))
-def test_a_row_of_writes_ends_as_a_mapping_would(rows: list[list[Operation]]) -> None:
+def test_any_sequence_of_writes_matches_a_mapping(rows: list[list[Operation]]) -> None:
     image: bytes | memoryview | None = None
     expected: dict[str, bytes] = {}
     for version, row in enumerate(rows, 1):

@@ -1,4 +1,4 @@
-"""Engines by their names: the one that comes with the package, those that are imported, and mistakes."""
+"""Engines by their names: the one that comes with the package, those that are imported, and errors."""
 
 import sys
 from collections.abc import Mapping
@@ -82,7 +82,7 @@ def test_engines_of_a_directory_include_the_default() -> None:
         ("lmdb", {"depth": 3}, r"topology\.toml: stores\.live\.lmdb\.depth: unknown key; permitted: none"),
     ],
 )
-def test_an_engine_that_cannot_be_had_is_named(name: str, options: dict[str, Any], message: str) -> None:
+def test_unavailable_engine_is_named(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(TopologyError, match=message):
         require_engines(topology(name, options), ["live"], "topology.toml")
     if not options and name != "deep":

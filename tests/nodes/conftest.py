@@ -1,4 +1,4 @@
-"""What the tests of nodes share: one served node, and a client that it has welcomed."""
+"""Fixtures of the node tests: one served node, and a client that it has welcomed."""
 
 from collections.abc import AsyncGenerator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Output that nobody waits for: pipes that are read late, never or no more."""
+"""Output that no process waits for: pipes that are read late, never or no more."""
 
 import os
 import threading
@@ -12,7 +12,7 @@ PATIENCE_S = 60.0
 
 
 class Reader:
-    """Takes items one by one, each when it is let to, and fails for as long as it is told to."""
+    """A reader that takes items one by one, each when allowed to, and fails while `error` is set."""
 
     def __init__(self) -> None:
         self.taken: list[str] = []
@@ -40,7 +40,7 @@ def output_to(reader: Reader, bytes_max: int = 30) -> BoundedOutput[str]:
     return BoundedOutput(reader.write, lambda dropped: f"{dropped} dropped", bytes_max=bytes_max)
 
 
-def test_what_is_put_is_written_in_order(reader: Reader) -> None:
+def test_items_are_written_in_order(reader: Reader) -> None:
     output = output_to(reader, 10_000)
     reader.open.set()
     for number in range(1_000):
@@ -49,7 +49,7 @@ def test_what_is_put_is_written_in_order(reader: Reader) -> None:
     assert reader.taken == [str(number) for number in range(1_000)] and output.dropped == 0
 
 
-def test_nobody_waits_for_a_reader_that_does_not_read_and_what_is_dropped_is_counted(reader: Reader) -> None:
+def test_put_never_blocks_and_dropped_items_are_counted(reader: Reader) -> None:
     output = output_to(reader)
     output.put("first", 10)
     assert reader.at_work.wait(PATIENCE_S)
@@ -61,7 +61,7 @@ def test_nobody_waits_for_a_reader_that_does_not_read_and_what_is_dropped_is_cou
     assert reader.taken == ["first", "0", "1", "2", "97 dropped"], "it says so though nothing comes after it"
 
 
-def test_the_gap_is_named_where_it_is(reader: Reader) -> None:
+def test_gap_is_reported_in_its_place(reader: Reader) -> None:
     output = output_to(reader)
     output.put("first", 10)
     assert reader.at_work.wait(PATIENCE_S)
@@ -75,7 +75,7 @@ def test_the_gap_is_named_where_it_is(reader: Reader) -> None:
     assert reader.taken == ["first", "a", "b", "c", "2 dropped", "last"]
 
 
-def test_what_cannot_be_written_is_counted_until_it_can_be_again(reader: Reader) -> None:
+def test_failed_writes_are_counted_until_writing_works_again(reader: Reader) -> None:
     output = output_to(reader, 10_000)
     reader.open.set()
     reader.error = OSError("no space left")
@@ -89,7 +89,7 @@ def test_what_cannot_be_written_is_counted_until_it_can_be_again(reader: Reader)
     assert reader.taken == ["50 dropped", "found"]
 
 
-def test_closing_does_not_wait_for_a_reader_that_does_not_read(reader: Reader) -> None:
+def test_close_does_not_wait_for_stuck_reader(reader: Reader) -> None:
     output = output_to(reader)
     output.put("first", 10)
     assert output.close(0.01) is False
@@ -97,13 +97,13 @@ def test_closing_does_not_wait_for_a_reader_that_does_not_read(reader: Reader) -
     assert output.dropped == 1
 
 
-def test_nothing_said_needs_no_thread(reader: Reader) -> None:
+def test_unused_output_starts_no_thread(reader: Reader) -> None:
     before = threading.active_count()
     assert output_to(reader).close(PATIENCE_S)
     assert threading.active_count() == before
 
 
-def test_all_is_written_also_to_a_pipe_that_somebody_made_non_blocking() -> None:
+def test_non_blocking_pipe_gets_everything() -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     content = os.urandom(1 << 20)

@@ -25,7 +25,7 @@ LIFETIMES_MS = [SECOND, MINUTE, 20 * MINUTE, DAY]
 
 
 class Fragment:
-    """What a save left, and what the machine knows of it."""
+    """A saved fragment, and what the machine knows of it."""
 
     def __init__(self, real_ms: int, ttl_ms: int, updated_ms: int) -> None:
         self.real_ms = real_ms
@@ -107,7 +107,7 @@ class ExpiryMachine(RuleBasedStateMachine):
         self.record = record
 
     def doubt(self) -> None:
-        """The wall clock was set, or nobody has seen it before."""
+        """Begin a time of doubt: the wall clock was set, or was never seen before."""
         self.agreed_since_ms = self.monotonic_ms
         self.clock.look()
         for fragment in self.store.fragments:

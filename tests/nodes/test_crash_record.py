@@ -1,4 +1,4 @@
-"""What a node leaves behind when a fault ends it, and what its next start makes of it."""
+"""The record that a node leaves behind when a fault ends it, and its use at the next start."""
 
 import os
 import signal
@@ -28,9 +28,9 @@ with CrashRecord(Path(sys.argv[1])) as crashes:
 """
 
 
-def node(folder: Path, how: object, *arguments: str) -> bool:
+def node(directory: Path, how: object, *arguments: str) -> bool:
     """Run a process that ends like this; return whether it found that the one before it was ended by a fault."""
-    command = [sys.executable, "-c", PROGRAM, str(folder), str(how), *arguments]
+    command = [sys.executable, "-c", PROGRAM, str(directory), str(how), *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == (0 if how == "end" else -int(str(how))), ended.stderr
     return ended.stdout == "True\n"
@@ -50,25 +50,25 @@ def test_a_kill_is_no_fault(tmp_path: Path) -> None:
     assert not node(tmp_path, "end")
 
 
-def test_only_damaged_shards_are_found(tmp_path: Path) -> None:
-    folders = [tmp_path / f"{shard:04d}" for shard in range(4)]
-    for shard, folder in enumerate(folders[:3]):
-        store = LMDBStore(folder, ShardIdentity(FORMAT, "ab" * 16, "live", shard, 4, 1), create=True)
+def test_only_corrupt_shards_are_found(tmp_path: Path) -> None:
+    directories = [tmp_path / f"{shard:04d}" for shard in range(4)]
+    for shard, directory in enumerate(directories[:3]):
+        store = LMDBStore(directory, ShardIdentity(FORMAT, "ab" * 16, "live", shard, 4, 1), create=True)
         store.begin_generation(1)
         store.commit([Write(b"agent-%d" % n, b"%d" % n, 0, [Put("a", 0, 0, bytes(3_000))]) for n in range(50)], 1, 1)
         store.close()
-    file = folders[1] / "data.mdb"
-    whole = file.read_bytes()
-    file.write_bytes(whole[: 2 * PAGE_BYTES] + bytes(len(whole) - 2 * PAGE_BYTES))
+    file = directories[1] / "data.mdb"
+    content = file.read_bytes()
+    file.write_bytes(content[: 2 * PAGE_BYTES] + bytes(len(content) - 2 * PAGE_BYTES))
     # Agents of other shards in shards 0 and 2 are findings too, but no reason not to serve them.
     files = file_engine("lmdb")
     assert files is not None
-    damaged = find_corrupt(files, folders)
-    assert list(damaged) == [folders[1]]
-    assert str(folders[1]) in damaged[folders[1]]
+    corrupt = find_corrupt(files, directories)
+    assert list(corrupt) == [directories[1]]
+    assert str(directories[1]) in corrupt[directories[1]]
 
 
-def test_a_record_of_this_process_is_gone_after_it(tmp_path: Path) -> None:
+def test_crash_record_is_removed_after_orderly_end(tmp_path: Path) -> None:
     import faulthandler
 
     before = faulthandler.is_enabled()

@@ -1,4 +1,4 @@
-"""The writer: what gathers is committed together, each write answered for itself, and only after the commit."""
+"""The writer: gathered commits are one transaction, each write answered for itself, and only after the commit."""
 
 import asyncio
 import threading
@@ -45,8 +45,10 @@ FIRST = 1 << 40
 class GatedStore:
     """An LMDB store whose commits wait for a gate, are counted, and can be made to fail."""
 
-    def __init__(self, folder: Path, shard: int) -> None:
-        self.inner = LMDBStore(folder / str(shard), ShardIdentity(FORMAT, "ab" * 16, "live", shard, 2, 1), create=True)
+    def __init__(self, directory: Path, shard: int) -> None:
+        self.inner = LMDBStore(
+            directory / str(shard), ShardIdentity(FORMAT, "ab" * 16, "live", shard, 2, 1), create=True
+        )
         self.inner.begin_generation(1)
         self.gate = threading.Event()
         self.gate.set()
@@ -72,10 +74,12 @@ class GatedStore:
 
 
 class Bench:
-    """A writer with two shards, and everything that it has delivered."""
+    """A writer with two shards, and every job that it has delivered."""
 
-    def __init__(self, folder: Path, queue_bytes_max: int = QUEUE_BYTES_MAX, group_bytes_max: int = 16 << 20) -> None:
-        self.stores = [GatedStore(folder, shard) for shard in (0, 1)]
+    def __init__(
+        self, directory: Path, queue_bytes_max: int = QUEUE_BYTES_MAX, group_bytes_max: int = 16 << 20
+    ) -> None:
+        self.stores = [GatedStore(directory, shard) for shard in (0, 1)]
         kinds = frozenset({"session", "context"})
         self.shards = {
             ("live", shard): OwnedShard("live", shard, 1, kinds, cast("Shard", store))
@@ -110,8 +114,8 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench_in(folder: Path, **limits: int) -> AsyncGenerator[Bench]:
-    bench = Bench(folder, **limits)
+async def bench_in(directory: Path, **limits: int) -> AsyncGenerator[Bench]:
+    bench = Bench(directory, **limits)
     bench.writer.start()
     try:
         yield bench
@@ -145,7 +149,7 @@ def job(
     return CommitJob(b"peer", commit, time.monotonic() + deadline_s, size)
 
 
-async def test_a_commit_is_answered_once_it_is_in_the_store(bench: Bench) -> None:
+async def test_commit_is_answered_only_after_it_is_stored(bench: Bench) -> None:
     bench.stores[0].gate.clear()
     assert bench.writer.submit(job((0, [put(b"a"), put(b"b")]), request=5))
     assert bench.stores[0].entered.wait(PATIENCE_S)
@@ -158,7 +162,7 @@ async def test_a_commit_is_answered_once_it_is_in_the_store(bench: Bench) -> Non
     assert bench.threads == {threading.get_ident()}, "answers come in the loop's thread"
 
 
-async def test_what_has_gathered_is_one_transaction_a_shard(bench: Bench) -> None:
+async def test_gathered_commits_are_one_transaction_per_shard(bench: Bench) -> None:
     bench.stores[0].gate.clear()
     bench.writer.submit(job((0, [put(b"first")]), request=1))
     assert bench.stores[0].entered.wait(PATIENCE_S)
@@ -189,7 +193,7 @@ async def test_a_group_is_bounded_in_bytes(tmp_path: Path) -> None:
         assert bench.stores[0].groups == [[b"first"], [b"0", b"1"], [b"2", b"3"], [b"4"]]
 
 
-async def test_writes_of_one_group_to_one_agent_are_applied_in_order_of_arrival(bench: Bench) -> None:
+async def test_grouped_writes_to_one_agent_apply_in_order(bench: Bench) -> None:
     bench.stores[0].gate.clear()
     for number in range(20):
         bench.writer.submit(job((0, [put(b"a", b"%d" % number)])))
@@ -198,7 +202,7 @@ async def test_writes_of_one_group_to_one_agent_are_applied_in_order_of_arrival(
     assert bench.stores[0].value(b"a") == b"19"
 
 
-async def test_sections_are_answered_in_the_order_of_the_request(bench: Bench) -> None:
+async def test_sections_are_answered_in_request_order(bench: Bench) -> None:
     sections = [(1, [put(b"a")]), (9, [put(b"b")]), (0, [put(b"c")]), (7, [put(b"d")]), (1, [put(b"e")])]
     bench.writer.submit(job(*sections))
     [answer] = await bench.answered(1)
@@ -209,14 +213,14 @@ async def test_sections_are_answered_in_the_order_of_the_request(bench: Bench) -
     assert answer.sections[4].results == [FIRST + 2]
 
 
-async def test_a_write_under_another_epoch_is_told_so(bench: Bench) -> None:
+async def test_write_under_another_epoch_is_rejected(bench: Bench) -> None:
     bench.writer.submit(job((0, [put(b"a")]), epoch=2))
     [answer] = await bench.answered(1)
     assert answer.sections == [CommitReplySection(0, SectionStatus.MOVED, 0, [])]
     assert bench.stores[0].groups == []
 
 
-async def test_a_late_commit_is_told_so_and_not_applied(bench: Bench) -> None:
+async def test_late_commit_is_answered_too_late_not_applied(bench: Bench) -> None:
     bench.stores[0].gate.clear()
     bench.writer.submit(job((0, [put(b"first")]), request=1))
     assert bench.stores[0].entered.wait(PATIENCE_S)
@@ -240,27 +244,27 @@ async def test_a_late_commit_is_told_so_and_not_applied(bench: Bench) -> None:
         [Put("session", 0, 0, b"v"), DeleteKind("x" * 1_000_000)],
     ],
 )
-async def test_a_write_of_kinds_kept_elsewhere_is_refused_alone(bench: Bench, operations: list[Operation]) -> None:
+async def test_write_of_foreign_kind_is_rejected_alone(bench: Bench, operations: list[Operation]) -> None:
     bench.writer.submit(job((0, [put(b"a"), Write(b"b", new_write_id(), 0, operations), put(b"c")])))
     [answer] = await bench.answered(1)
-    first, refused, last = answer.sections[0].results
+    first, rejected, last = answer.sections[0].results
     assert (first, last) == (FIRST + 1, FIRST + 2)
-    assert isinstance(refused, Rejection)
-    assert refused.reason.startswith("store 'live' keeps no kind '")
+    assert isinstance(rejected, Rejection)
+    assert rejected.reason.startswith("store 'live' keeps no kind '")
     assert [bench.stores[0].value(agent) for agent in (b"a", b"b", b"c")] == [b"v", None, b"v"]
 
 
-async def test_a_write_that_expects_a_kind_kept_elsewhere_is_refused_alone(bench: Bench) -> None:
+async def test_write_expecting_foreign_kind_is_rejected_alone(bench: Bench) -> None:
     expecting = Write(b"b", new_write_id(), 0, [Put("session", 0, 0, b"v")], {"history": 0})
     bench.writer.submit(job((0, [put(b"a"), expecting])))
     [answer] = await bench.answered(1)
-    first, refused = answer.sections[0].results
+    first, rejected = answer.sections[0].results
     assert first == FIRST + 1
-    assert isinstance(refused, Rejection)
-    assert refused.reason == "store 'live' keeps no kind 'history', of which a version is expected"
+    assert isinstance(rejected, Rejection)
+    assert rejected.reason == "store 'live' keeps no kind 'history', of which a version is expected"
 
 
-async def test_refusals_of_the_store_stand_at_their_writes(bench: Bench) -> None:
+async def test_store_rejections_are_reported_at_their_writes(bench: Bench) -> None:
     writes = [put(b""), put(b"a"), Write(b"x", new_write_id(), 0, [Put("history", 0, 0, b"")]), put(b"\xff"), put(b"b")]
     bench.writer.submit(job((0, writes)))
     bench.writer.submit(job((0, [Write(b"nobody", new_write_id(), 0, [DeleteAgent()])])))
@@ -301,9 +305,7 @@ async def test_a_shard_that_fails_fails_its_sections_alone(
     assert (await bench.answered(2))[1].sections[0].results == [FIRST + 1]
 
 
-async def test_a_mistake_of_ours_is_answered_logged_and_survived(
-    bench: Bench, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_internal_error_is_answered_logged_and_survived(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     bench.stores[0].error = RuntimeError("a bug")
     bench.writer.submit(job((1, [put(b"b")]), (0, [put(b"a")]), request=1))
     [answer] = await bench.answered(1)
@@ -314,7 +316,7 @@ async def test_a_mistake_of_ours_is_answered_logged_and_survived(
     assert (await bench.answered(2))[1].sections[0].status == OK
 
 
-async def test_commits_beyond_the_queues_bytes_are_refused_and_room_comes_back(tmp_path: Path) -> None:
+async def test_full_queue_rejects_commits_until_room_returns(tmp_path: Path) -> None:
     async with bench_in(tmp_path, queue_bytes_max=100_000) as bench:
         bench.stores[0].gate.clear()
         large = [put(b"a", bytes(45_000))]
@@ -331,7 +333,7 @@ async def test_commits_beyond_the_queues_bytes_are_refused_and_room_comes_back(t
         assert [agent for group in bench.stores[0].groups for agent in group] == [b"a", b"a", b"small", b"a", b"a"]
 
 
-def test_a_commit_of_many_small_writes_weighs_what_it_takes_in_memory() -> None:
+def test_many_small_writes_weigh_their_memory() -> None:
     small = Write(b"a", b"", 0, [DeleteAgent()])
     assert job((0, [small] * 1_000), frame_bytes=10_000).size == 10_000 + 1_000 * 200
     assert job((0, [Write(b"a", b"", 0, [DeleteAgent()] * 1_000)]), frame_bytes=1_000).size == 1_000 + 1_001 * 100
@@ -341,7 +343,7 @@ async def stop_in_thread(stop: Callable[[float], None]) -> None:
     await asyncio.get_running_loop().run_in_executor(None, stop, PATIENCE_S)
 
 
-async def test_stopping_commits_and_answers_what_is_queued(tmp_path: Path) -> None:
+async def test_stop_commits_and_answers_queued_jobs(tmp_path: Path) -> None:
     async with bench_in(tmp_path) as bench:
         bench.stores[0].gate.clear()
         for number in range(50):
@@ -354,7 +356,7 @@ async def test_stopping_commits_and_answers_what_is_queued(tmp_path: Path) -> No
         await stop_in_thread(bench.writer.stop)
 
 
-async def test_shards_of_one_group_wait_for_the_disk_together(tmp_path: Path) -> None:
+async def test_shards_of_one_group_sync_in_parallel(tmp_path: Path) -> None:
     async with bench_in(tmp_path) as bench:
         for store in bench.stores:
             store.gate.clear()

@@ -22,14 +22,14 @@ def formatted(message: str = "event", *arguments: object, **fields: Any) -> dict
     return made
 
 
-def test_a_line_says_when_how_bad_what_and_where() -> None:
+def test_line_has_time_level_event_and_node() -> None:
     line = formatted("shard %s fails", 3, level=logging.ERROR)
     assert (line["level"], line["event"], line["node"]) == ("error", "shard 3 fails", "live-1")
     assert datetime.fromisoformat(line.pop("time")).utcoffset() is not None
     assert set(line) == {"level", "event", "node"}
 
 
-def test_extra_fields_stand_beside_the_event() -> None:
+def test_extra_fields_are_beside_the_event() -> None:
     line = formatted(store="live", shard=3, detail="é\n\x00", folder=Path("/x"), counts={"a": [1, None]})
     assert (line["store"], line["shard"], line["detail"]) == ("live", 3, "é\n\x00")
     assert (line["folder"], line["counts"]) == ("/x", {"a": [1, None]})
@@ -44,7 +44,7 @@ def test_an_exception_brings_its_trace() -> None:
     assert "test_json_log.py" in line["trace"]
 
 
-def test_what_json_does_not_know_is_shown_as_text() -> None:
+def test_values_unknown_to_json_become_text() -> None:
     line = formatted(odd=object, large=1 << 70)
     assert line["odd"] == "<class 'object'>"
     assert line["large"] == 1 << 70

@@ -1,4 +1,4 @@
-"""Reads that are pending: parked, resumed, answered in frames of their own; nobody else waits for them."""
+"""Pending reads: parked, resumed, answered in frames of their own; no other request waits for them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def fetch(*sections: tuple[int, list[bytes]]) -> Fetch:
 
 
 def frame(read: Read) -> tuple[list[tuple[int, int, SectionStatus, list[int]]], bool] | None:
-    """The sections of the next frame, None while all is pending."""
+    """Return the sections of the next frame, None while all is pending."""
     made = read.next_frame(1)
     if made is None:
         return None
@@ -78,7 +78,7 @@ def frame(read: Read) -> tuple[list[tuple[int, int, SectionStatus, list[int]]], 
     return sections, made[1]
 
 
-def test_what_is_there_is_sent_before_what_is_pending() -> None:
+def test_ready_images_are_sent_before_pending_ones() -> None:
     late = HandDriven()
     read = Read(fetch((0, [b"a"]), (1, [b"b"]), (0, [b"c"])), dict([owned(0, late), owned(1, AtOnce(), "quick")]))
     size = len(image(10))
@@ -103,7 +103,7 @@ def test_pending_reads_of_one_engine_share_a_frame() -> None:
     assert frame(read) == ([(0, 0, SectionStatus.OK, [size, ABSENT]), (1, 0, SectionStatus.OK, [size])], True)
 
 
-def test_a_large_pending_batch_fills_frames_and_is_read_once() -> None:
+def test_large_pending_batch_fills_frames_without_rereading() -> None:
     late = HandDriven()
     agents = [b"%d" % number for number in range(30)]
     read = Read(fetch((0, agents)), dict([owned(0, late)]))
@@ -122,7 +122,7 @@ def test_a_large_pending_batch_fills_frames_and_is_read_once() -> None:
     assert read.agents_read == 30
 
 
-def test_a_read_that_may_be_asked_again_is() -> None:
+def test_repeatable_read_is_repeated() -> None:
     late = HandDriven()
     read = Read(fetch((0, [b"a"])), dict([owned(0, late)]))
     assert frame(read) is None
@@ -132,7 +132,7 @@ def test_a_read_that_may_be_asked_again_is() -> None:
     assert frame(read) == ([(0, 0, SectionStatus.OK, [len(image(10))])], True)
 
 
-def test_a_pending_read_that_fails_fails_its_section_alone() -> None:
+def test_failed_pending_read_fails_its_section_alone() -> None:
     late = HandDriven()
     read = Read(fetch((0, [b"a"]), (1, [b"b"])), dict([owned(0, late), owned(1, late)]))
     assert frame(read) is None
@@ -141,7 +141,7 @@ def test_a_pending_read_that_fails_fails_its_section_alone() -> None:
     assert frame(read) == ([(0, 0, SectionStatus.INTERNAL, []), (1, 0, SectionStatus.OK, [len(image(10))])], True)
 
 
-def test_a_shard_that_goes_meanwhile_is_not_answered_for() -> None:
+def test_shard_lost_while_pending_is_not_answered_for() -> None:
     late = HandDriven()
     shards = dict([owned(0, late)])
     read = Read(fetch((0, [b"a"])), shards)
@@ -151,18 +151,18 @@ def test_a_shard_that_goes_meanwhile_is_not_answered_for() -> None:
     assert frame(read) == ([(0, 0, SectionStatus.MOVED, [])], True)
 
 
-def test_the_first_read_that_is_done_is_told() -> None:
+def test_first_finished_read_notifies() -> None:
     late = HandDriven()
     read = Read(fetch((0, [b"a"]), (1, [b"b"])), dict([owned(0, late), owned(1, late)]))
-    told: list[object] = []
+    notified: list[object] = []
     assert frame(read) is None
-    read.when_ready(told.append)
-    assert not told
+    read.when_ready(notified.append)
+    assert not notified
     late.answer(1)
-    assert len(told) == 1
+    assert len(notified) == 1
 
 
-def test_one_fetch_has_a_bounded_number_of_pending_reads() -> None:
+def test_pending_reads_of_one_fetch_are_bounded() -> None:
     late = HandDriven()
     read = Read(fetch(*[(0, [b"a"])] * 100), dict([owned(0, late)]))
     done = 0
@@ -181,9 +181,9 @@ def test_one_fetch_has_a_bounded_number_of_pending_reads() -> None:
 # --- through real nodes ---
 
 
-def write_late_topology(folder: Path, options: str, engine: str = ENGINE) -> Path:
-    """A cluster of one node, whose store "live" is kept by the late engine."""
-    path = write_topology(folder, shards=2, nodes={"all-1": ["identity", "live", "archive"]})
+def write_late_topology(directory: Path, options: str, engine: str = ENGINE) -> Path:
+    """Write the topology of one node, whose store "live" is kept by the late engine."""
+    path = write_topology(directory, shards=2, nodes={"all-1": ["identity", "live", "archive"]})
     text = path.read_text()
     named = f'[stores.live]\nengine = "{engine}"\n'
     assert "[stores.live]\n" in text
@@ -198,7 +198,7 @@ def _found_by_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.real
 @pytest.mark.usefixtures("_found_by_nodes")
-async def test_wakes_of_other_stores_are_not_late_with_a_late_engine(tmp_path: Path) -> None:
+async def test_late_engine_does_not_delay_other_stores(tmp_path: Path) -> None:
     path = write_late_topology(tmp_path, "late_ms = 200")
     async with Launcher(path), connect(path) as cluster:
         ids = [f"agent-{number}" for number in range(40)]
@@ -243,7 +243,7 @@ async def test_a_failing_engine_degrades_its_kinds_alone(tmp_path: Path) -> None
 
 
 @pytest.mark.real
-async def test_an_engine_that_nodes_do_not_find_ends_the_start(tmp_path: Path) -> None:
+async def test_engine_missing_at_nodes_fails_the_start(tmp_path: Path) -> None:
     path = write_late_topology(tmp_path, "", engine="nowhere.engine:Engine")
     with pytest.raises(TopologyError, match=r"topology.*\.toml: stores\.live\.engine: 'nowhere\.engine:Engine' cannot"):
         async with Launcher(path):

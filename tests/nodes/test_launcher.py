@@ -1,4 +1,4 @@
-"""The launcher with real nodes: it starts them all or none, starts again what dies, and leaves nobody behind."""
+"""The launcher with real nodes: it starts all or none, restarts those that die, and leaves none behind."""
 
 import asyncio
 import json
@@ -82,7 +82,7 @@ async def test_dying_node_is_restarted_with_growing_pauses(ipc_directory: Path, 
 
 @pytest.fixture
 def node_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
-    """Lets the launcher run, in the place of a node, a shell script that is told which node it is."""
+    """A function that makes the launcher run, in place of a node, a shell script that gets the node's name."""
 
     def write(body: str) -> None:
         script = tmp_path / "python"
@@ -106,8 +106,8 @@ exec cat > /dev/null"""
     async with cluster.launcher:
         await cluster.served_again("one", 2)
     how = "it was ended by SIGABRT (Aborted); its last line: Assertion failed: check () (src/msg.cpp:394)"
-    told = [(event.state, event.detail) for event in cluster.events if event.log is None]
-    assert told == [
+    reported = [(event.state, event.detail) for event in cluster.events if event.log is None]
+    assert reported == [
         ("starting", ""),
         ("serving", ""),
         ("restarting", f"starts again in 0.05 s: {how}"),

@@ -1,4 +1,4 @@
-"""What the writer does beside commits: when it sweeps, what it leaves alone, and that a failure stops nothing."""
+"""Work of the writer beside commits: when it sweeps, which shards it leaves alone, and that failures stop nothing."""
 
 from typing import cast
 
@@ -17,14 +17,14 @@ AGREED_S = AGREED_MS / 1_000
 
 
 class Store:
-    """A store of which the housekeeper wants little: what it asked for is noted."""
+    """A store that records the sweeps and syncs that the housekeeper asks for."""
 
     def __init__(self) -> None:
         self.clock_ms = 0
         self.sweeps: list[tuple[int, int, int]] = []
         self.syncs = 0
         self.expired = 0
-        """Fragments that are left to be removed."""
+        """Fragments that are still to be removed."""
         self.failure: Exception | None = None
         self.next_expiry_ms = 1
 
@@ -70,7 +70,7 @@ class House:
         self.keeper.work_if_due()
 
 
-def test_a_shard_in_which_nothing_is_due_is_left_alone() -> None:
+def test_shard_with_nothing_due_is_left_alone() -> None:
     house = House(0.0, 0.0, 0.0)
     house.stores[0].next_expiry_ms = 0
     house.stores[1].next_expiry_ms = house.wall_ms - GRACE_MS + 2_000
@@ -80,7 +80,7 @@ def test_a_shard_in_which_nothing_is_due_is_left_alone() -> None:
     assert [len(store.sweeps) for store in house.stores] == [0, 1, 2]
 
 
-def test_it_sweeps_every_second_what_expired_before_the_grace_time() -> None:
+def test_expired_fragments_are_swept_after_their_grace_time() -> None:
     house = House(0.0, 0.0)
     house.work_after(0.5)
     assert house.stores[0].sweeps == []
@@ -93,7 +93,7 @@ def test_it_sweeps_every_second_what_expired_before_the_grace_time() -> None:
     assert house.keeper.due_in_s() == 1.0
 
 
-def test_it_goes_on_at_once_where_there_is_more_to_sweep() -> None:
+def test_unfinished_sweep_goes_on_at_once() -> None:
     house = House(0.0)
     house.stores[0].expired = 450
     house.work_after(1.0)
@@ -107,7 +107,7 @@ def test_it_goes_on_at_once_where_there_is_more_to_sweep() -> None:
 
 
 @pytest.mark.parametrize("jump_ms", [JUMP_MS + 1, -JUMP_MS - 1, 86_400_000])
-def test_it_stands_still_until_the_wall_clock_is_believed_again(jump_ms: int) -> None:
+def test_sweeping_pauses_while_wall_clock_is_in_doubt(jump_ms: int) -> None:
     house = House(0.0)
     house.work_after(1.0)
     house.wall_ms += jump_ms
@@ -120,7 +120,7 @@ def test_it_stands_still_until_the_wall_clock_is_believed_again(jump_ms: int) ->
     assert house.stores[0].sweeps[-1][2] >= house.stores[0].sweeps[0][2]
 
 
-def test_it_sweeps_nothing_for_minutes_after_the_start() -> None:
+def test_nothing_is_swept_for_minutes_after_start() -> None:
     house = House(0.0, started_ago_s=0.0)
     house.work_after(AGREED_S - 1.0)
     assert house.stores[0].sweeps == []
@@ -128,7 +128,7 @@ def test_it_sweeps_nothing_for_minutes_after_the_start() -> None:
     assert len(house.stores[0].sweeps) == 1
 
 
-def test_stores_that_are_not_synced_at_commits_are_synced_in_their_time() -> None:
+def test_stores_of_async_durability_are_synced_on_schedule() -> None:
     house = House(0.0, 0.2, 0.7)
     assert house.keeper.due_in_s() == pytest.approx(0.2)
     for _ in range(10):
@@ -140,7 +140,7 @@ def test_stores_that_are_not_synced_at_commits_are_synced_in_their_time() -> Non
 
 
 @pytest.mark.parametrize("failure", [StoreFull("no space"), StoreError("broken"), RuntimeError("a bug")])
-def test_a_failure_stops_neither_others_nor_the_next_time(failure: Exception) -> None:
+def test_failure_stops_neither_other_shards_nor_later_work(failure: Exception) -> None:
     house = House(0.2, 0.2)
     house.stores[0].failure = failure
     house.work_after(1.0)
@@ -151,7 +151,7 @@ def test_a_failure_stops_neither_others_nor_the_next_time(failure: Exception) ->
     assert all(store.syncs for store in house.stores)
 
 
-def test_a_shard_that_is_not_open_is_left_alone() -> None:
+def test_closed_shard_is_left_alone() -> None:
     house = House(0.0, 0.2)
     for shard in house.shards:
         shard.fragments = None

@@ -1,4 +1,4 @@
-"""More clients than a node has descriptors for: it says so, serves on, and takes more when some have gone."""
+"""More clients than a node has descriptors for: it rejects the excess, serves on, and accepts more after some leave."""
 
 import sys
 from collections.abc import Generator
@@ -52,12 +52,12 @@ class Crowd:
         return made
 
     def come(self, count: int) -> list[Fault]:
-        """Let so many come at once; those who are not taken go. Return what these were told."""
+        """Connect so many at once; those that are rejected leave. Return their faults."""
         poller = zmq.Poller()
         for _ in range(count):
             poller.register(self.dealer(), zmq.POLLIN)
-        told: list[Fault] = []
-        # Whom the kernel does not let in hears nothing, and goes too.
+        faults: list[Fault] = []
+        # A client that the kernel does not accept hears nothing, and leaves too.
         while poller.sockets and (heard := poller.poll(2_000)):
             for one, _ in heard:
                 poller.unregister(one)
@@ -66,19 +66,19 @@ class Crowd:
                     self.welcomed.append(one)
                 else:
                     assert isinstance(reply, Fault)
-                    told.append(reply)
+                    faults.append(reply)
                     one.close()
         for one, _ in poller.sockets:
             one.close()
-        return told
+        return faults
 
     def go(self) -> None:
-        """Let all of them go."""
+        """Disconnect all of them."""
         while self.welcomed:
             self.welcomed.pop().close()
 
     def ask(self, number: int) -> StatusReply:
-        """Ask the node how it is, as one of those that were taken."""
+        """Ask for the node's status, as one of the accepted clients."""
         asking = self.welcomed[number]
         asking.send(encode(Status(1, BUDGET_US, 0, None)))
         while True:
@@ -107,7 +107,7 @@ def limited(tmp_path: Path) -> Generator[tuple[NodeProcess, Crowd]]:
         assert process.end() == 0, process.log
 
 
-async def test_a_node_with_too_many_clients_says_so_serves_on_and_takes_more_when_some_have_gone(
+async def test_node_rejects_excess_clients_until_others_leave(
     limited: tuple[NodeProcess, Crowd],
 ) -> None:
     process, crowd = limited
@@ -115,10 +115,10 @@ async def test_a_node_with_too_many_clients_says_so_serves_on_and_takes_more_whe
         # One at a time at first, then many at once: more than there are descriptors.
         for _ in range(20):
             assert not crowd.come(1)
-        told = crowd.come(LIMIT)
-        assert told
-        assert all(fault.code == FaultCode.OVERLOADED for fault in told)
-        assert f"of its {LIMIT} descriptors are in use" in told[0].detail
+        faults = crowd.come(LIMIT)
+        assert faults
+        assert all(fault.code == FaultCode.OVERLOADED for fault in faults)
+        assert f"of its {LIMIT} descriptors are in use" in faults[0].detail
         assert len(crowd.welcomed) > LIMIT // 2, "the soft limit was raised to the hard one"
         statuses = [crowd.ask(number) for number in range(len(crowd.welcomed))]
         assert {status.pid for status in statuses} == {process.pid}
@@ -138,6 +138,6 @@ async def test_a_node_with_too_many_clients_says_so_serves_on_and_takes_more_whe
     def said(word: str) -> int:
         return [line["event"] for line in process.log].count(word)
 
-    # The warning comes once a minute, and with the second one the count of those that were held back.
+    # The warning comes once a minute, and with the second one the count of those that were suppressed.
     await until(lambda: said("takes clients again") == 2)
     assert said("takes no more clients") >= 1

@@ -1,4 +1,4 @@
-"""The node over real sockets: what it answers, to whom, in which order, and what it makes of those who misbehave."""
+"""The node over real sockets: its replies, their order, and its treatment of peers that misbehave."""
 
 import asyncio
 import os
@@ -77,14 +77,14 @@ def value(image: bytes | int, kind: str = "session") -> bytes | int:
 
 
 async def barrier(client: RawClient) -> dict[str, int]:
-    """The node's counters once it has worked through everything that this client sent before."""
+    """Return the node's counters once it has processed everything that this client sent before."""
     return (await client.status()).counters
 
 
 # --- Hello ---
 
 
-async def test_hello_is_answered_with_everything_that_a_router_needs(serving: Served) -> None:
+async def test_welcome_has_everything_that_a_router_needs(serving: Served) -> None:
     async with RawClient(serving.endpoint) as client:
         welcome = await client.hello()
         placement = decode_placement(welcome.placement)
@@ -107,7 +107,7 @@ async def test_hello_is_answered_with_everything_that_a_router_needs(serving: Se
     ],
     ids=lambda value: type(value).__name__,
 )
-async def test_requests_without_a_hello_are_refused_and_not_served(serving: Served, request_message: Message) -> None:
+async def test_requests_without_hello_are_rejected_and_not_served(serving: Served, request_message: Message) -> None:
     async with RawClient(serving.endpoint) as client:
         fault = await client.ask(request_message, Fault)
         assert (fault.request, fault.code) == (5, FaultCode.NO_HELLO)
@@ -134,7 +134,7 @@ async def test_malformed_frame_without_hello_is_answered_by_number(serving: Serv
 
 
 @pytest.mark.parametrize("cluster", ["another", "ab" * 16, "TEST"])
-async def test_a_router_of_another_cluster_is_refused(serving: Served, cluster: str) -> None:
+async def test_router_of_another_cluster_is_rejected(serving: Served, cluster: str) -> None:
     async with RawClient(serving.endpoint) as client:
         fault = await client.ask(Hello(PROTOCOL, cluster, b"", ""), Fault)
         assert (fault.request, fault.code) == (0, FaultCode.WRONG_CLUSTER)
@@ -145,7 +145,7 @@ async def test_a_router_of_another_cluster_is_refused(serving: Served, cluster: 
 
 
 @pytest.mark.parametrize("protocol", [0, PROTOCOL - 1, PROTOCOL + 1, -1])
-async def test_a_router_of_another_protocol_is_refused(serving: Served, protocol: int) -> None:
+async def test_router_of_another_protocol_is_rejected(serving: Served, protocol: int) -> None:
     async with RawClient(serving.endpoint) as client:
         fault = await client.ask(Hello(protocol, "test", b"", ""), Fault)
         assert (fault.request, fault.code) == (0, FaultCode.UNSUPPORTED)
@@ -153,7 +153,7 @@ async def test_a_router_of_another_protocol_is_refused(serving: Served, protocol
         assert (await client.ask(fetch_of([b"a"]), Fault)).code == FaultCode.NO_HELLO
 
 
-async def test_a_hello_that_a_newer_router_says_longer_is_understood(serving: Served) -> None:
+async def test_longer_hello_of_newer_router_is_understood(serving: Served) -> None:
     async with RawClient(serving.endpoint) as client:
         client.send(msgspec.msgpack.encode([1, PROTOCOL, "test", b"c", "digest", "new", {"newer": 1}]))
         assert isinstance(await client.receive(), Welcome)
@@ -175,7 +175,7 @@ async def test_first_request_on_new_connection_ends_the_earlier(serving: Served)
 # --- reading and writing ---
 
 
-async def test_what_was_saved_is_fetched_over_several_stores(client: RawClient) -> None:
+async def test_saved_fragments_are_fetched_from_several_stores(client: RawClient) -> None:
     agents = {b"agent-%d" % number: b"%d" % number for number in range(50)}
     await client.commit(agents)
     await client.commit({b"agent-7": b"p"}, store="identity", kind="profile")
@@ -196,7 +196,7 @@ async def test_sections_of_several_stores_travel_in_one_message(client: RawClien
     assert [section.sizes[0] > 0 for section in reply.sections] == [True, True, False]
 
 
-async def test_a_large_fetch_is_answered_in_several_frames_of_whole_images(client: RawClient) -> None:
+async def test_large_fetch_gets_frames_of_complete_images(client: RawClient) -> None:
     agents = {b"agent-%d" % number: b"%d" % number + bytes(50_000) for number in range(100)}
     for start in range(0, 100, 20):
         await client.commit(dict(list(agents.items())[start : start + 20]))
@@ -219,7 +219,7 @@ async def test_the_largest_agent_travels(client: RawClient) -> None:
     assert isinstance(larger.sections[0].results[0], Rejection)
 
 
-async def test_saves_by_the_hundred_at_once_are_all_answered(serving: Served, client: RawClient) -> None:
+async def test_hundreds_of_concurrent_saves_are_all_answered(serving: Served, client: RawClient) -> None:
     # One group of the writer: more answers at once than the peer's queue in the socket has room for.
     for number in range(500):
         client.send(encode(commit_of({b"agent-%d" % number: b"v"}, request=number)))
@@ -279,7 +279,7 @@ async def test_a_scan_pages_through_a_shard(client: RawClient) -> None:
     assert sorted(found) == agents
 
 
-async def test_a_scan_of_nothing_or_of_too_much_is_bounded(client: RawClient) -> None:
+async def test_scan_of_nothing_or_too_much_is_bounded(client: RawClient) -> None:
     await client.commit(dict.fromkeys([b"agent-%05d" % number for number in range(10_000)], b""))
     one = await client.ask(Scan(1, BUDGET_US, 0, None, "live", 0, 1, b"", 0), ScanReply)
     assert (len(one.agents), one.last) == (1, False)
@@ -287,14 +287,14 @@ async def test_a_scan_of_nothing_or_of_too_much_is_bounded(client: RawClient) ->
     assert (len(many.agents), many.last) == (4_096, False)
 
 
-async def test_scans_of_shards_that_are_elsewhere_and_bad_positions_are_told(client: RawClient) -> None:
+async def test_scans_of_foreign_shard_or_bad_position_rejected(client: RawClient) -> None:
     moved = await client.ask(Scan(1, BUDGET_US, 0, None, "live", 0, 2, b"", 10), ScanReply)
     assert (moved.status, moved.agents, moved.last) == (SectionStatus.MOVED, [], True)
     fault = await client.ask(Scan(6, BUDGET_US, 0, None, "live", 0, 1, b"x" * 600, 10), Fault)
     assert (fault.request, fault.code) == (6, FaultCode.BAD_REQUEST)
 
 
-async def test_status_tells_of_the_process_its_shards_and_its_work(client: RawClient) -> None:
+async def test_status_shows_process_shards_and_work(client: RawClient) -> None:
     await client.commit({b"a": b"v", b"b": b"v"})
     await client.fetch(fetch_of([b"a", b"nobody"]))
     status = await client.status()
@@ -314,8 +314,8 @@ async def test_status_tells_of_the_process_its_shards_and_its_work(client: RawCl
 
 
 async def test_a_node_serves_its_ipc_endpoint_too(tmp_path: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix="dc-") as folder:
-        ipc = f"ipc://{folder}/x.ipc"
+    with tempfile.TemporaryDirectory(prefix="dc-") as directory:
+        ipc = f"ipc://{directory}/x.ipc"
         async with served(make_topology(tmp_path), ipc=ipc) as serving, RawClient(ipc) as client:
             assert (await client.hello()).ipc == ipc
             assert (await client.status()).ipc == ipc
@@ -323,11 +323,11 @@ async def test_a_node_serves_its_ipc_endpoint_too(tmp_path: Path) -> None:
             async with RawClient(serving.endpoint) as other:
                 assert (await other.hello()).ipc == ipc
                 assert value((await other.fetch(fetch_of([b"a"])))[b"a"]) == b"v"
-        assert os.listdir(folder) == [], "a stopped node takes its socket with it"
+        assert os.listdir(directory) == [], "a stopped node takes its socket with it"
 
 
 class MemoryTransport:
-    """Where one node is reached without a socket."""
+    """A transport that reaches one node without a socket."""
 
     def __init__(self) -> None:
         self.deliver: Callable[[list[list[bytes]]], None] = lambda _: None
@@ -371,7 +371,7 @@ async def test_node_serves_in_memory_by_a_given_clock(tmp_path: Path) -> None:
         await until(lambda: len(transport.sent) == 2)
         ask(fetch_of([b"a"], sent_us=1))
         now[0] += 61.0
-        ask(fetch_of([b"a"], sent_us=2))  # it lay somewhere for a minute longer than the first
+        ask(fetch_of([b"a"], sent_us=2))  # it was under way for a minute longer than the first
         assert [type(reply) for reply in transport.sent] == [Welcome, CommitReply, FetchReply]
         assert serving.node.counters.late == 1
     assert transport.closed
@@ -385,9 +385,7 @@ async def test_node_serves_in_memory_by_a_given_clock(tmp_path: Path) -> None:
     [fetch_of([b"a"], budget_us=0), Scan(1, 0, 0, None, "live", 0, 1, b"", 10), Status(1, 0, 0, None)],
     ids=lambda value: type(value).__name__,
 )
-async def test_requests_whose_budget_is_spent_are_dropped_and_counted(
-    client: RawClient, request_message: Message
-) -> None:
+async def test_requests_with_spent_budget_are_dropped_and_counted(client: RawClient, request_message: Message) -> None:
     for _ in range(5):
         client.send(encode(request_message))
     counters = await barrier(client)
@@ -395,7 +393,7 @@ async def test_requests_whose_budget_is_spent_are_dropped_and_counted(
     assert client.waiting == 0
 
 
-async def test_saves_whose_budget_is_spent_are_told_so(client: RawClient) -> None:
+async def test_saves_with_spent_budget_are_answered_too_late(client: RawClient) -> None:
     commit = msgspec.structs.replace(commit_of({b"a": b"v"}), budget_us=0)
     committed = await client.ask(commit, CommitReply)
     assert [section.status for section in committed.sections] == [SectionStatus.TOO_LATE]
@@ -404,7 +402,7 @@ async def test_saves_whose_budget_is_spent_are_told_so(client: RawClient) -> Non
     assert (await client.fetch(fetch_of([b"a"])))[b"a"] == ABSENT
 
 
-async def test_the_rest_of_a_fetch_is_dropped_when_its_budget_is_spent(serving: Served) -> None:
+async def test_spent_budget_drops_the_rest_of_a_fetch(serving: Served) -> None:
     async with RawClient(serving.endpoint) as filler, RawClient(serving.endpoint) as client:
         await filler.hello()
         await client.hello()
@@ -418,7 +416,7 @@ async def test_the_rest_of_a_fetch_is_dropped_when_its_budget_is_spent(serving: 
         assert (counters.fetches, counters.dropped_replies) == (0, 0)
 
 
-# --- nonsense ---
+# --- malformed and invalid requests ---
 
 
 async def test_messages_of_several_frames_are_dropped_and_counted(client: RawClient) -> None:
@@ -430,7 +428,7 @@ async def test_messages_of_several_frames_are_dropped_and_counted(client: RawCli
     assert (counters["malformed_frames"], client.waiting) == (3, 0)
 
 
-async def test_a_bad_request_is_answered_where_its_number_can_be_read(client: RawClient) -> None:
+async def test_bad_request_with_readable_number_is_answered(client: RawClient) -> None:
     client.send(msgspec.msgpack.encode([3, 41, BUDGET_US, "no sections"]))
     fault = await client.receive()
     assert isinstance(fault, Fault)
@@ -441,7 +439,7 @@ async def test_a_bad_request_is_answered_where_its_number_can_be_read(client: Ra
     assert (await barrier(client))["malformed_frames"] == 3
 
 
-async def test_a_large_bad_request_is_not_searched_for_its_number(client: RawClient) -> None:
+async def test_large_bad_request_is_not_searched_for_number(client: RawClient) -> None:
     client.send(msgspec.msgpack.encode([3, 41, "x" * 100_000]))
     assert (await barrier(client))["malformed_frames"] == 1
     assert client.waiting == 0
@@ -459,7 +457,7 @@ async def test_a_large_bad_request_is_not_searched_for_its_number(client: RawCli
     ],
     ids=["empty id", "known missing", "too many agents", "too many sections", "sections of writes", "too many writes"],
 )
-async def test_requests_outside_the_limits_are_refused(client: RawClient, request_message: Message) -> None:
+async def test_requests_outside_the_limits_are_rejected(client: RawClient, request_message: Message) -> None:
     client.send(encode(request_message))
     fault = await client.receive()
     assert isinstance(fault, Fault), fault
@@ -469,7 +467,7 @@ async def test_requests_outside_the_limits_are_refused(client: RawClient, reques
     assert (counters["internal_errors"], counters["fetches"], counters["commits"]) == (0, 0, 0)
 
 
-async def test_sections_of_one_shard_by_the_thousand_are_served(client: RawClient) -> None:
+async def test_thousands_of_sections_of_one_shard_are_served(client: RawClient) -> None:
     await client.commit({b"a": b"v"})
     shard = shard_of(b"a", SHARDS)
     fetch = Fetch(1, BUDGET_US, 0, None, [FetchSection("live", shard, 1, [b"a"])] * 2_000)
@@ -485,7 +483,7 @@ async def test_sections_of_one_shard_by_the_thousand_are_served(client: RawClien
     assert [section.index for section in sections] == list(range(2_000))
 
 
-async def test_a_mistake_of_ours_is_answered_logged_and_survived(
+async def test_internal_error_is_answered_logged_and_survived(
     serving: Served, client: RawClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object) -> None:
@@ -501,7 +499,7 @@ async def test_a_mistake_of_ours_is_answered_logged_and_survived(
 
 
 def nonsense(source: random.Random) -> bytes:
-    """Random bytes, or a request that was cut short, had bits flipped, or is about agents that nobody looks at."""
+    """Return random bytes, or a request that was cut short, had bits flipped, or is about agents of no other test."""
     requests = [
         HELLO,
         encode(fetch_of([b"x%d" % source.randrange(9) for _ in range(3)], request=source.randrange(99))),
@@ -524,9 +522,7 @@ def nonsense(source: random.Random) -> bytes:
 # --- peers ---
 
 
-async def test_a_peer_that_disappears_takes_its_work_with_it_and_nobody_elses(
-    serving: Served, client: RawClient
-) -> None:
+async def test_vanished_peers_work_is_dropped_but_no_others(serving: Served, client: RawClient) -> None:
     agents = {b"agent-%d" % number: bytes(50_000) for number in range(60)}
     for start in range(0, 60, 20):
         await client.commit(dict(list(agents.items())[start : start + 20]))
@@ -538,12 +534,12 @@ async def test_a_peer_that_disappears_takes_its_work_with_it_and_nobody_elses(
         await leaver.receive()
         leaver.close()
     assert len(await client.fetch(fetch_of(agents))) == 60
-    # Its work is done to the frame that finds nobody, and then forgotten.
+    # Its work is done up to the frame that cannot be delivered, and then dropped.
     await until(lambda: serving.node.counters.dropped_replies >= 10)
     assert (await barrier(client))["internal_errors"] == 0
 
 
-async def test_one_clients_storm_does_not_hold_up_anothers_single_fetch(serving: Served, client: RawClient) -> None:
+async def test_storm_of_one_client_does_not_delay_another(serving: Served, client: RawClient) -> None:
     agents = {b"agent-%d" % number: bytes(20_000) for number in range(100)}
     await client.commit(agents)
     storm = fetch_of(agents)
@@ -564,7 +560,7 @@ async def test_one_clients_storm_does_not_hold_up_anothers_single_fetch(serving:
         assert max(served_before) < 190, "the single fetch waited for the storm's end"
 
 
-async def test_requests_beyond_a_peers_queue_are_shed_and_told_so(client: RawClient) -> None:
+async def test_requests_beyond_peer_queue_are_answered_as_overloaded(client: RawClient) -> None:
     requests = 2 * PEER_QUEUE_LENGTH_MAX
     for number in range(requests):
         client.send(encode(Status(number, BUDGET_US, 0, None)))
@@ -579,7 +575,7 @@ async def test_requests_beyond_a_peers_queue_are_shed_and_told_so(client: RawCli
     assert (counters["shed"], counters["faults"]) == (len(faults), len(faults))
 
 
-async def test_saves_beyond_the_writers_queue_are_told_so(tmp_path: Path) -> None:
+async def test_saves_beyond_writer_queue_are_answered_as_overloaded(tmp_path: Path) -> None:
     async with (
         served(make_topology(tmp_path), queue_bytes_max=1_000) as serving,
         RawClient(serving.endpoint) as client,
@@ -591,7 +587,7 @@ async def test_saves_beyond_the_writers_queue_are_told_so(tmp_path: Path) -> Non
         assert (counters["shed"], counters["faults"], counters["writes"]) == (1, 1, 0)
 
 
-async def test_beyond_the_limit_a_new_peer_is_told_to_come_later_and_welcome_when_one_has_gone(tmp_path: Path) -> None:
+async def test_peer_beyond_limit_is_rejected_until_another_leaves(tmp_path: Path) -> None:
     async with served(make_topology(tmp_path), peers_max=3) as serving, AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(RawClient(serving.endpoint)) for _ in range(3)]
         for client in clients:
@@ -600,7 +596,7 @@ async def test_beyond_the_limit_a_new_peer_is_told_to_come_later_and_welcome_whe
             fault = await late.ask(Hello(PROTOCOL, "", b"test", ""), Fault)
             assert (fault.code, fault.retry_after_us > 0) == (FaultCode.OVERLOADED, True)
             assert "takes no more clients" in fault.detail
-            await clients[0].hello()  # who is known may say it again
+            await clients[0].hello()  # a known peer may say Hello again
             for client in clients:
                 await client.fetch(fetch_of([b"a"]))
             clients[0].close()
@@ -615,7 +611,7 @@ async def test_beyond_the_limit_a_new_peer_is_told_to_come_later_and_welcome_whe
         assert (await clients[1].status()).counters["turned_away"] == 1
 
 
-async def test_a_peer_that_does_not_read_waits_alone_and_gets_everything_once_it_reads(serving: Served) -> None:
+async def test_blocked_peer_waits_alone_and_gets_everything_later(serving: Served) -> None:
     agents = {b"agent-%d" % number: bytes(200_000) for number in range(20)}
     async with RawClient(serving.endpoint) as other:
         await other.hello()
@@ -648,7 +644,7 @@ async def test_a_peer_that_does_not_read_waits_alone_and_gets_everything_once_it
 
 @contextmanager
 def lazy_dealer(endpoint: str) -> Generator[zmq.Socket[bytes]]:
-    """A socket that takes no more than it must from its peer until somebody receives."""
+    """Open a socket that takes no more than it must from its peer until its frames are received."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as lazy:
         lazy.setsockopt(zmq.RCVHWM, 1)
         lazy.setsockopt(zmq.RCVBUF, 10_000)
@@ -657,10 +653,10 @@ def lazy_dealer(endpoint: str) -> Generator[zmq.Socket[bytes]]:
         yield lazy
 
 
-# --- a damaged shard, starting and stopping ---
+# --- a lost shard, starting and stopping ---
 
 
-async def test_a_lost_shard_is_named_and_the_others_are_served(tmp_path: Path) -> None:
+async def test_lost_shard_is_named_and_others_are_served(tmp_path: Path) -> None:
     topology = make_topology(tmp_path)
     agents = {b"agent-%d" % number: b"v" for number in range(20)}
     async with served(topology) as serving, RawClient(serving.endpoint) as client:
@@ -685,7 +681,7 @@ async def test_a_lost_shard_is_named_and_the_others_are_served(tmp_path: Path) -
     assert not data.exists(), "nothing is made in its place"
 
 
-async def test_stopping_commits_what_is_queued_and_answers_it(tmp_path: Path) -> None:
+async def test_stop_commits_and_answers_queued_saves(tmp_path: Path) -> None:
     topology = make_topology(tmp_path)
     async with AsyncExitStack() as stack:
         async with served(topology) as serving:
@@ -704,7 +700,7 @@ async def test_stopping_commits_what_is_queued_and_answers_it(tmp_path: Path) ->
         assert ABSENT not in found.values(), "an acknowledged save was lost"
 
 
-async def test_versions_of_a_new_start_are_above_all_before(tmp_path: Path) -> None:
+async def test_versions_after_restart_exceed_all_earlier_ones(tmp_path: Path) -> None:
     topology = make_topology(tmp_path)
     generations: list[int] = []
     for _ in range(3):
@@ -717,14 +713,14 @@ async def test_versions_of_a_new_start_are_above_all_before(tmp_path: Path) -> N
     assert generations == [1, 2, 3]
 
 
-async def test_an_endpoint_in_use_is_refused_and_its_holder_undisturbed(serving: Served, client: RawClient) -> None:
+async def test_endpoint_in_use_is_rejected_without_disturbing_holder(serving: Served, client: RawClient) -> None:
     node = FragmentNode(serving.topology, decode_placement((await client.hello()).placement), NODE, serving.shards)
     with pytest.raises(DataDirectoryError, match=r"cannot bind tcp://.* in topology\.toml"):
         node.bind()
     await client.commit({b"a": b"v"})
 
 
-async def test_malformed_frames_of_many_disturb_nobody_else(serving: Served, client: RawClient) -> None:
+async def test_malformed_frames_of_many_disturb_no_other_peer(serving: Served, client: RawClient) -> None:
     await client.commit({b"checked-%d" % number: b"%d" % number for number in range(10)})
     source = random.Random(3)
     async with AsyncExitStack() as stack:
@@ -738,7 +734,7 @@ async def test_malformed_frames_of_many_disturb_nobody_else(serving: Served, cli
                 found = await client.fetch(fetch_of([b"checked-%d" % (number % 10)]))
                 assert value(found[b"checked-%d" % (number % 10)]) == b"%d" % (number % 10)
             await asyncio.sleep(0)
-        await until(lambda: serving.node.counters.malformed_frames > 400)  # what others sent may still be under way
+        await until(lambda: serving.node.counters.malformed_frames > 400)  # frames of others may still be under way
         counters = await barrier(client)
     assert counters["internal_errors"] == 0
     assert counters["malformed_frames"] > 400
@@ -751,7 +747,7 @@ async def test_status_carries_every_counter(serving: Served, client: RawClient) 
     assert reply.counters["hellos"] == 1
 
 
-async def test_node_without_a_free_descriptor_says_how_it_is(client: RawClient) -> None:
+async def test_node_without_free_descriptor_answers_status(client: RawClient) -> None:
     await client.hello()
     before = await client.status()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

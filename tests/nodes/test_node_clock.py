@@ -1,4 +1,4 @@
-"""The clocks of shards: from where they begin, that the wall clock is doubted, and what happens once it is believed."""
+"""The clocks of shards: where they begin, when the wall clock is doubted, and what follows once it is believed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ DAY_MS = 86_400_000
 
 
 class StoreOfTime:
-    """A store of which the clock wants to know little; what it was asked to postpone is noted."""
+    """A store that has only a clock, and records what it was asked to postpone."""
 
     def __init__(self, clock_ms: int) -> None:
         self.clock_ms = clock_ms
@@ -54,7 +54,7 @@ class House:
         self.records.append(record)
 
     def go_on(self, milliseconds: int, *, look_ms: int = 10_000) -> None:
-        """Let both clocks go on, and the housekeeper look at them."""
+        """Advance both clocks, and let the housekeeper look at them."""
         while milliseconds > 0:
             step = min(look_ms, milliseconds)
             milliseconds -= step
@@ -66,7 +66,7 @@ class House:
         return [shard.now_ms(self.monotonic_ms) for shard in self.shards if shard.fragments is not None]
 
 
-def test_a_new_shard_begins_with_the_wall_clock_and_goes_on_with_the_monotonic_one() -> None:
+def test_new_shard_takes_wall_clock_then_follows_monotonic() -> None:
     house = House(0, 0)
     assert house.times() == [1_000_000] * 2
     house.wall_ms += 2 * DAY_MS
@@ -74,7 +74,7 @@ def test_a_new_shard_begins_with_the_wall_clock_and_goes_on_with_the_monotonic_o
     assert house.times() == [1_000_700] * 2
 
 
-def test_a_new_node_in_which_nothing_was_saved_goes_back_with_a_wall_clock_that_is_set_right() -> None:
+def test_empty_node_follows_wall_clock_back() -> None:
     house = House(0, 0, wall_ms=1_000_000 + 2 * DAY_MS)
     house.wall_ms -= 2 * DAY_MS
     house.go_on(1_000)
@@ -86,7 +86,7 @@ def test_a_new_node_in_which_nothing_was_saved_goes_back_with_a_wall_clock_that_
     assert house.times() == [house.wall_ms + DAY_MS] * 2
 
 
-def test_a_wall_clock_that_is_set_and_set_right_again_changes_nothing() -> None:
+def test_wall_clock_set_and_corrected_changes_nothing() -> None:
     house = House(1_000_000)
     house.go_on(AGREED_MS)
     for wrong_ms in (2 * DAY_MS, -2 * DAY_MS, JUMP_MS + 1):
@@ -104,21 +104,21 @@ def test_a_wall_clock_that_is_set_and_set_right_again_changes_nothing() -> None:
     assert house.stores[0].postponed == []
 
 
-def test_being_slewed_is_not_being_set() -> None:
+def test_slewed_wall_clock_does_not_count_as_set() -> None:
     wall = WallClock(1_000_000, 0)
     for second in range(1, 4_001):
         assert wall.handle_look(1_000_000 + second * 1_005 // 1, second * 1_000) == 0
         assert wall.is_believed == (second * 1_000 >= AGREED_MS)
 
 
-def test_steps_too_small_to_be_one_are_one_together() -> None:
+def test_small_steps_add_up_to_one() -> None:
     wall = WallClock(1_000_000, 0)
     moved = [wall.handle_look(1_000_000 + second * 1_100, second * 1_000) for second in range(1, 100)]
     assert sum(1 for by_ms in moved if by_ms) >= 4
     assert not wall.is_believed
 
 
-def test_a_clock_that_is_ahead_of_the_wall_clock_goes_on_and_never_back() -> None:
+def test_clock_ahead_of_wall_clock_never_goes_back() -> None:
     house = House(1_000_000 + 2 * DAY_MS)
     assert house.times() == [1_000_000 + 2 * DAY_MS]
     house.go_on(2 * AGREED_MS)
@@ -126,19 +126,19 @@ def test_a_clock_that_is_ahead_of_the_wall_clock_goes_on_and_never_back() -> Non
     assert house.shards[0].doubt_ms == 0
 
 
-def test_one_shard_that_is_ahead_takes_no_other_with_it() -> None:
+def test_shard_ahead_does_not_advance_others() -> None:
     house = House(999_000, None, 1_000_000 + 2 * DAY_MS, 500_000, 0)
     assert house.times() == [999_000, 1_000_000 + 2 * DAY_MS, 999_000, 999_000]
 
 
-def test_after_a_restart_the_time_without_a_node_is_counted_without_the_wall_clock() -> None:
+def test_downtime_is_counted_without_the_wall_clock() -> None:
     record = ClockRecord("this boot", 1_000, {"live/0": ShardClock(700_000), "live/1": ShardClock(700_000, 650_000)})
     house = House(600_000, 690_000, record=record, wall_ms=1_000_000 + 2 * DAY_MS)
     assert house.times() == [704_000] * 2
     assert [shard.doubt_ms for shard in house.shards] == [704_000, 650_000]
 
 
-def test_after_a_reboot_the_time_in_between_is_added_once_the_wall_clock_is_believed() -> None:
+def test_time_of_reboot_waits_for_believed_wall_clock() -> None:
     record = ClockRecord("another boot", 900_000, {"live/0": ShardClock(700_000)})
     house = House(600_000, record=record, wall_ms=700_000 + DAY_MS)
     assert house.times() == [700_000]
@@ -150,7 +150,7 @@ def test_after_a_reboot_the_time_in_between_is_added_once_the_wall_clock_is_beli
     assert house.stores[0].postponed == [(700_000, DAY_MS, house.wall_ms)], "what was saved since is not older by a day"
 
 
-def test_a_clock_is_not_put_forward_before_what_was_saved_in_doubt_is_postponed() -> None:
+def test_saves_in_doubt_are_postponed_before_clock_advances() -> None:
     house = House(0, 0)
     house.go_on(AGREED_MS)
     house.wall_ms += DAY_MS
@@ -164,7 +164,7 @@ def test_a_clock_is_not_put_forward_before_what_was_saved_in_doubt_is_postponed(
     assert len(house.stores[0].postponed) == 1
 
 
-def test_in_endless_doubt_what_has_expired_is_swept_all_the_same() -> None:
+def test_expired_fragments_are_swept_despite_endless_doubt() -> None:
     house = House(0)
     for _ in range(SWEEP_IN_DOUBT_MS // 60_000):
         assert not house.clock.may_sweep(house.shards[0], house.monotonic_ms)
@@ -173,7 +173,7 @@ def test_in_endless_doubt_what_has_expired_is_swept_all_the_same() -> None:
     assert house.clock.may_sweep(house.shards[0], house.monotonic_ms)
 
 
-def test_clocks_are_written_down_each_minute_and_when_the_wall_clock_was_set() -> None:
+def test_clocks_are_recorded_each_minute_and_when_set() -> None:
     house = House(0)
     house.go_on(600_000)
     assert 10 <= len(house.records) <= 13
@@ -186,7 +186,7 @@ def test_clocks_are_written_down_each_minute_and_when_the_wall_clock_was_set() -
     )
 
 
-def test_a_record_that_cannot_be_written_is_tried_again() -> None:
+def test_failed_record_write_is_tried_again() -> None:
     house = House(0)
     house.full = True
     house.go_on(120_000)
@@ -206,14 +206,14 @@ def test_a_record_that_cannot_be_written_is_tried_again() -> None:
         ({"a": 9 * DAY_MS, "b": 100}, {"a": 9 * DAY_MS, "b": 100}),
     ],
 )
-def test_without_a_record_shards_begin_with_the_newest_commit_that_the_wall_clock_has_passed(
+def test_shards_without_record_begin_with_newest_passed_commit(
     stored_ms: Mapping[str, int], expected_ms: Mapping[str, int]
 ) -> None:
     first = first_clocks(stored_ms, None, "boot", 5_000, 70)
     assert {key: clock.clock_ms for key, clock in first.items()} == expected_ms
 
 
-def test_the_record_is_kept_in_a_file_and_one_that_is_damaged_is_none(tmp_path: Path) -> None:
+def test_record_is_kept_in_file_unless_corrupt(tmp_path: Path) -> None:
     assert read_record(tmp_path) is None
     record = ClockRecord(boot_name(), 12, {"live/0": ShardClock(5, 4)})
     write_record(tmp_path, record)

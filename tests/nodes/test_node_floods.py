@@ -1,4 +1,4 @@
-"""What a node as a process makes of floods: malformed frames, and a client that asks for much and never reads."""
+"""A node as a process under floods: malformed frames, and a client that asks for much and never reads."""
 
 import random
 import time
@@ -65,7 +65,7 @@ class Flooded:
         self.ask(Hello(PROTOCOL, "", b"test", ""))
 
     def dealer(self, *, lazy: bool = False) -> zmq.Socket[bytes]:
-        """A socket to the node; a lazy one takes no more of the replies than it must."""
+        """Open a socket to the node; a lazy one takes no more of the replies than it must."""
         made = self._context.socket(zmq.DEALER)
         self._sockets.append(made)
         made.setsockopt(zmq.LINGER, 0)
@@ -77,7 +77,7 @@ class Flooded:
         return made
 
     def ask(self, message: Message) -> Reply:
-        """The next reply to the client that behaves."""
+        """Send a request of the client that behaves, and return the next reply."""
         self.client.send(encode(message))
         return self.receive()
 
@@ -85,7 +85,7 @@ class Flooded:
         while True:
             assert self.client.poll(int(PATIENCE_S * 1_000)), "the node does not answer"
             frame = self.client.recv()
-            if frame != PONG:  # unasked: this client was silent while it flooded the node
+            if frame != PONG:  # unsolicited: this client was silent while it flooded the node
                 return decode_reply(frame)
 
     def commit(self, values: dict[bytes, bytes]) -> None:
@@ -124,8 +124,8 @@ def flooded(tmp_path: Path, ipc_directory: Path) -> Iterator[Flooded]:
 
 
 @contextmanager
-def flooded_in(folder: Path) -> Generator[Flooded]:
-    path = write_topology(folder, shards=SHARDS, nodes=ALL_STORES)
+def flooded_in(directory: Path) -> Generator[Flooded]:
+    path = write_topology(directory, shards=SHARDS, nodes=ALL_STORES)
     with NodeProcess(path) as process:
         process.serving()
         made = Flooded(process, load_topology(path).nodes[NODE].endpoint)
@@ -141,7 +141,7 @@ def flooded_in(folder: Path) -> Generator[Flooded]:
 
 
 def nonsense(source: random.Random) -> Callable[[], bytes]:
-    """Makes random bytes, and requests that were cut short or had bits flipped."""
+    """Return a function that makes random bytes, and requests that were cut short or had bits flipped."""
     requests = [
         HELLO,
         encode(fetch_of([b"x%d" % number for number in range(3)], request=9)),
@@ -165,7 +165,7 @@ def nonsense(source: random.Random) -> Callable[[], bytes]:
     return make
 
 
-def test_malformed_frames_are_counted_and_disturb_nobody(flooded: Flooded) -> None:
+def test_malformed_frames_are_counted_and_disturb_no_client(flooded: Flooded) -> None:
     flooded.commit(CHECKED)
     # Some have said Hello and some have not; some read the answers and some do not.
     offenders = [flooded.dealer() for _ in range(8)]
@@ -179,7 +179,7 @@ def test_malformed_frames_are_counted_and_disturb_nobody(flooded: Flooded) -> No
         undecodable += is_undecodable(frame)
         offender.send(frame)
         if number % 8 >= 6:
-            lost += is_undecodable(frame)  # perhaps: who takes nothing for seconds has its connection ended
+            lost += is_undecodable(frame)  # perhaps: a peer that takes nothing for seconds is disconnected
         else:
             while offender.poll(0):
                 offender.recv()
@@ -189,7 +189,7 @@ def test_malformed_frames_are_counted_and_disturb_nobody(flooded: Flooded) -> No
         work_through(offender)
     counters = flooded.counters()
     assert counters["internal_errors"] == 0
-    # What was shed, of those who sent more than they read, was not looked at.
+    # Frames that were shed, of peers that sent more than they read, were not decoded.
     assert undecodable > 50_000
     assert undecodable - lost - counters["shed"] <= counters["malformed_frames"] <= undecodable
     assert counters["malformed_frames"] > 10_000
@@ -206,12 +206,12 @@ def is_undecodable(frame: bytes) -> bool:
 
 
 def work_through(offender: zmq.Socket[bytes]) -> None:
-    """Read until the node has worked through everything that the socket sent: it answers a Status sent last."""
+    """Read until the node has processed everything that the socket sent: it answers a Status sent last."""
     last = encode(Status(123_456_789, BUDGET_US, 0, None))
     offender.send(HELLO)
     offender.send(last)
     end = time.monotonic() + PATIENCE_S
-    while True:  # Pongs that come unasked must not keep this up for ever
+    while True:  # unsolicited Pongs must not prolong this for ever
         assert offender.poll(max(0, int((end - time.monotonic()) * 1_000)))
         reply = decode_reply(offender.recv())
         if isinstance(reply, StatusReply) and reply.request == 123_456_789:
@@ -248,7 +248,7 @@ FLOODS: dict[str, tuple[Callable[[int], bytes], int]] = {
 }
 
 
-def test_a_client_that_asks_and_never_reads_costs_no_more_than_the_named_bytes(flooded: Flooded) -> None:
+def test_client_that_never_reads_costs_bounded_bytes(flooded: Flooded) -> None:
     flooded.commit(CHECKED)
     for number in range(300):
         flooded.commit({b"agent-%d" % number: bytes(20_000)})
@@ -263,7 +263,7 @@ def test_a_client_that_asks_and_never_reads_costs_no_more_than_the_named_bytes(f
         offender.send(HELLO)
         frame, peak = make(1), 0
         for number in range(count):
-            # Where the node takes no more, that is its answer: one that never reads sends no more either.
+            # If the node takes no more, that is its answer: a client that never reads sends no more either.
             if not offender.poll(200, zmq.POLLOUT):
                 break
             offender.send(frame)

@@ -1,4 +1,4 @@
-"""One node as a process: what it serves, what makes it refuse to start, in what words, and how it ends."""
+"""One node as a process: what it serves, the errors that keep it from starting, their texts, and how it ends."""
 
 import json
 import os
@@ -50,8 +50,8 @@ pytestmark = pytest.mark.usefixtures("ipc_directory")
 AGENTS = {b"agent-%d" % number: b"%d" % number for number in range(20)}
 
 
-def new_topology(folder: Path, *, shards: int = SHARDS, name: str = "test") -> Path:
-    return write_topology(folder, name=name, shards=shards, nodes=ALL_STORES)
+def new_topology(directory: Path, *, shards: int = SHARDS, name: str = "test") -> Path:
+    return write_topology(directory, name=name, shards=shards, nodes=ALL_STORES)
 
 
 def endpoint_of(path: Path, node: str = NODE) -> str:
@@ -60,7 +60,7 @@ def endpoint_of(path: Path, node: str = NODE) -> str:
 
 @contextmanager
 def asking(endpoint: str) -> Generator[Callable[[Message], Reply]]:
-    """A client that blocks, and has said Hello."""
+    """Connect a blocking client that has said Hello."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as requests:
         requests.setsockopt(zmq.LINGER, 0)
         requests.connect(endpoint)
@@ -84,7 +84,7 @@ def save(path: Path, agents: dict[bytes, bytes] = AGENTS) -> list[int]:
 
 
 def found(path: Path) -> int:
-    """How many of the agents a node has."""
+    """Return how many of the agents a node has."""
     with asking(endpoint_of(path)) as ask:
         reply = ask(fetch_of(AGENTS))
     assert isinstance(reply, FetchReply)
@@ -115,7 +115,7 @@ def data_of(path: Path) -> Path:
 # --- serving and ending ---
 
 
-def test_a_node_says_that_it_serves_and_shows_its_name(path: Path) -> None:
+def test_node_announces_serving_and_shows_its_name(path: Path) -> None:
     with NodeProcess(path) as node:
         facts = node.serving()
         assert facts == {
@@ -135,7 +135,7 @@ def test_a_node_says_that_it_serves_and_shows_its_name(path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_node_that_is_asked_to_ends_cleanly(path: Path, number: int, ipc_directory: Path) -> None:
+def test_node_asked_to_end_ends_cleanly(path: Path, number: int, ipc_directory: Path) -> None:
     before = set(ipc_directory.rglob("*.ipc"))
     with NodeProcess(path) as node:
         node.serving()
@@ -148,7 +148,7 @@ def test_a_node_that_is_asked_to_ends_cleanly(path: Path, number: int, ipc_direc
     assert set(ipc_directory.rglob("*.ipc")) == before, "its socket's file is left behind"
 
 
-def test_a_node_ends_with_whoever_holds_its_standard_input(path: Path) -> None:
+def test_node_ends_with_the_holder_of_its_stdin(path: Path) -> None:
     with NodeProcess(path) as node:
         node.serving()
         assert node.process.stdin is not None
@@ -156,9 +156,9 @@ def test_a_node_ends_with_whoever_holds_its_standard_input(path: Path) -> None:
         assert node.process.wait(PATIENCE_S) == 0
 
 
-def test_a_node_asked_to_end_while_it_starts_does_so(path: Path) -> None:
+def test_node_asked_to_end_while_starting_ends(path: Path) -> None:
     with NodeProcess(path) as node:
-        # Its handlers are there once the folder is locked; what comes before ends it without a trace to be cleaned up.
+        # Its handlers are set once the directory is locked; a signal before that ends it without leftovers.
         lock = data_of(path) / NODE / "lock"
         while not lock.exists():
             assert node.process.poll() is None
@@ -168,7 +168,7 @@ def test_a_node_asked_to_end_while_it_starts_does_so(path: Path) -> None:
         assert save(path)
 
 
-def test_what_was_acknowledged_is_there_after_a_restart_and_after_kill_9(path: Path) -> None:
+def test_acknowledged_saves_survive_restart_and_kill_9(path: Path) -> None:
     newest: list[int] = []
     for generation, number in enumerate([signal.SIGTERM, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM], 1):
         with NodeProcess(path) as node:
@@ -181,7 +181,7 @@ def test_what_was_acknowledged_is_there_after_a_restart_and_after_kill_9(path: P
             node.end(number)
 
 
-def test_every_start_takes_a_generation_also_one_that_writes_nothing(path: Path) -> None:
+def test_every_start_takes_a_generation_without_writes_too(path: Path) -> None:
     for generation in (1, 2, 3):
         with NodeProcess(path) as node:
             assert node.serving()["generation"] == generation
@@ -190,7 +190,7 @@ def test_every_start_takes_a_generation_also_one_that_writes_nothing(path: Path)
     assert placement.generation == 3
 
 
-def test_nodes_of_one_cluster_that_start_at_once_agree_on_it(tmp_path: Path) -> None:
+def test_nodes_starting_together_agree_on_their_cluster(tmp_path: Path) -> None:
     stores = {"one": ["identity"], "two": ["live"], "three": ["archive", "live"]}
     path = write_topology(tmp_path, shards=SHARDS, nodes=stores)
     nodes = [NodeProcess(path, name) for name in stores]
@@ -205,10 +205,10 @@ def test_nodes_of_one_cluster_that_start_at_once_agree_on_it(tmp_path: Path) -> 
             node.__exit__(None, None, None)
 
 
-# --- refusing to start ---
+# --- rejected starts ---
 
 
-def test_a_second_node_on_the_same_folder_is_refused_and_the_first_undisturbed(path: Path) -> None:
+def test_second_node_on_same_directory_is_rejected_harmlessly(path: Path) -> None:
     with NodeProcess(path) as first:
         first.serving()
         save(path)
@@ -224,7 +224,7 @@ def test_a_second_node_on_the_same_folder_is_refused_and_the_first_undisturbed(p
 
 
 def first_ipc(path: Path) -> str:
-    """The ipc endpoint that a node hands out."""
+    """Return the ipc endpoint that a node announces."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as requests:
         requests.connect(endpoint_of(path))
         requests.send(encode(Hello(PROTOCOL, "", b"test", "")))
@@ -235,7 +235,7 @@ def first_ipc(path: Path) -> str:
     return welcome.ipc
 
 
-def test_a_port_in_use_is_refused_with_the_remedy(path: Path) -> None:
+def test_port_in_use_is_rejected_with_the_remedy(path: Path) -> None:
     host, port = endpoint_of(path).removeprefix("tcp://").split(":")
     with socket.create_server((host, int(port))), NodeProcess(path) as node:
         reason = node.start_failure()
@@ -245,20 +245,20 @@ def test_a_port_in_use_is_refused_with_the_remedy(path: Path) -> None:
         assert node.serving()["generation"] == 1, "a start that failed took a generation"
 
 
-def test_a_data_folder_that_cannot_be_written_is_refused(tmp_path: Path, path: Path) -> None:
+def test_unwritable_data_directory_is_rejected(tmp_path: Path, path: Path) -> None:
     (tmp_path / "data").write_text("a file in the folder's place")
     with NodeProcess(path) as node:
         assert f"{tmp_path}/data/{NODE}: cannot be written: Not a directory; make it writable" in node.start_failure()
     assert (tmp_path / "data").read_text() == "a file in the folder's place"
 
 
-def test_a_data_folder_on_a_read_only_file_system_is_refused(tmp_path: Path, path: Path) -> None:
+def test_data_directory_on_read_only_filesystem_is_rejected(tmp_path: Path, path: Path) -> None:
     path.write_text(path.read_text().replace('data_dir = "data"', 'data_dir = "/proc/dawnchorus"'))
     with NodeProcess(path) as node:
         assert f"/proc/dawnchorus/{NODE}: cannot be written: No such file or directory" in node.start_failure()
 
 
-def test_a_lost_placement_is_refused_and_comes_back_with_its_file(used: Path) -> None:
+def test_lost_placement_is_rejected_until_its_file_returns(used: Path) -> None:
     placement = data_of(used) / "placement.json"
     kept = placement.read_bytes()
     placement.unlink()
@@ -274,25 +274,25 @@ def test_a_lost_placement_is_refused_and_comes_back_with_its_file(used: Path) ->
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty", "edited"])
-def test_a_damaged_placement_is_refused_and_left_as_it_is(used: Path, damage: str) -> None:
+def test_corrupt_placement_is_rejected_and_left_unchanged(used: Path, damage: str) -> None:
     placement = data_of(used) / "placement.json"
-    whole = placement.read_bytes()
-    damaged = {
-        "cut": whole[: len(whole) // 2],
+    complete = placement.read_bytes()
+    corrupt = {
+        "cut": complete[: len(complete) // 2],
         "garbage": b"\xff\x00" * 100,
         "empty": b"",
-        "edited": whole.replace(b'"generation": 1', b'"generation": 7'),
+        "edited": complete.replace(b'"generation": 1', b'"generation": 7'),
     }[damage]
-    assert damaged != whole
-    placement.write_bytes(damaged)
+    assert corrupt != complete
+    placement.write_bytes(corrupt)
     with NodeProcess(used) as node:
         reason = node.start_failure()
         assert f"{placement}: the placement is corrupt" in reason
         assert "restore it from a backup" in reason
-    assert placement.read_bytes() == damaged
+    assert placement.read_bytes() == corrupt
 
 
-def test_a_placement_older_than_the_data_is_refused(used: Path) -> None:
+def test_placement_older_than_the_data_is_rejected(used: Path) -> None:
     placement = data_of(used) / "placement.json"
     old = placement.read_bytes()
     with NodeProcess(used) as node:
@@ -304,13 +304,13 @@ def test_a_placement_older_than_the_data_is_refused(used: Path) -> None:
         assert "the placement file is older than the data; restore the newest one" in node.start_failure()
 
 
-def test_a_data_folder_of_another_cluster_is_refused(used: Path, tmp_path: Path) -> None:
+def test_data_directory_of_another_cluster_is_rejected(used: Path, tmp_path: Path) -> None:
     used.write_text(used.read_text().replace('name = "test"', 'name = "other"'))
     with NodeProcess(used) as node:
         assert "the placement is of cluster 'test', the topology of cluster 'other'" in node.start_failure()
 
 
-def test_shards_of_another_cluster_of_the_same_name_are_refused(used: Path, tmp_path: Path) -> None:
+def test_shards_of_same_named_cluster_are_rejected(used: Path, tmp_path: Path) -> None:
     (tmp_path / "second").mkdir()
     second = new_topology(tmp_path / "second")
     with NodeProcess(second) as node:
@@ -339,7 +339,7 @@ def test_shards_of_another_cluster_of_the_same_name_are_refused(used: Path, tmp_
         (f'name = "{NODE}"', 'name = "other-1"', f"node '{NODE}' was removed from the topology"),
     ],
 )
-def test_a_topology_that_contradicts_the_data_is_refused_and_nothing_is_lost(
+def test_topology_contradicting_the_data_is_rejected_without_loss(
     used: Path, before: str, after: str, reason: str
 ) -> None:
     right = used.read_text()
@@ -353,7 +353,7 @@ def test_a_topology_that_contradicts_the_data_is_refused_and_nothing_is_lost(
         assert found(used) == 20
 
 
-def test_two_shards_in_each_others_places_are_refused(used: Path) -> None:
+def test_two_swapped_shards_are_rejected(used: Path) -> None:
     first, second = (data_of(used) / NODE / "live" / f"000{shard}" for shard in (0, 1))
     first.rename(first.with_name("aside"))
     second.rename(first)
@@ -362,9 +362,9 @@ def test_two_shards_in_each_others_places_are_refused(used: Path) -> None:
         assert f"{first}: the shard on disk has shard 1, the placement says 0" in node.start_failure()
 
 
-def test_a_lost_shard_is_named_in_log_and_status_and_the_others_are_served(used: Path) -> None:
-    folder = data_of(used) / NODE / "live" / "0001"
-    shutil.rmtree(folder)
+def test_log_and_status_name_lost_shard_others_served(used: Path) -> None:
+    directory = data_of(used) / NODE / "live" / "0001"
+    shutil.rmtree(directory)
     with NodeProcess(used) as node:
         node.serving()
         with asking(endpoint_of(used)) as ask:
@@ -373,12 +373,12 @@ def test_a_lost_shard_is_named_in_log_and_status_and_the_others_are_served(used:
         assert [section.status for section in reply.sections] == [SectionStatus.OK, SectionStatus.CORRUPT]
         assert isinstance(status, StatusReply)
         states = {(shard.store, shard.shard): shard.state for shard in status.shards}
-        assert str(folder) in states.pop(("live", 1))
+        assert str(directory) in states.pop(("live", 1))
         assert set(states.values()) == {"serving"}
         node.end()
         assert (node.log[0]["event"], node.log[0]["store"], node.log[0]["shard"]) == ("shard fails", "live", 1)
-        assert str(folder) in node.log[0]["detail"]
-    assert not folder.exists()
+        assert str(directory) in node.log[0]["detail"]
+    assert not directory.exists()
 
 
 def test_too_little_address_space_is_one_clear_error(path: Path) -> None:
@@ -398,7 +398,7 @@ def test_too_little_address_space_is_one_clear_error(path: Path) -> None:
         (NODE, "", "topology.toml"),
     ],
 )
-def test_a_wrong_topology_or_name_is_refused(path: Path, name: str, text: str | None, reason: str) -> None:
+def test_wrong_topology_or_name_is_rejected(path: Path, name: str, text: str | None, reason: str) -> None:
     if text is not None:
         path.write_text(text)
     with NodeProcess(path, name) as node:
@@ -406,7 +406,7 @@ def test_a_wrong_topology_or_name_is_refused(path: Path, name: str, text: str | 
     assert os.listdir(path.parent) == ["topology.toml"], "nothing was made"
 
 
-def test_endpoints_of_other_hosts_are_refused(path: Path) -> None:
+def test_endpoints_of_other_hosts_are_rejected(path: Path) -> None:
     path.write_text(path.read_text().replace("tcp://127.0.0.1:", "tcp://192.0.2.1:"))
     with NodeProcess(path) as node:
         assert "is not an address of this host" in node.start_failure()
@@ -415,13 +415,13 @@ def test_endpoints_of_other_hosts_are_refused(path: Path) -> None:
 # --- the ipc endpoint ---
 
 
-def test_a_node_keeps_its_ipc_endpoint_out_of_a_folder_that_will_not_do(path: Path, tmp_path: Path) -> None:
+def test_ipc_endpoint_avoids_unusable_directory(path: Path, tmp_path: Path) -> None:
     long = tmp_path / ("x" * 100)
     public = tmp_path / "public"
     (public / "dawnchorus").mkdir(parents=True)
     (public / "dawnchorus").chmod(0o755)
-    for folder in (long, public, Path("/proc/nothing")):
-        with NodeProcess(path, environment={"XDG_RUNTIME_DIR": str(folder)}) as node:
+    for directory in (long, public, Path("/proc/nothing")):
+        with NodeProcess(path, environment={"XDG_RUNTIME_DIR": str(directory)}) as node:
             node.serving()
             with zmq.Context() as context, context.socket(zmq.DEALER) as requests:
                 requests.connect(endpoint_of(path))
@@ -429,5 +429,5 @@ def test_a_node_keeps_its_ipc_endpoint_out_of_a_folder_that_will_not_do(path: Pa
                 assert requests.poll(int(PATIENCE_S * 1_000))
                 welcome = decode_reply(requests.recv())
             assert isinstance(welcome, Welcome)
-            assert not welcome.ipc.startswith(f"ipc://{folder}")
+            assert not welcome.ipc.startswith(f"ipc://{directory}")
             node.end()

@@ -35,8 +35,8 @@ KINDS = frozenset({"session", "context"})
 Shards = dict[tuple[str, int], OwnedShard]
 
 
-def make_shard(folder: Path, shard: int) -> OwnedShard:
-    store = LMDBStore(folder / str(shard), ShardIdentity(FORMAT, "ab" * 16, "live", shard, 2, 1), create=True)
+def make_shard(directory: Path, shard: int) -> OwnedShard:
+    store = LMDBStore(directory / str(shard), ShardIdentity(FORMAT, "ab" * 16, "live", shard, 2, 1), create=True)
     store.begin_generation(1)
     return OwnedShard("live", shard, 1, KINDS, store)
 
@@ -65,14 +65,14 @@ def fetch(*sections: tuple[int, list[bytes]], **fields: Any) -> Fetch:
 
 
 def next_frame(read: Read, monotonic_ms: int) -> tuple[bytes, bool]:
-    """A frame of reads of which none is pending."""
+    """Return the next frame of a read of which nothing is pending."""
     made = read.next_frame(monotonic_ms)
     assert made is not None
     return made
 
 
 def frames_of(asked: Fetch, shards: Shards) -> list[FetchReply]:
-    """All frames of a fetch, as a client sees them."""
+    """Return all frames of a fetch, as a client sees them."""
     read = Read(asked, shards)
     frames: list[FetchReply] = []
     last = False
@@ -89,7 +89,7 @@ def frames_of(asked: Fetch, shards: Shards) -> list[FetchReply]:
 
 
 def answers(asked: Fetch, frames: list[FetchReply]) -> list[list[bytes | int]]:
-    """For each section its agents' images, or ABSENT or UNCHANGED, in order; each exactly once."""
+    """Return each section's images, or ABSENT or UNCHANGED, in the order of its agents; each exactly once."""
     found: list[list[bytes | int]] = [[] for _ in asked.sections]
     for reply in frames:
         position = 0
@@ -102,7 +102,7 @@ def answers(asked: Fetch, frames: list[FetchReply]) -> list[list[bytes | int]]:
     return found
 
 
-def test_shards_with_another_clock_answer_in_a_frame_of_their_own(shards: Shards) -> None:
+def test_shards_with_other_clocks_get_their_own_frame(shards: Shards) -> None:
     fill(shards, {b"a": b"1"}, shard=0)
     fill(shards, {b"b": b"2"}, shard=1)
     shards["live", 1].offset_ms = 500
@@ -121,7 +121,7 @@ def values_of(answered: list[bytes | int], kind: str = "session") -> list[bytes 
     return [decode_image(item)[kind].value if isinstance(item, bytes) else item for item in answered]
 
 
-def test_images_come_in_the_order_asked_for_whatever_is_there(shards: Shards) -> None:
+def test_images_come_in_the_order_asked_for(shards: Shards) -> None:
     fill(shards, {b"a": b"1", b"b": b"2"})
     fill(shards, {b"c": b"3"}, shard=1)
     asked = fetch((1, [b"c", b"nobody"]), (0, [b"b", b"x", b"a", b"b"]))
@@ -143,7 +143,7 @@ def test_a_fetch_of_nothing_is_answered(shards: Shards) -> None:
     assert [(section.index, section.sizes) for section in reply.sections] == [(0, []), (1, [])]
 
 
-def test_a_large_fetch_is_cut_into_frames_of_about_the_target(shards: Shards) -> None:
+def test_large_fetch_is_cut_into_frames_near_target(shards: Shards) -> None:
     agents = {b"agent-%d" % number: b"%d" % number + bytes(20_000) for number in range(400)}
     fill(shards, agents)
     fill(shards, {b"other": b"o"}, shard=1)
@@ -198,13 +198,13 @@ def test_a_frame_is_one_moment_of_each_shard(shards: Shards) -> None:
     second = decode_reply(next_frame(read, 1)[0])
     assert isinstance(first, FetchReply)
     assert isinstance(second, FetchReply)
-    # The second frame says that it is newer: whoever must not show older data can tell.
+    # The second frame says that it is newer: a reader that must not show older data can tell.
     assert second.sections[0].version > first.sections[0].version
     assert second.last
     assert second.sections[0].sizes[0] < 100 < 20_000 < first.sections[0].sizes[0]
 
 
-def test_what_the_router_knows_already_is_not_sent(shards: Shards) -> None:
+def test_images_known_to_the_router_are_not_sent(shards: Shards) -> None:
     fill(shards, {b"a": b"1", b"b": b"2", b"c": b"3"})
     versions = [
         version_of(cast("bytes", item)) for item in answers(*answered(fetch((0, [b"a", b"b", b"c"])), shards))[0]
@@ -229,7 +229,7 @@ def test_known_versions_stay_with_their_agents_over_frames(shards: Shards) -> No
 
 
 @pytest.mark.parametrize("known", [[], [1], [1, 2, 3]])
-def test_known_versions_that_do_not_match_the_agents_are_the_askers_mistake(shards: Shards, known: list[int]) -> None:
+def test_known_versions_not_matching_agents_are_invalid(shards: Shards, known: list[int]) -> None:
     with pytest.raises(InvalidRequestError, match=f"2 agents and {len(known)} known versions"):
         Read(Fetch(7, 1, 0, None, [FetchSection("live", 0, 1, [b"a", b"b"], known)]), shards)
 
@@ -240,11 +240,11 @@ def test_known_versions_that_do_not_match_the_agents_are_the_askers_mistake(shar
 def test_only_the_kinds_asked_for_are_sent(shards: Shards, kinds: list[str]) -> None:
     fill(shards, {b"a": b"1"}, kind="session")
     fill(shards, {b"a": b"2"}, kind="context")
-    whole = cast("bytes", answers(*answered(fetch((0, [b"a"])), shards))[0][0])
+    complete = cast("bytes", answers(*answered(fetch((0, [b"a"])), shards))[0][0])
     [cut, absent] = answers(*answered(fetch((0, [b"a", b"nobody"]), kinds=kinds), shards))[0]
     assert absent == ABSENT
     assert isinstance(cut, bytes)
-    assert cut == select_kinds(whole, kinds)
+    assert cut == select_kinds(complete, kinds)
     assert set(decode_image(cut)) == KINDS & set(kinds)
 
 
@@ -280,7 +280,7 @@ class Failing:
         (StoreFull("full"), SectionStatus.DISK_FULL),
     ],
 )
-def test_a_shard_that_fails_fails_its_section_alone(shards: Shards, error: StoreError, status: SectionStatus) -> None:
+def test_failing_shard_fails_its_section_alone(shards: Shards, error: StoreError, status: SectionStatus) -> None:
     fill(shards, {b"a": b"1"})
     shards["live", 2] = OwnedShard("live", 2, 1, KINDS, cast("Shard", Failing(error)))
     asked = fetch((2, [b"a", b"b"]), (0, [b"a"]), (2, [b"c"]))
@@ -290,7 +290,7 @@ def test_a_shard_that_fails_fails_its_section_alone(shards: Shards, error: Store
     del shards["live", 2]
 
 
-def test_sections_of_shards_that_are_not_served_say_so(shards: Shards) -> None:
+def test_sections_of_unserved_shards_say_so(shards: Shards) -> None:
     fill(shards, {b"a": b"1"})
     shards["live", 3] = OwnedShard("live", 3, 1, KINDS, None, "lost")
     sections = [
@@ -304,27 +304,27 @@ def test_sections_of_shards_that_are_not_served_say_so(shards: Shards) -> None:
     ]
     asked = Fetch(7, 1, 0, None, [FetchSection(store, shard, epoch, [b"a"]) for store, shard, epoch in sections])
     [reply] = frames_of(asked, shards)
-    moved, damaged = SectionStatus.MOVED, SectionStatus.CORRUPT
-    assert [section.status for section in reply.sections] == [moved, moved, moved, moved, damaged, moved, 0]
+    moved, corrupt = SectionStatus.MOVED, SectionStatus.CORRUPT
+    assert [section.status for section in reply.sections] == [moved, moved, moved, moved, corrupt, moved, 0]
     assert [section.sizes for section in reply.sections][:-1] == [[]] * 6
     assert [section.index for section in reply.sections] == list(range(7))
     assert values_of(answers(asked, [reply])[6]) == [b"1"]
 
 
-def test_whether_a_shard_is_served_is_asked_before_whether_it_is_sound() -> None:
+def test_ownership_of_shard_is_checked_before_its_integrity() -> None:
     assert require_served(None, 1) == SectionStatus.MOVED
     assert require_served(OwnedShard("live", 0, 1, KINDS, None), 2) == SectionStatus.MOVED
     assert require_served(OwnedShard("live", 0, 1, KINDS, None), 1) == SectionStatus.CORRUPT
 
 
-def test_a_fetch_beyond_the_limits_is_the_askers_mistake(shards: Shards) -> None:
+def test_fetch_beyond_the_limits_is_invalid(shards: Shards) -> None:
     with pytest.raises(InvalidRequestError, match="at most 4096 sections and 65536 agents"):
         Read(fetch(*[(0, list[bytes]())] * (SECTIONS_MAX + 1)), shards)
     with pytest.raises(InvalidRequestError, match="at most 4096 sections and 65536 agents"):
         Read(fetch((0, [b"a"] * REQUEST_AGENTS_MAX), (1, [b"a"])), shards)
 
 
-def test_a_fetch_of_just_the_limits_is_served(shards: Shards) -> None:
+def test_fetch_exactly_at_the_limits_is_served(shards: Shards) -> None:
     fill(shards, {b"a": b"1"})
     asked = fetch(*[(0, [b"a"])] * (SECTIONS_MAX - 1), (0, [b"a"] * (REQUEST_AGENTS_MAX - SECTIONS_MAX + 1)))
     found = answers(asked, frames_of(asked, shards))
@@ -332,7 +332,7 @@ def test_a_fetch_of_just_the_limits_is_served(shards: Shards) -> None:
     assert {item for answered in found for item in answered} == {found[0][0]}
 
 
-def test_an_id_outside_the_limits_is_the_askers_mistake_and_leaves_nothing_open(shards: Shards) -> None:
+def test_id_outside_limits_is_invalid_and_leaks_nothing(shards: Shards) -> None:
     fill(shards, {b"a": b"1"})
     for _ in range(600):  # an environment has 512 places for readers
         read = Read(fetch((0, [b"a"]), (1, [b"a", b""])), shards)
@@ -341,28 +341,28 @@ def test_an_id_outside_the_limits_is_the_askers_mistake_and_leaves_nothing_open(
     assert values_of(answers(*answered(fetch((0, [b"a"])), shards))[0]) == [b"1"]
 
 
-def test_an_image_that_is_damaged_is_sent_as_it_is_and_nobody_elses_suffers(shards: Shards) -> None:
+def test_corrupt_image_is_sent_unchanged_without_harming_others(shards: Shards) -> None:
     fill(shards, {b"a": b"1"})
 
-    class Damaged(Failing):
+    class Corrupt(Failing):
         def read(self, *_: object) -> ImageBatch:
             return ImageList(
                 [b"\x00" * 8 + b"no image", b""], 1, frozenset(["session"]), release=lambda: closed.append(None)
             )
 
     closed: list[None] = []
-    shards["live", 2] = OwnedShard("live", 2, 1, KINDS, cast("Shard", Damaged(StoreError(""))), engine="memory")
+    shards["live", 2] = OwnedShard("live", 2, 1, KINDS, cast("Shard", Corrupt(StoreError(""))), engine="memory")
     asked = fetch((2, [b"x", b"y"]), (0, [b"a"]), kinds=["session"])
-    [damaged, sound] = answers(*answered(asked, shards))
-    assert damaged == [b"\x00" * 8 + b"no image", ABSENT]
-    assert values_of(sound) == [b"1"]
+    [corrupt, intact] = answers(*answered(asked, shards))
+    assert corrupt == [b"\x00" * 8 + b"no image", ABSENT]
+    assert values_of(intact) == [b"1"]
     assert closed == [None]
     del shards["live", 2]
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_fetch_is_answered_whole_in_bounded_frames(shards: Shards, data: st.DataObject) -> None:
+def test_any_fetch_is_answered_completely_in_bounded_frames(shards: Shards, data: st.DataObject) -> None:
     size = st.sampled_from([0, 10, 3_000, 200_000, 1 << 20])
     agents = [b"agent-%d" % number for number in range(8)]
     written = data.draw(st.dictionaries(st.sampled_from(agents[:6]), size, max_size=6), label="sizes")
@@ -392,6 +392,6 @@ def test_any_fetch_is_answered_whole_in_bounded_frames(shards: Shards, data: st.
         assert sum(bodies) <= FRAME_BYTES_TARGET or len([size for size in bodies if size]) == 1
 
 
-def test_the_sections_that_a_client_sees_name_their_place(shards: Shards) -> None:
+def test_sections_seen_by_client_name_their_place(shards: Shards) -> None:
     [reply] = frames_of(fetch((0, [b"a"])), shards)
     assert reply.sections == [ImageSection(0, 0, 0, 1 << 40, [ABSENT])]

@@ -1,4 +1,4 @@
-"""Where a node's Unix socket is: the first directory that is its user's alone and can be written."""
+"""The directory of a node's Unix socket: the first that is its user's alone and can be written."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from tests.tools.command_line import COMMAND, PATIENCE_S, environment, write_top
 
 @pytest.fixture
 def bases(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
-    """The directories in question are these; the last is that of the data."""
+    """The candidate directories; the last is that of the data."""
     found = [tmp_path / name for name in ("first", "second", "data")]
 
     def directories(*_: object) -> list[Path]:
@@ -25,12 +25,12 @@ def bases(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
     return found
 
 
-def test_the_first_directory_that_will_do_is_made_for_this_user_alone(bases: list[Path]) -> None:
+def test_first_usable_directory_is_made_private(bases: list[Path]) -> None:
     assert ipc_endpoint("x.ipc", "data") == f"ipc://{bases[0]}/x.ipc"
     assert bases[0].stat().st_mode & 0o777 == 0o700 and not bases[1].exists()
 
 
-def test_what_others_can_enter_or_nobody_can_write_will_not_do(
+def test_directory_open_to_others_or_unwritable_is_unusable(
     bases: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     bases[0].mkdir(mode=0o755)
@@ -40,9 +40,7 @@ def test_what_others_can_enter_or_nobody_can_write_will_not_do(
     assert [record.getMessage() for record in caplog.records] == ["unix socket is elsewhere"]
 
 
-def test_where_no_place_is_there_is_no_socket_and_the_log_says_so_once(
-    bases: list[Path], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_missing_directory_means_no_socket_logged_once(bases: list[Path], caplog: pytest.LogCaptureFixture) -> None:
     bases[:] = [bases[0] / ("x" * 100), Path("/proc/nowhere")]
     assert ipc_endpoint("x.ipc", "data") == ""
     (record,) = caplog.records
@@ -51,7 +49,7 @@ def test_where_no_place_is_there_is_no_socket_and_the_log_says_so_once(
     assert "too long for a socket" in detail and "/proc/nowhere" in detail
 
 
-def test_the_runtime_directory_of_the_session_comes_first_and_the_data_last() -> None:
+def test_session_runtime_directory_is_first_data_directory_last() -> None:
     user = f"dawnchorus-{os.getuid()}"
     found = runtime_directories("/data", {"XDG_RUNTIME_DIR": "/run/user/7", "TMPDIR": "/scratch"})
     assert found == [
@@ -84,7 +82,7 @@ cd "$DATA" && exec $D node live-1 --topology "$TOPOLOGY"
 
 
 @pytest.mark.skipif(not _may_make_namespaces(), reason="this host permits no mount namespace of one's own")
-def test_a_node_serves_where_only_its_data_directory_can_be_written(tmp_path: Path) -> None:
+def test_node_serves_with_only_its_data_directory_writable(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     settings = environment(DATA=str(data), TOPOLOGY=str(write_topology(tmp_path)), D=" ".join(COMMAND))

@@ -1,4 +1,4 @@
-"""Shards: opened as the placement says, data of others refused, what is lost or damaged named and the rest served."""
+"""Shards: opened by the placement, data of others rejected, lost or corrupt ones named and the rest served."""
 
 import logging
 import os
@@ -45,7 +45,7 @@ def opened(topology: Topology, placement: Placement, node: str = NODE) -> Genera
 
 
 def written(topology: Topology) -> Placement:
-    """A placement whose shards all have been opened, with an agent in each."""
+    """Return a placement whose shards all have been opened, with an agent in each."""
     placement = initial_placement(topology, UUID)
     with opened(topology, placement) as shards:
         placement = with_new_generation(placement, NODE)
@@ -58,7 +58,7 @@ def written(topology: Topology) -> Placement:
     return placement
 
 
-def test_a_new_placements_shards_are_made_and_say_whose_they_are(topology: Topology) -> None:
+def test_new_placements_shards_are_made_with_their_identity(topology: Topology) -> None:
     with opened(topology, initial_placement(topology, UUID)) as shards:
         assert list(shards) == [(store, shard) for store in ("identity", "live", "archive") for shard in (0, 1)]
         for (store, shard), owned in shards.items():
@@ -71,7 +71,7 @@ def test_a_new_placements_shards_are_made_and_say_whose_they_are(topology: Topol
             assert shard_directory(topology, NODE, store, shard).joinpath("data.mdb").exists()
 
 
-def test_shards_made_by_a_start_that_got_no_further_are_opened(topology: Topology) -> None:
+def test_shards_made_by_an_interrupted_start_are_opened(topology: Topology) -> None:
     for _ in range(2):
         with opened(topology, initial_placement(topology, UUID)) as shards:
             assert all(owned.fragments is not None for owned in shards.values())
@@ -92,15 +92,15 @@ def test_a_closed_shard_is_not_served(topology: Topology) -> None:
 
 
 @pytest.mark.parametrize("loss", ["folder", "file", "empty", "cut", "garbage"])
-def test_a_lost_or_damaged_shard_is_named_and_the_others_are_served(
+def test_lost_or_corrupt_shard_named_and_others_served(
     topology: Topology, loss: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     placement = written(topology)
-    folder = shard_directory(topology, NODE, "live", 1)
-    data = folder / "data.mdb"
+    directory = shard_directory(topology, NODE, "live", 1)
+    data = directory / "data.mdb"
     match loss:
         case "folder":
-            shutil.rmtree(folder)
+            shutil.rmtree(directory)
         case "file":
             data.unlink()
         case "empty":
@@ -110,21 +110,21 @@ def test_a_lost_or_damaged_shard_is_named_and_the_others_are_served(
         case _:
             data.write_bytes(b"garbage" * 1_000)
     with caplog.at_level(logging.ERROR), opened(topology, placement) as shards:
-        damaged = shards["live", 1]
-        assert damaged.fragments is None
-        assert str(folder) in damaged.damage
-        assert damaged.status().state == damaged.damage
-        assert damaged.status().version == damaged.status().agents == 0
+        corrupt = shards["live", 1]
+        assert corrupt.fragments is None
+        assert str(directory) in corrupt.damage
+        assert corrupt.status().state == corrupt.damage
+        assert corrupt.status().version == corrupt.status().agents == 0
         for key, owned in shards.items():
             assert (owned.fragments is None) == (key == ("live", 1))
             assert key == ("live", 1) or (owned.status().state, owned.status().agents) == ("serving", 1)
     [record] = caplog.records
     assert (record.__dict__["store"], record.__dict__["shard"]) == ("live", 1)
-    assert record.__dict__["detail"] == damaged.damage
-    assert not folder.exists() or data.exists() == (loss != "file"), "nothing was made in its place"
+    assert record.__dict__["detail"] == corrupt.damage
+    assert not directory.exists() or data.exists() == (loss != "file"), "nothing was made in its place"
 
 
-def test_data_of_another_cluster_is_refused(topology: Topology) -> None:
+def test_data_of_another_cluster_is_rejected(topology: Topology) -> None:
     placement = written(topology)
     other = msgspec.structs.replace(placement, cluster_uuid="cd" * 16)
     with pytest.raises(DataDirectoryError, match=f"cluster_uuid '{UUID}', the placement says '{'cd' * 16}'"):
@@ -133,14 +133,14 @@ def test_data_of_another_cluster_is_refused(topology: Topology) -> None:
         assert all(owned.fragments is not None for owned in shards.values()), "a rejection leaves nothing open"
 
 
-def test_data_of_another_number_of_shards_is_refused(tmp_path: Path) -> None:
+def test_data_of_another_shard_count_is_rejected(tmp_path: Path) -> None:
     written(make_topology(tmp_path))
     topology = make_topology(tmp_path, shards=3)
     with pytest.raises(DataDirectoryError, match="shards 2, the placement says 3"):
         open_shards(topology, initial_placement(topology, UUID), NODE)
 
 
-def test_shards_in_each_others_places_are_refused(topology: Topology) -> None:
+def test_swapped_shards_are_rejected(topology: Topology) -> None:
     placement = written(topology)
     first, second = (shard_directory(topology, NODE, "live", shard) for shard in (0, 1))
     first.rename(first.with_name("aside"))
@@ -150,7 +150,7 @@ def test_shards_in_each_others_places_are_refused(topology: Topology) -> None:
         open_shards(topology, placement, NODE)
 
 
-def test_shards_of_another_store_are_refused(topology: Topology) -> None:
+def test_shards_of_another_store_are_rejected(topology: Topology) -> None:
     placement = written(topology)
     shutil.rmtree(shard_directory(topology, NODE, "live", 0))
     shutil.copytree(shard_directory(topology, NODE, "archive", 0), shard_directory(topology, NODE, "live", 0))
@@ -158,7 +158,7 @@ def test_shards_of_another_store_are_refused(topology: Topology) -> None:
         open_shards(topology, placement, NODE)
 
 
-def test_a_shard_in_another_nodes_folder_is_lost_to_its_owner(tmp_path: Path) -> None:
+def test_shard_in_another_nodes_directory_counts_as_lost(tmp_path: Path) -> None:
     topology = make_topology(tmp_path, nodes={NODE: ["identity", "live", "archive"], "other": ["live"]})
     placement = initial_placement(topology, UUID)
     with opened(topology, placement), opened(topology, placement, "other"):
@@ -172,7 +172,7 @@ def test_a_shard_in_another_nodes_folder_is_lost_to_its_owner(tmp_path: Path) ->
     assert not mine.exists()
 
 
-def test_a_file_in_a_stores_place_is_refused(topology: Topology) -> None:
+def test_file_in_place_of_a_store_is_rejected(topology: Topology) -> None:
     store = shard_directory(topology, NODE, "live", 0).parent
     store.parent.mkdir(parents=True)
     store.write_text("no folder")
@@ -188,7 +188,7 @@ def test_a_file_in_a_stores_place_is_refused(topology: Topology) -> None:
         (StoreError("odd"), SectionStatus.INTERNAL, ""),
     ],
 )
-def test_what_a_shard_met_becomes_its_sections_status_and_a_line_of_the_log(
+def test_shard_errors_become_section_status_and_log_line(
     error: StoreError, status: SectionStatus, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     owned = OwnedShard("live", 3, 1, frozenset(), None)
@@ -197,26 +197,26 @@ def test_what_a_shard_met_becomes_its_sections_status_and_a_line_of_the_log(
     assert [record.__dict__["detail"] for record in caplog.records] == [str(error)]
 
 
-# --- is there any shard ---
+# --- any shard on disk ---
 
 
-def test_a_data_folder_without_shards_has_none(topology: Topology) -> None:
+def test_data_directory_without_shards_has_none(topology: Topology) -> None:
     assert any_shard_on_disk(topology) is None
-    folder = Path(topology.data_dir) / NODE / "live" / "0000"
-    folder.mkdir(parents=True)
+    directory = Path(topology.data_dir) / NODE / "live" / "0000"
+    directory.mkdir(parents=True)
     assert any_shard_on_disk(topology) is None
 
 
 def test_a_shard_of_any_node_is_found(topology: Topology) -> None:
     written(topology)
-    folder = shard_directory(topology, NODE, "archive", 0)
-    assert any_shard_on_disk(topology) == str(folder)
-    folder.parent.parent.rename(Path(topology.data_dir) / "a-node-that-is-no-more")
-    assert any_shard_on_disk(topology) == str(folder).replace(NODE, "a-node-that-is-no-more")
+    directory = shard_directory(topology, NODE, "archive", 0)
+    assert any_shard_on_disk(topology) == str(directory)
+    directory.parent.parent.rename(Path(topology.data_dir) / "a-node-that-is-no-more")
+    assert any_shard_on_disk(topology) == str(directory).replace(NODE, "a-node-that-is-no-more")
 
 
 @pytest.mark.parametrize("length", [0, 100, 3 * 4_096])
-def test_a_damaged_shard_counts_as_one(topology: Topology, length: int) -> None:
+def test_corrupt_shard_counts_as_one(topology: Topology, length: int) -> None:
     written(topology)
     for data in Path(topology.data_dir).glob("*/*/*/data.mdb"):
         os.truncate(data, length)
@@ -235,27 +235,27 @@ with locked_directory(Path(sys.argv[1])):
 """
 
 
-def test_a_folder_is_held_against_other_processes_until_its_holder_ends(tmp_path: Path) -> None:
-    folder = tmp_path / "new" / "node"
-    command = [sys.executable, "-c", HOLDER, str(folder)]
+def test_directory_stays_locked_until_its_holder_ends(tmp_path: Path) -> None:
+    directory = tmp_path / "new" / "node"
+    command = [sys.executable, "-c", HOLDER, str(directory)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        in_use = f"{folder}: in use by process {holder.pid}; end it first"
-        with pytest.raises(DataDirectoryError, match=in_use), locked_directory(folder):
+        in_use = f"{directory}: in use by process {holder.pid}; end it first"
+        with pytest.raises(DataDirectoryError, match=in_use), locked_directory(directory):
             pytest.fail("two hold it")
         holder.kill()
         holder.wait()
     for _ in range(2):
-        with locked_directory(folder):
-            assert folder.joinpath("lock").read_text() == f"{os.getpid()}\n"
-            with pytest.raises(DataDirectoryError, match="in use"), locked_directory(folder):
+        with locked_directory(directory):
+            assert directory.joinpath("lock").read_text() == f"{os.getpid()}\n"
+            with pytest.raises(DataDirectoryError, match="in use"), locked_directory(directory):
                 pytest.fail("it is held twice")
 
 
-@pytest.mark.parametrize("folder", ["file", "file/below", "/proc/no-such-folder"])
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, folder: str) -> None:
+@pytest.mark.parametrize("directory", ["file", "file/below", "/proc/no-such-folder"])
+def test_unwritable_directory_is_rejected(tmp_path: Path, directory: str) -> None:
     (tmp_path / "file").write_text("no folder")
     reason = r"cannot be written: .*; make it writable, or give the cluster another data_dir"
-    with pytest.raises(DataDirectoryError, match=reason), locked_directory(tmp_path / folder):
+    with pytest.raises(DataDirectoryError, match=reason), locked_directory(tmp_path / directory):
         pytest.fail("it is held")

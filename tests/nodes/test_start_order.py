@@ -1,4 +1,4 @@
-"""The launcher's order to a node that it starts, and what the node makes of it."""
+"""The launcher's order to a node that it starts, and its use by the node."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ UUID = "ab" * 16
 
 @pytest.fixture
 def order(tmp_path: Path) -> StartOrder:
-    """The order for a cluster whose data directory is there."""
+    """The order for a cluster whose data directory exists."""
     (tmp_path / "data").mkdir()
     return order_for(load_topology(write_topology(tmp_path, ports=[7701, 7702, 7703])), UUID)
 
@@ -32,13 +32,13 @@ def read(said: bytes) -> tuple[StartOrder, bytes]:
         os.close(reader)
 
 
-def test_an_order_brings_the_topology_with_its_data_directory(order: StartOrder, tmp_path: Path) -> None:
+def test_order_carries_topology_with_its_data_directory(order: StartOrder, tmp_path: Path) -> None:
     read_back, left = read(encode_order(order))
     assert (read_back, left) == (order, b"")
     assert read_back.read_topology() == load_topology(tmp_path / "topology.toml")
 
 
-def test_the_directory_of_the_start_is_the_only_one_that_is_taken(order: StartOrder, tmp_path: Path) -> None:
+def test_only_the_directory_of_the_start_is_accepted(order: StartOrder, tmp_path: Path) -> None:
     order.require_place()
     (tmp_path / "data").rename(tmp_path / "moved")
     with pytest.raises(PlacementError, match="cannot be had: No such file or directory: it was moved"):
@@ -52,6 +52,6 @@ def test_the_directory_of_the_start_is_the_only_one_that_is_taken(order: StartOr
 
 
 @pytest.mark.parametrize("said", [b"", b"{", b"{}\n", b"\xff\n", b'{"topology": 1}\n'])
-def test_a_launcher_that_died_before_it_said_what_to_start_is_said(said: bytes) -> None:
+def test_launcher_dead_before_its_order_is_reported(said: bytes) -> None:
     with pytest.raises(ConfigurationError, match="standard input"):
         read(said)

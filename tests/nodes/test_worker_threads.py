@@ -1,4 +1,4 @@
-"""Threads that share out pieces of work, for one that waits."""
+"""Threads that share pieces of work, for a thread that waits."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ from dawnchorus.nodes.worker_threads import Helpers
 from tests.support.raw_nodes import PATIENCE_S
 
 
-def test_pieces_are_done_at_once_and_all_waited_for() -> None:
+def test_pieces_run_in_parallel_and_are_awaited() -> None:
     helpers = Helpers(3, "helper")
     together = threading.Barrier(3)
     done: list[str] = []
@@ -33,7 +33,7 @@ def test_more_pieces_than_threads_wait_their_turn() -> None:
     helpers.stop()
 
 
-def test_what_a_piece_raises_is_raised_when_all_are_done() -> None:
+def test_error_of_a_piece_is_raised_after_all() -> None:
     helpers, done = Helpers(2, "helper"), list[int]()
 
     def fail() -> None:

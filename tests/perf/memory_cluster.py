@@ -1,4 +1,4 @@
-"""A cluster in memory, as far as the harness looks at one."""
+"""A cluster in memory, with the methods that the harness uses."""
 
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
@@ -19,7 +19,7 @@ class MemoryState:
 
 
 class MemoryCluster:
-    """Wakes what was saved; `broken` agents come back incomplete, `rejected` ones are not saved."""
+    """A cluster that wakes saved agents; `broken` ones come back incomplete, `rejected` ones are not saved."""
 
     def __init__(self) -> None:
         self.agents: dict[str, dict[str, object]] = {}

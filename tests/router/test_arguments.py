@@ -1,4 +1,4 @@
-"""Wrong arguments at the public edge: an error that says what is expected, and nothing left behind."""
+"""Wrong arguments of public methods: an error that says what is expected, and nothing left behind."""
 
 import enum
 from collections.abc import Awaitable, Callable
@@ -28,19 +28,19 @@ def client() -> AbstractAsyncContextManager[tuple[Cluster, FakeNodes]]:
 
 
 @pytest.mark.parametrize("given", NOT_TIMES, ids=repr)
-def test_what_is_no_time_is_refused_by_name(given: Any) -> None:
+def test_non_time_is_rejected_with_argument_name(given: Any) -> None:
     with pytest.raises(InvalidRequestError, match="ttl_s is a number of seconds or a timedelta"):
         seconds("ttl_s", given)
 
 
 @pytest.mark.parametrize("given", OUTSIDE, ids=lambda given: repr(given)[:20])
-def test_deadlines_outside_the_limits_are_refused(given: Any) -> None:
+def test_deadline_outside_limits_is_rejected(given: Any) -> None:
     with pytest.raises(InvalidRequestError, match="a deadline is more than 0 and at most 86400 seconds"):
         deadline(given)
 
 
 class Whole(int):
-    """An int of a class of its own."""
+    """A subclass of int."""
 
 
 @pytest.mark.parametrize("given", [2, 2.0, Whole(2), Fraction(2), timedelta(seconds=2)], ids=repr)
@@ -67,25 +67,25 @@ class Name(str):
         return b"yet another"
 
 
-class Colour(str, enum.Enum):  # noqa: UP042 # of the older kind, whose str() is its name
+class Colour(str, enum.Enum):  # noqa: UP042 # the older kind, whose str() is its name
     RED = "red"
 
 
-def test_strings_of_own_classes_become_plain_ones() -> None:
+def test_string_subclasses_become_plain_strings() -> None:
     for given, text in ((Name("a"), "a"), (Colour.RED, "red")):
         assert exact_text(given) == text
         assert type(exact_text(given)) is str
 
 
 @pytest.mark.parametrize("given", [17, b"key", None])
-def test_what_is_no_string_is_no_id_and_no_write_id(given: Any) -> None:
+def test_non_string_is_rejected_as_id_and_key(given: Any) -> None:
     with pytest.raises(InvalidRequestError, match="an agent id is a string"):
         exact_id(given)
     with pytest.raises(InvalidRequestError, match="write_id is a text"):
         exact_key(given)
 
 
-async def test_ids_of_own_classes_are_plain_from_the_edge_on(client: tuple[Cluster, FakeNodes]) -> None:
+async def test_string_subclass_ids_become_plain_at_public_edge(client: tuple[Cluster, FakeNodes]) -> None:
     cluster, nodes = client
     assert (await cluster.save(Name("a"), {"profile": 1})).agent_id == "a"
     state = await cluster.wake(Name("a"))
@@ -97,7 +97,7 @@ async def test_ids_of_own_classes_are_plain_from_the_edge_on(client: tuple[Clust
     assert {type(agent_id) for agent_id in several} == {str}
 
 
-async def test_what_is_no_id_or_no_write_id_costs_its_agent_alone(client: tuple[Cluster, FakeNodes]) -> None:
+async def test_invalid_id_or_key_fails_only_its_agent(client: tuple[Cluster, FakeNodes]) -> None:
     cluster, _ = client
     ids: list[Any] = ["a", b"b", 3]
     for results in (
@@ -146,7 +146,9 @@ CALLS: dict[str, Callable[[Cluster], Any]] = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-async def test_slip_is_refused_and_nothing_sent_or_left(call: str, client: tuple[Cluster, FakeNodes]) -> None:
+async def test_wrong_argument_is_rejected_and_leaves_nothing_behind(
+    call: str, client: tuple[Cluster, FakeNodes]
+) -> None:
     cluster, nodes = client
     with pytest.raises(InvalidRequestError) as caught:
         result = CALLS[call](cluster)
@@ -164,7 +166,7 @@ async def test_slip_is_refused_and_nothing_sent_or_left(call: str, client: tuple
         assert not agents, "something of the slip was saved"
 
 
-async def test_states_refuse_the_same_deadlines(client: tuple[Cluster, FakeNodes]) -> None:
+async def test_state_fetch_rejects_invalid_deadline(client: tuple[Cluster, FakeNodes]) -> None:
     cluster, nodes = client
     nodes.put("a", profile=1, history=2)
     state = await cluster.wake("a", kinds=["profile"])
@@ -174,7 +176,7 @@ async def test_states_refuse_the_same_deadlines(client: tuple[Cluster, FakeNodes
     assert await state.fetch("history", deadline_s=timedelta(seconds=20)) == 2
 
 
-async def test_timedeltas_are_taken(client: tuple[Cluster, FakeNodes]) -> None:
+async def test_timedeltas_are_accepted_as_ttl_and_deadline(client: tuple[Cluster, FakeNodes]) -> None:
     cluster, nodes = client
     long = timedelta(seconds=20)
     await cluster.save("a", {"session": 1}, ttl_s=timedelta(hours=1), deadline_s=long)
@@ -196,18 +198,18 @@ async def test_timedeltas_are_taken(client: tuple[Cluster, FakeNodes]) -> None:
 
 @pytest.mark.parametrize("face", [connect, connect_sync])
 @pytest.mark.parametrize("given", [float("nan"), "5", 0, -1, timedelta(0), None], ids=repr)
-def test_connect_refuses_deadlines_at_once(face: Any, given: Any) -> None:
+def test_connect_rejects_invalid_deadline_at_once(face: Any, given: Any) -> None:
     with pytest.raises(InvalidRequestError, match="connect_deadline_s"):
         face(fake_topology(), connect_deadline_s=given)
 
 
 @pytest.mark.parametrize("given", [None, 5, b"topology.toml", ["tcp://127.0.0.1:1"]], ids=repr)
-def test_connect_refuses_sources_at_once(given: Any) -> None:
+def test_connect_rejects_invalid_source_at_once(given: Any) -> None:
     with pytest.raises(InvalidRequestError, match="path of a topology file"):
         connect(given)
 
 
-async def test_connect_takes_timedelta_and_refuses_types_that_are_no_mapping(tmp_path: Path) -> None:
+async def test_connect_accepts_timedelta_and_rejects_non_mapping_types(tmp_path: Path) -> None:
     topology = fake_topology()
     types: Any = ["profile"]
     with pytest.raises(InvalidRequestError, match="types is a mapping of kinds to types"):

@@ -10,7 +10,7 @@ FAULT_SEEDS = 20
 
 
 def wrong_seeds(seeds: range, *changes: Change) -> dict[int, str]:
-    """Return the seeds whose runs are wrong, and the first thing that is."""
+    """Return the seeds whose runs are wrong, each with its first violation."""
     found: dict[int, str] = {}
     with from_source(*changes) as load:
         simulate = load("tests.simulation.simulation").simulate
@@ -25,7 +25,7 @@ def wrong_seeds(seeds: range, *changes: Change) -> dict[int, str]:
 
 
 def main(first: int = 0, last: int = 99) -> int:
-    """Print what was found; return the exit code."""
+    """Print the results; return the exit code."""
     logging.disable(logging.CRITICAL)
     found = wrong_seeds(range(first, last + 1))
     for seed, wrong in found.items():

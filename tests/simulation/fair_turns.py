@@ -1,4 +1,4 @@
-"""A judge of turns at a node: no router's requests go before another's that has waited for its turn."""
+"""A check of turns at a node: no router's requests overtake another's that has waited for its turn."""
 
 from typing import Final
 
@@ -24,7 +24,7 @@ class FairTurns:
         self.violations: list[str] = []
 
     def forget(self) -> None:
-        """The node begins anew."""
+        """Forget everything: the node starts again."""
         self._turns.clear()
         self._waiting.clear()
         self._blocked.clear()
@@ -32,7 +32,7 @@ class FairTurns:
         self._at_arrival.clear()
 
     def handle_arrival(self, peer: bytes, frame: bytes) -> None:
-        """A frame came: if it is a request and the first of its peer, it is watched."""
+        """Watch a frame that came if it is a request and the first that waits of its peer."""
         if frame == PING:
             return
         request = decode_request(frame)
@@ -43,13 +43,13 @@ class FairTurns:
             waiting.append(request.request)
 
     def handle_blocked(self, peer: bytes) -> None:
-        """A peer does not read: it waits until its next turn, and others do not wait for it."""
+        """Note that a peer does not read: it waits until its next turn, and others do not wait for it."""
         self._blocked.add(peer)
         for key in [key for key in self._at_arrival if key[0] == peer]:
             del self._at_arrival[key]
 
     def handle_turn(self, peer: bytes, number: int, *, last: bool) -> None:
-        """A request has its turn; what its peer sent before and is not there any more was dropped."""
+        """Count a request's turn; earlier requests of its peer that are missing were dropped."""
         self._turns[peer] = self._turns.get(peer, 0) + 1
         self._blocked.discard(peer)
         before = self._at_arrival.pop((peer, number), None)

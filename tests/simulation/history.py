@@ -1,6 +1,6 @@
-"""The history of a simulation: what was written, acknowledged and shown, and what of that was wrong.
+"""The history of a simulation: all values written, acknowledged and shown, and the violations among them.
 
-Each value says whose it is, of which kind, and how many of that there were before. Each agent is saved by one client,
+Each value names its agent, its kind, and its number among the values of that kind. Each agent is saved by one client,
 so its values have one order.
 """
 
@@ -27,7 +27,7 @@ Key = tuple[str, str]
 
 
 class Asked(NamedTuple):
-    """A call under way, and what it has to show at least."""
+    """A call under way, and the least that it has to show."""
 
     what: str
     client: int
@@ -62,7 +62,7 @@ class History:
     def handle_acknowledged(
         self, now: float, client: int, agent_id: str, values: Mapping[str, Sequence[object]]
     ) -> None:
-        """A client's save is acknowledged: from now on nobody may be shown less."""
+        """Note an acknowledged save: from now on no client may be shown less."""
         for kind, value in values.items():
             key, number = (agent_id, kind), value[2]
             assert isinstance(number, int)
@@ -72,11 +72,11 @@ class History:
     # --- wakes ---
 
     def begin(self, now: float, what: str, client: int, deadline_s: float) -> Asked:
-        """A client asks for something."""
+        """Begin a client's call."""
         return Asked(what, client, now, now + deadline_s, dict(self._acknowledged))
 
     def end(self, now: float, asked: Asked, states: Iterable[AgentState] = ()) -> None:
-        """It has its answer, perhaps states."""
+        """End a call, and check its time and the states that it gave."""
         if now > asked.deadline + GRACE_S:
             self.wrong.append(f"{asked.what} took {now - asked.began:.3f} s, of {asked.deadline - asked.began:.3f}")
         for state in states:
@@ -84,7 +84,7 @@ class History:
                 self._check(now, asked, state, kind)
 
     def handle_not_found(self, asked: Asked, agent_id: str) -> None:
-        """A wake found no agent."""
+        """Check that a wake that found no agent may have found none."""
         if asked.at_least.get((agent_id, KINDS[0])):
             self.wrong.append(f"{agent_id} is not found, and its {KINDS[0]} was acknowledged")
 
@@ -103,6 +103,6 @@ class History:
                 self.wrong.append(f"{key} is shown as number {number}, and {least} was acknowledged")
 
     def _least(self, now: float, asked: Asked, key: Key) -> int:
-        """Return what was acknowledged to anybody before the call began, or to its own client before it ended."""
+        """Return the newest value acknowledged before the call began, or to its own client before it ended."""
         own = [number for at, number in self._acknowledged_to.get((asked.client, key), ()) if at < now]
         return max([asked.at_least.get(key, 0), *own])

@@ -51,4 +51,4 @@ PLANTED: Final[Mapping[str, Change]] = {
         "        if stale or self._ended:\n            return False\n",
     ),
 }
-"""By what is wrong with it."""
+"""Changes by the fault that each plants."""

@@ -14,15 +14,15 @@ class _Timer:
         self.callback: Callable[[], object] | None = callback
 
     def cancel(self) -> None:
-        """Let it not come."""
+        """Cancel the callback."""
         self.callback = None
 
 
 class Processor:
-    """What the node's loop is to its request server. Callbacks run one after another, each when those before are done.
+    """A stand-in for the loop of a node's request server. Callbacks run one after another, each when those before end.
 
-    `work` says how long what runs now takes: until then no other callback runs, and the node's clock, as it looks at it
-    in the same callback, goes on.
+    `work` says how long the present callback takes: until then no other one runs, and the node's clock, as read in the
+    same callback, goes on.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -39,7 +39,7 @@ class Processor:
 
     @property
     def ahead_s(self) -> float:
-        """How much later than this moment of the loop what the processor does now is done."""
+        """How far the end of the present work lies behind the loop's time."""
         return self.monotonic() - self._loop.time()
 
     def work(self, seconds: float) -> None:
@@ -47,23 +47,23 @@ class Processor:
         self._free_at = self.monotonic() + seconds
 
     def call_soon(self, callback: Callable[[], object], /) -> _Timer:
-        """Call back when all that is due before is done."""
+        """Call back when all that is due before has ended."""
         timer = _Timer(callback)
         self._come(timer)
         return timer
 
     def call_later(self, delay: float, callback: Callable[[], object], /) -> _Timer:
-        """Call back so many seconds after what is done now."""
+        """Call back so many seconds after the present work."""
         timer = _Timer(callback)
         self._loop.call_at(self.monotonic() + delay, self._come, timer)
         return timer
 
     def stop(self) -> None:
-        """Stand still, as at SIGSTOP."""
+        """Stop, as at SIGSTOP."""
         self.is_stopped = True
 
     def go_on(self) -> None:
-        """Go on where it stood still."""
+        """Continue after a stop."""
         self.is_stopped = False
         self._schedule()
 

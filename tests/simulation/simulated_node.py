@@ -1,7 +1,7 @@
 """A node of the simulation: the real request server over images in memory, on a processor and a disk of its own.
 
-What the node does takes its own time, while everybody else's goes on: its loop is busy until then. It may be stopped,
-as by SIGSTOP, slowed down, or killed and started again; what was committed before is there then.
+The node's work takes its own time, while everybody else's goes on: its loop is busy until then. It may be stopped, as
+by SIGSTOP, slowed down, or killed and started again with all that was committed before.
 """
 
 import random
@@ -48,7 +48,7 @@ __all__ = ["SimulatedNode"]
 _AGENT_S: Final = 20e-6
 _REQUEST_S: Final = 100e-6
 _SYNC_S: Final = 0.002
-"""What one agent's image, one request and one sync of the disk take."""
+"""Times that one agent's image, one request and one sync of the disk take."""
 
 _REPLIES_MAX: Final = 16
 """Frames that wait for a router before its peer is blocked, as a ROUTER socket has it."""
@@ -100,7 +100,7 @@ class SimulatedNode:
     # --- its life ---
 
     def start(self) -> None:
-        """Listen and serve; nothing is known of the routers of before."""
+        """Listen and serve; earlier routers are forgotten."""
         self._up = True
         self.processor = Processor(self._network.loop)
         self.turns.forget()
@@ -119,20 +119,20 @@ class SimulatedNode:
         self._server.start(self._open)
 
     def kill(self) -> None:
-        """End it at once: what is on its way is lost, what is on its disk stays."""
+        """End it at once: frames on their way are lost, its disk stays."""
         self._up = False
         self.processor.end()
         self._listener.close()
         self._server.close()
 
     def stop(self) -> None:
-        """Stand still, as at SIGSTOP: what comes waits in its connections."""
+        """Stop, as at SIGSTOP: frames wait in its connections."""
         self.processor.stop()
         for connection in self._listener.connections():
             connection.to_node.is_stopped = True
 
     def go_on(self) -> None:
-        """Go on where it stood still."""
+        """Continue after a stop."""
         self.processor.go_on()
         for connection in self._listener.connections():
             connection.to_node.go_on()
@@ -168,7 +168,7 @@ class SimulatedNode:
     # --- the channel of its server ---
 
     def send_to(self, identity: bytes, frame: bytes) -> Sent:
-        """Send a frame once the processor is so far; refuse it if its router does not read."""
+        """Send a frame once the processor has made it; reject it if its router does not read."""
         connection = self._network.connections.get(identity)
         if connection is not None and len(connection.to_router) >= _REPLIES_MAX:
             self.turns.handle_blocked(identity)
@@ -176,10 +176,10 @@ class SimulatedNode:
         return self._listener.send_to(identity, frame, self.processor.ahead_s)
 
     def poll(self) -> None:
-        """What has come was delivered when it came."""
+        """Return nothing: each frame was delivered when it came."""
 
     def close(self) -> None:
-        """Frames are delivered no more once the processor has ended."""
+        """Do nothing: no frame is delivered once the processor has ended."""
 
     # --- its greetings ---
 
@@ -195,7 +195,7 @@ class SimulatedNode:
     # --- its handlers ---
 
     def wait_for_disk(self, found: Callable[[], ImageBatch]) -> PendingBatch | None:
-        """Return what is found later, if a read has to wait; some of these are told to read again instead."""
+        """Return a pending batch if a read has to wait; some of these have to read again instead."""
         if self._chance.random() >= self.coldness:
             return None
         pending: PendingBatch = Future()
@@ -207,7 +207,7 @@ class SimulatedNode:
         return pending
 
     def resume(self, call: Call) -> None:
-        """Go on with a call that was parked."""
+        """Resume a call that was parked."""
         self.processor.call_soon(lambda: self._server.resume(call))
 
     def work(self, seconds: float) -> None:
@@ -301,7 +301,7 @@ class _MemoryShard:
     def read(
         self, agents: Sequence[bytes], kinds: frozenset[str] | None = None, known: Sequence[int] | None = None
     ) -> ImageBatch | PendingBatch:
-        """Return the present images, or those of a moment later if the disk has to be asked."""
+        """Return the present images, or those of a moment later if they have to be read from the disk."""
 
         def found() -> ImageBatch:
             images: list[bytes | memoryview] = [self._node.images.get((self._store, agent), b"") for agent in agents]

@@ -1,8 +1,8 @@
-"""A simulation of clients and nodes in memory, on one clock that jumps, with trouble drawn from a seed.
+"""A simulation of clients and nodes in memory, on one clock that jumps, with disturbances drawn from a seed.
 
 Clients are the real ones, from `Cluster` down to their links; nodes are request servers over images in memory. Frames
 take their time and overtake those of other connections; connections break, nodes are stopped, slow, or killed and
-started again, and clients that do not read. Then all trouble ends, and everything has to be as it should be again.
+started again, and clients that do not read. Then all disturbances end, and every client has to recover.
 
 The same seed gives the same run, event by event.
 """
@@ -25,7 +25,7 @@ from tests.support.virtual_time import run_virtual
 
 __all__ = ["Result", "simulate"]
 
-_TROUBLE_S: Final = 2.0
+_DISTURBANCE_S: Final = 2.0
 _CLIENTS: Final = 2
 _WORKERS: Final = 6
 _AGENTS: Final = [f"agent-{number}" for number in range(24)]
@@ -34,11 +34,11 @@ _QUEUE_FRAMES_MAX: Final = 4
 """Less than a window holds, so that connections to a stopped node have no room."""
 
 _HEALING_S: Final = 12.0
-"""How long after all trouble a client may take to be as it was: silence, back-off and breaker add up to less."""
+"""How long after all disturbances a client may take to recover: silence, back-off and breaker add up to less."""
 
 
 class Result(NamedTuple):
-    """What came of a run."""
+    """The result of a run."""
 
     wrong: list[str]
     trace: list[str]
@@ -93,7 +93,7 @@ class Simulation:
                 routers = self._watch(cluster, memory)
                 await stack.enter_async_context(cluster)
                 clients.append(Client(number, cluster, routers[0]))
-            await self._have_trouble(clients, memory)
+            await self._work_and_disturb(clients, memory)
             await self._heal(clients)
             self._check(clients)
         for node in self._nodes:
@@ -118,15 +118,15 @@ class Simulation:
 
     # --- work ---
 
-    async def _have_trouble(self, clients: list[Client], memory: Network) -> None:
+    async def _work_and_disturb(self, clients: list[Client], memory: Network) -> None:
         workers = [
             asyncio.ensure_future(self._work(client, number)) for client in clients for number in range(_WORKERS)
         ]
-        trouble = asyncio.ensure_future(self._trouble(memory))
+        disturbing = asyncio.ensure_future(self._disturb(memory))
         looks = [asyncio.ensure_future(self._look(client)) for client in clients]
-        await asyncio.sleep(_TROUBLE_S)
+        await asyncio.sleep(_DISTURBANCE_S)
         self._ending = True
-        await asyncio.gather(trouble, *workers, *looks)
+        await asyncio.gather(disturbing, *workers, *looks)
 
     async def _work(self, client: Client, number: int) -> None:
         calls = [*[self._wake] * 6, *[self._save] * 3, self._wake_many, self._give_up, self._ask_status]
@@ -135,7 +135,7 @@ class Simulation:
             await self._chance.choice(calls)(client)
 
     async def _look(self, client: Client) -> None:
-        """Look now and then whether a client has lost an exchange: one that has not ended is somewhere."""
+        """Check repeatedly that a client has lost no exchange: one that has not ended is in some table."""
         while not self._ending:
             await asyncio.sleep(self._chance.expovariate(1 / 0.01))
             for _ in range(3):  # those rejected are notified in the next turn of the loop
@@ -199,18 +199,18 @@ class Simulation:
         await client.cluster.status(deadline_s=0.1)
         self._history.end(self._now(), asked)
 
-    # --- trouble ---
+    # --- disturbances ---
 
-    async def _trouble(self, memory: Network) -> None:
+    async def _disturb(self, memory: Network) -> None:
         kinds = [self._break, self._flap, self._stop, self._slow_down, self._fail, self._delay]
         kinds += [self._restart, self._do_not_read, self._go_cold]
         under_way: list[asyncio.Future[None]] = []
         while not self._ending:
             await asyncio.sleep(self._chance.expovariate(1 / 0.07))
-            trouble = self._chance.choice(kinds)
+            disturbance = self._chance.choice(kinds)
             node = self._chance.choice(self._nodes)
-            self._note(f"{trouble.__name__} {node.name}")
-            under_way.append(asyncio.ensure_future(trouble(node, memory)))
+            self._note(f"{disturbance.__name__} {node.name}")
+            under_way.append(asyncio.ensure_future(disturbance(node, memory)))
         await asyncio.gather(*under_way)
 
     async def _break(self, node: SimulatedNode, _memory: Network) -> None:
@@ -267,12 +267,14 @@ class Simulation:
     # --- the end ---
 
     async def _heal(self, clients: list[Client]) -> None:
-        """Wait until every client has everything again."""
+        """Wait until every client wakes complete agents again."""
         end = self._now() + _HEALING_S
         for client in clients:
             while not await self._wake_all(client, 0.5):
                 if self._now() > end:
-                    self._history.wrong.append(f"client {client.number} is not well {_HEALING_S:g} s after all trouble")
+                    self._history.wrong.append(
+                        f"client {client.number} is not well {_HEALING_S:g} s after all disturbances"
+                    )
                     break
                 await asyncio.sleep(0.1)
             self._note(f"client {client.number} is well")

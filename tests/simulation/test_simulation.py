@@ -1,4 +1,4 @@
-"""Simulated runs are as they should be, the same for the same seed, and find each fault that is planted."""
+"""Simulated runs: correct, the same for the same seed, and able to find each planted fault."""
 
 import logging
 from collections.abc import Generator
@@ -12,19 +12,19 @@ SEEDS = range(8)
 """`python -m tests.simulation` runs as many more as one likes."""
 
 FIND_SEEDS = range(20)
-"""A fault that is not found in these would not be found by those who plant it by mistake, either."""
+"""A fault that these do not find would not be found either if it came in by accident."""
 
 
 @pytest.fixture(autouse=True)
 def no_log() -> Generator[None]:
-    """Nodes fail and fall silent on purpose: of that nothing is to be shown."""
+    """Nothing logged: nodes fail and fall silent on purpose."""
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
 
 
 def first_wrong(seeds: range, *changes: Change) -> tuple[int, list[str]] | None:
-    """Return the first seed whose run is wrong, and what is; None if all are right."""
+    """Return the first seed whose run is wrong, and its violations; None if all are right."""
     with from_source(*changes) as load:
         simulate = load("tests.simulation.simulation").simulate
         for seed in seeds:

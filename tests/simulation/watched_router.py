@@ -19,7 +19,7 @@ __all__ = ["WatchedRouter", "watch_exchanges"]
 
 
 class WatchedRouter(Router):
-    """A router that notes what became of each exchange that it was given."""
+    """A router that notes how each exchange submitted to it ended."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -38,14 +38,14 @@ class WatchedRouter(Router):
         super().submit(exchanges)
 
     def cancel(self, exchanges: Iterable[Exchange]) -> None:
-        """Cancel, and take note; what has ended may be cancelled."""
+        """Cancel, and note it; exchanges that have ended may be cancelled."""
         cancelled = list(exchanges)
         super().cancel(cancelled)
         for exchange in cancelled:
             self.submitted[exchange] = self.submitted[exchange] or "cancelled"
 
     def handle_end(self, exchange: Exchange, how: str) -> None:
-        """An exchange was notified for the last time."""
+        """Note that an exchange was notified for the last time."""
         if self.submitted[exchange]:
             self.wrong.append(f"an exchange is notified ({how}) after it was {self.submitted[exchange]}")
         self.submitted[exchange] = how

@@ -1,4 +1,4 @@
-"""The real agents of ../shared/data, or agents like them where that directory is not there."""
+"""The real agents of ../shared/data, or agents like them if that directory does not exist."""
 
 import json
 import random
@@ -14,7 +14,7 @@ Fragments = dict[str, Any]
 
 
 def airline_agents() -> dict[str, Fragments]:
-    """200 agents by id, each with its fragments by kind: about 21 KB as JSON."""
+    """Return 200 agents by id, each with its fragments by kind: about 21 KB as JSON."""
     if _FILE.exists():
         with _FILE.open(encoding="utf-8") as lines:
             records = [json.loads(line) for line in lines]

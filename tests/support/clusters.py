@@ -1,4 +1,4 @@
-"""Clusters of real processes on free ports of loopback: their topology files, and what is done to their nodes."""
+"""Clusters of real processes on free ports of loopback: their topology files, and control of their nodes."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ store = "archive"
 """
 
 _PATIENCE_SECONDS = 20.0
-"""How long a test waits for what has no time limit of its own, on a machine that others use too."""
+"""How long a test waits for events without a time limit of their own, on a machine that others use too."""
 
 
 def write_topology(
@@ -79,7 +79,7 @@ def runtime_directory() -> Generator[Path]:
 
 
 class RunningCluster:
-    """A launcher with its nodes, and everything that it told."""
+    """A launcher with its nodes, and every event that it reported."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -102,11 +102,11 @@ class RunningCluster:
         await eventually(lambda: self.launcher.pids().get(node) != pid)
 
     def states(self, node: str) -> list[str]:
-        """Return what was told of a node, in order, without its log."""
+        """Return the states reported of a node, in order, without its log."""
         return [event.state for event in self.events if event.node == node and event.state != "log"]
 
     async def served_again(self, node: str, starts: int) -> None:
-        """Wait until a node has come to serve for the `starts`-th time."""
+        """Wait until a node serves for the `starts`-th time."""
         await eventually(lambda: self.states(node).count("serving") >= starts)
 
 
@@ -119,7 +119,7 @@ async def running(path: Path) -> AsyncGenerator[RunningCluster]:
 
 
 async def eventually(condition: Callable[[], bool], seconds: float = _PATIENCE_SECONDS) -> None:
-    """Wait until a condition holds; fail where it never does."""
+    """Wait until a condition holds; fail if it never does."""
     clock = asyncio.get_running_loop().time
     end = clock() + seconds
     while not condition():
@@ -128,7 +128,7 @@ async def eventually(condition: Callable[[], bool], seconds: float = _PATIENCE_S
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process runs: it is there, and no zombie that nobody has asked for yet."""
+    """Return whether a process runs: it exists, and is no zombie that has not been reaped yet."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -136,7 +136,7 @@ def is_running(pid: int) -> bool:
 
 
 def anonymous_bytes(pid: int) -> int:
-    """RssAnon of a process (proc_pid_status(5)): without the pages of LMDB's files."""
+    """Return RssAnon of a process (proc_pid_status(5)): without the pages of LMDB's files."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1_024

@@ -16,7 +16,7 @@ _END = object()
 
 
 class _FromThreads:
-    """A SyncCluster in the clothes of a Cluster: each call goes to another thread, and can be awaited."""
+    """A SyncCluster with the methods of a Cluster: each call runs in another thread, and can be awaited."""
 
     def __init__(self, cluster: SyncCluster) -> None:
         self._cluster = cluster

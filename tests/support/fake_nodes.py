@@ -1,4 +1,4 @@
-"""Nodes in the test's own event loop: they keep images in memory and answer as a test says.
+"""Nodes in the test's own event loop, which keep images in memory and answer as a test says.
 
 On a loop whose time is virtual their connections are in memory too, on any other they are sockets.
 
@@ -72,7 +72,7 @@ __all__ = [
     "fake_topology",
     "images_frame",
     "placement_of",
-    "refusing",
+    "rejecting",
     "wake_lacking",
 ]
 
@@ -156,9 +156,9 @@ class FakeNode:
         self.images: dict[tuple[str, bytes], bytes] = {}
         self.version = placement.generation << 40
         self.applied: dict[bytes, int] = {}
-        """Version by write id: what is sent twice is applied once."""
+        """Version by write id: a write sent twice is applied once."""
         self.expects = False
-        """Whether a write is refused where other versions are there than it expects."""
+        """Whether a write is rejected if other versions are there than it expects."""
         self.requests: list[Request] = []
         self.peers: list[bytes] = []
         """Who sent each of the requests."""
@@ -166,7 +166,7 @@ class FakeNode:
         """Kinds of requests whose answers wait for `release`; they are made when the request comes in."""
         self.held: list[tuple[bytes, list[bytes]]] = []
         self.answer: Callable[[Request], list[bytes]] = self.serve
-        """What a request is answered with, frame by frame; a test may put another in its place."""
+        """The function that answers a request, frame by frame; a test may replace it."""
         self._sockets: SocketOwner | None = None
         self._channel: Channel[list[bytes]] | Listener | None = None
         self._waiting: dict[bytes, deque[bytes]] = {}
@@ -187,7 +187,7 @@ class FakeNode:
         self._channel = Channel(asyncio.get_running_loop(), replies, _receive, self._handle_messages)
 
     def stop(self) -> None:
-        """Break every connection; what was held is lost."""
+        """Break every connection; held answers are lost."""
         if self._channel is not None:
             self._channel.close()
             self._channel = None
@@ -231,7 +231,7 @@ class FakeNode:
         del self._waiting[peer]
 
     def release(self, number: int | None = None) -> None:
-        """Send the held answers, the first `number` of them; what comes from now on is answered at once if all."""
+        """Send the held answers, the first `number` of them; if all, later requests are answered at once."""
         if number is None:
             self.hold.clear()
         released, self.held = self.held[:number], self.held[len(self.held) if number is None else number :]
@@ -239,7 +239,7 @@ class FakeNode:
             self._send(peer, frames)
 
     def release_while_stalled(self) -> None:
-        """Send all held answers while the loop stands still, which reads none: wait for room for each."""
+        """Send all held answers while the loop stalls and reads none: wait for room for each."""
         if network() is not None:
             self.release()
             return
@@ -331,7 +331,7 @@ class FakeNode:
         return CommitReplySection(index, SectionStatus.OK, self.version, results)
 
     def _found(self, store: str, write: Write) -> dict[str, int]:
-        """Return the versions that are there of the kinds of which a write expects some."""
+        """Return the present versions of the kinds of which a write expects some."""
         image = self.images.get((store, write.agent))
         fragments = decode_image(image) if image else {}
         return {kind: fragments[kind].version if kind in fragments else 0 for kind in write.expect or {}}
@@ -349,7 +349,7 @@ class FakeNodes(dict[str, FakeNode]):
     """The nodes of one cluster, by the name of the store that each keeps."""
 
     def fetches(self) -> list[Fetch]:
-        """Return every Fetch that any of them got."""
+        """Return every Fetch that any node received."""
         return [fetch for node in self.values() for fetch in node.asked(Fetch)]
 
     def agents_fetched(self, store: str) -> list[bytes]:
@@ -373,7 +373,7 @@ class FakeNodes(dict[str, FakeNode]):
 
 
 def connect(source: Topology | str, **options: Any) -> Cluster:
-    """Return a client to be opened, as `dawnchorus.connect` does, that finds fake nodes where they listen."""
+    """Return a client to be opened, as `dawnchorus.connect` does, that finds fake nodes."""
     cluster = dawnchorus.connect(source, **options)
     memory = network()
     if memory is not None:
@@ -391,8 +391,10 @@ async def fake_client(
         yield cluster, nodes
 
 
-def refusing(code: FaultCode, *requests: type[Request], retry_after_s: float = 0.0) -> Callable[[Request], list[bytes]]:
-    """Return an `answer` that refuses requests of these kinds as a whole."""
+def rejecting(
+    code: FaultCode, *requests: type[Request], retry_after_s: float = 0.0
+) -> Callable[[Request], list[bytes]]:
+    """Return an `answer` that rejects requests of these types."""
 
     def answer(request: Request) -> list[bytes]:
         assert isinstance(request, requests), f"not meant for {request}"

@@ -1,7 +1,7 @@
-"""The package imported anew from its sources, with changes: so a test can plant a fault, and see it found.
+"""The package imported again from changed sources, so that a test can plant a fault and see it found.
 
-What is compiled cannot be replaced from outside; its sources can. A change is a piece of text and what is put in its
-place. It has to be there once, so that a plant whose soil was dug up fails instead of testing nothing.
+Compiled code cannot be replaced from outside; its sources can. A change is a piece of text and its replacement. The
+text has to be there exactly once, so that an outdated change fails instead of testing nothing.
 """
 
 import importlib
@@ -24,7 +24,7 @@ _KEPT: Final = ("tests.support.from_source", "tests.support.real")
 
 
 class Change(NamedTuple):
-    """A piece of a source file, and what stands there instead."""
+    """A piece of a source file, and its replacement."""
 
     file: str
     before: str
@@ -38,7 +38,7 @@ class Change(NamedTuple):
 
 
 class _Loader(SourceLoader):
-    """Loads one source file, changed; nothing is cached."""
+    """Loader of one source file, changed; nothing is cached."""
 
     def __init__(self, path: Path, changes: Sequence[Change]) -> None:
         self._path = path
@@ -57,7 +57,7 @@ class _Loader(SourceLoader):
 
 
 class _Finder(MetaPathFinder):
-    """Finds the package's modules where their sources are."""
+    """Finder of the package's modules among its sources."""
 
     def __init__(self, changes: Sequence[Change]) -> None:
         self._changes = list(changes)
@@ -69,14 +69,14 @@ class _Finder(MetaPathFinder):
             return None
         within = fullname.split(".")[1:]
         base = _ROOT.joinpath(*within) if within else _ROOT / "src" / _PACKAGE
-        file, folder = base.with_suffix(".py"), base / "__init__.py"
-        source = folder if folder.is_file() else file
+        file, package = base.with_suffix(".py"), base / "__init__.py"
+        source = package if package.is_file() else file
         if not source.is_file():
             return None  # written in C
         name = source.relative_to(_ROOT).as_posix()
         changes = [change for change in self._changes if change.file == name]
         loader = _Loader(source, changes) if changes else SourceFileLoader(fullname, str(source))
-        locations = [str(base)] if source is folder else None
+        locations = [str(base)] if source is package else None
         return importlib.util.spec_from_file_location(
             fullname, source, loader=loader, submodule_search_locations=locations
         )
@@ -84,7 +84,7 @@ class _Finder(MetaPathFinder):
 
 @contextmanager
 def from_source(*changes: Change) -> Generator[Callable[[str], ModuleType]]:
-    """Import anew, from sources with these changes; gives what imports a module, as long as the block lasts.
+    """Import again, from sources with these changes; yield a function that imports a module within the block.
 
     The package, the tests' support and the simulation are all anew, and gone afterwards.
     """

@@ -1,4 +1,4 @@
-"""What a client holds inside: the one place where tests look past the public face."""
+"""A client's internals: the one place where tests look behind the public interface."""
 
 # pyright: reportPrivateUsage=false
 
@@ -38,7 +38,7 @@ __all__ = [
     "open_routers_by",
     "open_routers_on",
     "receive_together",
-    "refusals",
+    "rejections",
     "reply_of",
     "sendings",
     "stray_replies",
@@ -47,7 +47,7 @@ __all__ = [
 
 
 def leftovers(cluster: Cluster) -> dict[str, int]:
-    """Return what a client still holds of requests, by table; empty once nobody waits for anything."""
+    """Return what a client still holds of requests, by table; empty once no call waits."""
     router, wakes = cluster._session.router, cluster._session.wakes.coalescer
     tables = {
         **kept_exchanges(router.dispatcher),
@@ -69,7 +69,7 @@ def open_routers_on(cluster: Cluster, network: Network) -> None:
 
 
 def open_routers_by(cluster: Cluster, open_router: Callable[[], Router]) -> None:
-    """Let a client that is not open yet have the router that this makes."""
+    """Give a client that is not open yet the router that this function makes."""
     cluster._open_router = open_router
 
 
@@ -87,7 +87,7 @@ def kept_choices(cluster: Cluster) -> int:
 
 
 def break_next_fetch(cluster: Cluster) -> None:
-    """Let the next fetch of a client end in an exception that nobody foresaw, before it is sent."""
+    """Let the next fetch of a client end in an unexpected exception, before it is sent."""
     fetcher = cluster._session.wakes.fetcher
     fetch = fetcher.fetch
 
@@ -99,22 +99,22 @@ def break_next_fetch(cluster: Cluster) -> None:
 
 
 def is_up(cluster: Cluster, node: str) -> bool:
-    """Whether the client is connected to a node."""
+    """Return whether the client is connected to a node."""
     return cluster._session.router.is_up(node)
 
 
-def refusals(cluster: Cluster) -> dict[str, str]:
+def rejections(cluster: Cluster) -> dict[str, str]:
     """Return why nodes and this client do not belong together, by node."""
-    return cluster._session.router.members._refusals
+    return cluster._session.router.members._rejections
 
 
 def is_marked_down(cluster: Cluster, node: str) -> bool:
-    """Whether the client's breaker of a node is open."""
+    """Return whether the client's breaker of a node is open."""
     return cluster._session.router.dispatcher.flows[node].breaker.state is BreakerState.OPEN
 
 
 def stray_replies(cluster: Cluster) -> int:
-    """Return how many replies came that nobody waited for, or that were none."""
+    """Return how many stray or malformed replies came."""
     return cluster._session.router.dispatcher.stray_replies
 
 
@@ -132,14 +132,14 @@ def sendings(cluster: Cluster) -> Sendings:
 
 
 def receive_together(cluster: Cluster, replies: Sequence[tuple[str, bytes]]) -> None:
-    """Hand a client replies of several nodes in one turn, as if they had just come in."""
+    """Deliver replies of several nodes to a client in one turn, as if they had just arrived."""
     router = cluster._session.router
     router._replies.extend([(node, memoryview(frame)) for node, frame in replies])
     router._turn()
 
 
 class ReplyDropper:
-    """Loses a share of the replies that come in to one client, as if they had never come; counts them."""
+    """A filter that drops, and counts, a share of the replies to one client, as if they had never come."""
 
     def __init__(self, router: Router, chance: random.Random, share: float) -> None:
         self.dropped = 0
@@ -150,10 +150,10 @@ class ReplyDropper:
         self.handle_down = router.members.handle_down
         self.handle_silent = router.members.handle_silent
         self.handle_heard = router.members.handle_heard
-        self.handle_refused = router.members.handle_refused
+        self.handle_rejected = router.members.handle_rejected
 
     def handle_frames(self, link: Link, frames: list[memoryview]) -> None:
-        """Pass on what is not lost."""
+        """Pass on the frames that are not dropped."""
         kept = [frame for frame in frames if self._chance.random() >= self.share]
         self.dropped += len(frames) - len(kept)
         self._router.members.handle_frames(link, kept)
@@ -176,7 +176,7 @@ def exchange(
     deadline: float = 1e6,
     caller: object = "the caller of most",
 ) -> Exchange:
-    """Return an exchange that flow control can be given: one that nobody awaits. (What is compiled has no doubles.)"""
+    """Return an exchange for flow control: one that nobody awaits. (Compiled classes have no doubles.)"""
     made: Exchange
     if not guarded:
         made = _StatusCall("node", deadline, expected_bytes, StatusReply, _never_sent, caller)

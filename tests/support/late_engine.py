@@ -1,4 +1,4 @@
-"""An engine in memory that answers late, out of order, and now and then with an error: as one across a network would.
+"""An engine in memory that answers late, out of order, and sometimes with an error, as one across a network would.
 
 `engine = "tests.support.late_engine:LateEngine"`. Its shards live as long as their process, whoever opens them.
 
@@ -54,7 +54,7 @@ class Options(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Kept:
-    """What is kept of one shard, whoever has it open."""
+    """The data of one shard, whoever has it open."""
 
     def __init__(self, identity: ShardIdentity) -> None:
         self.identity = identity
@@ -69,7 +69,7 @@ _kept: dict[Path, Kept] = {}
 
 
 class LateEngine:
-    """Opens shards in memory."""
+    """An engine that opens shards in memory."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         try:
@@ -113,7 +113,7 @@ class LateShard:
 
     @property
     def clock_ms(self) -> int:
-        """The time of the newest commit."""
+        """Time of the newest commit."""
         return self._kept.clock_ms
 
     @property
@@ -129,7 +129,7 @@ class LateShard:
     def read(
         self, agents: Sequence[bytes], kinds: frozenset[str] | None = None, known: Sequence[int] | None = None
     ) -> ImageBatch | PendingBatch:
-        """Look at once, and answer when it pleases."""
+        """Read at once, and answer after a random delay."""
         if b"" in agents:
             raise InvalidRequestError("an agent id is empty")
         with self._lock:
@@ -193,7 +193,7 @@ class LateShard:
         try:
             after = apply_write(before, write, version, now_ms)
         except ProtocolError as error:
-            return Rejection(f"the agent's image is damaged: {error}")
+            return Rejection(f"the agent's image is corrupt: {error}")
         if isinstance(after, Rejection):
             return after
         if after is before:
@@ -282,7 +282,7 @@ class LateShard:
 
 
 class Postman:
-    """Delivers results when they are due, in a thread of its own."""
+    """A thread that delivers results when they are due."""
 
     def __init__(self) -> None:
         self._due: list[tuple[float, int, Future[Any], object]] = []

@@ -48,7 +48,7 @@ class Life:
     """One data directory of one cluster: a store, its shards on one node."""
 
     def __init__(self, path: Path, shards: int) -> None:
-        """Nothing is made yet."""
+        """Make nothing yet."""
         self.path = path
         self.topology = Topology(
             "test",
@@ -60,12 +60,12 @@ class Life:
         self._control = FileControlStore.in_directory(path)
 
     def made(self) -> Path:
-        """Return the data directory, made if need be."""
+        """Return the data directory, created if necessary."""
         self.path.mkdir(parents=True, exist_ok=True)
         return self.path
 
     def placement(self) -> Placement:
-        """Return the placement that is there."""
+        """Return the present placement."""
         placement = asyncio.run(self._control.read())
         assert placement is not None
         return placement

@@ -41,13 +41,13 @@ class Pipe:
         return len(self._frames)
 
     def send(self, frame: bytes, delay_s: float) -> None:
-        """Send a frame; it does not come before those that were sent before it."""
+        """Send a frame; it never overtakes earlier ones."""
         self._last = max(self._last, self._loop.time() + delay_s)
         self._frames.append((self._last, frame))
         self._schedule()
 
     def poll(self) -> None:
-        """Deliver what is there."""
+        """Deliver the frames that have arrived."""
         due: list[bytes] = []
         while self._frames and self._frames[0][0] <= self._loop.time() and not self.is_stopped:
             due.append(self._frames.popleft()[1])
@@ -60,7 +60,7 @@ class Pipe:
         self._schedule()
 
     def clear(self) -> None:
-        """Lose what is on its way."""
+        """Lose the frames on their way."""
         self._frames.clear()
 
     def _schedule(self) -> None:
@@ -101,7 +101,7 @@ class MemoryConnection:
         return True
 
     def poll(self) -> None:
-        """Deliver to the router what is there."""
+        """Deliver the frames that have arrived to the router."""
         self.to_router.poll()
 
     def close(self) -> None:
@@ -151,13 +151,13 @@ class Listener:
         return Sent.OK
 
     def connections(self) -> list[MemoryConnection]:
-        """Return those that there are."""
+        """Return the frames that have arrived."""
         return [
             connection for connection in self._network.connections.values() if connection.endpoint in self._endpoints
         ]
 
     def close(self) -> None:
-        """Break all connections; nobody listens any more."""
+        """Break all connections, and stop listening."""
         for endpoint in self._endpoints:
             self._network.listeners.pop(endpoint, None)
         for connection in self.connections():
@@ -165,7 +165,7 @@ class Listener:
 
 
 class Network:
-    """Who listens where, and all connections, on one loop. It is a router's transport."""
+    """All listeners and connections on one loop: a router's transport."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -184,7 +184,7 @@ class Network:
         handle_frames: Callable[[Connection, list[memoryview]], None],
         handle_broken: Callable[[Connection], None],
     ) -> MemoryConnection:
-        """Begin to connect; where nobody listens the connection breaks."""
+        """Begin to connect; the connection breaks if nobody listens."""
         if not endpoint.startswith(("tcp://127.0.0.1:", "ipc://")):
             raise ClusterUnavailable(f"cannot connect to {endpoint}: it is no endpoint of this network")
         identity = next(self._identities).to_bytes(5, "big")

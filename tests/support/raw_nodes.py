@@ -75,7 +75,7 @@ ALL_STORES: Mapping[str, Sequence[str]] = {NODE: ["identity", "live", "archive"]
 SHARDS = 2
 
 PATIENCE_S = 60.0
-"""How long a test waits for what has to happen; nothing is measured with it."""
+"""How long a test waits for an event that has to come; nothing is measured with it."""
 
 BUDGET_US = 60_000_000
 
@@ -85,7 +85,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 def make_topology(
     directory: Path, *, shards: int = SHARDS, nodes: Mapping[str, Sequence[str]] = ALL_STORES, name: str = "test"
 ) -> Topology:
-    """The topology of one node with all three stores, two shards each, in a new file of the directory."""
+    """Write and return the topology of one node with all three stores, two shards each, in the directory."""
     return load_topology(write_topology(directory, name=name, shards=shards, nodes=nodes))
 
 
@@ -98,11 +98,11 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.002)
 
 
-# --- requests and what answers them ---
+# --- requests and their replies ---
 
 
 def fetch_of(agents: Iterable[bytes], *, request: int = 1, store: str = "live", **fields: Any) -> Fetch:
-    """A fetch of agents of one store, a section for each shard."""
+    """Return a fetch of agents of one store, a section for each shard."""
     by_shard: dict[int, list[bytes]] = {}
     for agent in agents:
         by_shard.setdefault(shard_of(agent, SHARDS), []).append(agent)
@@ -112,7 +112,7 @@ def fetch_of(agents: Iterable[bytes], *, request: int = 1, store: str = "live", 
 
 
 def commit_of(values: dict[bytes, bytes], *, request: int = 1, store: str = "live", kind: str = "session") -> Commit:
-    """A commit of one kind of each agent, a section for each shard."""
+    """Return a commit of one kind of each agent, a section for each shard."""
     by_shard: dict[int, list[Write]] = {}
     for agent, value in values.items():
         write = Write(agent, new_write_id(), 0, [Put(kind, 0, 0, value)])
@@ -122,7 +122,7 @@ def commit_of(values: dict[bytes, bytes], *, request: int = 1, store: str = "liv
 
 
 def images_in(fetch: Fetch, replies: Sequence[FetchReply]) -> dict[bytes, bytes | int]:
-    """Each agent's image, or ABSENT or UNCHANGED; fails unless the replies answer each agent of the fetch once."""
+    """Return each agent's image, or ABSENT or UNCHANGED; fail unless the replies answer each agent once."""
     found: dict[bytes, bytes | int] = {}
     for number, reply in enumerate(replies):
         assert reply.request == fetch.request
@@ -142,7 +142,7 @@ def images_in(fetch: Fetch, replies: Sequence[FetchReply]) -> dict[bytes, bytes 
 
 
 class RawClient:
-    """One DEALER that says what it is told to, also nonsense, in the loop of the test."""
+    """One DEALER in the test's loop that sends whatever it is given, also malformed frames."""
 
     def __init__(self, endpoint: str) -> None:
         self._owner = SocketOwner()
@@ -161,13 +161,13 @@ class RawClient:
         self._channel.poll()  # sending may swallow the edge that says that something has come
 
     async def receive(self) -> Reply:
-        """The next reply, whatever it answers."""
+        """Return the next reply, whatever it answers."""
         async with asyncio.timeout(PATIENCE_S):
             return decode_reply(await self._received.get())
 
     @property
     def waiting(self) -> int:
-        """Replies that have come and were not taken."""
+        """The number of replies that have come and were not taken."""
         return self._received.qsize()
 
     def drain(self) -> list[Reply]:
@@ -195,7 +195,7 @@ class RawClient:
         return images_in(fetch, replies)
 
     async def commit(self, values: dict[bytes, bytes], store: str = "live", kind: str = "session") -> CommitReply:
-        """Write a kind of some agents; fails where a write is not applied."""
+        """Write a kind of some agents; fail if a write is not applied."""
         committed = await self.ask(commit_of(values, store=store, kind=kind), CommitReply)
         for section in committed.sections:
             assert section.status == SectionStatus.OK, section
@@ -203,7 +203,7 @@ class RawClient:
         return committed
 
     async def status(self) -> StatusReply:
-        """The node as it sees itself."""
+        """Return the node's own status."""
         return await self.ask(Status(1, BUDGET_US, 0, None), StatusReply)
 
     def close(self) -> None:
@@ -224,7 +224,7 @@ class RawClient:
 
 
 class Served(msgspec.Struct):
-    """A node that serves in this loop."""
+    """A node that serves in this event loop."""
 
     topology: Topology
     node: FragmentNode
@@ -247,7 +247,7 @@ async def served(
     transport: Transport | None = None,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> AsyncGenerator[Served]:
-    """Serve one node in this loop for a block; what a node's process does at its start is done before."""
+    """Serve one node in this loop for a block, after the start-up work of a node's process."""
     control = FileControlStore.in_directory(topology.data_dir)
     placement = await establish_placement(topology, control, lambda: any_shard_on_disk(topology))
     shards = open_shards(topology, placement, name)
@@ -285,7 +285,7 @@ sys.exit(run_node(sys.argv[1], sys.argv[2], until_stdin_closes=True))
 
 
 class NodeProcess:
-    """A node as a process; it ends with this one, however this one ends, as it holds the node's standard input."""
+    """A node as a process; it ends with this process in any case, as this one holds its standard input."""
 
     def __init__(
         self,
@@ -314,7 +314,7 @@ class NodeProcess:
         return self.process.pid
 
     def serving(self) -> dict[str, Any]:
-        """Wait until it serves; return what it says of itself."""
+        """Wait until it serves; return its status."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, f"the node ended: {self.log}"

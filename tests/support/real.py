@@ -1,4 +1,4 @@
-"""Tests of the real world, and what keeps it away from all others.
+"""Tests of the real world, and the guard that keeps all others away from it.
 
 Every test is a unit test unless it says otherwise: it runs in virtual time (`tests.support.virtual_time`), and opening
 a socket, starting a process or a thread, or sleeping is an error. Tests that need one of those are listed here by file,
@@ -78,7 +78,7 @@ _EVENTS: Final = {
     "os.posix_spawn": "starts a process",
     "os.exec": "starts a process",
 }
-"""Audit events (docs.python.org/3/library/audit_events.html), and what a test does that raises one."""
+"""Audit events (docs.python.org/3/library/audit_events.html), and the action of a test that raises one."""
 
 _CALLS: Final[tuple[tuple[object, str, str], ...]] = (
     (zmq, "Context", "opens a socket"),
@@ -88,7 +88,7 @@ _CALLS: Final[tuple[tuple[object, str, str], ...]] = (
     (BaseProcess, "start", "starts a process"),
     (time, "sleep", "sleeps"),
 )
-"""What raises no audit event in every Python that is supported."""
+"""Functions that raise no audit event in some supported Python."""
 
 
 class RealWorldError(AssertionError):

@@ -1,4 +1,4 @@
-"""What a process wrote to a file and when it was synced, as strace(1) saw it; and the file as a crash may leave it.
+"""Recorded writes: a process's writes and syncs of a file by strace(1), and the file as a crash may leave it.
 
 A disk that loses power keeps what was synced. Of what was written since, it keeps any part: pages reach it in any
 order. A write to a file descriptor opened with O_DSYNC is on the disk when it returns, and says nothing of others.
@@ -101,7 +101,7 @@ def _unhex(text: str) -> bytes:
 
 
 class Disk:
-    """A file on a disk: what is surely there, and the pages that may be."""
+    """A file on a disk: its durable content, and the pages that may be on the disk."""
 
     def __init__(self) -> None:
         self.sure = bytearray()
@@ -109,13 +109,13 @@ class Disk:
         """Offset and content of each piece written and not synced, cut at pages, in order."""
 
     def take(self, event: FileEvent) -> None:
-        """Let an event happen whole."""
+        """Let an event happen completely."""
         if event.content is None:
             for offset, piece in self.pending:
                 _put(self.sure, offset, piece)
             self.pending.clear()
         elif event.durable:
-            # What was written to the same pages before goes to the disk with them.
+            # Earlier writes to the same pages go to the disk with them.
             first, last = event.offset // PAGE_BYTES, (event.offset + len(event.content) - 1) // PAGE_BYTES
             for offset, piece in self.pending:
                 if first <= offset // PAGE_BYTES <= last:
@@ -126,9 +126,9 @@ class Disk:
             self.pending += _pieces(event)
 
     def after_crash(self, during: FileEvent, chance: random.Random) -> bytes:
-        """Return the file as a crash may leave it while an event is under way: of what is not synced, any part."""
+        """Return the file as a crash during an event may leave it: with any part of the unsynced writes."""
         pending = self.pending + (_pieces(during) if during.content is not None else [])
-        # All, nothing or one piece missing are the likely ways in which something goes wrong.
+        # All, nothing or one piece missing are the likely cases.
         share = chance.choice([0.0, 0.1, 0.5, 0.9, 1.0])
         kept = [piece for piece in pending if chance.random() < share]
         left = bytearray(self.sure)

@@ -1,4 +1,4 @@
-"""Clusters whose nodes are stopped and killed: filled before, with clients that hold nothing after."""
+"""Clusters whose nodes are stopped and killed: filled first, with clients that hold nothing afterwards."""
 
 import contextlib
 from collections.abc import AsyncGenerator, Sequence

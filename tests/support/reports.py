@@ -1,4 +1,4 @@
-"""Plausible reports of measurements, for tests of what is made of them."""
+"""Plausible reports of measurements, for tests of their output."""
 
 from typing import Any
 

@@ -2,10 +2,10 @@
 
     python -m tests.support.saving_client TOPOLOGY NUMBER SEED
 
-It owns some agents, whose kinds get growing values: nobody else writes them, so that whatever it sees of them has to be
-what it wrote. Besides it adds to counters that it shares with its like. Every acknowledged write is one line of
-standard output, written before the next save of that agent begins; one byte goes to standard error as each save is
-sent. At the end it says what it did, having repeated every save of unknown outcome until it was known.
+It owns some agents, whose kinds get growing values: nobody else writes them, so that every value it reads has to be one
+that it wrote. It also adds to counters that it shares with other such processes. Every acknowledged write is one line
+of standard output, written before the next save of that agent begins; one byte is written to standard error as each
+save is sent. At the end it prints a summary, after repeating every save of unknown outcome until it was known.
 
 A contradiction ends it with a traceback on standard output and exit code 1.
 """
@@ -52,7 +52,7 @@ class Acknowledged(msgspec.Struct, tag="acknowledged"):
 
 
 class Summary(msgspec.Struct, tag="summary"):
-    """What a process did."""
+    """The counts of a process's saves, deletes and checks."""
 
     saves: int = 0
     deletes: int = 0
@@ -69,12 +69,12 @@ class Summary(msgspec.Struct, tag="summary"):
 
 
 def tell(fact: Acknowledged | Summary) -> None:
-    """Write a line; it is out when this returns."""
+    """Write a line; it has been written when this returns."""
     os.write(1, msgspec.json.encode(fact) + b"\n")
 
 
 class Client:
-    """What the tasks of one process share."""
+    """The cluster and the counts that the tasks of one process share."""
 
     def __init__(self, cluster: Cluster, seed: str) -> None:
         self.cluster = cluster
@@ -83,7 +83,7 @@ class Client:
         self.stopping = asyncio.Event()
 
     async def call(self, saving: Any) -> Saved | SaveError:
-        """Run a save or delete; return what became of it, an error of it included."""
+        """Run a save or delete; return its result or error."""
         os.write(2, b".")
         try:
             result: Saved | SaveError = await saving
@@ -95,7 +95,7 @@ class Client:
         return result
 
     async def repeat(self, error: SaveError) -> Saved | SaveError:
-        """Repeat a save until it is known what became of it."""
+        """Repeat a save until its outcome is known."""
         self.summary.repeated += 1
         result: Saved | SaveError = error
         while isinstance(result, SaveError) and (unknown_stores(result) or isinstance(result, SaveRejected)):
@@ -108,7 +108,7 @@ class Client:
         return result
 
     async def wake(self, agent_id: str) -> AgentState:
-        """Wake until all is there."""
+        """Wake until the state is complete."""
         while True:
             [state] = await self.cluster.wake_many([agent_id], deadline_s=LONG_S)
             if state.complete:
@@ -117,14 +117,14 @@ class Client:
 
 
 def unknown_stores(error: SaveError) -> tuple[str, ...]:
-    """The stores that may have applied a save or not."""
+    """Return the stores that may have applied a save or not."""
     if isinstance(error, SaveIncomplete):
         return error.unknown
     return tuple(STORES) if isinstance(error, DeadlineExceeded) else ()
 
 
 class Owner:
-    """Writes one agent, and knows of each store what must be there, or what may be."""
+    """The only writer of one agent; it knows for each store which values must be there, and which may be."""
 
     def __init__(self, client: Client, agent_id: str) -> None:
         self.client = client
@@ -136,7 +136,7 @@ class Owner:
         self.versions = dict.fromkeys(STORES, 0)
         """Its version; after a delete that of the delete."""
         self.maybe: dict[str, dict[int, int]] = {store: {} for store in STORES}
-        """What may have come after it, by the number that it was sent under: the value, 0 for a delete."""
+        """Values that may have come after it, by the number that each was sent under; 0 for a delete."""
 
     async def run(self) -> None:
         while not self.client.stopping.is_set():
@@ -181,7 +181,7 @@ class Owner:
         self.take_over(result, stores, value)
 
     def take_over(self, result: Saved | SaveError, stores: list[str], value: int) -> None:
-        """Take in what is known of a write for sure."""
+        """Note what is certain about a write."""
         if isinstance(result, Saved):
             versions = result.versions
         elif isinstance(result, SaveIncomplete):
@@ -210,7 +210,7 @@ class Owner:
         self.maybe[store].clear()
 
     async def check(self) -> None:
-        """Wake the agent: what is there has to be what was written."""
+        """Wake the agent, and check that its values are those that were written."""
         state = await self.client.wake(self.agent_id)
         for store, kinds in STORES.items():
             numbers = {state.get(kind, 0) for kind in kinds}
@@ -234,7 +234,7 @@ class Owner:
 
 
 async def add_on(client: Client, number: int) -> None:
-    """Add 1 to the shared counters, again and again, and know of each addition whether it counted."""
+    """Add 1 to the shared counters, again and again, and find out whether each addition counted."""
     chance = random.Random(f"{client.seed}/adder-{number}")
     while not client.stopping.is_set():
         counter = chance.choice(COUNTERS)

@@ -1,6 +1,6 @@
 """A client's saves without sockets, loop or disk: a router whose messages a test moves by hand, and shards in memory.
 
-What a message may suffer on its way is worse here than anywhere: of those that wait for a node any may go next.
+Messages are reordered more than anywhere else: of those that wait for a node any may be sent next.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ Ts = TypeVarTuple("Ts")
 
 
 class HandLoop(asyncio.BaseEventLoop):
-    """As much of an event loop as saves need: a turn is over, and time passes, when a test says so."""
+    """The part of an event loop that saves need: a turn ends, and time passes, when a test says so."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class HandLoop(asyncio.BaseEventLoop):
         self.close()  # it has no resources, and is never run
 
     def time(self) -> float:
-        """The test's time."""
+        """Return the test's time."""
         return self.now
 
     def call_soon(self, callback: Callable[[*Ts], object], *args: *Ts, context: Any = None) -> asyncio.Handle:
@@ -68,18 +68,18 @@ class HandLoop(asyncio.BaseEventLoop):
         return self.call_at(self.now + delay, callback, *args, context=context)
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """Timers tell; a cancelled one is passed over when its time comes."""
+        """Do nothing: a cancelled timer is skipped when its time comes."""
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Errors that nobody looked at are no concern here: a test looks at those that it is about."""
+        """Ignore errors that nobody retrieved: a test looks at those that it is about."""
 
     def end_turn(self) -> None:
-        """Run what was to be run at the end of the turn."""
+        """Run the callbacks that are due at the end of the turn."""
         for _ in range(len(self._soon)):
             _run(self._soon.popleft())
 
     def pass_time(self, seconds: float) -> None:
-        """Let time pass, and what was to be run by then be run."""
+        """Let time pass, and run the callbacks that are due by then."""
         self.now += seconds
         while self._timers and self._timers[0][0] <= self.now:
             _run(heapq.heappop(self._timers)[2])
@@ -92,7 +92,7 @@ def _run(handle: asyncio.Handle) -> None:
 
 
 class Applied(NamedTuple):
-    """One write that a shard applied, and which it was of those that its client made."""
+    """One write that a shard applied, and its number among those of its client."""
 
     write: Write
     version: int
@@ -169,7 +169,7 @@ class HandRouter:
         self._versions: dict[tuple[str, int], int] = {}
         self._numbers = 0
 
-    # --- what a saving asks for ---
+    # --- the router's side: used by saves ---
 
     def submit(self, exchanges: Collection[Exchange]) -> None:
         """Let exchanges wait for their node."""
@@ -182,7 +182,7 @@ class HandRouter:
                 self.waiting[exchange.node].append(exchange)
 
     def cancel(self, exchanges: Iterable[Exchange]) -> None:
-        """Forget exchanges: their answers find nobody."""
+        """Forget exchanges; their answers are ignored."""
         for exchange in exchanges:
             exchange.number = 0
             self.waiting[exchange.node] = [one for one in self.waiting[exchange.node] if one is not exchange]
@@ -192,23 +192,23 @@ class HandRouter:
         self._versions[store, shard] = max(version, self._versions.get((store, shard), 0))
 
     def version_seen(self, store: str, shard: int) -> int:
-        """Return the newest version that it was told of."""
+        """Return the newest version that it knows of."""
         return self._versions.get((store, shard), 0)
 
     def why_down(self, node: str) -> str:
-        """It answers, or a test holds it."""
+        """Return "": every node answers, or a test holds it."""
         return ""
 
     def receive(self) -> None:
-        """Answers come in when a test says so."""
+        """Do nothing: answers come in when a test says so."""
 
-    # --- what a test does to them ---
+    # --- the test's side: moves messages ---
 
     def send(self, node: str, index: int) -> None:
-        """Let one of those that wait go to its node."""
+        """Send one of the waiting exchanges to its node."""
         exchange = self.waiting[node].pop(index)
         if exchange.deadline <= self._loop.now:
-            return  # its saving is about to say so
+            return  # its save is about to fail
         self._numbers += 1
         exchange.number = self._numbers
         exchange.sendings += 1
@@ -234,12 +234,12 @@ class HandRouter:
         self.answers[node].append((exchange, number, CommitReply(number, sections)))
 
     def overload(self, node: str) -> None:
-        """Let a node reject the message that came first, as too much waits there."""
+        """Let a node reject the message that came first as overloaded."""
         exchange, number, _, _ = self.inbox[node].popleft()
         self.answers[node].append((exchange, number, None))
 
     def answer(self, node: str, *, again: bool) -> None:
-        """Let the first answer come in; what was rejected is sent `again`, or its saving told."""
+        """Deliver the first answer; a rejected exchange is sent `again`, or its save notified."""
         exchange, number, committed = self.answers[node].popleft()
         if exchange.number != number:
             return  # nobody waits for it any more
@@ -253,7 +253,7 @@ class HandRouter:
             exchange.handle_failure(FaultCode.OVERLOADED, "too much")
 
     def break_connection(self, node: str, repeats: Sequence[bool]) -> None:
-        """Lose all that is on its way to and from a node: it forgets what came on a connection that is no more."""
+        """Lose all messages to and from a node, as the connection that they belong to has broken."""
         lost = [frame.exchange for frame in self.inbox[node] if frame.exchange.number == frame.number]
         lost += [exchange for exchange, number, _ in self.answers[node] if exchange.number == number]
         self.inbox[node].clear()
@@ -271,4 +271,4 @@ def hand_saver(router: HandRouter, kinds_of: Callable[[str], Sequence[str]], loo
 
 
 def _ignore(_store: str, _acknowledged: list[tuple[bytes, int]]) -> None:
-    """No wake is about to be told."""
+    """Notify no wake: there are none."""

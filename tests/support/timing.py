@@ -9,17 +9,17 @@ __all__ = ["bare_timer", "loop_time", "percentile"]
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least this share does not exceed."""
+    """Return the smallest value that at least this share does not exceed."""
     return sorted(values)[math.ceil(share * len(values)) - 1]
 
 
 def loop_time() -> float:
-    """The time of the running loop, real or virtual, in seconds."""
+    """Return the time of the running loop, real or virtual, in seconds."""
     return asyncio.get_running_loop().time()
 
 
 def bare_timer(loop: asyncio.AbstractEventLoop, seconds: float) -> "asyncio.Future[float]":
-    """A timer by itself: a future of the moment at which it ended."""
+    """Start a bare timer; return a future of the moment at which it ended."""
     ended: asyncio.Future[float] = loop.create_future()
     loop.call_later(seconds, lambda: ended.set_result(time.monotonic()))
     return ended

@@ -1,7 +1,7 @@
 """An event loop whose time jumps: when nothing is ready, the next timer is due at once.
 
 Tests that wait for seconds take microseconds, and the same test takes the same course every time: the loop has no file
-descriptors, no threads and no clock but its own. What would wait for anything else is an error, not a hang.
+descriptors, no threads and no clock but its own. Waiting for anything else is an error, not a hang.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ _BEGIN_S: Final = 1_000.0
 
 
 class _Jumps:
-    """Stands where a loop has its selector: instead of waiting it lets time jump."""
+    """A replacement for a loop's selector that lets time jump instead of waiting."""
 
     def __init__(self, loop: "VirtualLoop") -> None:
         self._loop = loop
@@ -51,7 +51,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         assert not event_list
 
     def _write_to_self(self) -> None:
-        """There is nobody to wake up: a loop without threads is called by itself alone."""
+        """Do nothing: a loop without threads has no other thread to wake it."""
 
 
 def run_virtual(test: Callable[[], Awaitable[T]]) -> T:

@@ -1,4 +1,4 @@
-"""Write ids for writes made by hand: a shard's log knows each again, so that no two may share one."""
+"""Write ids for writes made by hand: a shard's log recognizes each, so that no two writes may share one."""
 
 import secrets
 

@@ -63,7 +63,7 @@ def write_topology(directory: Path, *, deadline_ms: int = 20_000, **changes: Any
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Return this process's environment without what would change the commands' minds."""
+    """Return this process's environment without variables that change the commands' behavior."""
     kept = {name: value for name, value in os.environ.items() if name != "DAWNCHORUS_TOPOLOGY"}
     return kept | changes
 
@@ -92,7 +92,7 @@ def run_json(*arguments: str | Path, code: int = 0, stdin: bytes = b"") -> Any:
 
 
 def error_of(*arguments: str | Path, code: int = 2) -> str:
-    """Run it to its failure; return what it says, which is one message and nothing on standard output."""
+    """Run it to its failure; return its one message, with nothing on standard output."""
     ended = run(*arguments, code=code)
     assert ended.stdout == b""
     return ended.stderr.decode()
@@ -115,7 +115,7 @@ def runs(pid: int) -> bool:
 
 
 class Up:
-    """A cluster under `dawnchorus up`; serves when the block begins, and is gone when it ends."""
+    """A cluster under `dawnchorus up`; it serves when the block begins, and has ended when the block ends."""
 
     def __init__(self, topology: Path) -> None:
         self.topology = topology

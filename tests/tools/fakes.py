@@ -1,4 +1,4 @@
-"""A cluster in memory, as far as `load` and `export` see one, and a progress bar that keeps what it is told."""
+"""A cluster in memory, as `load` and `export` see one, and a progress bar that keeps its lines."""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -10,7 +10,7 @@ from dawnchorus.wire.errors import DawnchorusError
 
 
 class KeptBar:
-    """Keeps every line that would be printed above a progress bar."""
+    """A progress bar that keeps every line that would be printed above it."""
 
     def __init__(self) -> None:
         self.printed: list[str] = []
@@ -46,7 +46,7 @@ class KeptState:
 
 
 class KeptCluster:
-    """Keeps what is saved. `fail_save` and `degrade` decide what goes wrong, call by call."""
+    """A cluster that keeps all saves. `fail_save` and `degrade` decide which calls fail."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The command line used wrongly and looked at: messages, exit codes, help."""
+"""The command line: messages for wrong use, exit codes, help."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Descriptors are counted, and none left is an error of ours that names the limit."""
+"""Descriptors: they are counted, and none left is an error of ours that names the limit."""
 
 import os
 import resource
@@ -25,7 +25,7 @@ def few_left() -> Generator[int]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_what_is_opened_is_counted() -> None:
+def test_opened_descriptors_are_counted() -> None:
     before = count_descriptors()
     opened = [os.open("/", os.O_RDONLY) for _ in range(5)]
     try:

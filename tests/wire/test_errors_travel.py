@@ -1,4 +1,4 @@
-"""Errors that cross a process boundary, or are copied: each comes out as it went in, with all its fields."""
+"""Errors that cross a process boundary, or are copied: each keeps all its fields."""
 
 import concurrent.futures
 import copy
@@ -118,7 +118,7 @@ def raise_conflict(_: object) -> None:
 
 
 @pytest.mark.real
-def test_process_pool_hands_error_to_its_parent() -> None:
+def test_process_pool_delivers_error_to_its_parent() -> None:
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         with pytest.raises(VersionConflict) as caught:

@@ -84,7 +84,7 @@ def test_lines_that_always_differ_are_bounded_too(lines: Lines) -> None:
     assert sum(repeated for _, repeated in lines.shown) == 10_000 - VARIANTS_MAX - 1
 
 
-def test_what_is_rare_or_another_event_is_shown(lines: Lines) -> None:
+def test_rare_lines_and_other_events_are_shown(lines: Lines) -> None:
     for _ in range(3):
         lines.log.info("shard backed up")
         lines.log.warning("one")
@@ -93,7 +93,7 @@ def test_what_is_rare_or_another_event_is_shown(lines: Lines) -> None:
     assert len(lines.shown) == 5
 
 
-def test_exceptions_are_told_apart_by_their_place(lines: Lines) -> None:
+def test_exceptions_are_distinguished_by_their_place(lines: Lines) -> None:
     def fail(where: int) -> None:
         if where:
             raise ValueError(where)
@@ -122,6 +122,6 @@ def test_a_librarys_lines_say_the_count_themselves(lines: Lines) -> None:
     assert [text for text, _ in lines.shown][1:] == ["reply is ignored: late (4 times more since)"]
 
 
-def test_at_the_end_all_counts_are_told(lines: Lines) -> None:
+def test_all_counts_are_shown_at_the_end(lines: Lines) -> None:
     lines.fail(3)
     assert [record.__dict__["repeated"] for record in lines.filter.take_counts(all_of_them=True)] == [2]

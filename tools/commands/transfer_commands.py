@@ -118,7 +118,8 @@ def export(file: str, topology: str, as_json: bool) -> int:
     """Write all agents to FILE (default: standard output), in the order of their ids, in the form that `load` reads.
 
     An agent is written complete or not at all: one with a kind that could not be read is named on standard error, and
-    the exit code is then 1. FILE appears, or is replaced, only when everything is in it.
+    the exit code is then 1. All nodes have to be up, as each lists the agents of its shards: without one the export
+    ends with an error. FILE appears, or is replaced, only when everything is in it.
 
     \b
     Example:

@@ -117,7 +117,7 @@ def _reconcile(topology: Topology, placement: Placement) -> Placement:
 
 
 def require_cluster(data_dir: str, placement: Placement | None, cluster_uuid: str) -> None:
-    """Reject a data directory in which the cluster that somebody began with is not any more; "" began with none.
+    """Reject a data directory in which the caller's cluster is no longer there; "" began with none.
 
     Raises:
         PlacementError: there is no placement, or another cluster's.

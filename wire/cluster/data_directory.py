@@ -27,7 +27,7 @@ def socket_name(data_dir: str | os.PathLike[str], placement: Placement, node: st
 
 
 def directory_name(data_dir: str | os.PathLike[str], placement: Placement) -> str:
-    """Return 16 hexadecimal digits that tell a data directory from its copies, and a restored one from the one before.
+    """Return 16 hexadecimal digits that differ between a data directory and its copies, or before and after a restore.
 
     Raises:
         OSError: there is no such directory.

@@ -81,7 +81,7 @@ class FileControlStore:
         return await asyncio.to_thread(self._compare_and_swap, expected_revision, placement)
 
     def put_restored(self, placement: Placement) -> bool:
-        """Keep a placement that comes from a backup, with its own revision, where there is none; return whether it was.
+        """Keep a placement that comes from a backup, with its own revision, if there is none; return whether it was.
 
         Raises: as `compare_and_swap`.
         """
@@ -146,7 +146,7 @@ class FileControlStore:
             lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, FILE_MODE)
             try:
                 self._lock_before(deadline, lock)
-                # Someone may have deleted the file between open and lock: such a lock excludes nobody.
+                # Someone may have deleted the file between open and lock: such a lock excludes no other process.
                 if _is_at(self._lock_path, lock):
                     yield
                     return
@@ -168,7 +168,7 @@ class FileControlStore:
                 return
 
     def _replace(self, placement: Placement) -> None:
-        """Put the placement into the file, whole and durably; the caller has the lock."""
+        """Put the placement into the file, completely and durably; the caller has the lock."""
         replace_file(self.path, encode_placement(placement), self._temporary_path)
 
 

@@ -1,6 +1,6 @@
 """The placement, from shard to node: computed once from a topology, then only extended.
 
-A `Placement` is the cluster's state where a topology is its wish. It is born from a topology by `initial_placement`,
+A `Placement` is the cluster's state; a topology is its wish. It is born from a topology by `initial_placement`,
 with a random uuid that every shard's own records name too; from then on it is brought up to date by `reconcile`, which
 adds what is new in the topology and rejects what contradicts it: data on disk was hashed and grouped by the old answer,
 and would not be found by the new one. Everything here is pure; `wire.cluster.control_store` keeps a placement and
@@ -226,8 +226,8 @@ def with_new_generation(placement: Placement, node: str) -> Placement:
 def restored(topology: Topology, placement: Placement, generation: int, *, life: str, draw: int = 0) -> Placement:
     """Return the placement of a cluster that is restored from a backup with `placement`, and begins the life `life`.
 
-    `generation` is the newest that any version of the backup has. More were used after the backup was made, nobody
-    knows how many: GENERATIONS_SKIPPED are passed over, and so are revisions; and `draw` more, a number below that
+    `generation` is the newest that any version of the backup has. More were used after the backup was made, their
+    number is unknown: GENERATIONS_SKIPPED are passed over, and so are revisions; and `draw` more, a number below that
     which is drawn for each restore. Shards whose owner the topology no longer has, or not for their store, are spread
     as in a new cluster, with the next epoch.
 
@@ -346,7 +346,7 @@ def _is_unknown(entries: Sequence[Sequence[Any]], shards: Sequence[ShardPlacemen
 
 
 def require_placed(topology: Topology, placement: Placement) -> None:
-    """Reject a topology by which fragments would be looked for where they are not. One that knows less is fine."""
+    """Reject a topology by which fragments would be looked for in wrong places. One that knows less is fine."""
     for kind, spec in topology.kinds.items():
         store = placement.kinds.get(kind)
         if store is None:

@@ -29,7 +29,7 @@ _MARKER_BYTES_MAX: Final = 16 << 20
 class RestoreMarker(msgspec.Struct, frozen=True):
     """`backup` is the backup's path, for people; `manifest` its manifest's digest; `placement` as it is put in.
 
-    `phase` is "" in a marker of an earlier version, which had none: what its restore has built cannot be told.
+    `phase` is "" in a marker of an earlier version, which had none: what its restore has built is unknown.
     """
 
     cluster_uuid: str = ""
@@ -43,7 +43,7 @@ _decoder: Final = msgspec.json.Decoder(RestoreMarker)
 
 
 def read_marker(data_dir: Path) -> RestoreMarker | None:
-    """Return the marker in a data directory, None where there is none.
+    """Return the marker in a data directory, None if there is none.
 
     Raises:
         DataDirectoryError: it cannot be read.
@@ -62,7 +62,7 @@ def read_marker(data_dir: Path) -> RestoreMarker | None:
 
 
 def write_marker(data_dir: Path, marker: RestoreMarker) -> None:
-    """Put the marker there, whole and durably, in place of the one that is there.
+    """Put the marker there, completely and durably, in place of the one that is there.
 
     Raises:
         OSError: it cannot be written.

@@ -1,7 +1,7 @@
 """Tables of a TOML file, read with errors explained.
 
 Each error is a key and a sentence on it (`TableError`), of which `wire.cluster.topology_file` makes one line with the
-file's name. Types are msgspec's work (`msgspec.convert`); each rule that a value breaks also stands in its message.
+file's name. Types are msgspec's work (`msgspec.convert`); each rule that a value breaks is also in its message.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class TableError(Exception):
 
 
 class Place:
-    """Where in the file a table stands, to name the keys in it."""
+    """The place of a table in the file, to name the keys in it."""
 
     def __init__(self, key: str, note: str = "") -> None:
         self.key = key
@@ -110,7 +110,7 @@ def require_name(place: Place, field: str, name: str) -> None:
 
 
 def require_choice(place: Place, field: str, value: str, choices: tuple[str, ...]) -> None:
-    """Reject what is none of the choices."""
+    """Reject a value that is none of the choices."""
     if value in choices:
         return
     permitted = alternatives(choices)
@@ -129,7 +129,7 @@ def alternatives(values: Iterable[str]) -> str:
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """Return a hint at what may have been meant, "" where nothing is near."""
+    """Return a hint at what may have been meant, "" if nothing is near."""
     close = difflib.get_close_matches(given.lower(), list(known), n=1)
     return f' (did you mean "{close[0]}"?)' if close else ""
 

@@ -1,8 +1,8 @@
 """The topology of a cluster as it is meant to be: its stores, kinds and nodes, as every side sees them.
 
-A `Topology` is read from topology.toml (`wire.cluster.topology_file`) by whoever has the file, and handed out in
-Welcome (`encode_topology`, `decode_topology`) to whoever has only a node's endpoint. It is the wish; which node serves
-which shard is the state, and stands in the placement (`wire.cluster.placement`).
+A `Topology` is read from topology.toml (`wire.cluster.topology_file`) by those that have the file, and delivered in
+Welcome (`encode_topology`, `decode_topology`) to those that have only a node's endpoint. It is the wish; which node
+serves which shard is the state, and is kept in the placement (`wire.cluster.placement`).
 
 The structs here are plain values and check little: the file is checked where errors can be explained, when it is
 read. They are encoded as maps whose defaults are left out, so that fields can be appended later, each with a default,
@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 KINDS_MAX: Final = 64
-"""Kinds of a cluster: an image is decoded whole, and a state has a slot per kind."""
+"""Kinds of a cluster: an image is decoded completely, and a state has a slot per kind."""
 
 STORES_MAX: Final = 64
 """Stores of a cluster: each costs every wake one more part to gather."""
@@ -72,7 +72,7 @@ TOPOLOGY_FILE_BYTES_MAX: Final = 1 << 20
 
 TTL_S_MIN: Final = 0.001
 TTL_S_MAX: Final = 10 * 366 * 86_400.0
-"""A millisecond to ten years: whoever means longer means for ever."""
+"""A millisecond to ten years: anything longer means for ever."""
 
 ENDPOINT_RULE: Final = "tcp://HOST:PORT with a host name or address (no wildcard) and a port from 1 to 65535"
 
@@ -98,7 +98,7 @@ class KindSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     `ttl_s`: seconds from its save to its expiry, None for ever.
 
-    `fallback` is `msgspec.UNSET` where none is given. It is one object shared by all who ask: copy it before it is
+    `fallback` is `msgspec.UNSET` if none is given. It is one object shared by all who ask: copy it before it is
     handed to code that may change it. It has been through msgpack once, so that it is the same value whether read from
     the file or received from a node.
     """
@@ -167,8 +167,8 @@ class AdmissionSpec(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 class Topology(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A cluster as topology.toml describes it; each mapping is in the order of the file.
 
-    `data_dir` is an absolute path on the host that read the file, and empty where the topology came from a node.
-    Deadlines are in milliseconds and stand for calls that give none. With `ipc` nodes offer a Unix socket, too, which
+    `data_dir` is an absolute path on the host that read the file, and empty if the topology came from a node.
+    Deadlines are in milliseconds and apply to calls that give none. With `ipc` nodes offer a Unix socket, too, which
     routers on the same host prefer.
     """
 
@@ -206,7 +206,7 @@ class Topology(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 def extend(topology: Topology, cluster: Topology) -> Topology:
     """Return a client's topology with the stores, kinds and nodes of the cluster's own that it has not.
 
-    Entries of both stay the client's: endpoints as it reaches them, deadlines and `ttl_s` as it was told. The same
+    Entries of both stay the client's: endpoints as it reaches them, deadlines and `ttl_s` as configured. The same
     object if nothing is added.
     """
     stores = {name: spec for name, spec in cluster.stores.items() if name not in topology.stores}
@@ -233,7 +233,7 @@ def encode_topology(topology: Topology) -> bytes:
 
 
 def decode_topology(encoded: bytes) -> Topology:
-    """Return the topology that a node handed out. Fields of later versions are passed over.
+    """Return the topology that a node delivered. Fields of later versions are passed over.
 
     Raises:
         TopologyError: it cannot be decoded, or names stores that it does not have; the node is at fault.
@@ -256,7 +256,7 @@ _HOST_LABEL: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.ASC
 
 
 def parse_endpoint(endpoint: str) -> tuple[str, int]:
-    """Return host and port of a `tcp://HOST:PORT`; an IPv6 address stands in brackets and is given back without them.
+    """Return host and port of a `tcp://HOST:PORT`; an IPv6 address is in brackets and is returned without them.
 
     The host is given back in one spelling (lower case, addresses compressed), so that equal endpoints compare equal.
 
@@ -329,7 +329,7 @@ def _is_loopback(host: str) -> bool:
 def _interface_addresses() -> set[str]:
     families = (socket.AF_INET, socket.AF_INET6)
     found = (address for addresses in psutil.net_if_addrs().values() for address in addresses)
-    # A link-local IPv6 address carries its interface ("fe80::1%eth0") and cannot stand in an endpoint.
+    # A link-local IPv6 address carries its interface ("fe80::1%eth0") and cannot be part of an endpoint.
     return {
         str(ipaddress.ip_address(entry.address))
         for entry in found

@@ -6,7 +6,7 @@ is known (`nodes[1].endpoint (node "live-1")`). The file is read from the top do
 follows one error is often only its echo.
 
 Types are msgspec's work (`msgspec.convert`); names, ranges, choices and references between sections are checked here,
-each against the rule that also stands in its message.
+each against the rule that is also in its message.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ _B = TypeVar("_B", BreakerSpec, RetrySpec, AdmissionSpec)
 
 
 def _read_bounded(document: dict[str, Any], section: str, default: _B, bounds: _Bounds) -> _B:
-    """Read an optional section of numbers, each with its bounds; `default` itself where they are the same.
+    """Read an optional section of numbers, each with its bounds; `default` itself if they are the same.
 
     A field that is its default is left out of the encoded topology, and so out of its digest: msgspec looks for the
     same object.

@@ -12,7 +12,7 @@ from .request_header import Number, RequestHeader
 __all__ = ["BACKUP_FILE_PATTERN", "BACKUP_MARKER_FILE", "Backup", "BackupMarker", "BackupReply"]
 
 BACKUP_MARKER_FILE: Final = "backup-in-progress.json"
-"""The file by which a folder says that it takes a backup of one cluster now: a node writes nowhere else."""
+"""The file that marks a directory as receiving a backup of one cluster now: a node writes nowhere else."""
 
 BACKUP_FILE_PATTERN: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}-[0-9]{4}(-[0-9]{1,3})?\.mdb", re.ASCII)
 """Names that a shard's copy may have: store, shard, and a number if it was begun more than once."""
@@ -25,9 +25,9 @@ class BackupMarker(msgspec.Struct, frozen=True):
 
 
 class Backup(RequestHeader, array_like=True, frozen=True, gc=False, tag=12):
-    """Write a copy of one shard to `path`, a new file in a folder with a marker on the node's host.
+    """Write a copy of one shard to `path`, a new file in a directory with a marker on the node's host.
 
-    `rate_bytes_s`: no faster than this, 0 for as fast as it goes.
+    `rate_bytes_s`: no faster than this, 0 for as fast as possible.
     """
 
     store: str

@@ -12,7 +12,7 @@ __all__ = ["PING", "PONG", "Cancel", "Ping", "Pong"]
 
 
 class Cancel(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=14):
-    """The answers to these requests of this connection are not wanted any more: those not begun need not be."""
+    """The answers to these requests of this connection are no longer wanted: those not begun need not be."""
 
     requests: list[Number]
 

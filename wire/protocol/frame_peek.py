@@ -1,4 +1,4 @@
-"""Looks into frames that wait, without decoding them: which request they are, and how much time it has.
+"""Peeks into waiting frames, without decoding them: which request they are, and how much time it has.
 
 A frame that `encode` made is a msgpack array that begins with its tag; of a request, the fields of RequestHeader come
 next, the first of them numbers.
@@ -54,7 +54,7 @@ _UNSIGNED_WIDTHS: Final = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
 
 
 def is_cancel(frame: bytes) -> bool:
-    """Whether a frame says that it is a Cancel: these are received before what waits in front of them."""
+    """Return whether a frame claims to be a Cancel: these are handled before the frames queued in front of them."""
     return len(frame) > 1 and frame[1] == _CANCEL_TAG and frame[0] & 0xF0 == 0x90
 
 

@@ -41,7 +41,7 @@ ENCODING_MSGPACK: Final = 1
 
 
 class Fragment(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """One agent's value of one kind, as it stands in an image."""
+    """One agent's value of one kind, as an image holds it."""
 
     version: int
     schema: int
@@ -67,7 +67,7 @@ _fragment_decoder = msgspec.msgpack.Decoder(Fragment)
 _head_decoder = msgspec.msgpack.Decoder(_Head)
 _raw_decoder = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 
-# What msgspec raises for bytes that are no image; text that is not UTF-8 is no DecodeError to it.
+# The exceptions of msgspec for bytes that are no image; text that is not UTF-8 is no DecodeError to it.
 _UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -116,7 +116,7 @@ def decode_fragment(raw: msgspec.Raw) -> Fragment:
 
 
 def expires_ms_of(raw: msgspec.Raw) -> int:
-    """Return when one fragment of `split_image` expires, 0 for never, also where the bytes are no fragment; 0.2 us."""
+    """Return when one fragment of `split_image` expires, 0 for never, also if the bytes are no fragment; 0.2 us."""
     try:
         return _head_decoder.decode(raw).expires_ms
     except _UNDECODABLE:

@@ -1,6 +1,6 @@
 """Every limit that more than one side must agree on, in one place.
 
-Limits of one side alone (its queues, windows, batches) stand where they are used.
+Limits of one side alone (its queues, windows, batches) are defined where they are used.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FRAGMENT_BYTES_MAX: Final = 1 << 20
 """Bytes of one fragment's encoded value."""
 
 NESTING_MAX: Final = 200
-"""Lists and mappings in each other, in one value: what every reader can take. JSON of people and programs ends at 254
+"""Lists and mappings in each other, in one value, that all readers can decode. JSON of people and programs ends at 254
 levels (orjson, writing), Python's recursion at 1,000; more is rather a circle than a value."""
 
 IMAGE_BYTES_MAX: Final = 2 << 20
@@ -67,7 +67,7 @@ WRITE_OPERATIONS_MAX: Final = 256
 """Operations of one write: four for each of the most kinds a cluster can have. Each is kept in the shard's log."""
 
 TTL_MS_MAX: Final = 10 * 366 * 86_400_000
-"""How long a fragment can be told to live: ten years. Times in an image are of 64 bits; a peer's number may not be."""
+"""The longest lifetime of a fragment: ten years. Times in an image are of 64 bits; a peer's number may not be."""
 
 IPC_PATH_BYTES_MAX: Final = 107
 """Longest path of a Unix socket: sun_path has 108 bytes with its closing zero (unix(7))."""

@@ -1,11 +1,11 @@
-"""The messages: one msgpack array a frame, `[tag, ...]`, fields in the order in which they stand here.
+"""The messages: one msgpack array a frame, `[tag, ...]`, fields in the order in which they are declared here.
 
 `docs/messages.md` is the table for people: who sends a message, its fields, what answers it. Fields are only ever
-appended, each with a default; nothing is reordered or retyped, so that an older peer skips what it does not know and a
-newer one fills in what it does not get (https://jcristharif.com/msgspec/schema-evolution.html).
+appended, each with a default; nothing is reordered or retyped, so that an older peer skips unknown fields and a newer
+one fills in missing ones (https://jcristharif.com/msgspec/schema-evolution.html).
 
 A request begins with a RequestHeader (`request_header`): its number, what is left of its deadline, when it was sent,
-and its trace. Hello, Cancel and Ping are no requests in that sense: they are about the connection.
+and its trace. Hello, Cancel and Ping are no requests in that sense: they concern the connection.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ Welcome and Fault are what peers of every number read alike. (2: every request b
 Size = Annotated[int, msgspec.Meta(ge=-1)]
 
 ABSENT: Final = 0
-"""The size of an agent's image where it has none: no image is empty."""
+"""The size of an agent's image if it has none: no image is empty."""
 UNCHANGED: Final = -1
-"""The size where the image still has the version that the router said it knows: nothing of it is in the body."""
+"""The size if the image still has the version that the router said it knows: nothing of it is in the body."""
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):
@@ -105,7 +105,7 @@ class Welcome(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=2):
     versions: list[tuple[str, int, int]] = []
     """(store, shard, version) of each shard that it serves."""
     directory: str = ""
-    """What tells the node's data directory from its copies (`wire.cluster.data_directory`); "": not said."""
+    """A name of the node's data directory; its copies have others (`wire.cluster.data_directory`); "": not said."""
 
 
 class FetchSection(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -119,7 +119,7 @@ class FetchSection(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class Fetch(RequestHeader, array_like=True, frozen=True, gc=False, tag=3):
-    """Read images. `kinds`: only these, where None is all kinds of each store."""
+    """Read images. `kinds`: only these; None is all kinds of each store."""
 
     sections: list[FetchSection]
     kinds: list[str] | None = None
@@ -142,8 +142,8 @@ class ImageSection(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class FetchReply(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=4):
     """Answers Fetch, in as many messages as the frame size asks for. `now_ms`: the clock of these shards, UTC.
 
-    `body`: all images, one behind the other, in the order of the sections and of their agents. Whoever decodes the
-    message gets a view of it, and cuts out an image when somebody looks at it.
+    `body`: all images, one behind the other, in the order of the sections and of their agents. Decoding
+    gives a view of it, from which an image is cut out when it is first looked at.
     """
 
     request: int
@@ -156,8 +156,8 @@ class FetchReply(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=4):
 class Put(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=1):
     """Set one kind. `ttl_ms`: how long it lives, by the shard's clock from the commit on; 0 for ever.
 
-    `expires_ms`: the time at which it expires, by the shard's clock, instead; 0 if `ttl_ms` says it. What has expired
-    already is written as such.
+    `expires_ms`: the time at which it expires, by the shard's clock, instead; 0 if `ttl_ms` says it. A value that
+    has expired already is written as such.
     """
 
     kind: str
@@ -187,7 +187,7 @@ class Write(msgspec.Struct, array_like=True, frozen=True, gc=False):
     `write_id` names the save in the shard's log; `seen` is the shard version that the router had seen when it first
     sent the write, and `repeated` says that it may have been sent before. `expect`: kind -> the version that it must
     have for the write to be applied, 0 for nothing there (expired counts as nothing); nil for no condition. `digest`
-    says what the whole save is for, where the router computes it; 0: the node does, of these operations.
+    is that of the entire save, if the router computes it; 0: the node does, of these operations.
     """
 
     agent: bytes
@@ -225,7 +225,7 @@ class Rejection(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class CommitReplySection(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Results of the request's section `index`, one for each write in order.
 
-    A result is the write's version (0 where there was nothing to delete) or its rejection. `version` is the shard's.
+    A result is the write's version (0 if there was nothing to delete) or its rejection. `version` is the shard's.
     `removed`: of writes that delete, by their index, the kinds that were there.
     """
 
@@ -238,7 +238,7 @@ class CommitReplySection(msgspec.Struct, array_like=True, frozen=True, gc=False)
 
 
 class CommitReply(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=6):
-    """Answers Commit, whole."""
+    """Answers Commit, in one message."""
 
     request: int
     sections: list[CommitReplySection]
@@ -268,7 +268,7 @@ class ScanReply(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=8):
 
 
 class Fault(msgspec.Struct, array_like=True, frozen=True, gc=False, tag=11):
-    """Answers a request that failed as a whole; `request` is 0 where it answers a Hello."""
+    """Answers a request that failed as a whole; `request` is 0 if it answers a Hello."""
 
     request: int
     code: int
@@ -286,7 +286,7 @@ _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Req
 _reply_decoder: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 _any_decoder: msgspec.msgpack.Decoder[list[object]] = msgspec.msgpack.Decoder(list[object])
 
-# What msgspec raises for bytes that are not what was asked for; text that is not UTF-8 is no DecodeError to it.
+# The exceptions of msgspec for bytes that are no such message; text that is not UTF-8 is no DecodeError to it.
 _UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 encode = _encoder.encode

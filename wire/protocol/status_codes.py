@@ -41,13 +41,13 @@ class RejectionCode(enum.IntEnum):
     INVALID = 1
     """It is outside the limits, or not for this store."""
     CONFLICT = 2
-    """What is there is not what it expects; `found` says what is."""
+    """Other versions are there than it expects; `found` has them."""
     INDETERMINATE = 3
     """It may have been applied before, and the log no longer reaches back far enough to tell."""
 
 
 def fault_code(code: int) -> FaultCode:
-    """Return the code of a Fault; one that is not known here is a mistake of the node."""
+    """Return the code of a Fault; one that is not known here is an error of the node."""
     try:
         return FaultCode(code)
     except ValueError:

@@ -3,9 +3,9 @@
 Each committed write takes the shard's next sequence; each start of a node first takes a new generation from the
 control store, durably. So versions grow, and none is used twice as long as the control store remembers.
 
-It does not where data came back from a backup or a copy: two lives of one shard that begin at the same generation know
-nothing of each other. So a start's sequence does not begin at 0 but at an origin that it draws by chance, one of 2^31.
-Two lives give the same version only where both generation and origin fall together (docs/decisions/0010).
+It does not if data came back from a backup or a copy: two lives of one shard that begin at the same generation know
+nothing of each other. So a start's sequence does not begin at 0 but at an origin that it draws at random, one of 2^31.
+Two lives give the same version only if both generation and origin coincide (docs/decisions/0010).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GENERATION_MAX: Final = (1 << 24) - 1
 _SEQUENCE_MASK: Final = (1 << SEQUENCE_BITS) - 1
 
 _ORIGIN_SHIFT: Final = 8
-"""Origins are 256 versions apart, so that a generation's first write can be told by its last byte."""
+"""Origins are 256 versions apart, so that a generation's first write is known by its last byte."""
 
 ORIGINS: Final = 1 << 31
 """Places where a generation's sequence may begin: all in the lower half, so that 2^39 writes, 17 years of a thousand a

@@ -1,7 +1,7 @@
 """Digests of writes: the operations without their values, and one number of them with their values.
 
-A shard's log keeps both beside the write's id: so an id that is used again for another write is found out. Versions and
-lifetimes are no part of the digest: whoever repeats a save may expect, and say of its lifetime, something new.
+A shard's log keeps both beside the write's id: so an id that is used again for another write is detected. Versions and
+lifetimes are no part of the digest: a repeated save may have another expectation or lifetime.
 
 XXH3 of 64 bits (https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md); the hashes of operations are summed,
 so that their order does not count. Logs on disk hold digests: what is computed here can never change.
@@ -27,7 +27,7 @@ _ERASE_SEED: Final = 1 << 33
 _MASK: Final = (1 << 64) - 1
 
 _SEEDS_MAX: Final = 4_096
-"""Kinds whose hash is kept: a cluster has 64 at most, and what a peer makes up is refused."""
+"""Kinds whose hash is kept: a cluster has 64 at most, and a name that a peer makes up is rejected."""
 
 _seeds: dict[str, int] = {}
 

@@ -1,1 +1,1 @@
-"""Sockets on an event loop, and who is alive at the other end; nothing here knows of agents."""
+"""Sockets on an event loop, and the liveness of the other end; nothing here knows of agents."""

@@ -1,15 +1,15 @@
 """Acceptance of more routers, as long as a node has descriptors to spare.
 
 Every connection takes a descriptor, and so does much of what a node does for itself. RESERVE of them are held, so that
-those who come cannot take them, and before that there is a margin:
+newcomers cannot take them, and before that there is a margin:
 
-    OPEN  everybody is welcome
+    OPEN  every router is welcome
     FULL  the margin is reached: a router that comes is asked to come later
-    SHUT  half of it is gone, because many came at once or do not go: the kernel lets nobody in any more, and what was
-          held is let go, for the node itself and for those whom the kernel had let in already
+    SHUT  half of it is gone, because many came at once or do not leave: the kernel accepts no connection any more, and
+          the held ones are released, for the node itself and for those that the kernel had accepted already
 
-Those who are connected notice nothing of it. How many clients there is room for is known from the start; what is in use
-is counted once a tick, for connections on which nobody says Hello and whatever else there may be.
+Connected routers notice nothing of it. How many clients there is room for is known from the start; the ones in
+use are counted once a tick, because of connections without a Hello and other uses.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from ..descriptors import Reserve, count_descriptors, descriptors_max, lowest_fr
 __all__ = ["IPC_DESCRIPTORS_MIN", "RESERVE", "Acceptance", "Doors"]
 
 RESERVE: Final = 128
-"""Descriptors that are held: for logs, backups, and whatever is read of /proc, and for the hundred connections at most
-that wait in the kernel when it is told to let nobody in. Of a limit below 1,024, an eighth."""
+"""Descriptors that are held: for logs, backups, and reads of /proc, and for the hundred connections at most
+that wait in the kernel when it begins to accept none. Of a limit below 1,024, an eighth."""
 
 _MARGIN: Final = 64
 """Descriptors before that: a sixteenth of the limit if that is less, a sixty-fourth if that is more."""
 
 IPC_DESCRIPTORS_MIN: Final = 4_096
 """Below this limit a node has no ipc endpoint. libzmq ends the process if it finds no descriptor for a connection
-that comes in over ipc (not over TCP): as nobody is sent there once half of them are in use, that takes thousands that
-come over TCP in the quarter of a second in which a router moves to ipc."""
+that comes in over ipc (not over TCP): as no router is sent there once half of them are in use, that takes thousands
+that come over TCP in the quarter of a second in which a router moves to ipc."""
 
 _log = logging.getLogger(__name__)
 
 
 class Doors(enum.Enum):
-    """Who may come in."""
+    """The routers that may connect."""
 
     OPEN = enum.auto()
     FULL = enum.auto()
@@ -47,7 +47,7 @@ class Doors(enum.Enum):
 
 
 class Acceptance:
-    """Judges by descriptors, and tells the kernel and the log when the doors move."""
+    """Judges by descriptors, and notifies the kernel and the log of changes."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Acceptance:
         count: Callable[[], int] = count_descriptors,
         reserve: Reserve | None = None,
     ) -> None:
-        """`shut(True)` lets nobody in any more, `shut(False)` everybody again."""
+        """Make it; `shut(True)` accepts no connection any more, `shut(False)` all again."""
         self._shut = shut
         self.limit = descriptors_max() if limit is None else limit
         """Descriptors that this process may have."""
@@ -89,7 +89,7 @@ class Acceptance:
         return self.doors is Doors.OPEN and self.limit >= IPC_DESCRIPTORS_MIN and self._free() < self.limit // 2
 
     def handle_tick(self, clients: int) -> None:
-        """Count what is in use, and judge anew, while so many clients are welcome."""
+        """Count the descriptors in use, and judge anew, while so many clients are welcome."""
         self.used = self._count() - len(self._reserve)
         over = self.used - self._to_give
         room = min(-over, self.clients_max - clients)
@@ -101,7 +101,7 @@ class Acceptance:
             self._move(Doors.OPEN if room > self._margin // 2 else Doors.FULL)
 
     def close(self) -> None:
-        """Hold nothing any more."""
+        """Release what is held."""
         self._reserve.release()
 
     def why(self) -> str:

@@ -1,9 +1,9 @@
 """Pauses of a router before it tries a node again: pure.
 
-Each pause is about an eighth longer than the one before, up to a longest one: whoever was away for a while is found
+Each pause is about an eighth longer than the one before, up to a longest one: a node that was away for a while is found
 after about an eighth of that again. (Twice as long, a link that breaks for 0.3 s at a time was up for half as long.)
-It is drawn by chance, so that a thousand hosts that lost the same node in the same moment do not come back in one:
-they are spread over about a pause, at each attempt. libzmq has a back-off too, but draws no chance as soon as
+It is drawn at random, so that a thousand hosts that lost the same node in the same moment do not come back in one:
+they are spread over about a pause, at each attempt. libzmq has a back-off too, but draws nothing at random once
 a longest pause is set, and forgets it whenever a peer accepts, even one that hangs up at once (docs/decisions/0009).
 Here only a Welcome makes the next pause short again.
 """
@@ -26,10 +26,10 @@ PAUSE_MAX_S: Final = 0.32
 """The longest pause: a restarted node is found within a third of a second, however long it was away."""
 
 REFUSED_S: Final = 2.0
-"""About how long a router stays away from a node that refused its Hello: a person has to change something."""
+"""About how long a router stays away from a node that rejected its Hello: a person has to change something."""
 
 _SPREAD: Final = 0.5
-"""A pause is drawn between this share of its length and the whole."""
+"""A pause is drawn between this share of its length and the full length."""
 
 
 class Backoff:
@@ -50,7 +50,7 @@ class Backoff:
         return self._drawn(REFUSED_S)
 
     def handle_welcome(self) -> None:
-        """The node takes this router: the next pause is a short one again."""
+        """Make the next pause a short one again: the node accepted this router."""
         self._longest_s = _PAUSE_MIN_S / _SPREAD
 
     def _drawn(self, longest_s: float) -> float:

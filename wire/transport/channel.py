@@ -1,12 +1,12 @@
 """A raw, non-blocking ZeroMQ socket on an event loop.
 
 `zmq.asyncio` costs about 35 us a receive and starves timers in a tight loop; this costs about 3 us. The socket's file
-descriptor is edge-triggered (zmq_getsockopt(3), ZMQ_FD): it tells that something may have changed, not that something
+descriptor is edge-triggered (zmq_getsockopt(3), ZMQ_FD): it signals that something may have changed, not that something
 is there, and any send or receive can swallow the edge. So `EVENTS` is looked at after every send, after every receive,
-and once after registering; what is left over is taken up in the next turn of the loop.
+and once after registering; the rest is received in the next turn of the loop.
 
-A channel drains a bounded number of messages and bytes in one turn and hands them over together, so that whoever serves
-them can stamp them all before the work begins, and timers run between turns.
+A channel drains a bounded number of messages and bytes in one turn and delivers them together, so that their server
+can stamp them all before the work begins, and timers run between turns.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _DRAIN_FRAMES_MAX: Final = 256
 """Messages drained in one turn: at 3 us each less than 1 ms, which is what a timer may be late for it."""
 
 DRAIN_BYTES_MAX: Final = 4 << 20
-"""Bytes drained in one turn, and one message more: about 1 ms too, and what a flood of large ones makes a node hold."""
+"""Bytes drained in one turn, and one message more: about 1 ms too, and the most that a flood of large ones can hold."""
 
 _COPY_BYTES_MAX: Final = 1 << 16
 """Above this libzmq sends from the caller's bytes instead of copying them: measured to pay from about 64 KiB."""
@@ -78,7 +78,7 @@ def receive_parts(raw: zmq.Socket[bytes]) -> list[bytes]:
 def receive_routed(raw: zmq.Socket[bytes]) -> list[bytes]:
     """Take one message off a ROUTER socket, copied: its peer's identity, and at least one frame.
 
-    1.1 us for two, where recv_multipart takes 1.9.
+    1.1 us for two, while recv_multipart takes 1.9.
     """
     parts = [raw.recv(_NOBLOCK), raw.recv(_NOBLOCK)]
     while raw.getsockopt(_RCVMORE):
@@ -89,14 +89,14 @@ def receive_routed(raw: zmq.Socket[bytes]) -> list[bytes]:
 def receive_frame(raw: zmq.Socket[bytes]) -> memoryview:
     """Take one frame off a socket, not copied: the view keeps libzmq's memory alive.
 
-    0.8 us for any size, where a copy takes 0.4 us for 3 KB and 120 us for 1 MiB.
+    0.8 us for any size, while a copy takes 0.4 us for 3 KB and 120 us for 1 MiB.
     """
     view: memoryview = raw.recv(_NOBLOCK, copy=False).buffer
     return view
 
 
 class Sent(enum.Enum):
-    """The fate of a frame that a channel was given."""
+    """The result of sending a frame."""
 
     OK = enum.auto()
     FULL = enum.auto()
@@ -106,7 +106,7 @@ class Sent(enum.Enum):
 
 
 class Sender(Protocol):
-    """Where replies go: a `Channel` on a ROUTER socket."""
+    """The way of replies: a `Channel` on a ROUTER socket."""
 
     def send_to(self, identity: bytes, frame: bytes) -> Sent:
         """Send one frame to one peer."""
@@ -117,7 +117,7 @@ class RoutedChannel(Sender, Protocol):
     """A channel on a ROUTER socket, or one in memory."""
 
     def poll(self) -> None:
-        """Deliver what has come, without waiting for the loop to say so."""
+        """Deliver the messages that have come, without waiting for the loop to say so."""
         ...
 
     def close(self) -> None:
@@ -126,7 +126,7 @@ class RoutedChannel(Sender, Protocol):
 
 
 class Channel(Generic[T]):
-    """One socket on one loop. `receive` takes one message off it; `handle_messages` gets those that were drained.
+    """One socket on one loop. `receive` takes one message off it; `handle_messages` receives those that were drained.
 
     The channel does not own its socket: `close` only takes it off the loop.
     """
@@ -165,7 +165,7 @@ class Channel(Generic[T]):
     def send_to(self, identity: bytes, frame: bytes) -> Sent:
         """Send one frame to one peer of a ROUTER socket."""
         try:
-            # 1.4 us, where send_multipart takes 2.4. What rejects a message rejects its first frame.
+            # 1.4 us, while send_multipart takes 2.4. If a message is rejected, its first frame is.
             self._socket.send(identity, _NOBLOCK_SNDMORE)
             self._socket.send(frame, _NOBLOCK, copy=_copied(frame))
         except zmq.Again:
@@ -179,7 +179,7 @@ class Channel(Generic[T]):
         return Sent.OK
 
     def poll(self) -> None:
-        """Hand over what has come, without waiting for the loop to say so."""
+        """Deliver the messages that have come, without waiting for the loop to say so."""
         if not self._closed and self._get_option(zmq.EVENTS) & _POLLIN:
             self._on_readable()
 
@@ -204,8 +204,8 @@ class Channel(Generic[T]):
         raw = self._socket
         messages: list[T] = []
         room = DRAIN_BYTES_MAX
-        # The first receive is tried at once: what wakes a channel is nearly always a message. Before each further one
-        # EVENTS is looked at: it costs 2 us where a receive that finds nothing costs 5.5.
+        # The first receive is tried at once: a channel is nearly always woken by a message. Before each further one
+        # EVENTS is looked at: it costs 2 us, a receive that finds nothing 5.5.
         while True:
             try:
                 message = self._receive(raw)
@@ -214,7 +214,7 @@ class Channel(Generic[T]):
             messages.append(message)
             room -= _size(message)
             if room <= 0 or len(messages) == _DRAIN_FRAMES_MAX:
-                # What is left must not wait for another edge. If nothing is, the look that found nothing was the
+                # The rest must not wait for another edge. If there is none, the look that found nothing was the
                 # last at this socket, or a send of the handler's looks again.
                 self._look_again()
                 break

@@ -5,9 +5,9 @@ this host the link moves there before it is used. A connection that broke is rep
 Hello again, after a pause of a back-off of ours. The link opens its connections through a transport: ZeroMQ sockets
 (`wire.transport.socket_connection`), or memory in tests.
 
-A node that says nothing is asked (Ping), and taken for silent after a while (`wire.transport.liveness`). The connection
-is kept: a busy or stopped node goes on where it was. Meanwhile another is tried beside it, as this one may lead nowhere
-without anybody being told; whichever is answered first is used, the old one by preference.
+A node that says nothing is asked (Ping), and marked silent after a while (`wire.transport.liveness`). The connection
+is kept: a busy or stopped node resumes there. Meanwhile another is tried beside it, as this one may be dead
+without a notification; the one answered first is used, the old one by preference.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from .liveness import SILENT_TICKS, Silence, is_asked
 __all__ = ["Connection", "Link", "LinkOwner", "Transport"]
 
 _IPC_SECONDS: Final = 0.25
-"""How long the ipc endpoint may take to welcome; then TCP stays in use."""
+"""The longest that the ipc endpoint may take to welcome; then TCP stays in use."""
 
 _GRACE_SECONDS: Final = 0.25
-"""How long a node that welcomes this router anew may take to say something on the connection where it was silent: one
-that was only busy takes up both in the same turn."""
+"""The longest that a node that welcomes this router anew may take to say something on the connection on which it was
+silent: one that was only busy serves both in the same turn."""
 
 _GREETING_TICKS: Final = 5
 """Ticks that a node may take to answer a Hello; then the connection is opened anew, 3.8 to 4.75 s after it was."""
@@ -49,10 +49,10 @@ class Connection(Protocol):
         ...
 
     def poll(self) -> None:
-        """Deliver what has come and was not received yet."""
+        """Deliver the frames that have come and were not received yet."""
 
     def close(self) -> None:
-        """Close it; what it had queued is dropped, and nothing is delivered afterwards."""
+        """Close it; frames that it had queued are dropped, and nothing is delivered afterwards."""
 
 
 class Transport(Protocol):
@@ -77,25 +77,25 @@ class Transport(Protocol):
 
 
 class LinkOwner(Protocol):
-    """Who gets what a link has to tell."""
+    """The owner of a link: it receives the link's notifications."""
 
     def handle_up(self, link: Link, welcome: Welcome) -> None:
-        """The node welcomed this router; requests can be sent."""
+        """Receive the Welcome: requests can be sent."""
 
     def handle_down(self, link: Link) -> None:
-        """The connection broke."""
+        """Receive that the connection broke."""
 
     def handle_silent(self, link: Link) -> None:
-        """The node has said nothing for a while; the connection stands."""
+        """Receive that the node has said nothing for a while; the connection is kept."""
 
     def handle_heard(self, link: Link) -> None:
-        """The node that was silent has said something."""
+        """Receive that the silent node has said something."""
 
-    def handle_refused(self, link: Link, reason: str) -> None:
-        """The node does not take this router; the link tries again later."""
+    def handle_rejected(self, link: Link, reason: str) -> None:
+        """Receive that the node rejects this router; the link tries again later."""
 
     def handle_frames(self, link: Link, frames: list[memoryview]) -> None:
-        """Replies came in."""
+        """Receive replies."""
 
 
 class Link:
@@ -134,15 +134,15 @@ class Link:
 
     @property
     def up(self) -> bool:
-        """Whether the node has welcomed this router on the connection that there is."""
+        """Whether the node has welcomed this router on the present connection."""
         return self._used is not None
 
     def send(self, frame: bytes) -> bool:
-        """Send a request; return False where there is no connection, or no room on it."""
+        """Send a request; return False if there is no connection, or no room on it."""
         return self._used is not None and self._used.send(frame)
 
     def poll(self) -> None:
-        """Hand over what has come and was not taken in yet."""
+        """Deliver the frames that have come and were not received yet."""
         if self._used is not None:
             self._used.poll()
 
@@ -164,7 +164,7 @@ class Link:
         used = self._used
         if used is None:
             if self._tcp is None and self._timer is None and not self._closed:
-                self._try_again(self._backoff.next_pause_s())  # nothing leads here; if it does, it ends here
+                self._try_again(self._backoff.next_pause_s())  # not expected; if it happens, the link recovers here
             return
         ticks = self._silence.handle_tick()
         if is_asked(ticks):
@@ -188,10 +188,10 @@ class Link:
         except ClusterUnavailable as error:
             # No descriptors are left, for instance: they may be there later.
             self._try_again(self._backoff.next_pause_s())
-            self._owner.handle_refused(self, str(error))
+            self._owner.handle_rejected(self, str(error))
 
     def _try_again(self, pause_s: float) -> None:
-        """Give up what is being tried, and try anew after a pause; what is in use stays in use."""
+        """Abandon the attempt, and try anew after a pause; the connection in use stays in use."""
         self._give_up_trying()
         if not self._closed:
             self._timer = self._loop.call_later(pause_s, self._open)
@@ -212,7 +212,7 @@ class Link:
         self._used = None
         self._silent = False
 
-    # --- what comes in ---
+    # --- incoming frames ---
 
     def _handle_frames(self, connection: Connection, frames: list[memoryview]) -> None:
         if connection is self._used:
@@ -230,14 +230,14 @@ class Link:
 
     def _handle_greeting(self, connection: Connection, frame: memoryview) -> None:
         if connection is not self._tcp and connection is not self._ipc:
-            return  # it was given up by a frame before this one
+            return  # it was abandoned by a frame before this one
         try:
             reply: Reply = decode_reply(frame)
         except ProtocolError as error:
             self._turn_away(f"its greeting cannot be read: {error}")
             return
         if connection is self._ipc and self._welcome is not None and not _is_of_same_node(reply, self._welcome):
-            # Over TCP it was welcome: either it is not now, or who is behind that path is not the node that named it.
+            # Over TCP it was welcome: either it is not now, or the server behind that path is another node.
             _log.warning("unix socket does not welcome", extra={"node": self.node, "endpoint": self._welcome.ipc})
             self._give_up_ipc()
         elif isinstance(reply, Fault):
@@ -253,9 +253,9 @@ class Link:
             self._take(connection, reply)
 
     def _turn_away(self, reason: str) -> None:
-        """What was tried does not take this router; what is in use, though silent, is another matter."""
+        """Try again later: the attempt was rejected; a connection in use, though silent, is kept."""
         if self._used is None:
-            self.refuse(reason)
+            self.reject(reason)
         else:
             self._try_again(self._backoff.refused_pause_s())
 
@@ -315,7 +315,7 @@ class Link:
         else:
             self._ipc = None
         self._replace_used()
-        if self._closed:  # whoever was told that the old one is down has closed this router
+        if self._closed:  # the owner, notified that the old one is down, has closed this router
             connection.close()
             return
         self._give_up_trying()
@@ -353,11 +353,11 @@ class Link:
         if was_used:
             self._owner.handle_down(self)
 
-    def refuse(self, reason: str) -> None:
+    def reject(self, reason: str) -> None:
         """Take note that router and node do not belong together; it is tried again later."""
         _log.warning("node rejects this client", extra={"node": self.node, "endpoint": self.endpoint, "detail": reason})
         self._begin_again(self._backoff.refused_pause_s())
-        self._owner.handle_refused(self, reason)
+        self._owner.handle_rejected(self, reason)
 
 
 def _is_of_same_node(reply: Reply, welcome: Welcome) -> bool:

@@ -1,10 +1,10 @@
 """The present connection of each client: pure.
 
-A router that lost its connection opens a new one, and sends again there what may be sent again. What it gave up is not
-to be done any more once it has come to another: a save that waited on the old connection would undo a later one that
-came on the new. So a node forgets a client's earlier connection, and what waits there, with the first request on its
-new one. Not with its Hello: a router tries a fresh connection beside one on which the node was silent, and goes on with
-the old one if that says something after all (docs/decisions/0008).
+A router that lost its connection opens a new one, and repeats there the requests that may be repeated. The ones that it
+abandoned must not be done later: a save that waited on the old connection would undo a later one that came on the new.
+So a node forgets a client's earlier connection, and the requests queued there, with the first request on its new one.
+Not with its Hello: a router tries a fresh connection beside one on which the node was silent, and stays with the old
+one if that says something after all (docs/decisions/0008).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 __all__ = ["Connections"]
 
 _CLIENT_BYTES: Final = 8
-"""A router's own name is 8 random bytes; what has another length may not be one client's alone."""
+"""A router's own name is 8 random bytes; one of another length may not be one client's alone."""
 
 
 class Connections:
@@ -30,7 +30,7 @@ class Connections:
         return len(self._peers)
 
     def handle_hello(self, client: bytes, peer: bytes) -> None:
-        """A client says Hello on a connection."""
+        """Record the Hello of a client on a connection."""
         if len(client) != _CLIENT_BYTES:
             return
         if self._clients.get(peer, client) != client:  # it had another name on this very connection
@@ -42,7 +42,7 @@ class Connections:
             self.fresh.add(peer)
 
     def handle_request(self, peer: bytes) -> bytes | None:
-        """A client uses a fresh connection; return its earlier one, None if that is forgotten already."""
+        """Record that a client uses a fresh connection; return its earlier one, None if that is forgotten already."""
         self.fresh.discard(peer)
         client = self._clients[peer]
         before = self._peers.get(client)
@@ -52,7 +52,7 @@ class Connections:
         return before
 
     def forget(self, peer: bytes) -> None:
-        """A connection is forgotten."""
+        """Remove a connection."""
         self.fresh.discard(peer)
         client = self._clients.pop(peer, None)
         if client is not None and self._peers.get(client) == peer:

@@ -21,13 +21,13 @@ class ServerCounters:
     late: int = 0
     """Requests dropped because their budget was spent; a Commit is answered (TOO_LATE)."""
     cancelled: int = 0
-    """Requests dropped because their router said that nobody waits for them."""
+    """Requests dropped because their router said that it no longer waits for them."""
     shed: int = 0
     """Requests rejected because their peer, or the writer, had too much waiting."""
     dropped_replies: int = 0
-    """Replies that could not be handed to their peer: gone, or not reading."""
+    """Replies that could not be delivered to their peer: gone, or not reading."""
     internal_errors: int = 0
-    """Mistakes of this program; each is in the log with its trace."""
+    """Errors of this program; each is in the log with its trace."""
 
     def as_dict(self) -> dict[str, int]:
         """Return the totals by name."""

@@ -1,8 +1,8 @@
 """Work that waits at a node, fair between peers: pure.
 
-One queue per peer, served in turn, one piece of work each, so that one peer's storm does not hold up another's single
+One queue per peer, served in turn, one piece of work each, so that one peer's storm does not delay another's single
 wake. Each peer's queue is bounded in pieces and bytes; a peer that does not take its replies is blocked, and waits
-without anybody else waiting for it.
+without any other peer waiting for it.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class _PeerQueue(Generic[T]):
         self.bytes = 0
         self.held = 0  # pieces that are elsewhere, and count as if they waited here
         self.blocked = False
-        self.takes_turns = False  # whether it stands among the turns: never twice, or it would have two a round
+        self.takes_turns = False  # whether it is among the turns: never twice, or it would have two a round
 
 
 class FairQueue(Generic[T]):
     """Queues of work by peer; `take` goes round the peers that have work and are not blocked."""
 
     def __init__(self, *, length_max: int = PEER_QUEUE_LENGTH_MAX, bytes_max: int = PEER_QUEUE_BYTES_MAX) -> None:
-        """The limits are for each peer."""
+        """Make it; the limits are for each peer."""
         self._length_max = length_max
         self._bytes_max = bytes_max
         self._queues: dict[bytes, _PeerQueue[T]] = {}
@@ -55,7 +55,7 @@ class FairQueue(Generic[T]):
         if queue is None:
             return 0
         dropped = len(queue.pieces)
-        queue.pieces.clear()  # it may stand among the turns still
+        queue.pieces.clear()  # it may still be among the turns
         return dropped
 
     def __contains__(self, peer: bytes) -> bool:
@@ -89,7 +89,7 @@ class FairQueue(Generic[T]):
         return len(queue.pieces) if queue is not None else 0
 
     def discard(self, peer: bytes, unwanted: Callable[[T], bool]) -> int:
-        """Drop those pieces of a peer's work that are not wanted any more; return how many."""
+        """Drop those pieces of a peer's work that are no longer wanted; return how many."""
         queue = self._queues.get(peer)
         if queue is None:
             return 0
@@ -104,7 +104,7 @@ class FairQueue(Generic[T]):
         return dropped
 
     def hold(self, peer: bytes, size: int) -> None:
-        """Count a known peer's work that was taken and goes on elsewhere as if it waited here, until `release`."""
+        """Count a known peer's work that was taken and continues elsewhere as if it waited here, until `release`."""
         queue = self._queues[peer]
         queue.held += 1
         queue.bytes += size

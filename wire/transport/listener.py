@@ -1,8 +1,8 @@
-"""The TCP socket on which a node listens, and how nobody is let in for a while.
+"""The TCP socket on which a node listens, and a way to accept no connection for a while.
 
-libzmq accepts whatever comes, and to unbind ends the connections that came in there. So the kernel is told: a packet
+libzmq accepts every connection, and to unbind ends those that came in there. So the kernel is used: a packet
 filter on the listening socket that drops everything (socket(7), SO_ATTACH_FILTER) leaves attempts to connect
-unanswered, as if the packets were lost, and connections that stand alone.
+unanswered, as if the packets were lost, and leaves existing connections alone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Listener:
         """Bind a socket, which has this monitor (`SocketOwner.monitored_router`).
 
         Raises:
-            DataDirectoryError: the endpoint is in use or not to be had.
+            DataDirectoryError: the endpoint is in use or unavailable.
         """
         bind(replies, endpoint)
         # Said in the call that binds (zmq_socket_monitor(3), ZMQ_EVENT_LISTENING: its value is the descriptor).
@@ -41,7 +41,7 @@ class Listener:
         self._descriptor = int(listening["value"])
 
     def shut(self, shut: bool) -> bool:
-        """Let nobody in, or everybody again; return whether the kernel can. Not after the ZeroMQ socket is closed."""
+        """Accept no connection, or all again; return whether the kernel can. Not after the ZeroMQ socket is closed."""
         if sys.platform != "linux":
             return False
         listening = socket.socket(fileno=self._descriptor)

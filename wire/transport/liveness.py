@@ -1,14 +1,14 @@
 """Liveness of the other end of a connection: pure.
 
-Both ends count ticks of LIVENESS_TICK_S. Whatever comes in is a sign of life, and nothing is said while it does. Who
-has heard nothing for a tick asks (Ping, Pong); who has heard nothing for SILENT_TICKS takes the other for silent.
+Both ends count ticks of LIVENESS_TICK_S. Every frame that comes in is a sign of life, and nothing is asked meanwhile.
+An end that has heard nothing for a tick asks (Ping, Pong); after SILENT_TICKS it marks the other end silent.
 
 Silent is not dead. A process whose loop is busy, one that was stopped, and one whose host is gone all say nothing.
-Only the kernel knows of the last: it closes the connection, and that is what dead means here. So silence costs nobody
-anything that could not be taken back when the other end speaks again (docs/decisions/0008).
+Only the kernel knows of the last: it closes the connection, and that is what dead means here. So silence has no
+effect that could not be undone when the other end speaks again (docs/decisions/0008).
 
-A tick that comes late counts as one however late it is, and before it is counted what has come is received: a loop
-that was busy itself blames nobody for it.
+A tick that comes late counts as one however late it is, and before it is counted all waiting frames are received: a
+loop that was busy itself blames no peer for it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Final
 __all__ = ["LIVENESS_TICK_S", "SILENT_TICKS", "Silence", "is_asked"]
 
 LIVENESS_TICK_S: Final = 0.95
-"""How often an end looks whether it has heard anything."""
+"""The interval at which an end looks whether it has heard anything."""
 
 SILENT_TICKS: Final = 3
 """Ticks without a sign of life after which the other end is silent: 2.85 to 3.8 s after its last word."""
 
 
 class Silence:
-    """How long one other end has said nothing, in ticks."""
+    """The silence of one other end, in ticks."""
 
     __slots__ = ("heard", "ticks")
 
@@ -33,10 +33,10 @@ class Silence:
         self.heard = True
         """Set whenever something comes in."""
         self.ticks = 0
-        """Whole ticks without a word."""
+        """Full ticks without a frame."""
 
     def handle_tick(self) -> int:
-        """A tick is over, and everything that came in it is received; return `ticks`."""
+        """Count a tick that has ended, after everything that came in it was received; return `ticks`."""
         self.ticks = 0 if self.heard else self.ticks + 1
         self.heard = False
         return self.ticks

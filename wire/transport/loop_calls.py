@@ -1,7 +1,7 @@
-"""Calls that threads hand to an event loop for as long as it lives.
+"""Calls from threads to an event loop for as long as it lives.
 
 A loop that is closed rejects calls by an exception, in a thread that can do nothing about it. So its owner closes its
-calls before it ends the loop: what a thread calls afterwards is dropped, and so is what the loop has not begun by then.
+calls before it ends the loop: calls made afterwards are dropped, and so are those that the loop has not begun by then.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """The time that requests lose before they are served, in the sockets and in their peer's queue: pure.
 
 A request says when it was sent, by its sender's monotonic clock, which means nothing here by itself. But the difference
-between that and this server's clock when it took the frame off its socket is least if nothing delayed it; what another
-request differs more than that, it was late. So a request that a stalled server or a slow network kept for seconds is
-known to be seconds old, whatever the clocks show. (The same thought as NTP's clock filter, RFC 5905, section 10.)
+between that and this server's clock when it read the frame from its socket is least if nothing delayed it; by as much
+as another request differs more than that, it was late. So a request that a stalled server or a slow network kept for
+seconds is known to be seconds old, whatever the clocks show. (The same idea as NTP's clock filter, RFC 5905, 10.)
 
-Then it waits in a queue for its peer's turn. How long the last one waited tells what the next one has to expect: a
-request that has less time than that is better rejected at once (OVERLOADED) than dropped unread in its turn.
+Then it waits in a queue for its peer's turn. The wait of the last one predicts that of the next one: a request
+that has less time than that is better rejected at once (OVERLOADED) than dropped unread in its turn.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Final
 __all__ = ["QueueWaits", "TransitDelays"]
 
 _MEMORY_S: Final = 60.0
-"""How long a least difference holds at least, and twice that at most: clocks drift apart by 50 us a second or so."""
+"""The shortest time that a least difference holds, at most twice that: clocks drift apart by 50 us a second or so."""
 
 _RETRY_SHARE: Final = 0.5
-"""Of the wait, how long a peer is asked to send nothing: by then half of its queue is done."""
+"""The share of the wait for which a peer is asked to send nothing: by then half of its queue is done."""
 
 
 class _Least:
@@ -70,14 +70,14 @@ class QueueWaits:
         return peer in self._waits_s
 
     def handle_taken(self, peer: bytes, waited_s: float, left: int) -> None:
-        """A request of a peer is taken up after so long; `left` are queued still."""
+        """Record that a peer's request is served after so long; `left` are still queued."""
         if left:
             self._waits_s[peer] = waited_s
         else:
             self._waits_s.pop(peer, None)
 
     def retry_after_s(self, peer: bytes, budget_s: float) -> float:
-        """Return 0 if a request with this budget may wait, else how long its peer had better send nothing."""
+        """Return 0 if a request with this budget may wait, else for how long its peer should send nothing."""
         wait_s = self._waits_s.get(peer, 0.0)
         return wait_s * _RETRY_SHARE if wait_s > budget_s else 0.0
 

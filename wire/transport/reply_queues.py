@@ -1,16 +1,16 @@
 """The routers that a node has welcomed, and the replies that wait for them.
 
 A peer is known by the identity that its connection has on the ROUTER socket. A reply that its queue in the socket has
-no room for waits here, and the peer's work with it; nobody else's does. What one peer can make a node hold is bounded:
-PEER_BYTES_MAX says by how much.
+no room for waits here, and the peer's work with it; no other peer's does. The bytes that one peer can make a node hold
+are bounded by PEER_BYTES_MAX.
 
-A peer that has said nothing for a while is silent (`wire.transport.liveness`): a frame that cannot be handed to it
-shows that its connection is gone. One that is silent, has replies waiting and takes none is forgotten too: libzmq's
-thread takes them also while a router's loop is busy, so that it was stopped or cut off. Should it come back it has to
-say Hello again.
+A peer that has said nothing for a while is silent (`wire.transport.liveness`): a frame that cannot be delivered
+to it shows that its connection is gone. One that is silent, has replies waiting and takes none is forgotten too:
+libzmq's thread takes them also while a router's loop is busy, so that it was stopped or cut off. If it comes back it
+has to say Hello again.
 
-When a connection ends libzmq says so, but not whose it was. So whoever has been quiet for a moment is then asked
-sooner, but never often: a process that was stopped for long shall not find thousands of questions.
+When a connection ends libzmq says so, but not whose it was. So peers that have been quiet for a moment are then
+asked sooner, but never often: a process that was stopped for long shall not find thousands of questions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ is asked to come later: were another sent away for it, thousands would send each
 
 _WAITING_BYTES_MAX: Final = 32 << 20
 """Replies that wait for a peer beside its socket: one of reads, and those of the writer, which answers hundreds of
-small saves at once; what is beyond is dropped."""
+small saves at once; replies beyond that are dropped."""
 
 _ENDED_TICKS: Final = 2
 """Ticks after a connection's end in which its peer may still count as heard, or has been quiet for one only."""
@@ -44,7 +44,7 @@ _SEARCHED_TICKS: Final = range(2, SILENT_TICKS + 3)
 was cut off 3 to 4 s after its last word, if nothing is on its way there."""
 
 _FRAME_OBJECT_BYTES: Final = 64
-"""What a waiting frame takes beside its bytes: its object's head and its place in the queue."""
+"""Bytes of a waiting frame beside its own: its object's head and its place in the queue."""
 
 PEER_BYTES_MAX: Final = (
     NODE_RECEIVE_FRAMES_MAX * FRAME_BYTES_MAX
@@ -95,9 +95,9 @@ class Peers:
         self._waiting: dict[bytes, _Waiting] = {}
         self.blocked: set[bytes] = set()
         self.heard: set[bytes] = set()
-        """Who has said something since the last tick."""
+        """The peers that have said something since the last tick."""
         self.silent = 0
-        """How many peers were silent at the last tick."""
+        """The number of peers that were silent at the last tick."""
         self._ended_ticks = 0
 
     def __contains__(self, peer: bytes) -> bool:
@@ -128,11 +128,11 @@ class Peers:
         return len(self._waiting) >= self._peers_max
 
     def why_full(self) -> str:
-        """Return why a router is not taken, and what to do."""
+        """Return why a router is not accepted, and what to do."""
         return f"this node takes no more clients: it has {self._peers_max:,}, as many as one node may have; use fewer"
 
     def handle_tick(self) -> list[bytes]:
-        """A tick is over: ask those who are silent; return the peers that turn out to be gone, and are forgotten."""
+        """Ask silent peers, at the end of a tick; return the peers that turn out to be gone, and are forgotten."""
         gone: list[bytes] = []
         self.silent = 0
         for peer, waiting in self._waiting.items():
@@ -157,11 +157,11 @@ class Peers:
     def _is_asked(self, ticks: int) -> bool:
         if ticks > SILENT_TICKS:
             return is_asked(ticks)
-        # Not sooner: the kernel asks by itself only while nothing is on its way. But it has said that somebody is gone.
+        # Not sooner: the kernel asks by itself only while nothing is on its way. But it has said that one peer is gone.
         return self._ended_ticks > 0
 
     def handle_ended(self) -> list[bytes]:
-        """Some connection has ended: ask those who have been quiet; return the peers that are gone, and forgotten."""
+        """Ask quiet peers, because some connection has ended; return the peers that are gone, and forgotten."""
         self._ended_ticks = _ENDED_TICKS
         gone = [
             peer
@@ -185,7 +185,7 @@ class Peers:
         """Send a reply; FULL means that it waits here, GONE that the peer is no longer known."""
         waiting = self._waiting.get(peer)
         if waiting is None:
-            # A Fault to somebody who was never welcomed: sent if it can be, never kept.
+            # A Fault to a peer that was never welcomed: sent if it can be, never kept.
             sent = self._sender.send_to(peer, frame)
             self._counters.dropped_replies += sent is not Sent.OK
             return sent
@@ -199,7 +199,7 @@ class Peers:
         return sent
 
     def retry(self) -> tuple[list[bytes], list[bytes]]:
-        """Send what waits, as far as it goes; return the peers that are no longer blocked, and those that are gone."""
+        """Send the waiting replies, as far as there is room; return the peers no longer blocked, and those gone."""
         freed: list[bytes] = []
         gone: list[bytes] = []
         for peer in list(self.blocked):

@@ -5,7 +5,7 @@ once; or its peer may have so much waiting that it is rejected. When its turn co
 budget that it came with, less what it lost on its way (`queueing_delay`). A request that is past its deadline by then
 is dropped by the server, unread.
 
-A request is in one of three places: in its peer's queue, served (taken, and in nobody's hands but the server's), or
+A request is in one of three places: in its peer's queue, served (taken, and in the server's hands alone), or
 parked until something else resumes it. A parked request still counts as one of those that its peer has waiting.
 """
 
@@ -27,7 +27,7 @@ _CANCEL_BYTES_MAX: Final = 4_096
 """CANCEL_NUMBERS_MAX numbers of nine bytes, and room: a drain of 256 of them then takes 2 ms."""
 
 _FULL_RETRY_S: Final = 0.05
-"""How long a peer is asked to send nothing whose queue here is full: about what a full queue of small reads takes."""
+"""The time for which a peer whose queue is full is asked to send nothing: about that of a full queue of small reads."""
 
 
 class Frames(Protocol):
@@ -55,13 +55,13 @@ class Call:
         """The request's number: known, as its deadline, when it is decoded in its first turn."""
         self.deadline = 0.0
         self.frames: Frames | None = None
-        """Where its frames come from, if there is more than one answer at once."""
+        """The source of its frames, if there is more than one answer at once."""
         self.abandoned = False
-        """Set if nobody is to get an answer any more, while it was parked; may be read in any thread."""
+        """Set if no answer is to be sent any more, while it was parked; may be read in any thread."""
 
 
 class Shed(NamedTuple):
-    """Why a frame may not wait, and for how many seconds its peer had better send nothing."""
+    """Why a frame may not wait, and for how many seconds its peer should send nothing."""
 
     detail: str
     retry_after_s: float
@@ -78,7 +78,7 @@ class RequestQueue:
         length_max: int = PEER_QUEUE_LENGTH_MAX,
         bytes_max: int = PEER_QUEUE_BYTES_MAX,
     ) -> None:
-        """`cancellable`: tags of the requests that a Cancel may name; the limits are for each peer."""
+        """Make it. `cancellable`: tags of the requests that a Cancel may name; the limits are for each peer."""
         self._counters = counters
         self._cancellable = cancellable
         self._queue: FairQueue[Call] = FairQueue(length_max=length_max, bytes_max=bytes_max)
@@ -154,10 +154,10 @@ class RequestQueue:
         self._parked.setdefault(call.peer, set()).add(call)
 
     def resume(self, call: Call) -> bool:
-        """Put a parked request back into its queue; return False if nobody waits for it any more."""
+        """Put a parked request back into its queue; return False if its peer no longer waits for it."""
         parked = self._parked.get(call.peer)
         if parked is None or call not in parked:
-            return False  # its place went with its peer
+            return False  # its place was freed with its peer
         parked.remove(call)
         if not parked:
             del self._parked[call.peer]
@@ -177,7 +177,7 @@ class RequestQueue:
     # --- cancels ---
 
     def handle_drained(self) -> None:
-        """All that was drained is put: drop what was cancelled, in one look at each peer's requests."""
+        """Drop the cancelled requests once a drain is put, in one look at each peer's requests."""
         if not self._cancels:
             return
         cancels, self._cancels = self._cancels, {}
@@ -191,7 +191,7 @@ class RequestQueue:
             self._counters.cancelled += self._queue.discard(peer, is_unwanted)
             for call in self._parked.get(peer, ()):
                 if not call.abandoned and is_unwanted(call):
-                    call.abandoned = True  # whoever resumes it gives its place back
+                    call.abandoned = True  # resuming it frees its place
                     self._counters.cancelled += 1
             if not self._queue.waiting(peer):
                 self._waits.remove_peer(peer)  # nothing will be taken that could say that it is no longer behind

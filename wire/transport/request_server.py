@@ -1,7 +1,7 @@
 """A request server: welcomes peers on a ROUTER socket and serves a table of handlers, fairly and within deadlines.
 
 It knows no agents, shards or stores. Its owner (a node) gives it a greeter, which answers Hello, and for each type of
-request a handler. How a request passes through:
+request a handler. The path of a request:
 
     socket -> channel: drained and stamped with the time, before any is served
            -> RequestQueue: one queue for each welcomed peer, served in turn; what is cancelled, or would come too
@@ -13,7 +13,7 @@ A handler gets the call and the decoded request, and returns
 
 - a reply: it is sent, and the request is done;
 - None: the request is the handler's alone from now on. It answers by `reply` when it can, in the loop; it must bound by
-  itself what it holds. (A node's writes: they are committed whether or not anybody waits.)
+  itself what it holds. (A node's writes: they are committed whether or not a client waits.)
 - Frames: the answer is made a frame at a time. `next_frame` is called at once, and after each frame that was not the
   last the call is put back, behind all other peers that have something waiting, before what else this peer asked for.
 
@@ -23,21 +23,21 @@ later callback, once (`wire.transport.loop_calls` brings a thread's news there).
 queue again, and `next_frame` is called in the peer's next turn; it may return None, and so park, again.
 
 - It holds its frame, its Frames and its place: what a peer may have waiting (`fair_queue`) counts parked calls too, by
-  number and by the bytes of their frames. Other requests of the peer are served meanwhile. What Frames hold besides
-  (an answer that is there before its peer reads) they have to bound for each peer by themselves; and between two calls
-  of `next_frame` they must hold nothing that has to be closed: they are not told when they are let go of.
+  number and by the bytes of their frames. Other requests of the peer are served meanwhile. Other content of
+  Frames (an answer that is there before its peer reads) they have to bound for each peer by themselves; and between two
+  calls of `next_frame` they must hold nothing that has to be closed: they are not notified when they are dropped.
 - If its peer goes, it is abandoned: `call.abandoned` is set, it is counted with the peer's `dropped_replies`, and to
   resume it does nothing.
 - If it is cancelled, it is abandoned and counted (`cancelled`), and keeps its place until it is resumed, because
-  whatever works for it is still at it; then it is let go of.
+  the work for it still runs; then it is dropped.
 - If its deadline passes, nothing happens until it is resumed and its turn comes: then it is dropped and counted
-  (`late`). Whatever works for it may look at `call.deadline` and `call.abandoned` from any thread before it begins, and
-  has to resume it all the same.
+  (`late`). The work for it may look at `call.deadline` and `call.abandoned` from any thread before it begins, and
+  has to resume it nevertheless.
 - `close` abandons all that are parked; to resume one later does nothing.
 
-Everything runs in the event loop's thread. Nothing that a peer sends ends the server: what cannot be decoded is
-counted, and answered if its request number can be read. An exception in a handler is logged and answered with INTERNAL,
-an InvalidRequestError with BAD_REQUEST.
+Everything runs in the event loop's thread. Nothing that a peer sends ends the server: malformed frames are counted, and
+answered if their request number can be read. An exception in a handler is logged and answered with INTERNAL, an
+InvalidRequestError with BAD_REQUEST.
 """
 
 from __future__ import annotations
@@ -78,17 +78,17 @@ from .scheduler import Scheduler, Timer
 __all__ = ["RequestServer"]
 
 _TURN_SECONDS: Final = 0.002
-"""How long requests are served before the socket and the timers are looked at again."""
+"""The time for which requests are served before the socket and the timers are looked at again."""
 
 _RETRY_SECONDS: Final = 0.001
-"""Pause before a blocked peer is tried again: ROUTER does not tell when one peer's queue has room. At 1 GB/s a reader
+"""Pause before a blocked peer is tried again: ROUTER does not report when one peer's queue has room. At 1 GB/s a reader
 takes one frame in it."""
 
 _SEARCH_SECONDS: Final = 0.1
-"""Pause between the end of a connection and the search for its peer: what ends together is searched for together."""
+"""Pause between the end of a connection and the search for its peer: one search for all that end together."""
 
 _TURNED_AWAY_S: Final = 2.0
-"""How long a router is asked to stay away that finds no room here."""
+"""The time for which a router that finds no room here is asked to stay away."""
 
 _FAULT_READ_BYTES_MAX: Final = 1 << 16
 """A rejected frame's request number is looked for up to this size only: saying no must stay cheap."""
@@ -128,7 +128,7 @@ class RequestServer:
     def start(
         self, open_channel: Callable[[Callable[[list[list[bytes]]], None], Callable[[], None]], RoutedChannel]
     ) -> None:
-        """Serve what comes on the channel that `open_channel` makes.
+        """Serve the requests on the channel that `open_channel` makes.
 
         It gets two functions: one that takes messages, and one to be called when connections, whosesoever, have ended.
         """
@@ -154,7 +154,7 @@ class RequestServer:
             await asyncio.sleep(_RETRY_SECONDS)
 
     def close(self) -> None:
-        """Serve nothing more: what waits, parked or not, is not answered. The socket is its owner's to close."""
+        """Serve nothing more: queued and parked requests are not answered. The socket is its owner's to close."""
         self._closed = True
         self._channel.close()
         self._ticking.cancel()
@@ -192,7 +192,7 @@ class RequestServer:
             self._send(peer, PONG)
 
     def _tick(self) -> None:
-        """Look who is alive; set again before anything else, so that there is another whatever goes wrong."""
+        """Look which peers are alive; set again before anything else, so that there is another whatever goes wrong."""
         self._ticking = self._loop.call_later(LIVENESS_TICK_S, self._tick)
         self._channel.poll()  # what came while this loop was busy
         for peer in self._peers.handle_tick():
@@ -245,7 +245,7 @@ class RequestServer:
         self.reply(peer, self._greeter.welcome(ipc=self._acceptance.offers_ipc()))
 
     def _leave_earlier(self, peer: bytes) -> None:
-        """A client uses a new connection: nothing that waits on its earlier one is done after what comes on this."""
+        """Abandon the requests on a client's earlier connection: none of them is done after one on the new."""
         if (earlier := self._queue.handle_first_request(peer)) is not None:
             self._peers.remove(earlier)
             self._forget(earlier)
@@ -301,7 +301,7 @@ class RequestServer:
         self._send(call.peer, frame)
 
     def _begin(self, call: Call) -> Frames | None:
-        """Hand a request to its handler; return where its frames come from, None if there are none to be made."""
+        """Give a request to its handler; return the source of its frames, None if there are none to be made."""
         try:
             request = decode_request(call.frame)
         except ProtocolError as error:
@@ -327,7 +327,7 @@ class RequestServer:
         return answer
 
     def resume(self, call: Call) -> None:
-        """Go on with a parked call in its peer's next turn; in the loop, and in a later callback than it was parked."""
+        """Continue a parked call in its peer's next turn; in the loop, and in a later callback than it was parked."""
         if not self._closed and self._queue.resume(call) and not self._turn_scheduled:
             self._schedule_turn()
 

@@ -1,4 +1,4 @@
-"""The ROUTER socket of a server: where it listens, and the channel on which it is served."""
+"""The ROUTER socket of a server: its endpoints, and the channel on which it is served."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ServerSocket:
         """Listen: requests wait in the socket until `open_channel`.
 
         Raises:
-            DataDirectoryError: an endpoint is in use or not to be had; nothing is left bound.
+            DataDirectoryError: an endpoint is in use or unavailable; nothing is left bound.
         """
         try:
             self._listener = Listener(self._replies, self._monitor, self._endpoint)
@@ -47,7 +47,7 @@ class ServerSocket:
         handle_messages: Callable[[list[list[bytes]]], None],
         handle_ended: Callable[[], None],
     ) -> Channel[list[bytes]]:
-        """Deliver what comes, and what has come, to `handle_messages`; call `handle_ended` when connections ended."""
+        """Deliver messages, past and future, to `handle_messages`; call `handle_ended` when connections ended."""
 
         def handle_events(messages: list[list[bytes]]) -> None:
             if any(parse_monitor_message(message)["event"] & zmq.EVENT_DISCONNECTED for message in messages):
@@ -57,7 +57,7 @@ class ServerSocket:
         return Channel(loop, self._replies, receive_routed, handle_messages)
 
     def shut(self, shut: bool) -> bool:
-        """Let nobody in, or everybody again; return whether that can be done."""
+        """Accept no connection, or all again; return whether that can be done."""
         return self._listener is not None and self._listener.shut(shut)
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """Connections over ZeroMQ sockets: each is one DEALER socket, from connecting to its first break.
 
 A ZeroMQ socket would reconnect by itself and send what it had queued before any greeting; here a socket lives as long
-as its connection. That a connection broke is told by the socket's monitor.
+as its connection. That a connection broke is reported by the socket's monitor.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class SocketConnection:
         return self._channel.send(frame) is Sent.OK
 
     def poll(self) -> None:
-        """Deliver what has come and was not received yet."""
+        """Deliver the frames that have come and were not received yet."""
         self._channel.poll()
 
     def close(self) -> None:
-        """Close the socket; what it had queued is dropped."""
+        """Close the socket; frames that it had queued are dropped."""
         if self._open:
             self._open = False
             self._channel.close()
@@ -75,7 +75,7 @@ class SocketTransport:
         """Begin to connect.
 
         Raises:
-            ClusterUnavailable: the endpoint is none, or there is no socket to be had.
+            ClusterUnavailable: the endpoint is none, or no socket can be made.
         """
         return SocketConnection(self._sockets, endpoint, hello, handle_frames, handle_broken)
 

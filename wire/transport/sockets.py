@@ -35,19 +35,19 @@ kernel of a busy or stopped process answers; one that is cut off or without powe
 
 _NODE_UNTAKEN_MS: Final = 3_000
 """A node's TCP connection ends when for this long the other host's kernel acknowledged nothing that it was sent, or had
-no room for more of it (TCP_USER_TIMEOUT, tcp(7); libzmq sets it by ZMQ_TCP_MAXRT, at both ends). libzmq's thread takes
-in what comes while a client's loop is busy: of a client that was stopped or is gone nothing is taken."""
+no room for more of it (TCP_USER_TIMEOUT, tcp(7); libzmq sets it by ZMQ_TCP_MAXRT, at both ends). libzmq's thread
+receives while a client's loop is busy; a client that was stopped or is gone receives nothing."""
 
 _ROUTER_UNTAKEN_MS: Final = 60_000
 """The same towards a node. Its socket receives no more than NODE_RECEIVE_FRAMES_MAX while its loop is busy, so this one
 must not be short: a router judges by what it hears (`wire.transport.liveness`)."""
 
 _CONNECT_TIMEOUT_MS: Final = 1_000
-"""An attempt to connect that nobody answers is given up and begun anew: the kernel itself repeats it after 1, 2, 4, 8
+"""An attempt to connect that is not answered is abandoned and begun anew: the kernel itself repeats it after 1, 2, 4, 8
 seconds, so that a node that was cut off for half a minute was found only 10 s after the packets came through again."""
 
 BROKEN_EVENTS: Final = int(zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED)
-"""What a monitor says when a connection broke, or an attempt to connect failed."""
+"""The events of a monitor for a connection that broke, or an attempt to connect that failed."""
 
 _KERNEL_BUFFER_BYTES: Final = 1 << 20
 """Send and receive buffers of the kernel: one frame. With the default of 208 KiB a 1 MiB frame takes five wake-ups."""
@@ -57,15 +57,15 @@ _SOCKETS_MAX: Final = 16_383
 
 _DESCRIPTORS: Final = 16
 """Descriptors that have to be free before a connection is begun: five of the context's threads, three of a socket and
-its monitor, one of the connection, and what a name's resolution takes. libzmq ends the process where it finds none for
+its monitor, one of the connection, and what a name's resolution takes. libzmq ends the process if it finds none for
 its threads (docs/decisions/0009)."""
 
 LINGER_MS: Final = 200
-"""How long a closing socket may take to hand its last frames to the kernel."""
+"""The longest that a closing socket may take to deliver its last frames to the kernel."""
 
 
 class SocketOwner:
-    """Makes sockets of one context and closes them together, however far the making had got."""
+    """Makes sockets of one context and closes them together, even if a making failed halfway."""
 
     def __init__(self) -> None:
         self._context = zmq.Context()
@@ -75,7 +75,7 @@ class SocketOwner:
     def router(self) -> zmq.Socket[bytes]:
         """Return a node's ROUTER socket, unbound."""
         replies = self._make(zmq.ROUTER)
-        # Without it ROUTER drops silently what it cannot route or queue (zmq_setsockopt(3), ZMQ_ROUTER_MANDATORY).
+        # Without it ROUTER silently drops unroutable frames (zmq_setsockopt(3), ZMQ_ROUTER_MANDATORY).
         replies.setsockopt(zmq.ROUTER_MANDATORY, 1)
         replies.setsockopt(zmq.SNDHWM, NODE_SEND_FRAMES_MAX)
         replies.setsockopt(zmq.RCVHWM, NODE_RECEIVE_FRAMES_MAX)
@@ -83,7 +83,7 @@ class SocketOwner:
         return replies
 
     def monitored_router(self) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
-        """Return a `router`, and the PAIR socket on which libzmq tells where it listens and what has ended.
+        """Return a `router`, and the PAIR socket on which libzmq reports its endpoints and ended connections.
 
         Without a limit: libzmq's thread would wait for room in it while a node's loop is busy, and with it all traffic.
         A thousand events take 100 KB.
@@ -100,19 +100,19 @@ class SocketOwner:
     def dealer(self, endpoint: str) -> zmq.Socket[bytes]:
         """Return a router's DEALER socket, connecting to one node, with an identity that libzmq makes up.
 
-        It tries once: whoever wants to try again, or to connect anew, makes another.
+        It tries once: to try again, or to connect anew, the caller makes another.
 
         Raises:
-            ClusterUnavailable: the endpoint is none, or there is no socket to be had.
+            ClusterUnavailable: the endpoint is none, or no socket can be made.
         """
         requests, _ = self._dealer(endpoint, 0)
         return requests
 
     def monitored_dealer(self, endpoint: str) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
-        """Return a `dealer`, and the PAIR socket on which libzmq tells its BROKEN_EVENTS (zmq_socket_monitor(3)).
+        """Return a `dealer`, and the PAIR socket on which libzmq reports its BROKEN_EVENTS (zmq_socket_monitor(3)).
 
         Raises:
-            ClusterUnavailable: the endpoint is none, or there is no socket to be had.
+            ClusterUnavailable: the endpoint is none, or no socket can be made.
         """
         requests, monitor = self._dealer(endpoint, BROKEN_EVENTS)
         assert monitor is not None, "events were asked for"
@@ -130,7 +130,7 @@ class SocketOwner:
             requests.setsockopt(zmq.CONNECT_TIMEOUT, _CONNECT_TIMEOUT_MS)
             requests.setsockopt(zmq.TCP_MAXRT, _ROUTER_UNTAKEN_MS)
             if events:
-                # Before it connects: what is over at once would not be told.
+                # Before it connects: an immediate end would not be reported.
                 monitor = requests.get_monitor_socket(events)
                 self._open.add(monitor)
             requests.connect(endpoint)
@@ -143,9 +143,9 @@ class SocketOwner:
     def close_monitored(
         self, watched: zmq.Socket[bytes], monitor: zmq.Socket[bytes] | None, *, linger_ms: int = 0
     ) -> None:
-        """Close a socket and its monitor; what the socket had queued is sent within `linger_ms` or dropped.
+        """Close a socket and its monitor; frames that the socket had queued are sent within `linger_ms` or dropped.
 
-        In this order: libzmq's thread waits for room in a monitor that nobody reads, for ever if it is closed first.
+        In this order: libzmq's thread waits for room in a monitor that is not read, for ever if it is closed first.
         """
         watched.disable_monitor()
         if monitor is not None:
@@ -153,7 +153,7 @@ class SocketOwner:
         self.close_socket(watched, linger_ms=linger_ms)
 
     def close_socket(self, closing: zmq.Socket[bytes], *, linger_ms: int = 0) -> None:
-        """Close one socket; what it had queued is sent within `linger_ms` or dropped."""
+        """Close one socket; frames that it had queued are sent within `linger_ms` or dropped."""
         self._open.discard(closing)
         closing.close(linger=linger_ms)
 
@@ -187,7 +187,7 @@ def bind(replies: zmq.Socket[bytes], endpoint: str) -> None:
     """Bind a socket.
 
     Raises:
-        DataDirectoryError: the endpoint is in use or not to be had.
+        DataDirectoryError: the endpoint is in use or unavailable.
     """
     try:
         replies.bind(endpoint)

@@ -1,4 +1,4 @@
-"""Verification of a shard: what is sound passes, and each contradiction is named."""
+"""Verification of a shard: an intact one passes, and each contradiction is named."""
 
 import os
 import random
@@ -25,7 +25,7 @@ PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A sound shard: saves, deletes, expiry, a swept fragment, a trimmed log, two generations."""
+    """An intact shard: saves, deletes, expiry, a swept fragment, a trimmed log, two generations."""
     monkeypatch.setattr(lmdb_store, "LOG_ROWS_MAX", 100)
     for generation in (1, 2):
         store = LMDBStore(tmp_path, IDENTITY, create=generation == 1)
@@ -61,7 +61,7 @@ def change(file: Path, database: bytes, how: Callable[[Any], object]) -> None:
     environment.close()
 
 
-def test_a_sound_shard_passes_and_says_what_was_seen(file: Path) -> None:
+def test_intact_shard_passes_with_its_counts(file: Path) -> None:
     found, verified = findings(file)
     assert found == []
     assert verified.identity == IDENTITY
@@ -73,7 +73,7 @@ def test_a_sound_shard_passes_and_says_what_was_seen(file: Path) -> None:
     assert verified.clock_ms == 12_000
 
 
-def test_rows_of_the_expiry_index_that_older_versions_left_are_counted_and_no_finding(file: Path) -> None:
+def test_stale_expiry_rows_are_counted_without_finding(file: Path) -> None:
     change(file, b"expiry", replace((11_500).to_bytes(8, "big") + b"agent-9", b""))
     change(file, b"expiry", replace((11_500).to_bytes(8, "big") + b"gone", b""))
     found, verified = findings(file)
@@ -81,7 +81,7 @@ def test_rows_of_the_expiry_index_that_older_versions_left_are_counted_and_no_fi
     assert verified.stale_expiry_rows == 2
 
 
-def test_a_new_shard_and_one_without_writes_in_its_generation_pass(tmp_path: Path) -> None:
+def test_new_shard_without_writes_in_its_generation_passes(tmp_path: Path) -> None:
     store = LMDBStore(tmp_path, IDENTITY, create=True)
     store.begin_generation(5)
     store.close()
@@ -142,9 +142,7 @@ CONTRADICTIONS: list[tuple[bytes, Callable[[Any], object], str]] = [
 
 
 @pytest.mark.parametrize(("database", "how", "message"), CONTRADICTIONS)
-def test_what_contradicts_itself_is_named(
-    file: Path, database: bytes, how: Callable[[Any], object], message: str
-) -> None:
+def test_each_contradiction_is_named(file: Path, database: bytes, how: Callable[[Any], object], message: str) -> None:
     change(file, database, how)
     found, _ = findings(file)
     assert any(message in finding.detail for finding in found), found
@@ -169,18 +167,18 @@ def test_a_missing_database_is_named(tmp_path: Path) -> None:
     ]
 
 
-def test_a_file_that_ends_its_reader_is_a_finding_and_the_next_is_read(file: Path, tmp_path: Path) -> None:
-    whole = file.read_bytes()
-    damaged = [whole[: 4 * PAGE_BYTES], whole[: 2 * PAGE_BYTES] + bytes(len(whole) - 2 * PAGE_BYTES), b"none", b""]
+def test_killed_reader_is_a_finding_and_verifier_continues(file: Path, tmp_path: Path) -> None:
+    intact = file.read_bytes()
+    corrupt = [intact[: 4 * PAGE_BYTES], intact[: 2 * PAGE_BYTES] + bytes(len(intact) - 2 * PAGE_BYTES), b"none", b""]
     source = random.Random(1)
     for _ in range(6):
-        start = PAGE_BYTES * source.randrange(2, len(whole) // PAGE_BYTES)
-        damaged.append(whole[:start] + source.randbytes(PAGE_BYTES) + whole[start + PAGE_BYTES :])
+        start = PAGE_BYTES * source.randrange(2, len(intact) // PAGE_BYTES)
+        corrupt.append(intact[:start] + source.randbytes(PAGE_BYTES) + intact[start + PAGE_BYTES :])
     with FileVerifier() as verifier:
-        for number, content in enumerate(damaged):
-            hurt = tmp_path / f"hurt-{number}.mdb"
-            hurt.write_bytes(content)
-            found, _ = verifier.verify(hurt)
+        for number, content in enumerate(corrupt):
+            broken = tmp_path / f"broken-{number}.mdb"
+            broken.write_bytes(content)
+            found, _ = verifier.verify(broken)
             # A page that is in use by nothing may be anything.
             assert found or number >= 4, number
             assert all(finding.detail for finding in found)

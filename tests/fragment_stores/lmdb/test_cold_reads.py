@@ -1,4 +1,4 @@
-"""Reads of pages that are not in memory: noticed, and waited for in another thread; and of a shard that is reopened."""
+"""Reads of pages that are not in memory: noticed, and left to another thread; and reads during a reopening."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def cold(tmp_path: Path) -> LMDBStore:
     return LMDBStore(tmp_path, IDENTITY, create=False, cold_reads=ColdReads(threads=1))
 
 
-def test_a_cold_read_of_many_is_pending_and_warm_afterwards(cold: LMDBStore) -> None:
+def test_cold_read_of_many_is_pending_then_warm(cold: LMDBStore) -> None:
     pending = cold.read(AGENTS)
     assert isinstance(pending, Future)
     assert pending.result(PATIENCE_S) is None, "it may be read now"
@@ -54,7 +54,7 @@ def test_a_cold_read_of_many_is_pending_and_warm_afterwards(cold: LMDBStore) -> 
 
 
 @pytest.mark.parametrize("kinds", [None, frozenset(["session"])])
-def test_a_cold_read_of_one_is_pending_once_there_is_suspicion(cold: LMDBStore, kinds: frozenset[str] | None) -> None:
+def test_cold_read_of_one_is_pending_under_suspicion(cold: LMDBStore, kinds: frozenset[str] | None) -> None:
     pending = cold.read(AGENTS[:100])
     assert isinstance(pending, Future)
     pending.result(PATIENCE_S)
@@ -75,14 +75,14 @@ def test_other_threads_run_while_pages_are_read(cold: LMDBStore) -> None:
     cold.close()
 
 
-def test_a_slow_read_that_waited_for_no_page_is_no_reason_to_look() -> None:
+def test_slow_read_without_page_wait_raises_no_suspicion() -> None:
     cold_reads = ColdReads(threads=1)
     cold_reads.note_slow(100.0)  # this thread may have waited for a page at some time before
     cold_reads.note_slow(200.0)
     assert cold_reads.suspicious_until < 200.0
 
 
-def test_smaller_work_goes_first() -> None:
+def test_smaller_reads_are_run_first() -> None:
     cold_reads = ColdReads(threads=1)
     gate = threading.Event()
     order: list[int] = []
@@ -94,7 +94,7 @@ def test_smaller_work_goes_first() -> None:
     assert order == [1, 640, 700, 4_096]
 
 
-def test_what_fails_in_a_thread_is_told() -> None:
+def test_error_in_a_thread_reaches_the_caller() -> None:
     def fail() -> None:
         raise StoreError("no")
 
@@ -102,7 +102,7 @@ def test_what_fails_in_a_thread_is_told() -> None:
         ColdReads(threads=1).run(1, fail).result(PATIENCE_S)
 
 
-def test_a_read_of_a_shard_that_is_being_reopened_is_pending(tmp_path: Path) -> None:
+def test_read_during_reopening_is_pending(tmp_path: Path) -> None:
     store = LMDBStore(tmp_path, IDENTITY, create=True)
     store.begin_generation(1)
     commit(store, [put("a", b"1")], 1)

@@ -38,7 +38,7 @@ def new_store(path: Path) -> LMDBStore:
 
 
 def contents(path: Path) -> tuple[set[bytes], set[bytes]]:
-    """The rows that the index has, and those that the images of a closed shard ask for."""
+    """Return the index's rows, and those that the images of a closed shard require."""
     with lmdb.open(str(path), max_dbs=4, readonly=True, lock=False) as environment:
         expiry, images = environment.open_db(b"expiry"), environment.open_db(b"images")
         with environment.begin() as transaction:
@@ -54,11 +54,11 @@ def contents(path: Path) -> tuple[set[bytes], set[bytes]]:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(steps, max_size=12))
-def test_the_index_has_a_row_for_each_fragment_that_expires_and_no_other(
+def test_index_has_exactly_the_expiring_fragments_rows(
     history: list[tuple[bytes, bool, list[Put | DeleteKind]] | int],
 ) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        store = new_store(Path(folder))
+    with tempfile.TemporaryDirectory() as directory:
+        store = new_store(Path(directory))
         now_ms = 1_000
         for step in history:
             if isinstance(step, int):
@@ -69,11 +69,11 @@ def test_the_index_has_a_row_for_each_fragment_that_expires_and_no_other(
                 operations: list[Operation] = [DeleteAgent()] * erase
                 commit(store, [write(agent, *operations, *changed)], now_ms)
         store.close()
-        rows, wanted = contents(Path(folder))
+        rows, wanted = contents(Path(directory))
         assert rows == wanted
 
 
-def test_ten_thousand_saves_of_one_fragment_leave_one_row(tmp_path: Path) -> None:
+def test_many_saves_of_one_fragment_leave_one_row(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     for number in range(100):
         commit(store, [write(b"a", Put("session", 0, 0, b"%d" % turn, 86_400_000)) for turn in range(100)], number)
@@ -83,7 +83,7 @@ def test_ten_thousand_saves_of_one_fragment_leave_one_row(tmp_path: Path) -> Non
     assert len(rows) == 1
 
 
-def test_rows_that_an_older_version_left_go_when_they_are_due(tmp_path: Path) -> None:
+def test_stale_rows_are_removed_when_due(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     commit(store, [write(b"a", Put("session", 0, 0, b"v", 5_000))], 1_000)
     store.close()
@@ -104,7 +104,7 @@ def test_rows_that_an_older_version_left_go_when_they_are_due(tmp_path: Path) ->
     assert rows == wanted
 
 
-def test_a_row_of_the_log_that_cannot_be_appended_is_damage_and_nothing_is_committed(tmp_path: Path) -> None:
+def test_log_newer_than_its_clock_fails_the_commit(tmp_path: Path) -> None:
     store = new_store(tmp_path)
     commit(store, [put("a", b"1")], 1_000)
     future = (store.version + 1_000).to_bytes(8, "big")

@@ -1,4 +1,4 @@
-"""Files of LMDB's other formats: served where the installed py-lmdb reads them, named where it does not."""
+"""Files of LMDB's other formats: served if the installed py-lmdb reads them, and named if not."""
 
 import os
 import subprocess
@@ -34,9 +34,7 @@ def set_format(file: Path, header_bytes: int, version: int) -> None:
 
 
 @pytest.mark.parametrize(("version", "name"), [(2, "never released"), (4, "another version of LMDB")])
-def test_a_file_of_a_format_that_is_not_at_hand_is_named_and_not_called_damaged(
-    tmp_path: Path, version: int, name: str
-) -> None:
+def test_file_of_unknown_format_is_named_not_corrupt(tmp_path: Path, version: int, name: str) -> None:
     new_store(tmp_path).close()
     set_format(tmp_path / "data.mdb", 16, version)
     for opens in (lambda: LMDBStore(tmp_path, IDENTITY, create=False), lambda: read_identity(tmp_path)):
@@ -50,9 +48,7 @@ def test_a_file_of_a_format_that_is_not_at_hand_is_named_and_not_called_damaged(
     assert "nothing is wrong with it" in finding.detail
 
 
-def test_a_file_of_the_other_engine_is_served_where_it_is_there_and_named_where_it_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_of_lmdb_1_is_served_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lmdb.open(str(tmp_path), lib_version=1).close()
     made = new_store(tmp_path)
     commit(made, [put("a", b"1")], 1)
@@ -76,7 +72,7 @@ def test_a_file_of_the_other_engine_is_served_where_it_is_there_and_named_where_
         LMDBStore(tmp_path, IDENTITY, create=False)
 
 
-def test_a_new_shard_is_of_the_engine_that_wakes_are_fast_with(tmp_path: Path) -> None:
+def test_new_shard_is_of_the_faster_lmdb_engine(tmp_path: Path) -> None:
     program = """
         import sys
         from pathlib import Path

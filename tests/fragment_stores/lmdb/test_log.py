@@ -25,7 +25,7 @@ class TestLMDBLog(LogConformance):
         store.begin_generation(generation)
         return store
 
-    def test_a_snapshot_keeps_its_log_whatever_is_trimmed_after_it(self, tmp_path: Path) -> None:
+    def test_snapshot_keeps_its_log_despite_later_trimming(self, tmp_path: Path) -> None:
         store = LMDBStore(tmp_path / "shard", IDENTITY, create=True)
         store.begin_generation(1)
         made = versions(commit(store, [write(number) for number in range(10)], 1))

@@ -1,4 +1,4 @@
-"""Lookups by the compiled part: what LMDB itself says, or no answer; and never the end of the process."""
+"""Lookups by the compiled part: the answer of LMDB itself or none, and never the end of the process."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def found(transaction: lmdb.Transaction[memoryview], databases: Databases, keys:
 
 
 def cut(sizes: list[int], places: bytes) -> list[bytes]:
-    """The values at these places."""
+    """Return the values at these places."""
     joined = join(b"head", [places])
     assert joined.startswith(b"head")
     ends = list(accumulate(sizes, initial=4))
@@ -59,7 +59,7 @@ def test_the_compiled_part_was_built() -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_finds_what_lmdb_finds(environment: lmdb.Environment, seed: int) -> None:
-    """In trees that grow and shrink; keys of every length, values on leaves and on pages of their own."""
+    """Compared in trees that grow and shrink; keys of every length, values on leaves and on pages of their own."""
     source = random.Random(seed)
     databases = open_databases(environment, create=True)
     key_bytes_max = source.choice([2, 9, 40, 511])
@@ -100,7 +100,7 @@ def test_finds_nothing_in_an_empty_tree(environment: lmdb.Environment) -> None:
         assert found(transaction, databases, []) == []
 
 
-def test_a_snapshot_stays_as_it_is_while_others_write(environment: lmdb.Environment) -> None:
+def test_snapshot_stays_unchanged_while_others_write(environment: lmdb.Environment) -> None:
     databases = open_databases(environment, create=True)
     keys = [b"agent-%d" % number for number in range(3_000)]
 
@@ -123,7 +123,7 @@ def test_a_snapshot_stays_as_it_is_while_others_write(environment: lmdb.Environm
         assert found(transaction, databases, keys) == [b"later" * 500 + key for key in keys]
 
 
-def test_views_are_the_values_where_they_are(environment: lmdb.Environment) -> None:
+def test_views_are_the_values_in_place(environment: lmdb.Environment) -> None:
     assert find is not None and views is not None
     databases = open_databases(environment, create=True)
     values = [b"", b"v", b"w" * 3_000, b"x" * 100_000]
@@ -139,7 +139,7 @@ def test_views_are_the_values_where_they_are(environment: lmdb.Environment) -> N
         assert [bytes(view) for view in views(answer[1])] == [*values, b""]
 
 
-def test_what_is_no_database_has_no_answer(environment: lmdb.Environment) -> None:
+def test_invalid_database_record_has_no_answer(environment: lmdb.Environment) -> None:
     assert find is not None
     databases = open_databases(environment, create=True)
     with environment.begin(databases.main, buffers=True) as transaction:
@@ -156,7 +156,7 @@ def test_what_is_no_database_has_no_answer(environment: lmdb.Environment) -> Non
         assert find(memoryview(source.randbytes(48)), databases.page_bytes, [b"a"], 0) is None
 
 
-def test_a_store_answers_alike_with_and_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_answers_alike_with_and_without_compiled_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = LMDBStore(tmp_path / "shard", IDENTITY, create=True)
     store.begin_generation(1)
     agents = [b"agent-%d" % number for number in range(500)]
@@ -184,27 +184,27 @@ def test_a_store_answers_alike_with_and_without(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("agents", [1, FIND_MIN])
-def test_an_empty_id_is_refused_among_few_and_many(tmp_path: Path, agents: int) -> None:
+def test_empty_id_is_rejected_among_few_and_many(tmp_path: Path, agents: int) -> None:
     store = LMDBStore(tmp_path / "shard", IDENTITY, create=True)
     with pytest.raises(InvalidRequestError):
         read_batch(store, [*[b"agent"] * agents, b""])
     store.close()
 
 
-# Damages the file below an open environment, thousands of times, looks everything up, and mends it. LMDB itself is not
-# asked meanwhile. Arguments: folder, seed.
-DAMAGING = """
+# Corrupts the file of an open environment, thousands of times, looks everything up, and restores it. LMDB itself is not
+# asked meanwhile. Arguments: directory, seed.
+CORRUPTING = """
     import os, random, sys
     import lmdb
     from dawnchorus.fragment_stores.lmdb.schema import IMAGES, open_databases
     from dawnchorus.fragment_stores.lmdb.lookup import find, join, views, warm
 
-    folder, seed = sys.argv[1:]
+    directory, seed = sys.argv[1:]
     source = random.Random(seed)
     # Maps before and behind it, as a node has one for each shard: a wrong page number then leads into another's.
-    before = [lmdb.open(folder + f"-before-{number}", map_size=1 << 30) for number in range(3)]
-    environment = lmdb.open(folder, map_size=1 << 30, max_dbs=4, sync=False)
-    behind = [lmdb.open(folder + f"-behind-{number}", map_size=1 << 30) for number in range(3)]
+    before = [lmdb.open(directory + f"-before-{number}", map_size=1 << 30) for number in range(3)]
+    environment = lmdb.open(directory, map_size=1 << 30, max_dbs=4, sync=False)
+    behind = [lmdb.open(directory + f"-behind-{number}", map_size=1 << 30) for number in range(3)]
     databases = open_databases(environment, create=True)
     keys = [b"agent-%d" % number for number in range(700)]
     with environment.begin(databases.images, write=True) as transaction:
@@ -212,7 +212,7 @@ DAMAGING = """
             transaction.put(key, source.randbytes(source.choice([0, 40, 1_100, 2_600, 9_000])))
     environment.sync(True)
     page_bytes = databases.page_bytes
-    file = os.open(os.path.join(folder, "data.mdb"), os.O_RDWR)
+    file = os.open(os.path.join(directory, "data.mdb"), os.O_RDWR)
     pages = os.fstat(file).st_size // page_bytes
     # The page with the record: the one that says where the map begins.
     in_pages = {page: os.pread(file, page_bytes, page * page_bytes) for page in range(2, pages)}
@@ -220,13 +220,13 @@ DAMAGING = """
     answers = {True: 0, False: 0}
     with environment.begin(databases.images, buffers=True) as transaction:
         record = transaction.get(IMAGES, db=databases.main)
-        whole = join(b"", [find(record, page_bytes, keys, 0)[1]])
+        intact = join(b"", [find(record, page_bytes, keys, 0)[1]])
         for turn in range(4_000):
             # A page's header and its first offsets more often than the rest; the home pages too.
             place = source.choice([source.randrange(pages), home]) * page_bytes
             place += source.choice([source.randrange(16), source.randrange(64), source.randrange(page_bytes)])
-            whole_bytes = os.pread(file, source.choice([1, 2, 8]), place)
-            size = len(whole_bytes)
+            intact_bytes = os.pread(file, source.choice([1, 2, 8]), place)
+            size = len(intact_bytes)
             os.pwrite(file, source.choice([bytes(size), b"\\xff" * size, source.randbytes(size)]), place)
             found = find(record, page_bytes, keys, turn % 3)
             answers[found is None] += 1
@@ -234,15 +234,15 @@ DAMAGING = """
                 assert len(join(b"", [found[1]])) == sum(found[0])
                 assert list(map(len, views(found[1]))) == found[0]
             assert warm(record, page_bytes, keys) == (found is not None)
-            os.pwrite(file, whole_bytes, place)
-        assert join(b"", [find(record, page_bytes, keys, 0)[1]]) == whole
+            os.pwrite(file, intact_bytes, place)
+        assert join(b"", [find(record, page_bytes, keys, 0)[1]]) == intact
     print(answers[True], answers[False])
 """
 
 
-def test_damage_is_met_with_no_answer_and_not_with_the_end_of_the_process(tmp_path: Path) -> None:
+def test_lookup_in_corrupt_file_never_ends_the_process(tmp_path: Path) -> None:
     seed = random.randrange(1 << 32)
-    command = [sys.executable, "-c", textwrap.dedent(DAMAGING), str(tmp_path), str(seed)]
+    command = [sys.executable, "-c", textwrap.dedent(CORRUPTING), str(tmp_path), str(seed)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, f"seed {seed}: {ended.stderr}"
     unanswered, answered = map(int, ended.stdout.split())

@@ -1,4 +1,4 @@
-"""Many at once, or one alone."""
+"""The readers-writer lock: many readers at once, or one writer alone."""
 
 import threading
 import time
@@ -6,7 +6,7 @@ import time
 from dawnchorus.fragment_stores.lmdb.readers_writer_lock import Gate
 
 
-def test_one_is_alone_only_when_nobody_is_inside() -> None:
+def test_lock_is_exclusive_only_without_readers() -> None:
     gate = Gate()
     with gate.alone(0.001) as alone:
         assert alone
@@ -18,7 +18,7 @@ def test_one_is_alone_only_when_nobody_is_inside() -> None:
         assert alone
 
 
-def test_one_who_waits_gets_it_though_others_keep_coming() -> None:
+def test_waiting_writer_gets_lock_despite_new_readers() -> None:
     gate = Gate()
     ended = threading.Event()
     inside = [0, 0, 0]
@@ -46,7 +46,7 @@ def test_one_who_waits_gets_it_though_others_keep_coming() -> None:
             comer.join()
 
 
-def test_whoever_comes_while_one_waits_in_vain_gets_in_after_all() -> None:
+def test_reader_gets_lock_after_writer_gave_up() -> None:
     gate = Gate()
     gate.enter()
     came = threading.Event()

@@ -1,4 +1,4 @@
-"""The LMDB store: the rules of every engine, and what only LMDB can get wrong."""
+"""The LMDB store: the rules of every engine, and the failures that only LMDB can have."""
 
 import os
 import random
@@ -57,7 +57,7 @@ def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-# Opens the shard in each folder and reads everything in it; one line each.
+# Opens the shard in each directory and reads everything in it; one line each.
 READER = """
     import sys
     from pathlib import Path
@@ -66,10 +66,10 @@ READER = """
     from dawnchorus.wire.errors import StoreError
     from tests.fragment_stores.conformance import IDENTITY, ids_after, read
 
-    for folder in sys.argv[1:]:
+    for directory in sys.argv[1:]:
         outcomes = []
         try:
-            store = LMDBStore(Path(folder), IDENTITY, create=False)
+            store = LMDBStore(Path(directory), IDENTITY, create=False)
         except StoreError as error:
             outcomes.append(type(error).__name__)
         else:
@@ -79,45 +79,47 @@ READER = """
             outcomes.append(f"{len(agents)} {len(store.log_after(0, 100_000))}")
             store.close()
         try:
-            outcomes.append("identity" if read_identity(Path(folder)) == IDENTITY else "none")
+            outcomes.append("identity" if read_identity(Path(directory)) == IDENTITY else "none")
         except StoreError as error:
             outcomes.append(type(error).__name__)
         print(*outcomes, flush=True)
 """
 
 
-def test_the_type_checker_takes_it_for_a_shard(tmp_path: Path) -> None:
+def test_lmdb_store_type_checks_as_a_shard(tmp_path: Path) -> None:
     store: Shard = new_store(tmp_path)
     store.close()
 
 
-# --- damaged files ---
+# --- corrupt files ---
 
 
-def test_a_file_that_lost_its_end_is_refused_instead_of_killing_its_reader(tmp_path: Path) -> None:
-    store = new_store(tmp_path / "whole")
+def test_truncated_file_is_rejected_without_killing_its_reader(tmp_path: Path) -> None:
+    store = new_store(tmp_path / "intact")
     source = random.Random(1)
     for _ in range(10):
         commit(store, [put(f"agent-{number}", source.randbytes(3_000)) for number in range(100)], 1)
     store.close()
-    size = (tmp_path / "whole" / "data.mdb").stat().st_size
+    size = (tmp_path / "intact" / "data.mdb").stat().st_size
     pages = size // PAGE_BYTES
     cuts = [0, 1, 100, PAGE_BYTES, PAGE_BYTES + 1, 2 * PAGE_BYTES, 3 * PAGE_BYTES, pages // 2 * PAGE_BYTES]
     cuts += [pages // 2 * PAGE_BYTES + 77, size - 2 * PAGE_BYTES, size - PAGE_BYTES, size - 1]
-    folders = [shutil.copytree(tmp_path / "whole", tmp_path / f"cut-{cut}") for cut in cuts]
-    for cut, folder in zip(cuts, folders, strict=True):
-        os.truncate(folder / "data.mdb", cut)
-    ended = run(READER, tmp_path / "whole", *folders)
+    directories = [shutil.copytree(tmp_path / "intact", tmp_path / f"cut-{cut}") for cut in cuts]
+    for cut, directory in zip(cuts, directories, strict=True):
+        os.truncate(directory / "data.mdb", cut)
+    ended = run(READER, tmp_path / "intact", *directories)
     assert ended.returncode == 0, f"ended by {-ended.returncode}, after {ended.stdout!r}: {ended.stderr}"
-    whole, *damaged = ended.stdout.splitlines()
-    assert whole == "100 1000 identity"
-    assert {line.split()[0] for line in damaged} == {"StoreCorrupt"}
-    assert {line.split()[-1] for line in damaged} <= {"StoreCorrupt", "StoreError"}
-    assert [folder.joinpath("data.mdb").stat().st_size for folder in folders] == cuts, "damaged data was overwritten"
+    intact, *corrupt = ended.stdout.splitlines()
+    assert intact == "100 1000 identity"
+    assert {line.split()[0] for line in corrupt} == {"StoreCorrupt"}
+    assert {line.split()[-1] for line in corrupt} <= {"StoreCorrupt", "StoreError"}
+    assert [directory.joinpath("data.mdb").stat().st_size for directory in directories] == cuts, (
+        "corrupt data was overwritten"
+    )
 
 
-def test_a_sound_file_that_is_shorter_than_its_last_page_says_is_served(tmp_path: Path) -> None:
-    # LMDB does not write pages that were taken and given up in one transaction, also where they are the file's last.
+def test_intact_file_without_its_last_page_is_served(tmp_path: Path) -> None:
+    # LMDB does not write pages that were allocated and freed in one transaction, even if they are the file's last.
     store = new_store(tmp_path)
     commit(store, [put(f"kept-{number}", b"v" * 2_000) for number in range(20)], 1)
     short_lived = [f"agent-{number}" for number in range(500)]
@@ -130,14 +132,14 @@ def test_a_sound_file_that_is_shorter_than_its_last_page_says_is_served(tmp_path
     environment.close()
     assert (tmp_path / "data.mdb").stat().st_size < (last_page + 1) * PAGE_BYTES, "LMDB has changed: no such file"
     assert run(READER, tmp_path).stdout.split() == ["20", "1020", "identity"]
-    # And so it is when it goes on.
+    # Neither reopening nor a further commit changes that.
     with TestLMDBStore.opened(tmp_path) as again:
         assert values(again, [b"kept-7"]) == [b"v" * 2_000]
         again.begin_generation(2)
         assert versions(commit(again, [put("new")], 1))
 
 
-def test_a_walk_that_takes_too_long_is_no_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_walk_does_not_prove_file_intact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = new_store(tmp_path)
     commit(store, [put(f"agent-{number}", b"x" * 3_000) for number in range(500)], 1)
     store.close()
@@ -148,8 +150,8 @@ def test_a_walk_that_takes_too_long_is_no_proof(tmp_path: Path, monkeypatch: pyt
         LMDBStore(tmp_path, IDENTITY, create=False)
 
 
-@pytest.mark.parametrize("content", [b"garbage" * 2_000, bytes(100_000)])
-def test_a_file_of_something_else_is_refused_and_kept(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"nothing" * 2_000, bytes(100_000)])
+def test_file_of_something_else_is_rejected_and_kept(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "data.mdb").write_bytes(content)
     for create in (False, True):
         with pytest.raises(StoreCorrupt, match="corrupt"):
@@ -161,7 +163,7 @@ def test_a_file_of_something_else_is_refused_and_kept(tmp_path: Path, content: b
 
 @pytest.mark.parametrize("key", [b"identity", b"clock"])
 @pytest.mark.parametrize("value", [None, b"", b"\x96\x01\xa1\xff", b"\x93\x01\x02\x03"])
-def test_a_shard_that_does_not_know_itself_is_refused(tmp_path: Path, key: bytes, value: bytes | None) -> None:
+def test_shard_without_identity_or_clock_is_rejected(tmp_path: Path, key: bytes, value: bytes | None) -> None:
     new_store(tmp_path).close()
     environment = lmdb.open(str(tmp_path), max_dbs=4)
     meta = environment.open_db(b"meta")
@@ -176,7 +178,7 @@ def test_a_shard_that_does_not_know_itself_is_refused(tmp_path: Path, key: bytes
 
 
 @pytest.mark.parametrize("database", [b"images", b"log", b"expiry", b"meta"])
-def test_a_shard_without_one_of_its_databases_is_refused(tmp_path: Path, database: bytes) -> None:
+def test_shard_without_one_database_is_rejected(tmp_path: Path, database: bytes) -> None:
     new_store(tmp_path).close()
     environment = lmdb.open(str(tmp_path), max_dbs=4)
     with environment.begin(write=True) as transaction:
@@ -186,7 +188,7 @@ def test_a_shard_without_one_of_its_databases_is_refused(tmp_path: Path, databas
         LMDBStore(tmp_path, IDENTITY, create=False)
 
 
-def test_a_damaged_image_refuses_writes_to_its_agent_alone(tmp_path: Path) -> None:
+def test_corrupt_image_rejects_only_its_agents_writes(tmp_path: Path) -> None:
     new_store(tmp_path).close()
     environment = lmdb.open(str(tmp_path), max_dbs=4)
     with environment.begin(environment.open_db(b"images"), write=True) as transaction:
@@ -196,12 +198,12 @@ def test_a_damaged_image_refuses_writes_to_its_agent_alone(tmp_path: Path) -> No
         store.begin_generation(1)
         bad, good = commit(store, [put("bad"), put("good")], 1)
         assert isinstance(bad, Rejection)
-        assert "damaged" in bad.reason
+        assert "corrupt" in bad.reason
         assert isinstance(good, int)
         assert [bytes(image) for image in read(store, [b"bad"])] == [b"no image"]
 
 
-def test_a_damaged_row_of_the_log_is_named(tmp_path: Path) -> None:
+def test_corrupt_row_of_the_log_is_named(tmp_path: Path) -> None:
     new_store(tmp_path).close()
     for row in (b"no row", b"\x93\xc4\x01a\xc4\x01w\x91\x92\x01\xa1\xff"):
         environment = lmdb.open(str(tmp_path), max_dbs=4)
@@ -215,8 +217,8 @@ def test_a_damaged_row_of_the_log_is_named(tmp_path: Path) -> None:
 # --- durability ---
 
 
-def test_nothing_is_left_out_that_makes_a_commit_durable(tmp_path: Path) -> None:
-    # Only the machine's death would show it.
+def test_environment_flags_keep_commits_durable(tmp_path: Path) -> None:
+    # Only a crash of the machine would show their absence.
     store = new_store(tmp_path)
     flags = vars(store)["_environment"].flags()
     store.close()
@@ -252,7 +254,7 @@ def test_too_little_address_space_is_one_clear_error(tmp_path: Path) -> None:
     )
 
 
-def test_a_full_map_refuses_the_commit_whole_and_serves_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_map_rejects_the_commit_and_serves_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard_file, "MAP_BYTES", 1 << 20)
     monkeypatch.setattr(shard_file, "MAP_BYTES_MAX", 1 << 20)
     store = new_store(tmp_path)
@@ -268,7 +270,7 @@ def test_a_full_map_refuses_the_commit_whole_and_serves_on(tmp_path: Path, monke
     store.close()
 
 
-def test_a_file_that_may_not_grow_refuses_the_commit_and_loses_nothing(tmp_path: Path) -> None:
+def test_file_that_cannot_grow_rejects_commit_without_loss(tmp_path: Path) -> None:
     # RLIMIT_FSIZE stands in for a full disk: write(2) fails in the middle of a commit.
     ended = run(
         """
@@ -283,15 +285,15 @@ def test_a_file_that_may_not_grow_refuses_the_commit_and_loses_nothing(tmp_path:
         store.begin_generation(1)
         commit(store, [put("a", b"kept")], 1)
         resource.setrlimit(resource.RLIMIT_FSIZE, (256 << 10, -1))
-        refused = 0
+        rejected = 0
         for number in range(3):
             try:
                 commit(store, [put("a", b"lost"), put("b", bytes(1 << 20))], 2)
             except StoreError as error:
-                refused += 1
+                rejected += 1
         resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
         commit(store, [put("c", b"later")], 3)
-        print(refused, *values(store, [b"a", b"b", b"c"]))
+        print(rejected, *values(store, [b"a", b"b", b"c"]))
         store.close()
         """,
         tmp_path,
@@ -300,7 +302,7 @@ def test_a_file_that_may_not_grow_refuses_the_commit_and_loses_nothing(tmp_path:
     assert run(READER, tmp_path).stdout.split() == ["2", "2", "identity"]
 
 
-def test_more_reads_than_there_are_places_for_are_refused_and_harm_nothing(tmp_path: Path) -> None:
+def test_reads_beyond_reader_slots_fail_and_harm_nothing(tmp_path: Path) -> None:
     with TestLMDBStore.opened(tmp_path, create=True) as store:
         store.begin_generation(1)
         commit(store, [put("a")], 1)
@@ -308,12 +310,12 @@ def test_more_reads_than_there_are_places_for_are_refused_and_harm_nothing(tmp_p
         with pytest.raises(StoreError, match="MDB_READERS_FULL"):
             read_batch(store, [b"a"])
         commit(store, [put("a", b"new")], 1)
-        while batches:  # LMDB's places are given back with the objects
+        while batches:  # LMDB's reader slots are freed with the objects
             batches.pop().close()
         assert values(store, [b"a"]) == [b"new"]
 
 
-def test_readers_of_killed_processes_are_cleared_at_the_next_open(tmp_path: Path) -> None:
+def test_readers_of_killed_processes_are_cleared_on_open(tmp_path: Path) -> None:
     new_store(tmp_path).close()
     program = """
         import os, signal, sys
@@ -353,7 +355,7 @@ def test_the_log_is_trimmed_to_its_newest_rows(tmp_path: Path, monkeypatch: pyte
         assert again.statistics().log_rows == 10
 
 
-def test_a_log_that_was_longer_is_trimmed_by_the_next_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_longer_log_is_trimmed_by_next_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = new_store(tmp_path)
     commit(store, [put(f"agent-{number}") for number in range(30)], 1)
     monkeypatch.setattr(lmdb_store, "LOG_ROWS_MAX", 10)
@@ -363,9 +365,7 @@ def test_a_log_that_was_longer_is_trimmed_by_the_next_commit(tmp_path: Path, mon
     store.close()
 
 
-def test_a_repeated_write_that_the_log_no_longer_reaches_back_to_is_refused_as_undecidable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_repeated_write_beyond_the_log_is_indeterminate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lmdb_store, "LOG_ROWS_MAX", 10)
     store = new_store(tmp_path)
     seen = store.version
@@ -379,19 +379,19 @@ def test_a_repeated_write_that_the_log_no_longer_reaches_back_to_is_refused_as_u
             [result] = commit(store, [again(write_, seen)], 1)
             assert isinstance(result, Rejection)
             assert result.code == RejectionCode.INDETERMINATE
-            assert str(version) in result.reason, "it says how far the log reaches back"
+            assert str(version) in result.reason, "the rejection says how far the log reaches back"
         assert values(store, [b"a", b"never"]) == [b"2", None]
         store.close()
         store = LMDBStore(tmp_path, IDENTITY, create=False)
         store.begin_generation(generation)
-    # What was first sent when the log's beginning had been seen is decidable; so is what is sent for the first time.
+    # A write first sent after the log's beginning was seen is determinate; so is one sent for the first time.
     assert isinstance(commit(store, [again(never, version)], 1)[0], int)
     assert isinstance(commit(store, [put("new")], 1)[0], int)
     assert isinstance(commit(store, [again(put("newer"), other)], 1)[0], int)
     store.close()
 
 
-# --- a map that grows, and an environment that LMDB has given up ---
+# --- a map that grows, and an environment that LMDB has abandoned ---
 
 
 def test_a_full_map_grows_while_others_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,7 +423,7 @@ def test_a_full_map_grows_while_others_read(tmp_path: Path, monkeypatch: pytest.
         assert versions(commit(reopened, [put("more", bytes(900_000))], 1))
 
 
-def test_a_full_map_cannot_grow_while_a_snapshot_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_map_cannot_grow_under_open_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard_file, "MAP_BYTES", 1 << 20)
     monkeypatch.setattr(shard_file, "_REOPEN_PATIENCE_S", 0.01)
     store = new_store(tmp_path)
@@ -439,16 +439,14 @@ def test_a_full_map_cannot_grow_while_a_snapshot_stays_open(tmp_path: Path, monk
     store.close()
 
 
-def test_a_generation_without_a_write_is_kept_when_the_map_grows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_generation_without_write_survives_growth_of_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard_file, "MAP_BYTES", 1 << 20)
     store = new_store(tmp_path, generation=5)
     assert versions(commit(store, [put("a", bytes(1 << 20))], 1)) == [first_version(5) + 1]
     store.close()
 
 
-# Commits ten times while strace fails one system call of it, and says after each how it went and what is read.
+# Commits ten times while strace makes one of its system calls fail; checks each outcome and what is read after it.
 FAILING = """
     import sys
     from pathlib import Path
@@ -488,19 +486,19 @@ FAILING = """
         ("fdatasync:error=EIO", range(6, 7), "StoreError"),
     ],
 )
-def test_whichever_call_of_a_commit_fails_the_store_knows_the_outcome_and_goes_on(
+def test_store_knows_outcome_of_any_failing_system_call(
     tmp_path: Path, failing: str, numbers: range, error: str
 ) -> None:
     call = failing.split(":")[0]
     files: set[str] = set()
     for number in numbers:
-        folder = tmp_path / str(number)
-        store = new_store(folder)
+        directory = tmp_path / str(number)
+        store = new_store(directory)
         commit(store, [put("a", b"old")], 1)
         store.close()
         log = tmp_path / "strace.log"
         command = ["strace", "-f", "-o", str(log), "-e", f"trace={call}", "-e", f"inject={failing}:when={number}"]
-        program = [sys.executable, "-c", textwrap.dedent(FAILING), str(folder)]
+        program = [sys.executable, "-c", textwrap.dedent(FAILING), str(directory)]
         ended = subprocess.run([*command, *program], capture_output=True, text=True, timeout=60, check=False)
         if "ptrace" in ended.stderr:
             pytest.skip("strace may not trace here")
@@ -508,7 +506,7 @@ def test_whichever_call_of_a_commit_fails_the_store_knows_the_outcome_and_goes_o
         [injected] = [line for line in log.read_text().splitlines() if "INJECTED" in line]
         files.add(injected.split("(")[1].split(",")[0].rstrip(")"))
         assert sorted(ended.stdout.split()) == [error] + ["ok"] * 9
-    # Data and the meta page go through descriptors of their own: where the second fails, LMDB gives the environment up.
+    # Data and the meta page have descriptors of their own: if the second fails, LMDB abandons the environment.
     assert len(files) == (2 if call == "pwrite64" else 1)
 
 
@@ -524,6 +522,6 @@ def test_a_shards_identity_is_read_without_opening_it(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.mdb", "lock.mdb"]
 
 
-def test_an_environment_in_which_no_shard_was_made_has_no_identity(tmp_path: Path) -> None:
+def test_environment_without_shard_has_no_identity(tmp_path: Path) -> None:
     lmdb.open(str(tmp_path), max_dbs=4).close()
     assert read_identity(tmp_path) is None

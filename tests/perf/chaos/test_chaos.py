@@ -1,4 +1,4 @@
-"""Chaos on small clusters of real processes: that every phase is gone through, and that nothing is left behind."""
+"""Chaos on small clusters of real processes: every phase runs, and nothing is left behind."""
 
 import os
 import shutil
@@ -147,7 +147,7 @@ def test_chaos_ended_midway_leaves_nothing(tmp_path: Path, how: signal.Signals, 
 
 
 def in_the_middle(harness: psutil.Process, phase: str) -> bool:
-    """Return whether the fault is being done: a node is stopped, or packets are dropped in the child's network."""
+    """Return whether the fault is in effect: a node is stopped, or packets are dropped in the child's network."""
     for process in harness.children(recursive=True):
         try:
             if phase == "stopped" and process.status() == psutil.STATUS_STOPPED:
@@ -162,7 +162,7 @@ def in_the_middle(harness: psutil.Process, phase: str) -> bool:
 
 
 def is_running(process: psutil.Process) -> bool:
-    """Return whether it runs: it is there, and no zombie."""
+    """Return whether a process runs: it exists, and is no zombie."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""The open-loop load, against a client in memory: what it offers, and how it counts what becomes of it."""
+"""The open-loop load against a client in memory: the wakes that it offers, and the counts of their results."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ Answer = Callable[[str, "asyncio.Future[Any]"], None]
 
 
 class MemoryClient:
-    """Answers each wake, in turn, in one of the ways given to it."""
+    """A client that answers each wake, in turn, in one of the ways given to it."""
 
     def __init__(self, *answers: Answer) -> None:
         self._answers = answers
@@ -49,7 +49,7 @@ class MemoryClient:
         self.deadlines: set[float] = set()
 
     def wake(self, agent_id: str, /, *, deadline_s: float) -> "asyncio.Future[Any]":
-        """Return a future that the next answer takes care of."""
+        """Return a future that the next answer completes."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         answer = self._answers[len(self.asked) % len(self._answers)]
@@ -80,7 +80,7 @@ def failed(agent_id: str, future: "asyncio.Future[Any]") -> None:
 
 
 def broken(_agent_id: str, future: "asyncio.Future[Any]") -> None:
-    """Another error."""
+    """Answer with another error."""
     future.set_exception(ClusterUnavailable("closed"))
 
 

@@ -1,4 +1,4 @@
-"""The measuring of cold reads, on a small cluster of real processes: that it measures, not that it is fast."""
+"""The measuring of cold reads on a small cluster of real processes: it works; its speed is not tested."""
 
 import io
 from pathlib import Path

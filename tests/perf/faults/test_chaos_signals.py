@@ -1,4 +1,4 @@
-"""Nodes stopped, throttled and killed: done to real processes, which run on afterwards however it ends."""
+"""Stopping, throttling and killing of nodes: real processes, which run on afterwards in any case."""
 
 import asyncio
 import signal
@@ -123,7 +123,7 @@ async def test_throttled_process_gets_share_of_core(victim: psutil.Process, tmp_
         before, began = sum(victim.cpu_times()[:2]), time.monotonic()
         await asyncio.sleep(3.0)
         share = (sum(victim.cpu_times()[:2]) - before) / (time.monotonic() - began)
-    # A twentieth is meant; where the holding process is let run late more is used, and given back later.
+    # A twentieth is meant; if the holding process runs late, more is used, and given back later.
     assert share < 0.5
     before = sum(victim.cpu_times()[:2])
     wait_until(lambda: sum(victim.cpu_times()[:2]) > before)
@@ -131,7 +131,7 @@ async def test_throttled_process_gets_share_of_core(victim: psutil.Process, tmp_
 
 
 class Supervisor:
-    """Starts a process again as soon as it has died, as the launcher does."""
+    """A launcher's stand-in that starts a process again as soon as it has died."""
 
     def __init__(self) -> None:
         self.codes: list[int] = []

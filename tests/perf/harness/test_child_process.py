@@ -1,4 +1,4 @@
-"""Children of the harness: real processes that end with it, however it ends."""
+"""Children of the harness: real processes that end with it in any case."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""How times are counted, and that no wrong result passes for a wake."""
+"""Measuring: the statistics of times, and the checks that no wrong result passes for a wake."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""The measuring of memory, on a small cluster of real processes: that it measures, not that there is little."""
+"""The measuring of memory on a small cluster of real processes: it works; its results are not tested."""
 
 import io
 from pathlib import Path
@@ -20,8 +20,8 @@ async def test_memory_of_nodes_and_of_a_client(tmp_path: Path) -> None:
     assert set(report.nodes) == {"state-1", "state-2"}
     assert all(0 < node.last <= node.peak for node in report.nodes.values())
     assert report.early_storm == 3 and phases.count("storms") == 4
-    # 500 agents of 10 KB: a client that holds them has at least their bytes, and some pages of them stay after all is
-    # let go of but 1 %.
+    # 500 agents of 10 KB: a client that holds them has at least their bytes, and some of their pages stay after all but
+    # 1 % are released.
     assert report.client.image_bytes > 500 * 5 * 2048
     assert report.client.woken - report.client.before > 0.9 * report.client.image_bytes
     assert report.client.kept_trimmed < report.client.woken

@@ -1,4 +1,4 @@
-"""`perf save` as a whole, small, on a cluster and peers of real processes."""
+"""A complete, small `perf save` on a cluster and peers of real processes."""
 
 import importlib.util
 import shutil

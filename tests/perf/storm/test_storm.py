@@ -1,4 +1,4 @@
-"""The storm as a whole: on a cluster in memory, where it can be made to fail, and on one of real processes."""
+"""The complete storm: on a cluster in memory, where it can be made to fail, and on one of real processes."""
 
 import contextlib
 import shutil
@@ -62,7 +62,7 @@ def small(directory: Path, **changes: Any) -> StormOptions:
 
 
 def assert_nothing_is_left(directory: Path) -> None:
-    """Make sure that there is no process and no file."""
+    """Assert that no process and no file is left."""
     assert not children_left()
     assert not list(directory.iterdir())
 

@@ -1,4 +1,4 @@
-"""A cluster used outside its event loop, thread or process: told at once, nothing sent, nothing applied."""
+"""A cluster used outside its event loop, thread or process: rejected at once, nothing sent, nothing applied."""
 
 import asyncio
 import inspect
@@ -25,11 +25,11 @@ from tests.support.fake_nodes import FakeNodes, fake_client, wake_lacking
 
 
 class Given(NamedTuple):
-    """What a program has of a cluster and may use in the wrong place."""
+    """Objects of a cluster that a program may use in the wrong place."""
 
     cluster: Cluster
     state: AgentState
-    """It lacks `history`."""
+    """A state that lacks `history`."""
     error: SaveError
     stream: AsyncGenerator[Any, None]
     """A wake_stream, begun at home."""
@@ -62,7 +62,7 @@ BESIDE: dict[str, Callable[[Given], Any]] = {
 }
 CALLS = {**ENTRIES, **BESIDE}
 READ_ANYWHERE = {"topology"}
-"""What never changes while a cluster is open."""
+"""Attributes that never change while a cluster is open."""
 
 
 def test_every_entry_point_is_tried() -> None:
@@ -71,7 +71,7 @@ def test_every_entry_point_is_tried() -> None:
 
 
 async def given_of(cluster: Cluster, nodes: FakeNodes) -> Given:
-    """Everything that a program can have of an open cluster."""
+    """Return everything that a program can have of an open cluster."""
     nodes.put("a", profile=1, session=1, history=1)
     nodes["old"].hold = {Fetch}
     state = await wake_lacking(cluster, "a", "history")
@@ -86,7 +86,7 @@ async def given_of(cluster: Cluster, nodes: FakeNodes) -> Given:
 
 
 async def outcome_of(call: Callable[[Given], Any], given: Given) -> BaseException | None:
-    """What a call raised, at once or when it was awaited; None for nothing."""
+    """Return the error that a call raised, at once or when it was awaited; None if it raised none."""
     try:
         result = call(given)
         if inspect.isawaitable(result):
@@ -98,7 +98,7 @@ async def outcome_of(call: Callable[[Given], Any], given: Given) -> BaseExceptio
 
 
 def step(call: Callable[[Given], Any], given: Given) -> BaseException | None:
-    """The same without a loop: an awaitable is taken as far as it goes by itself."""
+    """Do the same without a loop: run an awaitable until it first waits."""
     try:
         result: Awaitable[Any] = call(given)
         if inspect.isawaitable(result):
@@ -109,7 +109,7 @@ def step(call: Callable[[Given], Any], given: Given) -> BaseException | None:
 
 
 def in_thread(work: Callable[[], Any]) -> Any:
-    """What a function returns in a thread of its own, while this one waits: at home nothing can happen meanwhile."""
+    """Return a function's result from another thread, while this one waits: its loop does nothing meanwhile."""
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.append(work()), name="elsewhere")
     thread.start()
@@ -118,10 +118,10 @@ def in_thread(work: Callable[[], Any]) -> Any:
 
 
 def in_fork(work: Callable[[], Any]) -> Any:
-    """What a function returns in a forked child."""
+    """Return a function's result from a forked child."""
     reading, writing = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, where threads run
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, if threads run
         child = os.fork()
     if not child:
         try:
@@ -130,9 +130,9 @@ def in_fork(work: Callable[[], Any]) -> Any:
             os._exit(0)
     os.close(writing)
     with open(reading, "rb") as pipe:
-        told = pipe.read()
+        received = pipe.read()
     os.waitpid(child, 0)
-    return pickle.loads(told)
+    return pickle.loads(received)
 
 
 async def all_outcomes(given: Given) -> dict[str, BaseException | None]:
@@ -152,12 +152,12 @@ SAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_every_call_from_elsewhere_is_rejected_and_nothing_sent(way: str) -> None:
+async def test_call_from_elsewhere_is_rejected_and_nothing_sent(way: str) -> None:
     async with fake_client() as (cluster, nodes):
         given = await given_of(cluster, nodes)
         await nodes.read_everything(cluster)
         before = {store: (len(node.requests), node.version) for store, node in nodes.items()}
-        asked = cluster.wake("a")  # in the turn in which the others try
+        asked = cluster.wake("a")  # in the same turn as the calls from elsewhere
         outcomes = WAYS[way](given)
         for name, error in outcomes.items():
             if name == "__aenter__" and way != "after a fork":
@@ -165,7 +165,7 @@ async def test_every_call_from_elsewhere_is_rejected_and_nothing_sent(way: str) 
                 continue
             assert isinstance(error, WrongLoopError), f"{name}: {error!r}"
             assert SAYS[way] in str(error), f"{name}: {error}"
-        # At home all goes on, and the nodes have seen nothing but what home asked for.
+        # The cluster's own loop goes on, and the nodes have received nothing but its requests.
         assert (await asked)["profile"] == (await cluster.wake("a"))["profile"] == 1
         await nodes.read_everything(cluster)
         for store, node in nodes.items():
@@ -178,7 +178,7 @@ async def test_every_call_from_elsewhere_is_rejected_and_nothing_sent(way: str) 
         assert saved.agent_id == "b"
 
 
-async def test_second_loop_of_same_thread_is_told_so() -> None:
+async def test_second_loop_of_same_thread_is_rejected() -> None:
     def use(cluster: Cluster) -> None:
         async def save() -> None:
             await cluster.save("a", {"profile": 1})
@@ -217,7 +217,7 @@ async def _set(event: asyncio.Event) -> None:
     event.set()
 
 
-async def test_cluster_entered_twice_stays_as_it_was() -> None:
+async def test_cluster_entered_twice_stays_usable() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1)
         with pytest.raises(InvalidRequestError, match="open already"):
@@ -236,11 +236,11 @@ async def test_cluster_entered_twice_stays_as_it_was() -> None:
         other.close()
         with pytest.raises(ClusterUnavailable, match="was closed"):
             other.wake("a")
-        async with other:  # once it is closed it may be opened again
+        async with other:  # a closed cluster may be opened again
             assert (await other.wake("a"))["profile"] == 1
 
 
-async def test_cluster_never_opened_says_how() -> None:
+async def test_cluster_never_opened_raises_with_instructions() -> None:
     async with fake_client() as (cluster, _):
         topology = cluster.topology
     never = connect(topology)
@@ -251,7 +251,7 @@ async def test_cluster_never_opened_says_how() -> None:
     never.close()
 
 
-async def test_retry_after_close_is_told_at_once() -> None:
+async def test_retry_after_close_is_rejected_at_once() -> None:
     async with fake_client() as (cluster, nodes):
         given = await given_of(cluster, nodes)
         cluster.close()

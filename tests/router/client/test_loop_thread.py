@@ -1,4 +1,4 @@
-"""The loop in a thread: calls of many threads go in together, each comes out, and nobody waits for ever."""
+"""The loop in a thread: calls of many threads begin together, each returns, and none waits for ever."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ LONG_S = 30.0
 
 
 class Resource:
-    """What is open in the thread."""
+    """The resource that is open in the thread."""
 
     def __init__(self) -> None:
         self.turns: list[int] = []
@@ -74,7 +74,7 @@ def test_call_returns_and_raises_as_its_function(thread: LoopThread[Resource]) -
         thread.run(thread.resource.fail, limit_s=LONG_S)
 
 
-def test_calls_of_many_threads_each_get_their_own_result(thread: LoopThread[Resource]) -> None:
+def test_calls_of_many_threads_get_own_results(thread: LoopThread[Resource]) -> None:
     results: dict[int, list[int]] = {}
 
     def work(number: int) -> None:
@@ -88,7 +88,7 @@ def test_calls_of_many_threads_each_get_their_own_result(thread: LoopThread[Reso
     assert results == {number: [2 * number] * 50 for number in range(32)}
 
 
-def test_calls_that_wait_while_loop_is_busy_begin_in_one_turn(thread: LoopThread[Resource]) -> None:
+def test_calls_behind_busy_loop_begin_in_one_turn(thread: LoopThread[Resource]) -> None:
     busy, held, begun = threading.Event(), threading.Event(), list[int]()
     turn = 0
 
@@ -144,10 +144,10 @@ def test_close_ends_calls_under_way_and_rejects_others() -> None:
         assert [str(error) for error in errors] == ["the cluster was closed"]
         with pytest.raises(ClusterUnavailable, match="was closed"):
             thread.run(thread.resource.double, 1, limit_s=LONG_S)
-        thread.close()  # once more does nothing
+        thread.close()  # a second close does nothing
 
 
-def test_call_from_within_the_loop_is_rejected(thread: LoopThread[Resource]) -> None:
+def test_call_from_within_loop_is_rejected(thread: LoopThread[Resource]) -> None:
     async def within() -> str:
         with pytest.raises(WrongLoopError, match="would wait for itself"):
             thread.run(thread.resource.double, 1, limit_s=LONG_S)
@@ -156,7 +156,7 @@ def test_call_from_within_the_loop_is_rejected(thread: LoopThread[Resource]) -> 
     assert thread.run(within, limit_s=LONG_S) == "told"
 
 
-def test_wait_for_a_stuck_loop_ends() -> None:
+def test_wait_for_stuck_loop_ends() -> None:
     release = threading.Event()
 
     async def stuck() -> None:
@@ -169,7 +169,7 @@ def test_wait_for_a_stuck_loop_ends() -> None:
         assert thread.run(thread.resource.double, 4, limit_s=LONG_S) == 8, "it serves again"
 
 
-def test_opening_that_fails_raises_and_leaves_no_thread() -> None:
+def test_failed_opening_raises_and_leaves_no_thread() -> None:
     class Failing(contextlib.AbstractAsyncContextManager[None]):
         async def __aenter__(self) -> None:
             raise ClusterUnavailable("no node answers")
@@ -185,7 +185,7 @@ def test_opening_that_fails_raises_and_leaves_no_thread() -> None:
 
 
 def test_interrupted_call_is_cancelled_and_its_neighbours_return(thread: LoopThread[Resource]) -> None:
-    """A KeyboardInterrupt in the main thread, while others wait in the same rows."""
+    """A KeyboardInterrupt in the main thread, while other threads wait in the same rows."""
     go = threading.Event()
     results: list[int] = []
 
@@ -211,7 +211,7 @@ def test_interrupted_call_is_cancelled_and_its_neighbours_return(thread: LoopThr
         time.sleep(0.001)
 
 
-def test_given_up_call_in_a_row_lets_the_next_go(thread: LoopThread[Resource]) -> None:
+def test_abandoned_call_releases_next_call_in_row(thread: LoopThread[Resource]) -> None:
     first, second, third = (Call(thread.resource.double, (1,)) for _ in range(3))
     first.behind.append(second)
     second.behind.append(third)
@@ -222,7 +222,7 @@ def test_given_up_call_in_a_row_lets_the_next_go(thread: LoopThread[Resource]) -
     first, second = (Call(thread.resource.double, (1,)) for _ in range(2))
     first.behind.append(second)
     first.end()
-    first.give_up()  # after its turn, and before it has let the next one go
+    first.give_up()  # after its turn, and before it has released the next one
     assert second.wait(0)
 
 
@@ -245,7 +245,7 @@ while not thread.resource.open or not thread._under_way:
 """
 
 
-def test_interpreter_ends_with_a_thread_left_open() -> None:
+def test_interpreter_ends_with_thread_left_open() -> None:
     ended: Any = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=False, env=dict(os.environ)
     )

@@ -1,4 +1,4 @@
-"""The arguments of a save: what they may be, and what costs the caller that call alone."""
+"""The arguments of a save: the values they accept, and errors that fail only the caller's own call."""
 
 from collections.abc import Mapping
 from fractions import Fraction
@@ -21,22 +21,22 @@ TOKEN = WriteToken(b"\x01", {"one": 1})
 
 
 class Number(int):
-    """A number as a library may give it."""
+    """A number of a library's own class."""
 
 
 class Name(str):
-    """A text as a library may give it."""
+    """A string of a library's own class."""
 
 
 def expected(expect: Expect, *written: str) -> dict[str, dict[str, int]]:
-    """What a save of these kinds of agent "x" expects, by store."""
+    """Return the versions that a save of these kinds of agent "x" expects, by store."""
     return expectations(KINDS, "x", expect, operations(KINDS, dict.fromkeys(written, 1), None, None))
 
 
 # --- operations ---
 
 
-def test_what_is_dropped_stands_behind_what_is_written_of_its_store() -> None:
+def test_dropped_kinds_follow_written_kinds_of_their_store() -> None:
     by_store = operations(KINDS, {"a": 1}, None, ["b", "c"])
     kinds = {
         store: [(type(one), one.kind) for one in some if isinstance(one, Put | DeleteKind)]
@@ -46,7 +46,7 @@ def test_what_is_dropped_stands_behind_what_is_written_of_its_store() -> None:
     assert operations(KINDS, {}, None, ["c"]) == {"two": [DeleteKind("c")]}
 
 
-def test_a_kind_is_not_both_written_and_dropped() -> None:
+def test_kind_both_written_and_dropped_is_rejected() -> None:
     with pytest.raises(InvalidRequestError, match="both write and drop 'b'"):
         operations(KINDS, {"a": 1, "b": 2}, None, ["b"])
     with pytest.raises(InvalidRequestError, match="the string 'b'"):
@@ -60,15 +60,15 @@ def test_a_kind_is_not_both_written_and_dropped() -> None:
 
 
 @pytest.mark.parametrize("fragments", [None, 5, ["a"], "a", b"a"])
-def test_fragments_are_a_mapping(fragments: Any) -> None:
+def test_fragments_that_are_no_mapping_are_rejected(fragments: Any) -> None:
     with pytest.raises(InvalidRequestError, match="mapping of kinds"):
         operations(KINDS, fragments, None, None)
 
 
-# --- what is expected ---
+# --- expectations ---
 
 
-def test_an_expectation_is_a_mapping_zero_or_nothing() -> None:
+def test_expectation_is_mapping_zero_or_none() -> None:
     assert expected(None, "a") == {}
     assert expected(0, "a", "b", "c") == {"one": {"a": 0, "b": 0}, "two": {"c": 0}}
     assert expected({"a": 5, "c": 6}, "a", "b", "c") == {"one": {"a": 5}, "two": {"c": 6}}
@@ -78,25 +78,25 @@ def test_an_expectation_is_a_mapping_zero_or_nothing() -> None:
 
 
 @pytest.mark.parametrize("expect", [1, -1, True, False, 0.0, Fraction(0), "a", b"", [0], {"d": 0}])
-def test_what_is_no_expectation_is_rejected(expect: Any) -> None:
+def test_invalid_expectation_is_rejected(expect: Any) -> None:
     with pytest.raises(InvalidRequestError, match="expect"):
         expected(expect, "a", "c")
 
 
 @pytest.mark.parametrize("version", [-1, 1 << 64, True, 1.0, Fraction(1), None, "1", b"1"])
-def test_what_is_no_version_is_rejected(version: Any) -> None:
+def test_invalid_expected_version_is_rejected(version: Any) -> None:
     with pytest.raises(InvalidRequestError, match="is no version"):
         expected({"a": version}, "a")
 
 
-def test_what_only_equals_a_version_or_a_name_becomes_one() -> None:
+def test_version_and_name_subclasses_become_plain() -> None:
     [(store, versions)] = expected({Name("a"): Number(7)}, "a").items()
     [(kind, version)] = versions.items()
     assert (store, kind, version) == ("one", "a", 7)
     assert [type(exact) for exact in (kind, version)] == [str, int]
 
 
-async def test_an_expected_state_counts_for_the_kinds_being_written_and_must_know_them() -> None:
+async def test_expected_state_must_know_every_written_kind() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("agent", profile=1, session=2)
         state = await cluster.wake("agent", kinds=["profile", "history"])
@@ -113,7 +113,7 @@ async def test_an_expected_state_counts_for_the_kinds_being_written_and_must_kno
             of("another", "profile")
 
 
-def test_the_result_of_a_save_is_expected_like_a_state() -> None:
+def test_save_result_is_expected_like_state() -> None:
     versions = SavedVersions({"a": 5, "b": 6})
     versions.deleted = frozenset({"b"})
     saved = Saved("x", versions, TOKEN)

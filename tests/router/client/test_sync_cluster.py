@@ -1,4 +1,4 @@
-"""The blocking face: the methods of a Cluster from any number of threads, and in the children of a fork."""
+"""The blocking client: the methods of a Cluster from any number of threads, and in the children of a fork."""
 
 import contextlib
 import inspect
@@ -39,7 +39,7 @@ LONG_S = 30.0
 
 @contextlib.contextmanager
 def sync_client() -> Generator[tuple[SyncCluster, FakeNodes]]:
-    """A blocking client of fake nodes, whose loop runs in a thread as well."""
+    """Open a blocking client of fake nodes, whose loop runs in a thread as well."""
     topology = fake_topology(wake_deadline_ms=20_000, ports=free_ports(3))
     nodes: LoopThread[FakeNodes] = LoopThread(lambda: fake_cluster(topology), "nodes")
     nodes.start(LONG_S)
@@ -54,7 +54,7 @@ def public(of: type) -> set[str]:
     return {name for name in dir(of) if not name.startswith("_")}
 
 
-def test_every_method_of_the_cluster_is_there_with_its_parameters() -> None:
+def test_every_cluster_method_has_the_same_parameters() -> None:
     assert public(SyncCluster) == public(Cluster)
     for name in public(Cluster):
         asynchronous, blocking = getattr(Cluster, name), getattr(SyncCluster, name)
@@ -74,7 +74,7 @@ def test_every_method_of_the_cluster_is_there_with_its_parameters() -> None:
         )
 
 
-def test_program_without_a_loop_runs() -> None:
+def test_program_without_loop_runs() -> None:
     with sync_client() as (cluster, _):
         saved = cluster.save("agent-42", {"profile": {"name": "Ada"}, "session": b"raw"})
         assert isinstance(saved, Saved)
@@ -117,7 +117,7 @@ def test_states_settle_and_fetch_blocking() -> None:
         assert state.fetch("history") == 3
         nodes["live"].hold = {Fetch}
         degraded = state
-        while degraded.degraded != ("session",):  # in a stall of this process it lacks more
+        while degraded.degraded != ("session",):  # if this process stalls, the state lacks more
             [degraded] = cluster.wake_many(["a"], deadline_s=0.2)
         nodes["live"].release()
         called: list[AgentState] = []
@@ -144,7 +144,7 @@ def test_errors_retry_blocking() -> None:
             caught.value.retry()
 
 
-def test_wakes_of_many_threads_travel_together() -> None:
+def test_wakes_of_many_threads_share_one_fetch() -> None:
     ids = [f"agent-{number}" for number in range(40)]
     with sync_client() as (cluster, nodes):
         for agent_id in ids:
@@ -196,7 +196,7 @@ def test_many_threads_save_and_wake_without_mixing_results() -> None:
         assert not wrong
 
 
-def test_cluster_not_open_entered_twice_and_closed() -> None:
+def test_calls_outside_open_cluster_are_rejected() -> None:
     with sync_client() as (cluster, nodes):
         nodes.put("a", profile=1)
         never = connect_sync(cluster.topology)
@@ -221,7 +221,7 @@ def test_cluster_not_open_entered_twice_and_closed() -> None:
             assert cluster.wake("a")["profile"] == 1
 
 
-def test_no_node_is_said_when_it_is_entered() -> None:
+def test_entering_without_any_node_raises() -> None:
     before = threading.active_count()
     with (
         pytest.raises(ClusterUnavailable, match="no node answered"),
@@ -231,7 +231,7 @@ def test_no_node_is_said_when_it_is_entered() -> None:
     assert threading.active_count() == before
 
 
-def test_forked_child_goes_on_with_connections_of_its_own() -> None:
+def test_forked_child_uses_connections_of_its_own() -> None:
     with sync_client() as (cluster, nodes):
         nodes.put("a", profile=1, session=2)
         state = cluster.wake("a", kinds=["profile"])
@@ -253,7 +253,7 @@ def test_forked_child_goes_on_with_connections_of_its_own() -> None:
         assert cluster.wake("a")["profile"] == 1
 
 
-def test_fork_while_other_threads_wake_harms_nobody() -> None:
+def test_fork_while_threads_wake_disturbs_no_thread() -> None:
     with sync_client() as (cluster, nodes):
         nodes.put("a", profile=1)
         stop, errors = threading.Event(), list[BaseException]()
@@ -275,7 +275,7 @@ def test_fork_while_other_threads_wake_harms_nobody() -> None:
         assert (results, errors) == ([1] * 5, [])
 
 
-def test_forked_child_that_exits_by_itself_is_quiet() -> None:
+def test_forked_child_exits_without_errors() -> None:
     with sync_client() as (cluster, nodes):
         nodes.put("a", profile=1)
         endpoint = next(iter(cluster.topology.nodes.values())).endpoint

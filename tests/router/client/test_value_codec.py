@@ -1,4 +1,4 @@
-"""Values through a save: each comes back equal, or the save says no, with the path in the value."""
+"""Values through a save: each comes back equal, or the save is rejected with the path in the value."""
 
 import collections
 import dataclasses
@@ -81,18 +81,18 @@ LOSSY = ValueCodec("context", rules=ValueRules(allow_lossy_values=True))
 
 
 def back(codec: ValueCodec, value: Any) -> Any:
-    """What a wake gives of a value that was saved."""
+    """Return the value that a wake gives for a saved value."""
     encoding, encoded = codec.encode(value)
     return encoded if encoding == ENCODING_BYTES else codec.decoder.decode(encoded)
 
 
 def fields(**values: Any) -> dict[str, Any]:
-    """The fields of an object as they come back: without those that are not set."""
+    """Return the fields of an object as they come back: without those that are not set."""
     return {name: expected(value) for name, value in values.items() if value is not msgspec.UNSET}
 
 
 def expected(value: Any) -> Any:
-    """What the table of docs/values.md promises of a value that is taken."""
+    """Return the value that docs/values.md promises for an accepted value."""
     if isinstance(value, bytearray):
         return bytes(value)
     if type(value) in (list, tuple, Pair):
@@ -117,7 +117,7 @@ def is_sequence(value: Any) -> TypeGuard[Sequence[Any]]:
 
 
 def same(value: Any, other: Any) -> bool:
-    """Equal and of one type throughout: 1, True and 1.0 are three values, and nan is itself."""
+    """Return whether two values are equal and of one type throughout: 1, True and 1.0 differ, and nan equals itself."""
     if type(value) is not type(other):
         return False
     if is_mapping(value):
@@ -146,7 +146,7 @@ plain = (
     | st.text(max_size=5)
     | st.binary(max_size=5)
 )
-# Keys of which several become one in msgpack.
+# Keys some of which become equal in msgpack.
 keys: st.SearchStrategy[Any] = (
     st.sampled_from(["a", "red", "1.5", str(UUID), "2026-01-02", 1, None, True, b"a", 1.5, (1, "a"), ((1,), 2), Key(1)])
     | st.sampled_from([UUID, Colour.RED, Colour.ONE, Text.A, Number.ONE, decimal.Decimal("1.5"), dt.date(2026, 1, 2)])
@@ -156,7 +156,7 @@ keys: st.SearchStrategy[Any] = (
 
 
 def nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Everything that holds other values."""
+    """Return a strategy for everything that contains other values."""
     return (
         st.lists(inner, max_size=3)
         | st.lists(inner, max_size=2).map(tuple)
@@ -191,7 +191,7 @@ def difference(codec: ValueCodec, value: Any) -> InvalidRequestError | None:
 @example({Key(1): None})
 @example({((Key(1),),): None})
 @example({"at": [dt.datetime(2026, 1, 2)]})
-def test_a_value_comes_back_equal_or_the_save_says_no_and_where(value: Any) -> None:
+def test_value_returns_equal_or_is_rejected_with_path(value: Any) -> None:
     error = difference(UNTYPED, value)
     if error is None:
         came = back(UNTYPED, value)
@@ -204,7 +204,7 @@ def test_a_value_comes_back_equal_or_the_save_says_no_and_where(value: Any) -> N
 
 
 def entries(value: Any) -> int:
-    """How many entries the mappings in a value have."""
+    """Return how many entries the mappings in a value have."""
     if is_mapping(value):
         return len(value) + sum(map(entries, value.values()))
     if is_sequence(value):
@@ -213,7 +213,7 @@ def entries(value: Any) -> int:
 
 
 @given(st.recursive(plain | st.sampled_from([UUID, Colour.RED, dt.date(2026, 1, 2)]), nested, max_leaves=8))
-def test_no_entry_is_lost_even_where_values_may_change(value: Any) -> None:
+def test_lossy_save_loses_no_mapping_entry(value: Any) -> None:
     if difference(LOSSY, value) is None:
         assert entries(back(LOSSY, value)) == entries(expected(value))
 
@@ -226,13 +226,13 @@ json_like: st.SearchStrategy[Any] = st.recursive(
 
 
 @given(json_like)
-def test_plain_values_are_told_by_a_look(value: Any) -> None:
+def test_json_like_values_are_plain_and_trusted(value: Any) -> None:
     assert is_plain(value, NESTING_MAX, structs=False)
     assert is_trusted(value, NESTING_MAX)
 
 
 @given(values)
-def test_what_is_called_plain_needs_no_comparison(value: Any) -> None:
+def test_plain_value_needs_no_comparison(value: Any) -> None:
     if is_plain(value, NESTING_MAX, structs=True) and difference(UNTYPED, value) is None:
         assert same(back(UNTYPED, value), expected(value))
 
@@ -240,7 +240,7 @@ def test_what_is_called_plain_needs_no_comparison(value: Any) -> None:
 @given(values)
 @example(Number.ONE)
 @example({"a": Text.A, "b": Pair(1, 2)})
-def test_a_registered_type_with_room_for_anything_keeps_the_same_promise(value: Any) -> None:
+def test_registered_type_with_any_field_matches_untyped_codec(value: Any) -> None:
     codec = ValueCodec("context", Box)
     assert (difference(codec, Box(value)) is None) == (difference(UNTYPED, {"item": value}) is None)
     if difference(codec, Box(value)) is None:
@@ -269,7 +269,7 @@ def test_a_registered_type_with_room_for_anything_keeps_the_same_promise(value: 
         ),
     ],
 )
-def test_a_rejection_names_the_place(value: Any, complaint: str) -> None:
+def test_rejection_names_path_in_value(value: Any, complaint: str) -> None:
     assert complaint in str(difference(UNTYPED, value))
 
 
@@ -285,12 +285,12 @@ def test_a_rejection_names_the_place(value: Any, complaint: str) -> None:
         [{"deep": Record({frozenset({1}): 1, (1,): 2})}],
     ],
 )
-def test_keys_that_become_one_are_rejected_also_where_values_may_change(value: Any) -> None:
+def test_colliding_keys_are_rejected_by_every_codec(value: Any) -> None:
     for codec in (UNTYPED, LOSSY, ValueCodec("context", dict[Any, Any] if isinstance(value, dict) else list[Any])):
         assert "become" in str(difference(codec, value))
 
 
-def test_values_may_change_where_the_caller_says_so() -> None:
+def test_lossy_values_change_if_caller_permits() -> None:
     assert back(LOSSY, {"a": {1}, "b": UUID, "c": Colour.RED}) == {"a": [1], "b": str(UUID), "c": "red"}
     assert back(LOSSY, {UUID: 1}) == {str(UUID): 1}
     assert "cannot be encoded" in str(difference(LOSSY, {"a": object()}))
@@ -315,14 +315,14 @@ HOLDERS: list[Callable[[Any], Any]] = [
 
 @pytest.mark.parametrize("hold", HOLDERS)
 @pytest.mark.parametrize("codec", [UNTYPED, LOSSY, ValueCodec("context", object)])
-def test_nesting_ends_at_a_named_limit(hold: Callable[[Any], Any], codec: ValueCodec) -> None:
+def test_nesting_beyond_limit_is_rejected(hold: Callable[[Any], Any], codec: ValueCodec) -> None:
     codec.encode(nest(NESTING_MAX, hold))
     for levels in (NESTING_MAX + 1, 5_000):
         assert "nested" in str(difference(codec, nest(levels, hold)))
 
 
 def endless() -> list[Any]:
-    """A list that contains itself."""
+    """Return a list that contains itself."""
     made: list[Any] = []
     made.append(made)
     return made
@@ -330,22 +330,22 @@ def endless() -> list[Any]:
 
 @pytest.mark.parametrize("codec", [UNTYPED, LOSSY, ValueCodec("a", Any), ValueCodec("a", list[Any])])
 @pytest.mark.parametrize("value", [endless(), {1: endless()}, "x" * (1 << 20), ["x" * (1 << 20)], ("x" * (1 << 20),)])
-def test_circles_and_what_is_too_large_are_rejected(codec: ValueCodec, value: Any) -> None:
+def test_circular_and_oversized_values_are_rejected(codec: ValueCodec, value: Any) -> None:
     assert difference(codec, value) is not None
 
 
-def test_a_fragment_of_exactly_the_limit_is_taken() -> None:
+def test_fragment_of_exactly_the_limit_is_accepted() -> None:
     assert len(UNTYPED.encode(bytes(FRAGMENT_BYTES_MAX))[1]) == FRAGMENT_BYTES_MAX
     assert "the limit is 1,048,576" in str(difference(UNTYPED, bytes(FRAGMENT_BYTES_MAX + 1)))
 
 
 @pytest.mark.parametrize("value", [b"raw", bytearray(b"raw"), memoryview(b"raw")])
-def test_bytes_are_kept_as_they_are(value: Any) -> None:
+def test_bytes_are_kept_unchanged(value: Any) -> None:
     assert UNTYPED.encode(value) == (ENCODING_BYTES, b"raw")
     assert ValueCodec("a", bytes).encode(value) == (ENCODING_BYTES, b"raw")
 
 
-def test_anything_else_is_msgpack() -> None:
+def test_other_values_are_encoded_as_msgpack() -> None:
     encoding, encoded = UNTYPED.encode({"x": [1, None]})
     assert encoding == ENCODING_MSGPACK
     assert msgspec.msgpack.decode(encoded) == {"x": [1, None]}
@@ -369,7 +369,7 @@ class Typed(msgspec.Struct):
 TYPED = ValueCodec("context", Typed)
 
 
-def test_a_registered_type_brings_back_what_it_names() -> None:
+def test_registered_type_restores_its_fields() -> None:
     value = Typed(
         "Ada", 36, UUID, {"x", "y"}, Shade.RED, dt.datetime(2026, 1, 2), Pair(1, 2), {UUID: decimal.Decimal(2)}, "t"
     )
@@ -385,7 +385,7 @@ def test_a_registered_type_brings_back_what_it_names() -> None:
         ({"name": "Ada", "scores": {str(UUID): "1.5"}}, Typed("Ada", scores={UUID: decimal.Decimal("1.5")})),
     ],
 )
-def test_plain_values_may_stand_for_a_registered_type(value: Any, came: Typed) -> None:
+def test_plain_value_is_restored_as_registered_type(value: Any, came: Typed) -> None:
     assert back(TYPED, value) == came
 
 
@@ -407,25 +407,25 @@ def test_plain_values_may_stand_for_a_registered_type(value: Any, came: Typed) -
         (Record("x"), "does not fit"),
     ],
 )
-def test_a_registered_type_rejects_what_it_could_not_give_back(value: Any, complaint: str) -> None:
+def test_registered_type_rejects_value_it_cannot_restore(value: Any, complaint: str) -> None:
     assert complaint in str(difference(TYPED, value))
 
 
-def test_a_subclass_of_the_registered_type_is_rejected_for_what_it_would_lose() -> None:
+def test_subclass_of_registered_type_is_rejected() -> None:
     class More(Typed):
         more: int = 0
 
     assert "would come back as" in str(difference(TYPED, More("Ada", more=5)))
 
 
-def test_a_number_that_the_type_rounds_is_rejected() -> None:
+def test_number_rounded_by_registered_type_is_rejected() -> None:
     codec = ValueCodec("context", float)
     assert back(codec, 3) == 3.0
     assert "would come back as" in str(difference(codec, (1 << 53) + 1))
 
 
 @given(st.dictionaries(keys, st.integers(0, 3), max_size=4))
-def test_a_mapping_with_typed_keys_keeps_its_entries_or_is_rejected(value: dict[Any, Any]) -> None:
+def test_mapping_with_typed_keys_loses_no_entry(value: dict[Any, Any]) -> None:
     codec = ValueCodec("context", dict[uuid.UUID | int, int])
     if difference(codec, value) is None:
         assert len(back(codec, value)) == len(value)
@@ -470,13 +470,13 @@ def ext_hook(code: int, data: memoryview) -> Any:
 HOOKS = ValueRules(enc_hook=enc_hook, dec_hook=dec_hook, ext_hook=ext_hook)
 
 
-def test_hooks_teach_a_type_in_any_kind_also_one_that_msgspec_would_change() -> None:
+def test_hooks_restore_their_types_in_untyped_kind() -> None:
     codec = ValueCodec("context", rules=HOOKS)
     value = {"at": [Point(3), decimal.Decimal("1.50")], "n": 1}
     assert same(back(codec, value), value)
 
 
-def test_hooks_teach_a_registered_type() -> None:
+def test_hooks_restore_registered_type() -> None:
     class Place(msgspec.Struct):
         point: Point
 
@@ -485,7 +485,7 @@ def test_hooks_teach_a_registered_type() -> None:
     assert back(ValueCodec("context", Point, HOOKS), Point(3)) == Point(3)
 
 
-def test_hooks_that_do_not_bring_it_back_are_rejected_with_the_place() -> None:
+def test_value_not_restored_by_hooks_is_rejected() -> None:
     assert "value[0] is of type range, and would come back as list" in str(
         difference(ValueCodec("context", rules=HOOKS), [range(2)])
     )
@@ -494,7 +494,7 @@ def test_hooks_that_do_not_bring_it_back_are_rejected_with_the_place() -> None:
     assert "value[0] is of type" in str(difference(one_way, [Point(3)]))
 
 
-def test_what_a_hook_makes_loses_no_entry_either() -> None:
+def test_enc_hook_result_with_colliding_keys_is_rejected() -> None:
     def collide(value: Any) -> Any:
         return {UUID: 1, str(UUID): 2}
 
@@ -503,7 +503,7 @@ def test_what_a_hook_makes_loses_no_entry_either() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyError("x"), RuntimeError("x")])
-def test_an_error_of_a_hook_is_one_of_the_value(error: Exception) -> None:
+def test_hook_error_rejects_the_value(error: Exception) -> None:
     def fails(*_: Any) -> Any:
         raise error
 
@@ -519,12 +519,12 @@ def test_an_error_of_a_hook_is_one_of_the_value(error: Exception) -> None:
         ValueCodec("context", rules=HOOKS._replace(ext_hook=fails)).decoder.decode(encoded)
 
 
-def test_a_type_that_msgspec_does_not_know_is_named_with_its_kind() -> None:
+def test_type_unknown_to_msgspec_is_rejected_with_kind() -> None:
     with pytest.raises(InvalidRequestError, match=r"'context' cannot be decoded as .*Colour"):
         ValueCodec("context", Colour)
 
 
-def test_a_plain_value_is_converted_to_the_registered_type() -> None:
+def test_plain_value_is_converted_to_registered_type() -> None:
     assert TYPED.convert({"name": "Ada", "id": str(UUID)}) == Typed("Ada", id=UUID)
     with pytest.raises(InvalidRequestError, match="does not fit the type of 'context'"):
         TYPED.convert({"name": 5})
@@ -550,30 +550,30 @@ PAGE = (Path(__file__).parents[3] / "docs" / "values.md").read_text(encoding="ut
 
 
 def rows(title: str) -> list[tuple[str, str]]:
-    """The rows of the table under a title: pairs of expressions."""
+    """Return the rows of the table under a title: pairs of expressions."""
     section = PAGE.split(f"## {title}\n")[1].split("\n## ")[0]
     return [(saved, came) for saved, came in re.findall(r"^\| `(.+)` \| `(.+)` \|$", section, re.MULTILINE)]
 
 
 @pytest.mark.parametrize(("saved", "came"), rows("What may come back as another type"))
-def test_what_the_documentation_permits_passes_and_comes_back_so(saved: str, came: str) -> None:
+def test_values_documented_as_changing_return_as_documented(saved: str, came: str) -> None:
     assert same(back(UNTYPED, eval(saved, NAMES)), eval(came, NAMES))
 
 
 @pytest.mark.parametrize(("saved", "came"), rows("What is rejected"))
-def test_what_the_documentation_rejects_is_rejected_unless_permitted(saved: str, came: str) -> None:
+def test_values_documented_as_rejected_need_lossy_permission(saved: str, came: str) -> None:
     assert "would come back as" in str(difference(UNTYPED, eval(saved, NAMES)))
     assert same(back(LOSSY, eval(saved, NAMES)), eval(came, NAMES))
 
 
-def test_the_documentation_has_both_tables() -> None:
+def test_documentation_has_both_tables() -> None:
     assert len(rows("What may come back as another type")) >= 8
     assert len(rows("What is rejected")) >= 12
     for limit in ("256 bytes", "1 MiB", "2 MiB", "| 64 |", "| 200 |"):
         assert limit in PAGE
 
 
-def test_a_rejection_names_a_remedy_if_there_is_one() -> None:
+def test_rejection_names_remedy_if_there_is_one() -> None:
     assert "connect(allow_lossy_values=True)" in str(difference(UNTYPED, [{1}]))
     assert "connect(allow_lossy_values=True)" in str(difference(UNTYPED, {UUID: 1}))
     for value in ({UUID: 1, str(UUID): 2}, {"a": object()}, nest(NESTING_MAX + 1, lambda inner: [inner])):

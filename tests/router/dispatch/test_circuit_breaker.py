@@ -14,12 +14,12 @@ SPEC = BreakerSpec(failure_share=0.25, requests_min=10, window_s=10.0, consecuti
 
 
 def state_of(breaker: Breaker) -> BreakerState:
-    """Its state, looked at anew: a type checker takes an attribute that it saw once for settled."""
+    """Return its state, read anew: a type checker assumes that an attribute seen once does not change."""
     return breaker.state
 
 
 def opened(now: float = 0.0) -> Breaker:
-    """A breaker that is open from `now` on, after ten moments of failures."""
+    """Return a breaker that is open from `now` on, after ten moments of failures."""
     breaker = Breaker(SPEC)
     for moment in range(10):
         assert state_of(breaker) is BreakerState.CLOSED
@@ -28,7 +28,7 @@ def opened(now: float = 0.0) -> Breaker:
     return breaker
 
 
-def test_it_opens_at_a_share_of_failures_of_enough_requests() -> None:
+def test_breaker_opens_at_failure_share_of_enough_requests() -> None:
     breaker = Breaker(SPEC)
     for tenth in range(30):
         breaker.handle_success(tenth / 10)
@@ -41,7 +41,7 @@ def test_it_opens_at_a_share_of_failures_of_enough_requests() -> None:
     assert breaker.opened == 1
 
 
-def test_a_moment_counts_by_the_share_of_its_requests_that_failed() -> None:
+def test_moment_counts_by_its_share_of_failures() -> None:
     breaker = Breaker(SPEC)
     for moment in range(400):  # a fifth of each moment's requests: a lot, and no quarter
         for request in range(50):
@@ -54,7 +54,7 @@ def test_a_moment_counts_by_the_share_of_its_requests_that_failed() -> None:
 
 
 @pytest.mark.parametrize("pause_s", [0.0, 0.1])
-def test_one_pause_that_fails_a_thousand_requests_does_not_open_it(pause_s: float) -> None:
+def test_one_pause_failing_many_requests_keeps_breaker_closed(pause_s: float) -> None:
     breaker = Breaker(SPEC)
     for _ in range(20):
         breaker.handle_success(0.0)
@@ -67,14 +67,14 @@ def test_one_pause_that_fails_a_thousand_requests_does_not_open_it(pause_s: floa
     assert breaker.admit(2.1) and state_of(breaker) is BreakerState.CLOSED
 
 
-def test_few_requests_do_not_open_it_however_many_fail() -> None:
+def test_few_failed_requests_never_open_breaker() -> None:
     breaker = Breaker(SPEC)
     for second in range(9):
         breaker.handle_failure(float(second))
     assert state_of(breaker) is BreakerState.CLOSED
 
 
-def test_a_window_too_short_for_many_moments_is_judged_by_those_it_holds() -> None:
+def test_short_window_is_judged_by_its_few_moments() -> None:
     breaker = Breaker(BreakerSpec(window_s=0.2))
     for _ in range(20):
         breaker.handle_failure(0.0)
@@ -82,7 +82,7 @@ def test_a_window_too_short_for_many_moments_is_judged_by_those_it_holds() -> No
     assert state_of(breaker) is BreakerState.OPEN
 
 
-def test_failures_are_forgotten_when_they_leave_the_window() -> None:
+def test_failures_are_forgotten_when_they_leave_window() -> None:
     breaker = Breaker(SPEC)
     for tenth in range(9):
         breaker.handle_failure(tenth / 10)
@@ -93,7 +93,7 @@ def test_failures_are_forgotten_when_they_leave_the_window() -> None:
     assert state_of(breaker) is BreakerState.OPEN
 
 
-def test_a_run_of_time_outs_opens_it() -> None:
+def test_consecutive_timeouts_open_breaker() -> None:
     breaker = Breaker(SPEC)
     for _ in range(200):
         breaker.handle_success(0.0)
@@ -104,7 +104,7 @@ def test_a_run_of_time_outs_opens_it() -> None:
     assert state_of(breaker) is BreakerState.OPEN
 
 
-def test_many_time_outs_of_one_moment_are_one() -> None:
+def test_timeouts_of_one_moment_count_once() -> None:
     breaker = Breaker(BreakerSpec(requests_min=10_000))
     for moment in (0.0, 0.06, 0.12, 0.18):
         for _ in range(100):
@@ -114,7 +114,7 @@ def test_many_time_outs_of_one_moment_are_one() -> None:
     assert state_of(breaker) is BreakerState.OPEN
 
 
-def test_any_answer_ends_a_run_of_time_outs_also_a_late_one() -> None:
+def test_any_answer_even_late_resets_consecutive_timeouts() -> None:
     breaker = Breaker(BreakerSpec(requests_min=1_000))
     for second in range(20):
         breaker.handle_timeout(float(second), second - 1.0)
@@ -125,7 +125,7 @@ def test_any_answer_ends_a_run_of_time_outs_also_a_late_one() -> None:
     assert state_of(breaker) is BreakerState.CLOSED
 
 
-def test_late_answers_take_their_time_outs_out_of_the_share() -> None:
+def test_late_answer_removes_its_timeout_from_failure_share() -> None:
     breaker = Breaker(SPEC)
     for tenth in range(200):  # a node that answers 200 ms late, and wakes that have 100 ms
         breaker.handle_timeout(tenth / 10, tenth / 10 - 0.1)
@@ -133,7 +133,7 @@ def test_late_answers_take_their_time_outs_out_of_the_share() -> None:
     assert state_of(breaker) is BreakerState.CLOSED
 
 
-def test_a_late_answer_of_a_node_taken_for_dead_is_worth_a_probe() -> None:
+def test_late_answer_lets_open_breaker_probe_at_once() -> None:
     breaker = opened()
     assert not breaker.admit(1.0)
     breaker.handle_life(1.0)
@@ -141,14 +141,14 @@ def test_a_late_answer_of_a_node_taken_for_dead_is_worth_a_probe() -> None:
     assert not breaker.admit(1.0)
 
 
-def test_a_deadline_too_short_for_any_node_counts_nothing() -> None:
+def test_too_short_deadline_counts_nothing() -> None:
     breaker = Breaker(SPEC)
     for _ in range(100):
         breaker.handle_timeout(0.0, -0.001)
     assert state_of(breaker) is BreakerState.CLOSED
 
 
-def test_after_its_pause_one_probe_goes_at_a_time() -> None:
+def test_half_open_breaker_admits_one_probe() -> None:
     breaker = opened()
     assert not breaker.admit(4.99)
     assert breaker.admit(5.0)
@@ -159,7 +159,7 @@ def test_after_its_pause_one_probe_goes_at_a_time() -> None:
     assert breaker.admit(5.1)
 
 
-def test_a_probe_that_fails_opens_it_for_another_pause() -> None:
+def test_failed_probe_opens_breaker_for_another_pause() -> None:
     breaker = opened()
     assert breaker.admit(5.0)
     breaker.handle_timeout(6.0, 5.0)
@@ -169,7 +169,7 @@ def test_a_probe_that_fails_opens_it_for_another_pause() -> None:
     assert breaker.opened == 2
 
 
-def test_a_probe_that_nobody_waits_for_any_more_lets_another_go() -> None:
+def test_abandoned_probe_lets_another_pass() -> None:
     breaker = opened()
     assert breaker.admit(5.0)
     breaker.handle_abandoned()
@@ -177,14 +177,14 @@ def test_a_probe_that_nobody_waits_for_any_more_lets_another_go() -> None:
     assert breaker.admit(5.1)
 
 
-def test_a_new_welcome_closes_it() -> None:
+def test_new_welcome_closes_breaker() -> None:
     breaker = opened()
     breaker.handle_up(0.1)
     assert breaker.admit(0.1) and breaker.admit(0.1)
     assert state_of(breaker) is BreakerState.CLOSED
 
 
-def test_what_failed_before_it_opened_does_not_count_once_it_is_closed_again() -> None:
+def test_reclosed_breaker_ignores_failures_before_it_opened() -> None:
     breaker = opened()
     assert breaker.admit(5.0)
     breaker.handle_success(5.0)
@@ -193,9 +193,9 @@ def test_what_failed_before_it_opened_does_not_count_once_it_is_closed_again() -
     assert state_of(breaker) is BreakerState.CLOSED
 
 
-def test_the_first_answer_after_a_probe_closes_it_and_old_time_outs_do_not_open_it_again() -> None:
+def test_answered_probe_closes_breaker_despite_older_timeouts() -> None:
     breaker = opened()
-    breaker.handle_success(1.0)  # of a request from before: it was not for silence that it opened
+    breaker.handle_success(1.0)  # of an earlier request: the breaker did not open for silence
     assert not breaker.admit(4.9)
     assert breaker.admit(5.0)
     for tenth in range(5):
@@ -208,7 +208,7 @@ def test_the_first_answer_after_a_probe_closes_it_and_old_time_outs_do_not_open_
     assert state_of(breaker) is BreakerState.CLOSED
 
 
-def test_a_node_taken_for_dead_for_its_silence_is_probed_as_soon_as_it_answers_something() -> None:
+def test_breaker_opened_by_silence_probes_after_any_answer() -> None:
     silent = Breaker(SPEC)
     for second in range(5):
         silent.handle_timeout(float(second), second - 1.0)
@@ -222,7 +222,7 @@ def test_a_node_taken_for_dead_for_its_silence_is_probed_as_soon_as_it_answers_s
 
 
 class BreakerAgainstItsRule(RuleBasedStateMachine):
-    """What docs/resilience.md promises, whatever happens in which order; the model counts moments in a plain list."""
+    """The promises of docs/resilience.md under any order of events; the model counts moments in a plain list."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ class BreakerAgainstItsRule(RuleBasedStateMachine):
         self.changed_at = -math.inf
 
     def moments(self) -> list[float]:
-        """Return of each moment that may still be in the window the share of its requests that failed."""
+        """Return the share of failed requests of each moment that may still be in the window."""
         found: list[list[float]] = []
         end = -math.inf
         for at, failed in self.outcomes:
@@ -267,12 +267,12 @@ class BreakerAgainstItsRule(RuleBasedStateMachine):
             self.note(was, failed=False)
 
     @rule(times=st.integers(1, 40), waited_s=st.sampled_from([0.01, 0.1, 1.0, 60.0]))
-    def time_out(self, times: int, waited_s: float) -> None:
+    def let_expire(self, times: int, waited_s: float) -> None:
         for _ in range(times):
             was, sent_at = self.breaker.state, self.now - waited_s
             self.breaker.handle_timeout(self.now, sent_at)
             if sent_at < self.changed_at or waited_s < MOMENT_S:
-                assert state_of(self.breaker) is was, "it tells nothing"
+                assert state_of(self.breaker) is was, "it proves nothing"
             else:
                 self.note(was, failed=True)
 
@@ -303,7 +303,7 @@ TestBreakerAgainstItsRule.settings = settings(max_examples=60, stateful_step_cou
 
 
 @given(st.lists(st.tuples(st.sampled_from("aftlu"), st.floats(0, 3)), max_size=120))
-def test_it_lets_through_exactly_what_its_state_says(events: list[tuple[str, float]]) -> None:
+def test_breaker_admits_exactly_what_its_state_says(events: list[tuple[str, float]]) -> None:
     breaker, now, probing = Breaker(SPEC), 0.0, False
     for event, passed in events:
         now += passed

@@ -20,7 +20,7 @@ def test_one_request_always_goes_however_large() -> None:
     assert not window.has_room(1)
 
 
-def test_no_more_requests_than_the_bulkhead_holds_are_on_their_way() -> None:
+def test_requests_in_flight_never_exceed_the_bulkhead() -> None:
     window = Window(AdmissionSpec(in_flight_max=3))
     for _ in range(3):
         assert window.has_room(1)
@@ -30,7 +30,7 @@ def test_no_more_requests_than_the_bulkhead_holds_are_on_their_way() -> None:
     assert window.has_room(1)
 
 
-def test_a_slow_answer_makes_it_smaller_than_what_was_on_its_way_once_for_all_of_that() -> None:
+def test_slow_answer_shrinks_window_below_flight_once() -> None:
     window = Window(AdmissionSpec(slow_share=0.5))
     for _ in range(10):
         window.handle_sent(100_000)
@@ -51,7 +51,7 @@ def test_a_tiny_deadline_says_nothing_of_the_node() -> None:
     assert window.bytes == before
 
 
-def test_answers_in_good_time_make_it_larger_again_up_to_its_most() -> None:
+def test_timely_answers_grow_window_to_its_maximum() -> None:
     window = Window(AdmissionSpec())
     window.handle_sent(100_000)
     window.handle_slow(1.0, 0.5)
@@ -63,8 +63,8 @@ def test_answers_in_good_time_make_it_larger_again_up_to_its_most() -> None:
     assert window.bytes == WINDOW_BYTES_MAX
 
 
-def test_against_a_node_of_fixed_speed_it_settles_where_answers_come_in_good_time() -> None:
-    """A node that serves 100 requests of 1 KB a second, asked for as much as the window lets through, for a minute."""
+def test_window_settles_where_node_answers_in_time() -> None:
+    """Load a node that serves 100 requests of 1 KB a second for a minute with all that the window admits."""
     window, sent, now = Window(AdmissionSpec(slow_share=0.5)), deque[float](), 0.0
     latencies: list[float] = []
     for tick in range(6_000):

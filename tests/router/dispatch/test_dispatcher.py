@@ -1,4 +1,4 @@
-"""The dispatcher by itself: events in, what is to be sent and when out, with a clock driven by hand."""
+"""The dispatcher by itself on a hand-driven clock: events in; requests to send, and their times, out."""
 
 import math
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ def call(node: str = "id-1", *, deadline: float = 10.0, durable: bool = False, s
 
 
 def sent(of: Dispatcher, now: float) -> list[Exchange]:
-    """Return all that is to be sent now."""
+    """Return all exchanges that are to be sent now."""
     out: list[Exchange] = []
     while (exchange := of.poll_send(now)) is not None:
         out.append(exchange)
@@ -84,7 +84,7 @@ def test_unconnected_node_is_sent_nothing() -> None:
     assert sent(made, 2.0) == [waiting]
 
 
-def test_silent_node_is_sent_nothing_until_it_is_heard() -> None:
+def test_silent_node_is_sent_nothing_until_heard() -> None:
     made, waiting = dispatcher(), call()
     made.handle_silent("id-1")
     made.submit([waiting], 1.0)
@@ -153,10 +153,10 @@ def test_retries_beyond_the_budget_fail() -> None:
 
 
 def test_overloaded_node_is_left_alone_until_its_time() -> None:
-    made, refused, other = dispatcher(), call(), call()
-    made.submit([refused], 1.0)
+    made, rejected, other = dispatcher(), call(), call()
+    made.submit([rejected], 1.0)
     sent(made, 1.0)
-    assert made.handle_frame("id-1", overloaded(refused.number, 0.5), 1.1) is None
+    assert made.handle_frame("id-1", overloaded(rejected.number, 0.5), 1.1) is None
     assert sent(made, 1.1) == []
     made.submit([other], 1.2)
     assert sent(made, 1.2) == []
@@ -164,16 +164,16 @@ def test_overloaded_node_is_left_alone_until_its_time() -> None:
     made.handle_timeout(1.59)  # a timer that fires early
     assert sent(made, 1.59) == [] and made.poll_timeout() == pytest.approx(1.6)
     made.handle_timeout(1.61)
-    assert sent(made, 1.61) == [refused, other]
+    assert sent(made, 1.61) == [rejected, other]
     assert made.poll_timeout() == math.inf
 
 
 def test_overloaded_node_is_not_asked_after_the_deadline() -> None:
-    made, refused = dispatcher(), call(deadline=1.5)
-    made.submit([refused], 1.0)
+    made, rejected = dispatcher(), call(deadline=1.5)
+    made.submit([rejected], 1.0)
     sent(made, 1.0)
-    made.handle_frame("id-1", overloaded(refused.number, 0.5), 1.1)
-    assert "OVERLOADED" in failure_of(refused)
+    made.handle_frame("id-1", overloaded(rejected.number, 0.5), 1.1)
+    assert "OVERLOADED" in failure_of(rejected)
     made.handle_timeout(9.0)
     assert sent(made, 9.0) == []
 
@@ -204,7 +204,7 @@ def test_nothing_is_sent_between_frames_that_came_together() -> None:
     assert sent(made, 1.1) == [second]
 
 
-def test_cancelled_exchange_is_forgotten_and_its_node_told() -> None:
+def test_cancelled_exchange_is_forgotten_and_its_node_notified() -> None:
     made, calls = dispatcher(), [call(), call("live-1"), call("old-1", deadline=1.002)]
     made.submit(calls, 1.0)
     sent(made, 1.0)
@@ -236,7 +236,7 @@ def test_answer_of_another_kind_fails_its_exchange_alone() -> None:
 
 
 @pytest.mark.parametrize("frame", [b"", b"\xff\x00 nothing of ours", PONG[:1]])
-def test_malformed_frame_is_told_and_ends_nothing(frame: bytes) -> None:
+def test_malformed_frame_is_reported_and_ends_nothing(frame: bytes) -> None:
     made, waiting = dispatcher(), call()
     made.submit([waiting], 1.0)
     sent(made, 1.0)
@@ -245,7 +245,7 @@ def test_malformed_frame_is_told_and_ends_nothing(frame: bytes) -> None:
     assert made.stray_replies == 1 and not failure_of(waiting)
 
 
-def test_node_that_forgot_this_router_is_to_be_greeted_again() -> None:
+def test_node_that_forgot_router_is_greeted_again() -> None:
     made, waiting = dispatcher(), call()
     made.submit([waiting], 1.0)
     sent(made, 1.0)

@@ -1,4 +1,4 @@
-"""Replies that no node of ours would send: each costs its own request and nothing else, and shows nobody's fragment."""
+"""Malformed replies: each fails its own request and nothing else, and shows no other agent's fragment."""
 
 import asyncio
 import random
@@ -59,9 +59,9 @@ def over_before_it_is(fetch: Fetch, _frames: list[bytes]) -> list[bytes]:
 
 
 def never_over(fetch: Fetch, frames: list[bytes]) -> list[bytes]:
-    whole = decode_reply(frames[0])
-    assert isinstance(whole, FetchReply)
-    return [encode(msgspec.structs.replace(whole, last=False))]
+    complete = decode_reply(frames[0])
+    assert isinstance(complete, FetchReply)
+    return [encode(msgspec.structs.replace(complete, last=False))]
 
 
 def of_another_type(fetch: Fetch, _frames: list[bytes]) -> list[bytes]:
@@ -89,9 +89,7 @@ def unknown_fault(fetch: Fetch, _frames: list[bytes]) -> list[bytes]:
         (unknown_fault, {Outcome.FAULT}),
     ],
 )
-async def test_garbage_for_an_answer_costs_that_request_and_nothing_else(
-    garble: Garbler, outcomes: set[Outcome]
-) -> None:
+async def test_malformed_answer_fails_only_its_own_request(garble: Garbler, outcomes: set[Outcome]) -> None:
     deadline_s = 0.6 if Outcome.TIMEOUT in outcomes else LONG_S  # the others end when the answer comes
     async with fake_client() as (cluster, nodes):
         garbled(nodes, garble)
@@ -100,7 +98,7 @@ async def test_garbage_for_an_answer_costs_that_request_and_nothing_else(
         for state in chain.from_iterable(woken):
             assert {state.outcome("session")} == outcomes
             assert_honest(state)
-        await assert_sound_again(cluster, nodes)
+        await assert_intact_again(cluster, nodes)
 
 
 async def test_flipped_bits_never_show_another_agents_fragment() -> None:
@@ -111,14 +109,14 @@ async def test_flipped_bits_never_show_another_agents_fragment() -> None:
             flipped = bytearray(frames[0])
             for _ in range(chance.randint(1, 3)):
                 flipped[chance.randrange(len(flipped))] ^= 1 << chance.randrange(8)
-            # What answers nothing any more is ignored, and then the fault ends the wake, long before its deadline.
-            return [bytes(flipped), encode(Fault(fetch.request, FaultCode.INTERNAL, "that was garbage"))]
+            # A reply to no request is ignored; then the fault ends the wake, long before its deadline.
+            return [bytes(flipped), encode(Fault(fetch.request, FaultCode.INTERNAL, "that was malformed"))]
 
         garbled(nodes, flip)
         for turn in range(150):
             (state,) = await cluster.wake_many([AGENTS[turn % len(AGENTS)]], deadline_s=LONG_S)
             assert_honest(state)
-        await assert_sound_again(cluster, nodes)
+        await assert_intact_again(cluster, nodes)
 
 
 async def test_flipped_sizes_never_show_another_agents_fragment() -> None:
@@ -126,29 +124,29 @@ async def test_flipped_sizes_never_show_another_agents_fragment() -> None:
     async with fake_client(shards={"id": 1, "live": 1, "old": 1}) as (cluster, nodes):
 
         def flip(fetch: Fetch, frames: list[bytes]) -> list[bytes]:
-            whole = decode_reply(frames[0])
-            assert isinstance(whole, FetchReply)
-            (section,) = whole.sections
+            complete = decode_reply(frames[0])
+            assert isinstance(complete, FetchReply)
+            (section,) = complete.sections
             sizes = list(section.sizes)
             sizes[chance.randrange(len(sizes))] ^= 1 << chance.randrange(9)
-            return [encode(msgspec.structs.replace(whole, sections=[msgspec.structs.replace(section, sizes=sizes)]))]
+            return [encode(msgspec.structs.replace(complete, sections=[msgspec.structs.replace(section, sizes=sizes)]))]
 
         garbled(nodes, flip)
         for _ in range(30):
             for state in await cluster.wake_many(AGENTS, deadline_s=LONG_S):
                 assert state.outcome("session") is Outcome.UNAVAILABLE
                 assert_honest(state)
-        await assert_sound_again(cluster, nodes)
+        await assert_intact_again(cluster, nodes)
 
 
-async def test_garbage_between_the_answers_disturbs_nobody() -> None:
+async def test_malformed_frames_between_answers_disturb_no_request() -> None:
     async with fake_client() as (cluster, nodes):
         garbled(nodes, lambda fetch, frames: [b"\xc1", *random_bytes(fetch, frames), *frames, b"\xff"])
         for state in await cluster.wake_many(AGENTS, deadline_s=LONG_S):
             assert state.complete
             assert_honest(state)
         await eventually(lambda: stray_replies(cluster) >= 3)
-        await assert_sound_again(cluster, nodes)
+        await assert_intact_again(cluster, nodes)
 
 
 def garbled(nodes: FakeNodes, garble: Garbler) -> None:
@@ -162,7 +160,7 @@ def garbled(nodes: FakeNodes, garble: Garbler) -> None:
 
 
 def assert_honest(state: AgentState) -> None:
-    """What other nodes gave is right, and what the garbling one gave names no other agent."""
+    """Assert that other nodes' fragments are right and that the garbling node's name no other agent."""
     assert state["profile"] == state["history"] == state.agent_id
     try:
         shown = repr(state.get("session"))
@@ -171,8 +169,8 @@ def assert_honest(state: AgentState) -> None:
     assert not any(agent_id in shown for agent_id in AGENTS if agent_id != state.agent_id)
 
 
-async def assert_sound_again(cluster: Cluster, nodes: FakeNodes) -> None:
-    """The same client wakes every agent whole once the node answers as it should; nothing is left of before."""
+async def assert_intact_again(cluster: Cluster, nodes: FakeNodes) -> None:
+    """Assert that the same client wakes complete agents once the node answers correctly, with nothing left over."""
     nodes["live"].answer = nodes["live"].serve
     for state in await cluster.wake_many(AGENTS, deadline_s=LONG_S):
         assert state["session"] == {"of": state.agent_id}

@@ -1,4 +1,4 @@
-"""Clients whose topology is older than the cluster: what was added since is theirs as well."""
+"""Clients whose topology is older than the cluster: they receive what was added since."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ import pytest
 from dawnchorus.wire.cluster.topology import Topology, extend
 from tests.support.clusters import eventually
 from tests.support.fake_nodes import FakeNode, FakeNodes, connect, fake_cluster, fake_topology, placement_of
-from tests.support.internals import is_up, refusals
+from tests.support.internals import is_up, rejections
 
 LONG_S = 20.0
 
 
 def older(topology: Topology, *, without: str = "old") -> Topology:
-    """The topology as it was before a store, its kinds and its node were added."""
+    """Return the topology as it was before a store, its kinds and its node were added."""
     return msgspec.structs.replace(
         topology,
         stores={name: spec for name, spec in topology.stores.items() if name != without},
@@ -23,7 +23,7 @@ def older(topology: Topology, *, without: str = "old") -> Topology:
     )
 
 
-def test_what_a_client_was_told_stays_and_only_what_it_lacks_is_added() -> None:
+def test_clients_topology_stays_and_only_gains_missing_parts() -> None:
     topology = fake_topology()
     assert extend(topology, topology) is topology
     assert extend(topology, older(topology)) is topology
@@ -32,7 +32,7 @@ def test_what_a_client_was_told_stays_and_only_what_it_lacks_is_added() -> None:
     assert extended == msgspec.structs.replace(topology, wake_deadline_ms=7, save_deadline_ms=8)
 
 
-async def test_whole_agents_are_the_clusters_not_the_files() -> None:
+async def test_complete_agents_follow_cluster_not_file() -> None:
     topology = fake_topology()
     async with fake_cluster(topology) as nodes:
         nodes.put("a", profile=1, session=2, history=3)
@@ -46,7 +46,7 @@ async def test_whole_agents_are_the_clusters_not_the_files() -> None:
         assert not any(agent == b"a" for node in nodes.values() for _store, agent in node.images)
 
 
-async def test_a_client_learns_what_its_cluster_gets_while_it_is_connected() -> None:
+async def test_connected_client_learns_what_its_cluster_gains() -> None:
     topology = fake_topology()
     before = older(topology)
     new = FakeNode(topology, placement_of(topology), "old-1")
@@ -72,7 +72,7 @@ async def test_a_client_learns_what_its_cluster_gets_while_it_is_connected() -> 
 @pytest.mark.real
 @pytest.mark.parametrize("field", ["directory", "node", "cluster_uuid"])
 async def test_a_socket_of_somebody_else_is_not_used(field: str, ipc_directory: Path) -> None:
-    """The Unix socket that a node names is another's: the link stays with TCP."""
+    """Assert that a link stays with TCP if the Unix socket that its node names is another node's."""
     topology = fake_topology()
     path = f"ipc://{ipc_directory}/taken-{field}.ipc"
     async with fake_cluster(topology) as nodes:
@@ -86,13 +86,13 @@ async def test_a_socket_of_somebody_else_is_not_used(field: str, ipc_directory: 
         try:
             async with connect(topology) as cluster:
                 assert (await cluster.wake("a", deadline_s=LONG_S))["session"] == 2
-                assert refusals(cluster) == {}
+                assert rejections(cluster) == {}
                 assert len(stranger.requests) == 1, "its Hello, and nothing after it"
         finally:
             stranger.stop()
 
 
-async def test_nodes_of_two_data_directories_are_not_one_cluster() -> None:
+async def test_nodes_of_two_data_directories_never_mix() -> None:
     topology = fake_topology()
     async with fake_cluster(topology) as nodes:
         for node in nodes.values():
@@ -103,7 +103,7 @@ async def test_nodes_of_two_data_directories_are_not_one_cluster() -> None:
             nodes["old"].stop()
             nodes["old"].directory = "bb" * 8
             nodes["old"].start()
-            await eventually(lambda: "serves another data directory (bbbbbbbbbbbbbbbb)" in str(refusals(cluster)))
+            await eventually(lambda: "serves another data directory (bbbbbbbbbbbbbbbb)" in str(rejections(cluster)))
             nodes["old"].stop()
             nodes["old"].directory = "aa" * 8
             nodes["old"].start()

@@ -1,4 +1,4 @@
-"""When a deadline is judged: in time at once, after a stall a moment later, and once."""
+"""The judgement of a deadline: at once in time, a moment later after a stall, and only once."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ def stand_still() -> None:
     loop.pass_time(5 * STALL_S)
 
 
-async def test_after_a_stall_the_loop_has_a_moment_before_a_deadline_is_judged() -> None:
+async def test_stalled_loop_gets_moment_before_deadline_is_judged() -> None:
     judged: list[float] = []
     Judgement(loop_time() + 0.01, lambda: judged.append(loop_time()), clock=loop_time)
     stand_still()
@@ -25,13 +25,13 @@ async def test_after_a_stall_the_loop_has_a_moment_before_a_deadline_is_judged()
     assert len(judged) == 1
 
 
-async def test_a_judgement_that_was_cancelled_is_not_made_also_in_that_moment() -> None:
+async def test_cancelled_judgement_is_never_made() -> None:
     judged: list[float] = []
     early = Judgement(loop_time() + 0.01, lambda: judged.append(1), clock=loop_time)
     late = Judgement(loop_time() + 0.01, lambda: judged.append(2), clock=loop_time)
     early.cancel()
     stand_still()
-    await asyncio.sleep(GRACE_S / 4)  # it has come, and is put off
+    await asyncio.sleep(GRACE_S / 4)  # the deadline has come, and its judgement is put off
     late.cancel()
     await asyncio.sleep(2 * GRACE_S)
     assert not judged

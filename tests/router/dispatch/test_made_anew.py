@@ -1,4 +1,4 @@
-"""A cluster that was wiped and made anew under a live client: every call says so, until it is the same again."""
+"""A cluster wiped and recreated under a live client: every call says so until the first cluster is back."""
 
 import asyncio
 import contextlib
@@ -21,14 +21,14 @@ SAYS = f"is of another cluster \\({ANOTHER_UUID}\\) than this client \\({CLUSTER
 
 
 def made_anew(nodes: FakeNodes) -> FakeNodes:
-    """The same nodes in another cluster."""
+    """Return the same nodes in another cluster."""
     topology = next(iter(nodes.values())).topology
     placement = placement_of(topology, ANOTHER_UUID)
     return FakeNodes({store: FakeNode(topology, placement, node.name) for store, node in nodes.items()})
 
 
 async def why_not(cluster: Cluster) -> str:
-    """What a wake says, as soon as it is not merely late."""
+    """Return the error of a wake, as soon as it is more than a missed deadline."""
     async with asyncio.timeout(60):
         while True:
             try:
@@ -39,7 +39,7 @@ async def why_not(cluster: Cluster) -> str:
                 await asyncio.sleep(0.01)
 
 
-async def test_calls_name_the_other_cluster_until_the_first_is_back() -> None:
+async def test_calls_name_other_cluster_until_first_returns() -> None:
     topology = fake_topology()
     async with fake_cluster(topology) as nodes, connect(topology) as cluster:
         nodes.put("a", profile=1)
@@ -72,19 +72,19 @@ async def test_calls_name_the_other_cluster_until_the_first_is_back() -> None:
                 await asyncio.sleep(0.02)
 
 
-async def test_one_node_of_another_cluster_is_named_by_saves_and_status() -> None:
+async def test_saves_and_status_name_node_of_another_cluster() -> None:
     topology = fake_topology()
     async with fake_cluster(topology) as nodes, connect(topology) as cluster:
         other = made_anew(nodes)["id"]
         nodes["id"].stop()
         other.start()
         try:
-            refused = ""
+            reason = ""
             async with asyncio.timeout(60):
-                while ANOTHER_UUID not in refused:
+                while ANOTHER_UUID not in reason:
                     with pytest.raises(SaveError) as caught:
                         await cluster.save("a", {"profile": 1}, deadline_s=0.05)
-                    refused = str(caught.value)
+                    reason = str(caught.value)
             status = await cluster.status(deadline_s=1.0)
             assert ANOTHER_UUID in str(status["id-1"])
             assert (await cluster.wake_many(["a"], kinds=["session"]))[0].complete, "the others serve"

@@ -1,4 +1,4 @@
-"""A router's connections: to whom it connects, whom it refuses and who refuses it, and how a broken one heals."""
+"""A router's connections: which nodes it connects to, rejections on either side, and recovery from breaks."""
 
 import asyncio
 import contextlib
@@ -85,7 +85,7 @@ async def test_an_endpoint_that_is_none_is_named(endpoint: str) -> None:
 
 
 @pytest.mark.real
-async def test_a_peer_that_speaks_no_zeromq_is_as_if_nothing_answered() -> None:
+async def test_peer_without_zeromq_counts_as_no_answer() -> None:
     (port,) = free_ports(1)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -102,7 +102,7 @@ async def test_a_peer_that_speaks_no_zeromq_is_as_if_nothing_answered() -> None:
 
 
 @pytest.mark.parametrize("code", [FaultCode.WRONG_CLUSTER, FaultCode.UNSUPPORTED])
-async def test_a_refusal_is_told_at_once_in_the_nodes_words(code: FaultCode) -> None:
+async def test_rejection_is_raised_at_once_with_nodes_reason(code: FaultCode) -> None:
     topology = fake_topology()
     async with fake_cluster(topology) as nodes:
         for node in nodes.values():
@@ -113,7 +113,7 @@ async def test_a_refusal_is_told_at_once_in_the_nodes_words(code: FaultCode) -> 
                     pass
 
 
-async def test_a_connection_is_made_though_some_nodes_do_not_answer() -> None:
+async def test_client_connects_though_some_nodes_do_not_answer() -> None:
     topology = fake_topology()
     async with fake_cluster(topology) as nodes:
         nodes.put("a", profile=1, session=2)
@@ -127,7 +127,7 @@ async def test_a_connection_is_made_though_some_nodes_do_not_answer() -> None:
             assert (await cluster.wake("a", deadline_s=LONG_S))["history"] == 3
 
 
-async def test_a_node_of_another_cluster_is_not_used_and_not_asked_all_the_time() -> None:
+async def test_another_clusters_node_is_unused_and_rarely_asked() -> None:
     topology = fake_topology()
     async with fake_cluster(topology) as nodes:
         nodes.put("a", profile=1, history="another cluster's")
@@ -143,7 +143,7 @@ async def test_a_node_of_another_cluster_is_not_used_and_not_asked_all_the_time(
 
 
 @pytest.mark.parametrize("field", ["placement", "topology"])
-async def test_a_welcome_that_cannot_be_read_is_a_refusal(field: str) -> None:
+async def test_unreadable_welcome_is_a_rejection(field: str) -> None:
     topology = fake_topology()
     async with fake_cluster(topology) as nodes:
         for node in nodes.values():
@@ -160,7 +160,7 @@ def with_corrupt_welcome(node: FakeNode, field: str) -> Callable[[Request], list
         frames = node.serve(request)
         welcome = decode_reply(frames[0])
         return (
-            [encode(msgspec.structs.replace(welcome, **{field: b"\xff damaged"}))]
+            [encode(msgspec.structs.replace(welcome, **{field: b"\xff corrupt"}))]
             if isinstance(welcome, Welcome)
             else frames
         )
@@ -168,7 +168,7 @@ def with_corrupt_welcome(node: FakeNode, field: str) -> Callable[[Request], list
     return answer
 
 
-async def test_a_greeting_of_random_bytes_is_a_refusal() -> None:
+async def test_greeting_of_random_bytes_is_a_rejection() -> None:
     topology = fake_topology()
     async with fake_cluster(topology) as nodes:
         for node in nodes.values():
@@ -192,17 +192,17 @@ async def test_nodes_that_changed_places_are_found_out() -> None:
 
 
 def moved(topology: Topology) -> Topology:
-    """The topology with history in another store."""
+    """Return the topology with history in another store."""
     return msgspec.structs.replace(topology, kinds={**topology.kinds, "history": KindSpec("live")})
 
 
 def with_new_kind(topology: Topology) -> Topology:
-    """The topology with one kind more."""
+    """Return the topology with one kind more."""
     return msgspec.structs.replace(topology, kinds={**topology.kinds, "mood": KindSpec("live")})
 
 
 def with_new_store(topology: Topology) -> Topology:
-    """The topology with one kind more in a store of its own, on a node that is there."""
+    """Return the topology with one kind more in a store of its own, on an existing node."""
     return msgspec.structs.replace(
         topology,
         stores={**topology.stores, "new": StoreSpec()},
@@ -214,9 +214,7 @@ def with_new_store(topology: Topology) -> Topology:
     ("change", "why"),
     [(moved, "kind 'history' is kept in store 'old'"), (with_new_kind, "'mood'"), (with_new_store, "'mood'")],
 )
-async def test_a_topology_that_contradicts_the_cluster_is_refused(
-    change: Callable[[Topology], Topology], why: str
-) -> None:
+async def test_topology_that_contradicts_cluster_is_rejected(change: Callable[[Topology], Topology], why: str) -> None:
     topology = fake_topology()
     async with fake_cluster(topology):
         with pytest.raises(PlacementError, match=why):
@@ -224,7 +222,7 @@ async def test_a_topology_that_contradicts_the_cluster_is_refused(
                 pass
 
 
-async def test_a_topology_that_knows_fewer_kinds_learns_the_others() -> None:
+async def test_topology_with_fewer_kinds_learns_the_others() -> None:
     topology = fake_topology()
     async with fake_cluster(topology) as nodes:
         nodes.put("a", profile=1, session=2, history=3)
@@ -235,7 +233,7 @@ async def test_a_topology_that_knows_fewer_kinds_learns_the_others() -> None:
             assert cluster.topology.kinds == topology.kinds
 
 
-async def test_a_type_of_an_unknown_kind_is_refused() -> None:
+async def test_type_of_unknown_kind_is_rejected() -> None:
     topology = fake_topology()
     async with fake_cluster(topology):
         with pytest.raises(UnknownKindError, match="nonsense"):
@@ -246,7 +244,7 @@ async def test_a_type_of_an_unknown_kind_is_refused() -> None:
 # --- the connection's life ---
 
 
-async def test_a_node_that_forgot_this_router_is_greeted_again_and_asked_again() -> None:
+async def test_forgetful_node_is_greeted_and_asked_again() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1, session=2, history=3)
         live = nodes["live"]
@@ -261,7 +259,7 @@ async def test_a_node_that_forgot_this_router_is_greeted_again_and_asked_again()
         assert len(live.asked(Hello)) == 2
 
 
-async def test_replies_of_others_are_received_once_where_one_node_forgot_this_router_in_the_same_turn() -> None:
+async def test_replies_are_received_once_though_one_node_forgot() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1, session=2, history=3)
         for node in nodes.values():
@@ -298,7 +296,7 @@ async def test_a_connection_moves_to_the_nodes_ipc_endpoint(tmp_path_factory: py
 
 
 @pytest.mark.real
-async def test_an_ipc_endpoint_that_nobody_serves_leaves_tcp_in_use(tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_unserved_ipc_endpoint_leaves_tcp_in_use(tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("ipc") / "dead"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))  # a socket file, as a killed node leaves one behind

@@ -18,7 +18,7 @@ NEVER = BreakerSpec(requests_min=1_000_000, consecutive_timeouts=1_000_000)
 
 
 def flow_with(*requests: Exchange, up: bool = True, breaker: BreakerSpec = NEVER) -> NodeFlow:
-    """A flow, connected if not said otherwise, with these offered."""
+    """Return a flow, connected unless said otherwise, with these exchanges offered."""
     flow = NodeFlow(breaker, AdmissionSpec(in_flight_max=1_000, queue_share=0.25))
     if up:
         flow.handle_up(0.0)
@@ -46,7 +46,7 @@ def granted() -> bool:
     return True
 
 
-def test_nothing_is_sent_while_the_node_is_not_connected() -> None:
+def test_nothing_is_sent_while_node_is_disconnected() -> None:
     request = exchange()
     flow = flow_with(up=False)
     assert flow.offer(request, 0.0) is Offer.WAITS
@@ -55,7 +55,7 @@ def test_nothing_is_sent_while_the_node_is_not_connected() -> None:
     assert flow.poll_send(0.0) is request
 
 
-def test_what_may_go_goes_at_once_with_a_number_of_its_own() -> None:
+def test_admitted_exchange_is_sent_at_once_and_numbered() -> None:
     first, second = exchange(), exchange()
     flow = flow_with()
     assert flow.offer(first, 3.0) is flow.offer(second, 3.0) is Offer.GO
@@ -80,7 +80,7 @@ def test_nobody_overtakes_what_waits() -> None:
     assert flow.poll_send(0.1) is large
 
 
-def test_after_a_break_what_was_sent_goes_again_first_and_in_order() -> None:
+def test_broken_connections_exchanges_are_repeated_first_in_order() -> None:
     requests = [exchange(), exchange(), exchange(WINDOW_BYTES_MAX)]
     flow = flow_with(*requests)
     assert flow.handle_down(1.0, granted) == []
@@ -90,7 +90,7 @@ def test_after_a_break_what_was_sent_goes_again_first_and_in_order() -> None:
     assert [request.sendings for request in requests] == [2, 2, 0]
 
 
-def test_after_a_break_what_may_not_be_sent_twice_is_reported_lost() -> None:
+def test_broken_connection_loses_unrepeatable_exchanges() -> None:
     save, read, waiting_save = exchange(repeatable=False), exchange(), exchange(WINDOW_BYTES_MAX, repeatable=False)
     flow = flow_with(save, read, waiting_save)  # the last was never sent, so it is not lost
     assert flow.handle_down(1.0, granted) == [save]
@@ -100,7 +100,7 @@ def test_after_a_break_what_may_not_be_sent_twice_is_reported_lost() -> None:
     assert poll_all(flow, 1.0) == [waiting_save]
 
 
-def test_after_a_break_no_more_is_sent_again_than_the_budget_has() -> None:
+def test_broken_connection_repeats_within_the_budget() -> None:
     requests = [exchange() for _ in range(5)]
     flow = flow_with(*requests)
     left = [True, True]
@@ -110,7 +110,7 @@ def test_after_a_break_no_more_is_sent_again_than_the_budget_has() -> None:
     assert set(poll_all(flow, 1.0)) == set(requests) - set(lost)
 
 
-def test_after_a_break_one_large_call_uses_up_nobody_elses_retry() -> None:
+def test_large_call_after_break_leaves_others_their_retries() -> None:
     large = [exchange(caller="large") for _ in range(50)]
     single = [exchange(caller=f"single {number}") for number in range(5)]
     flow = flow_with(*large, *single)
@@ -121,7 +121,7 @@ def test_after_a_break_one_large_call_uses_up_nobody_elses_retry() -> None:
     assert poll_all(flow, 1.0) == [*large[:5], *single]
 
 
-def test_after_a_break_nobody_asks_again_for_what_is_too_late() -> None:
+def test_broken_connection_never_repeats_late_exchanges() -> None:
     late = exchange(deadline=0.9)
     assert flow_with(late).handle_down(1.0, granted) == [late]
 
@@ -145,7 +145,7 @@ def test_a_reply_to_an_earlier_sending_finds_nothing() -> None:
     assert flow.find(request.number) is request
 
 
-def test_cancel_tells_whether_it_is_on_its_way() -> None:
+def test_cancel_returns_whether_exchange_is_in_flight() -> None:
     sent, waiting = exchange(), exchange(WINDOW_BYTES_MAX)
     flow = flow_with(sent, waiting)
     assert flow.cancel(waiting, 0.0) is False
@@ -155,7 +155,7 @@ def test_cancel_tells_whether_it_is_on_its_way() -> None:
     assert (flow.window.in_flight, flow.window.expected_bytes) == (0, 0)
 
 
-def test_what_the_connection_had_no_room_for_goes_first_again() -> None:
+def test_unsent_exchange_goes_first_again() -> None:
     first, second = exchange(), exchange()
     flow = flow_with(first, second)
     flow.handle_unsent(second, 0.0)
@@ -164,17 +164,17 @@ def test_what_the_connection_had_no_room_for_goes_first_again() -> None:
     assert poll_all(flow) == [first, second]
 
 
-def test_a_node_that_asks_to_be_left_alone_is_until_then() -> None:
-    refused, other = exchange(), exchange()
-    flow = flow_with(refused)
-    flow.handle_overloaded(refused, 1.0, 0.5)
-    flow.send_again(refused, 1.0)
+def test_overloaded_node_is_left_alone_until_its_time() -> None:
+    rejected, other = exchange(), exchange()
+    flow = flow_with(rejected)
+    flow.handle_overloaded(rejected, 1.0, 0.5)
+    flow.send_again(rejected, 1.0)
     assert flow.offer(other, 1.2) is Offer.WAITS
     assert flow.poll_send(1.4) is None
-    assert poll_all(flow, 1.5) == [refused, other]
+    assert poll_all(flow, 1.5) == [rejected, other]
 
 
-def test_a_node_with_too_many_writes_is_asked_for_reads_all_the_same() -> None:
+def test_node_with_too_many_writes_still_gets_reads() -> None:
     writing = exchange(repeatable=False)
     assert writing.waits_for_disk
     flow = flow_with(writing)
@@ -184,15 +184,15 @@ def test_a_node_with_too_many_writes_is_asked_for_reads_all_the_same() -> None:
     assert flow.offer(exchange(), 1.1) is Offer.GO
 
 
-def test_who_has_less_time_than_a_node_asks_for_is_told_at_once() -> None:
-    refused = exchange()
-    flow = flow_with(refused)
-    flow.handle_overloaded(refused, 1.0, 0.6)
+def test_overloaded_node_rejects_exchanges_due_before_its_time() -> None:
+    rejected = exchange()
+    flow = flow_with(rejected)
+    flow.handle_overloaded(rejected, 1.0, 0.6)
     assert flow.offer(exchange(deadline=1.5), 1.0) is Offer.FULL
     assert flow.offer(exchange(deadline=1.7), 1.0) is Offer.WAITS
 
 
-def test_what_is_too_late_to_be_sent_was_never_sent_and_says_nothing_of_the_node() -> None:
+def test_unsent_late_exchange_does_not_count_against_node() -> None:
     flow = flow_with(*[exchange(deadline=1.0) for _ in range(200)], up=False)
     flow.handle_up(2.0)
     before = flow.window.bytes
@@ -202,7 +202,7 @@ def test_what_is_too_late_to_be_sent_was_never_sent_and_says_nothing_of_the_node
     assert len(flow) == 0 and flow.window.bytes == before
 
 
-def test_newcomers_are_told_at_once_where_others_wait_for_long() -> None:
+def test_newcomers_are_rejected_if_others_wait_long() -> None:
     flow = flow_with(exchange(), exchange(WINDOW_BYTES_MAX, caller="a"))
     assert flow.offer(exchange(caller="b", deadline=0.2 + 1.0), 0.2) is Offer.WAITS
     assert flow.offer(exchange(caller="c", deadline=0.3 + 1.0), 0.3) is Offer.FULL
@@ -210,7 +210,7 @@ def test_newcomers_are_told_at_once_where_others_wait_for_long() -> None:
     assert flow.offer(exchange(caller="e", deadline=0.3 + 1.0, guarded=False), 0.3) is Offer.WAITS
 
 
-def test_what_waited_for_the_connection_says_nothing_of_how_the_node_keeps_up() -> None:
+def test_waiting_for_connection_is_no_sign_of_lag() -> None:
     flow = flow_with(exchange(WINDOW_BYTES_MAX), exchange(WINDOW_BYTES_MAX, caller="a"), up=False)
     flow.handle_up(50.0)
     assert flow.poll_send(50.0) is not None
@@ -224,7 +224,7 @@ def test_what_waits_is_bounded() -> None:
     assert offers[-2:] == [Offer.WAITS, Offer.FULL]
 
 
-def test_a_dead_node_is_marked_down_after_a_run_of_time_outs_and_asked_again_after_a_while() -> None:
+def test_consecutive_timeouts_mark_node_down_until_a_probe() -> None:
     flow = flow_with(breaker=BreakerSpec(consecutive_timeouts=2, retry_after_s=5.0))
     for second in range(2):
         request = exchange(deadline=second + 1.0)
@@ -240,7 +240,7 @@ def test_a_dead_node_is_marked_down_after_a_run_of_time_outs_and_asked_again_aft
     assert flow.offer(exchange(), 7.2) is Offer.GO
 
 
-def test_a_node_that_answers_too_late_is_slow_and_not_dead() -> None:
+def test_late_node_is_slow_and_not_dead() -> None:
     flow = flow_with(breaker=BreakerSpec(consecutive_timeouts=2, requests_min=1_000))
     for second in range(10):
         request = exchange(deadline=second + 1.0)
@@ -250,7 +250,7 @@ def test_a_node_that_answers_too_late_is_slow_and_not_dead() -> None:
     assert flow.breaker.state is BreakerState.CLOSED
 
 
-def test_what_waits_for_a_node_taken_for_dead_is_given_back_but_for_questions_how_it_is() -> None:
+def test_marked_down_node_returns_all_but_unguarded_exchanges() -> None:
     waiting, question = exchange(deadline=9.0), exchange(guarded=False)
     flow = flow_with(waiting, question, up=False, breaker=BreakerSpec(consecutive_timeouts=1))
     assert flow.rejected_by_breaker() == []
@@ -265,12 +265,12 @@ def patient(deadline: float = 1e6) -> Exchange:
     return made
 
 
-def test_who_is_patient_waits_for_a_node_taken_for_dead_and_is_its_probe() -> None:
+def test_patient_exchange_waits_and_probes_marked_down_node() -> None:
     flow = flow_with(breaker=BreakerSpec(consecutive_timeouts=1, retry_after_s=5.0))
     open_breaker(flow)
     first, second, third = patient(), patient(), patient()
     assert [flow.offer(request, 1.5) for request in (first, second, third)] == [Offer.WAITS] * 3
-    assert flow.offer(exchange(), 1.5) is Offer.OPEN, "who is not is told at once"
+    assert flow.offer(exchange(), 1.5) is Offer.OPEN, "an impatient one fails at once"
     assert flow.polls_at(1.5) == 6.0 and poll_all(flow, 5.9) == []
     assert poll_all(flow, 6.0) == [first] and flow.polls_at(6.0) == math.inf
     assert flow.cancel(second, 6.1) is False
@@ -278,7 +278,7 @@ def test_who_is_patient_waits_for_a_node_taken_for_dead_and_is_its_probe() -> No
     assert poll_all(flow, 6.1) == [third] and len(flow) == 1
 
 
-def test_what_waits_patiently_goes_on_waiting_when_the_node_is_marked_down_and_when_a_probe_fails() -> None:
+def test_patient_exchange_survives_mark_down_and_failed_probe() -> None:
     flow = flow_with(up=False, breaker=BreakerSpec(consecutive_timeouts=1, requests_min=1, retry_after_s=5.0))
     first, second, other = patient(), patient(deadline=20.0), exchange()
     for request in (first, second, other):
@@ -291,7 +291,7 @@ def test_what_waits_patiently_goes_on_waiting_when_the_node_is_marked_down_and_w
     assert set(flow.drain()) == {first, second} and len(flow) == 0
 
 
-def test_patience_ends_at_the_deadline_and_says_nothing_of_the_node() -> None:
+def test_patience_ends_at_deadline_without_counting_against_node() -> None:
     flow = flow_with(breaker=BreakerSpec(consecutive_timeouts=1, retry_after_s=5.0))
     open_breaker(flow)
     request = patient(deadline=3.0)
@@ -310,7 +310,7 @@ def test_drain_gives_everything_back_once() -> None:
 
 
 class FlowAgainstItsModel(RuleBasedStateMachine):
-    """A flow with one caller does what two plain lists would, and never gives a number out twice."""
+    """A flow with one caller behaves as two plain lists would, and never uses a number twice."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a router does for a node in trouble, and for those who wait, with nodes that answer as a test says."""
+"""A router facing dead, slow and overloaded nodes, against fake nodes that answer as each test says."""
 
 import asyncio
 
@@ -24,8 +24,8 @@ def put(nodes: FakeNodes, *agents: str) -> None:
         nodes.put(agent, profile=agent, session=agent, history=agent)
 
 
-async def take_for_dead(cluster: Cluster, nodes: FakeNodes, store: str) -> None:
-    """Let a node answer no fetch until its breaker opens; a time-out in a stall of this process is none to it."""
+async def mark_down(cluster: Cluster, nodes: FakeNodes, store: str) -> None:
+    """Let a node answer no fetch until its breaker opens; it ignores a timeout in a stall of this process."""
     node = nodes[store]
     node.hold.add(Fetch)
     for _ in range(100):
@@ -38,7 +38,7 @@ async def take_for_dead(cluster: Cluster, nodes: FakeNodes, store: str) -> None:
 
 
 def overloaded(node: FakeNode, times: int, retry_after_us: int) -> None:
-    """Let a node refuse its next fetches as too much."""
+    """Let a node reject its next fetches as overloaded."""
     left = [times]
 
     def answer(request: Request) -> list[bytes]:
@@ -51,7 +51,7 @@ def overloaded(node: FakeNode, times: int, retry_after_us: int) -> None:
 
 
 def note_fetches(node: FakeNode) -> list[float]:
-    """Return a list of when each fetch from now on comes to a node; its answers stay as they are."""
+    """Return a list that gets the time of each fetch from now on at a node; its answers stay as they are."""
     came: list[float] = []
     answer = node.answer
 
@@ -67,11 +67,11 @@ def note_fetches(node: FakeNode) -> list[float]:
 # --- the breaker ---
 
 
-async def test_a_dead_node_costs_no_time_once_its_breaker_is_open() -> None:
+async def test_dead_node_costs_no_time_behind_open_breaker() -> None:
     async with fake_client(breaker=LASTING) as (cluster, nodes):
         put(nodes, "a")
         live = nodes["live"]
-        await take_for_dead(cluster, nodes, "live")
+        await mark_down(cluster, nodes, "live")
         asked = len(live.asked(Fetch))
         for _ in range(5):
             began = loop_time()
@@ -83,11 +83,11 @@ async def test_a_dead_node_costs_no_time_once_its_breaker_is_open() -> None:
         assert not leftovers(cluster)
 
 
-async def test_a_node_taken_for_dead_is_probed_after_a_while_though_it_gives_no_sign_of_life() -> None:
+async def test_marked_down_node_is_probed_after_its_pause() -> None:
     async with fake_client(breaker=QUICK) as (cluster, nodes):
         put(nodes, "a")
         live = nodes["live"]
-        await take_for_dead(cluster, nodes, "live")
+        await mark_down(cluster, nodes, "live")
         live.hold.clear()
         live.held.clear()  # what it was asked before is never answered
         await asyncio.sleep(QUICK.retry_after_s + 0.05)
@@ -96,11 +96,11 @@ async def test_a_node_taken_for_dead_is_probed_after_a_while_though_it_gives_no_
         assert not leftovers(cluster)
 
 
-async def test_one_probe_goes_at_a_time_to_a_node_that_may_have_recovered() -> None:
+async def test_recovering_node_gets_one_probe_at_a_time() -> None:
     async with fake_client(breaker=QUICK) as (cluster, nodes):
         put(nodes, "a", "b")
         live = nodes["live"]
-        await take_for_dead(cluster, nodes, "live")
+        await mark_down(cluster, nodes, "live")
         await asyncio.sleep(QUICK.retry_after_s + 0.05)
         asked = len(live.asked(Fetch))
         probing = cluster.wake("a", deadline_s=LONG_S)
@@ -112,11 +112,11 @@ async def test_one_probe_goes_at_a_time_to_a_node_that_may_have_recovered() -> N
         assert len(live.asked(Fetch)) == asked + 1
 
 
-async def test_a_save_to_a_node_taken_for_dead_is_refused_at_once_and_how_it_is_can_still_be_asked() -> None:
+async def test_marked_down_node_rejects_saves_but_answers_status() -> None:
     async with fake_client(breaker=LASTING) as (cluster, nodes):
         put(nodes, "a")
         live = nodes["live"]
-        await take_for_dead(cluster, nodes, "live")
+        await mark_down(cluster, nodes, "live")
         with pytest.raises(SaveRejected, match="marked down"):
             await cluster.save("a", {"session": "new"}, deadline_s=LONG_S)
         assert not live.asked(Commit)
@@ -124,7 +124,7 @@ async def test_a_save_to_a_node_taken_for_dead_is_refused_at_once_and_how_it_is_
         assert live.asked(Status)
 
 
-async def test_a_pause_in_which_many_calls_time_out_together_does_not_take_a_node_for_dead() -> None:
+async def test_many_timeouts_in_one_pause_mark_nothing_down() -> None:
     async with fake_client(breaker=BreakerSpec()) as (cluster, nodes):
         put(nodes, "a")
         live = nodes["live"]
@@ -138,7 +138,7 @@ async def test_a_pause_in_which_many_calls_time_out_together_does_not_take_a_nod
             assert (await cluster.wake("a", deadline_s=LONG_S)).complete
 
 
-async def test_a_save_tried_again_waits_for_a_node_taken_for_dead() -> None:
+async def test_repeated_save_waits_for_marked_down_node() -> None:
     async with fake_client(breaker=QUICK) as (cluster, nodes):
         put(nodes, "a")
         live = nodes["live"]
@@ -167,7 +167,7 @@ async def test_a_save_tried_again_waits_for_a_node_taken_for_dead() -> None:
         assert not leftovers(cluster)
 
 
-async def test_saves_tried_again_go_together_once_the_first_is_answered() -> None:
+async def test_repeated_saves_go_together_after_first_answer() -> None:
     async with fake_client(breaker=QUICK) as (cluster, nodes):
         live = nodes["live"]
         live.hold.add(Commit)
@@ -189,10 +189,10 @@ async def test_saves_tried_again_go_together_once_the_first_is_answered() -> Non
         assert not leftovers(cluster)
 
 
-async def test_a_required_kind_of_a_dead_node_fails_the_wake_at_once() -> None:
+async def test_required_kind_of_dead_node_fails_wake_immediately() -> None:
     async with fake_client(breaker=LASTING) as (cluster, nodes):
         put(nodes, "a")
-        await take_for_dead(cluster, nodes, "id")
+        await mark_down(cluster, nodes, "id")
         began = loop_time()
         with pytest.raises(WakeIncomplete, match="UNAVAILABLE") as caught:
             await cluster.wake("a", deadline_s=LONG_S)
@@ -203,7 +203,7 @@ async def test_a_required_kind_of_a_dead_node_fails_the_wake_at_once() -> None:
 # --- overload ---
 
 
-async def test_a_node_that_asks_to_be_left_alone_is_and_then_answers_the_same_wake() -> None:
+async def test_overloaded_node_left_alone_then_answers_same_wake() -> None:
     async with fake_client() as (cluster, nodes):
         put(nodes, "a", "b")
         live = nodes["live"]
@@ -217,7 +217,7 @@ async def test_a_node_that_asks_to_be_left_alone_is_and_then_answers_the_same_wa
         assert came[1] - came[0] >= 0.2, "nobody else is sent there meanwhile"
 
 
-async def test_what_a_node_has_no_time_for_before_the_deadline_is_shed_at_once() -> None:
+async def test_request_node_cannot_serve_in_time_is_shed() -> None:
     async with fake_client() as (cluster, nodes):
         put(nodes, "a")
         overloaded(nodes["live"], 1, int(LONG_S * 2e6))
@@ -227,14 +227,14 @@ async def test_what_a_node_has_no_time_for_before_the_deadline_is_shed_at_once()
         assert loop_time() - began < LONG_S / 2
 
 
-async def test_without_a_retry_left_a_refused_wake_is_shed() -> None:
+async def test_rejected_wake_without_retry_left_is_shed() -> None:
     async with fake_client(retries=NO_RETRIES) as (cluster, nodes):
         put(nodes, "a")
         overloaded(nodes["live"], 1, 0)
         assert (await cluster.wake("a", deadline_s=LONG_S)).outcome("session") is Outcome.SHED
 
 
-async def test_newcomers_are_shed_at_once_where_others_have_waited_long_for_a_slow_node() -> None:
+async def test_newcomers_are_shed_while_slow_nodes_queue_waits() -> None:
     async with fake_client(admission=AdmissionSpec(in_flight_max=1, queue_share=0.01)) as (cluster, nodes):
         put(nodes, "a", "b", "c")
         live = nodes["live"]
@@ -252,7 +252,7 @@ async def test_newcomers_are_shed_at_once_where_others_have_waited_long_for_a_sl
         assert not leftovers(cluster)
 
 
-async def test_where_required_nodes_are_behind_too_a_wake_that_would_not_be_whole_is_shed_whole() -> None:
+async def test_incomplete_wake_is_shed_if_required_nodes_lag() -> None:
     async with fake_client(admission=AdmissionSpec(in_flight_max=1, queue_share=0.01)) as (cluster, nodes):
         put(nodes, "a", "b", "c")
         for node in nodes.values():
@@ -278,7 +278,7 @@ async def test_where_required_nodes_are_behind_too_a_wake_that_would_not_be_whol
 # --- retries and cancelling ---
 
 
-async def test_a_reply_lost_with_its_connection_is_asked_for_again_if_the_budget_has_a_retry() -> None:
+async def test_lost_reply_is_repeated_within_retry_budget() -> None:
     async with fake_client() as (cluster, nodes):
         put(nodes, "a")
         live = nodes["live"]
@@ -291,7 +291,7 @@ async def test_a_reply_lost_with_its_connection_is_asked_for_again_if_the_budget
         assert (await waking).complete
 
 
-async def test_without_a_retry_left_it_is_unavailable_and_the_rest_is_there() -> None:
+async def test_lost_reply_without_retry_degrades_only_its_kinds() -> None:
     async with fake_client(retries=NO_RETRIES) as (cluster, nodes):
         put(nodes, "a")
         live = nodes["live"]
@@ -307,7 +307,7 @@ async def test_without_a_retry_left_it_is_unavailable_and_the_rest_is_there() ->
         assert (await cluster.wake("a", deadline_s=LONG_S)).complete
 
 
-async def test_a_node_is_told_of_what_nobody_waits_for_any_more() -> None:
+async def test_node_is_notified_of_abandoned_requests() -> None:
     async with fake_client() as (cluster, nodes):
         put(nodes, "a")
         live = nodes["live"]
@@ -320,7 +320,7 @@ async def test_a_node_is_told_of_what_nobody_waits_for_any_more() -> None:
         assert not nodes["id"].asked(Cancel), "what was answered is not cancelled"
 
 
-async def test_a_node_is_not_told_of_what_it_drops_by_itself() -> None:
+async def test_node_is_not_notified_of_expired_requests() -> None:
     async with fake_client() as (cluster, nodes):
         put(nodes, "a")
         nodes["live"].hold.add(Fetch)
@@ -329,7 +329,7 @@ async def test_a_node_is_not_told_of_what_it_drops_by_itself() -> None:
         assert not nodes["live"].asked(Cancel)
 
 
-async def test_a_wake_given_up_by_its_caller_is_cancelled_at_its_nodes() -> None:
+async def test_abandoned_wake_is_cancelled_at_its_nodes() -> None:
     async with fake_client() as (cluster, nodes):
         put(nodes, "a")
         live = nodes["live"]
@@ -342,7 +342,7 @@ async def test_a_wake_given_up_by_its_caller_is_cancelled_at_its_nodes() -> None
         assert not leftovers(cluster)
 
 
-async def test_a_save_that_may_have_been_applied_is_never_told_as_refused() -> None:
+async def test_possibly_applied_save_is_never_reported_as_rejected() -> None:
     async with fake_client() as (cluster, nodes):
         live = nodes["live"]
         live.hold.add(Commit)
@@ -363,7 +363,7 @@ async def test_a_save_that_may_have_been_applied_is_never_told_as_refused() -> N
         assert (await cluster.wake("a", ["session"], LONG_S))["session"] == "new"
 
 
-async def test_a_save_that_every_sending_of_was_refused_is_told_as_refused() -> None:
+async def test_save_rejected_every_time_is_reported_as_rejected() -> None:
     async with fake_client() as (cluster, nodes):
         live = nodes["live"]
         live.answer = lambda request: (
@@ -375,7 +375,7 @@ async def test_a_save_that_every_sending_of_was_refused_is_told_as_refused() -> 
             await cluster.save("a", {"session": "new"}, deadline_s=LONG_S)
 
 
-async def test_settle_and_fetch_at_once_never_take_back_what_one_brought() -> None:
+async def test_concurrent_settle_and_fetch_never_lose_a_value() -> None:
     async with fake_client() as (cluster, nodes):
         put(nodes, "a")
         live = nodes["live"]

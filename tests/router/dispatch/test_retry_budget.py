@@ -11,19 +11,19 @@ def granted(budget: RetryBudget, asked: int, now: float) -> int:
     return sum([budget.withdraw(now) for _ in range(asked)])
 
 
-def test_retries_are_a_share_of_requests_and_a_few_a_second() -> None:
+def test_retries_are_share_of_requests_plus_few() -> None:
     budget = RetryBudget(RetrySpec(share=0.2, per_s=3.0))
     for _ in range(1_000):
         budget.handle_request(0.0)
     assert granted(budget, 500, 0.0) == 200 + 30
-    assert (budget.retries, budget.refused) == (230, 270)
+    assert (budget.retries, budget.rejected) == (230, 270)
 
 
 def test_a_router_that_sends_little_may_still_retry() -> None:
     assert granted(RetryBudget(RetrySpec(share=0.2, per_s=0.5)), 20, 0.0) == 5
 
 
-def test_no_share_and_nothing_a_second_is_no_retry() -> None:
+def test_budget_of_zero_allows_no_retry() -> None:
     budget = RetryBudget(RetrySpec(share=0.0, per_s=0.0))
     budget.handle_request(0.0)
     assert not budget.withdraw(0.0)
@@ -45,9 +45,7 @@ def test_requests_count_for_ten_seconds() -> None:
     st.floats(0, 1),
     st.floats(0, 5),
 )
-def test_over_any_ten_seconds_it_is_never_overdrawn(
-    events: list[tuple[bool, float]], share: float, per_s: float
-) -> None:
+def test_budget_is_never_overdrawn_in_ten_seconds(events: list[tuple[bool, float]], share: float, per_s: float) -> None:
     budget, now = RetryBudget(RetrySpec(share=share, per_s=per_s)), 0.0
     requests: list[int] = []
     retries: list[int] = []

@@ -1,4 +1,4 @@
-"""The router's shell on real sockets and uvloop: what the dispatcher decides is done, and comes back."""
+"""The router's shell on real sockets and uvloop: it does what the dispatcher decides, and returns the answers."""
 
 import asyncio
 import time
@@ -43,17 +43,17 @@ async def test_node_that_comes_back_gets_what_waits() -> None:
         assert not leftovers(cluster)
 
 
-async def test_paused_node_is_sent_the_rest_by_the_routers_timer() -> None:
+async def test_routers_timer_sends_rest_to_paused_node() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1, session=2, history=3)
         live = nodes["live"]
 
-        def refuse_once(request: Request) -> list[bytes]:
+        def reject_once(request: Request) -> list[bytes]:
             assert isinstance(request, Fetch)
             live.answer = live.serve
             return [encode(Fault(request.request, FaultCode.OVERLOADED, "busy", 50_000))]
 
-        live.answer = refuse_once
+        live.answer = reject_once
         assert (await cluster.wake("a", deadline_s=LONG_S)).complete
         assert not leftovers(cluster)
 

@@ -1,4 +1,4 @@
-"""Requests that wait: turns between callers, priorities, and how long newcomers wait."""
+"""Waiting requests: turns between callers, priorities, and how long newcomers wait."""
 
 import gc
 import weakref
@@ -49,7 +49,7 @@ def test_one_callers_requests_go_in_order() -> None:
     assert take_all(filled(*requests)) == requests
 
 
-def test_callers_take_turns_so_that_a_single_wake_does_not_wait_for_a_storm() -> None:
+def test_single_wake_takes_turns_with_a_storm() -> None:
     storm = [Request("storm") for _ in range(100)]
     single, other = Request("single"), Request("other")
     taken = take_all(filled(*storm, single, other))
@@ -57,19 +57,19 @@ def test_callers_take_turns_so_that_a_single_wake_does_not_wait_for_a_storm() ->
     assert [request for request in taken if request.caller == "storm"] == storm
 
 
-def test_what_nobody_waits_for_goes_last() -> None:
+def test_background_requests_go_last() -> None:
     listing, wake = Request("a", Priority.BACKGROUND), Request("b")
     assert take_all(filled(listing, wake)) == [wake, listing]
 
 
-def test_what_is_to_be_sent_again_goes_first() -> None:
+def test_repeated_request_goes_first() -> None:
     waiting, again = Request(), Request()
     queue = filled(waiting)
     queue.add_first(again, 1.0)
     assert take_all(queue) == [again, waiting]
 
 
-def test_what_waits_no_more_is_passed_over() -> None:
+def test_removed_request_is_passed_over() -> None:
     first, second, third = Request(), Request(), Request("two")
     queue = filled(first, second, third)
     assert queue.remove(first)
@@ -78,17 +78,17 @@ def test_what_waits_no_more_is_passed_over() -> None:
     assert take_all(queue) == [second, third]
 
 
-def test_the_longest_wait_is_that_of_callers_without_a_turn_yet() -> None:
+def test_longest_wait_counts_callers_before_first_turn() -> None:
     queue = filled(Request("storm"), Request("storm"), Request("single"))
     assert queue.longest_wait(10.0, Priority.URGENT) == 10.0
-    take(queue)  # the storm has had its first turn: its second request says nothing of newcomers
+    take(queue)  # the storm has had its first turn: its second request does not count for newcomers
     assert queue.longest_wait(10.0, Priority.URGENT) == 8.0
     take(queue)
     assert queue.longest_wait(10.0, Priority.URGENT) == 0.0
     assert queue.length == 1
 
 
-def test_a_wake_is_not_judged_by_how_long_listings_wait() -> None:
+def test_waiting_listings_do_not_count_for_wakes() -> None:
     queue = filled(Request(priority=Priority.BACKGROUND))
     assert queue.longest_wait(10.0, Priority.URGENT) == 0.0
     assert queue.longest_wait(10.0, Priority.BACKGROUND) == 10.0

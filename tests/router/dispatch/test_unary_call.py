@@ -1,4 +1,4 @@
-"""Listing agents and asking nodes how they are: a client against nodes that answer as told."""
+"""Listing agents and asking for node health: a client against fake nodes that answer as each test says."""
 
 import pytest
 
@@ -14,11 +14,11 @@ from dawnchorus.wire.protocol.messages import (
     encode,
 )
 from tests.support.clusters import eventually
-from tests.support.fake_nodes import fake_client, refusing
+from tests.support.fake_nodes import fake_client, rejecting
 from tests.support.internals import is_up, leftovers
 
 
-async def test_agents_of_all_stores_and_shards_are_merged_in_byte_order_each_once() -> None:
+async def test_listing_merges_all_shards_in_byte_order() -> None:
     async with fake_client(shards={"id": 3, "live": 2, "old": 1}) as (cluster, nodes):
         ids = ["b", "a", "ü", "agent/1", "Z", "世", "aa", "~"]
         for number, agent_id in enumerate(ids):
@@ -29,7 +29,7 @@ async def test_agents_of_all_stores_and_shards_are_merged_in_byte_order_each_onc
         assert [agent_id async for agent_id in cluster.agents("id")] == sorted(ids, key=str.encode)
 
 
-async def test_more_agents_than_a_page_holds_are_all_listed() -> None:
+async def test_listing_of_several_pages_is_complete() -> None:
     async with fake_client(shards={"id": 1, "live": 1, "old": 1}) as (cluster, nodes):
         ids = [f"agent-{number:05}" for number in range(2_500)]
         for agent_id in ids:
@@ -69,7 +69,7 @@ async def test_a_shard_that_cannot_be_listed_is_named(status: int) -> None:
             await anext(cluster.agents())
 
 
-async def test_a_node_that_lists_the_same_page_again_ends_the_listing() -> None:
+async def test_page_listed_again_ends_the_listing() -> None:
     async with fake_client(shards={"id": 1, "live": 1, "old": 1}) as (cluster, nodes):
         old = nodes["old"]
 
@@ -83,11 +83,11 @@ async def test_a_node_that_lists_the_same_page_again_ends_the_listing() -> None:
             assert not [agent_id async for agent_id in cluster.agents()]
 
 
-async def test_status_tells_of_each_node_what_it_says_or_why_it_says_nothing() -> None:
+async def test_status_has_each_nodes_answer_or_its_error() -> None:
     async with fake_client() as (cluster, nodes):
         nodes["live"].stop()
         await eventually(lambda: not is_up(cluster, "live-1"))
-        nodes["old"].answer = refusing(FaultCode.OVERLOADED, Status)
+        nodes["old"].answer = rejecting(FaultCode.OVERLOADED, Status)
         status = await cluster.status(deadline_s=0.6)
         assert list(status) == ["id-1", "live-1", "old-1"]
         assert isinstance(status["id-1"], StatusReply)

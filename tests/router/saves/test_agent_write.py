@@ -1,4 +1,4 @@
-"""What became of one agent's save, out of what each store answered: never more certain than it is."""
+"""The result of one agent's save, from the answers of its stores: never more certain than they are."""
 
 from collections.abc import Mapping
 
@@ -25,13 +25,13 @@ KINDS = {"id": ["profile", "preference"], "live": ["session"]}
 OPERATIONS: Mapping[str, list[Operation]] = {"id": [Put("profile", 0, 1, b"v")], "live": [DeleteKind("session")]}
 
 CONFLICT = Rejection("other versions are there", RejectionCode.CONFLICT, {"profile": 4})
-REFUSED = Rejection("too large")
+REJECTED = Rejection("too large")
 INDETERMINATE = Rejection("the log only reaches back to version 9", RejectionCode.INDETERMINATE)
 DISK_FULL = "DISK_FULL: no space left on the disk"
 
 
 def written(**answers: int | Rejection | str | None) -> AgentWrite:
-    """A write to two stores that got these answers: of a node, "" for a section rejected as a whole, None for none."""
+    """Return a write to two stores with these answers: a result, the reason of a rejected section, or None."""
     write = AgentWrite("a", b"a", TOKEN, OPERATIONS)
     for store, answer in answers.items():
         if isinstance(answer, str):
@@ -45,10 +45,10 @@ def outcome(write: AgentWrite) -> Saved | SaveError:
     return write.result(KINDS.__getitem__)
 
 
-# --- what the caller gets ---
+# --- the caller's result ---
 
 
-def test_a_save_that_every_store_acknowledged_is_saved() -> None:
+def test_save_acknowledged_by_every_store_is_saved() -> None:
     saved = outcome(written(id=5, live=0))
     assert isinstance(saved, Saved)
     assert saved.versions == {"profile": 5, "session": 0}
@@ -60,19 +60,19 @@ def test_a_save_that_every_store_acknowledged_is_saved() -> None:
     [
         ({"id": None, "live": None}, DeadlineExceeded),
         ({"id": CONFLICT, "live": CONFLICT}, VersionConflict),
-        ({"id": REFUSED, "live": DISK_FULL}, SaveRejected),
+        ({"id": REJECTED, "live": DISK_FULL}, SaveRejected),
         ({"id": 5, "live": None}, SaveIncomplete),
         ({"id": 5, "live": CONFLICT}, SaveIncomplete),
-        ({"id": 5, "live": REFUSED}, SaveIncomplete),
+        ({"id": 5, "live": REJECTED}, SaveIncomplete),
         ({"id": CONFLICT, "live": None}, SaveIncomplete),
-        ({"id": CONFLICT, "live": REFUSED}, SaveIncomplete),
-        ({"id": REFUSED, "live": None}, SaveIncomplete),
+        ({"id": CONFLICT, "live": REJECTED}, SaveIncomplete),
+        ({"id": REJECTED, "live": None}, SaveIncomplete),
         ({"id": 5, "live": INDETERMINATE}, SaveIndeterminate),
         ({"id": INDETERMINATE, "live": INDETERMINATE}, SaveIndeterminate),
         ({"id": INDETERMINATE, "live": None}, SaveIndeterminate),
     ],
 )
-def test_each_mixture_of_answers_is_one_error(
+def test_each_mixture_of_answers_gives_one_error(
     answers: dict[str, int | Rejection | str | None], kind: type[SaveError]
 ) -> None:
     error = outcome(written(**answers))
@@ -81,7 +81,7 @@ def test_each_mixture_of_answers_is_one_error(
     assert (error.agent_id, error.write_id) == ("a", str(TOKEN))
 
 
-def test_a_conflict_everywhere_says_everything_that_is_there() -> None:
+def test_conflict_in_every_store_lists_found_versions() -> None:
     other = Rejection("", RejectionCode.CONFLICT, {"session": 0})
     error = outcome(written(id=CONFLICT, live=other))
     assert isinstance(error, VersionConflict)
@@ -89,7 +89,7 @@ def test_a_conflict_everywhere_says_everything_that_is_there() -> None:
     assert "profile 4, session 0" in str(error)
 
 
-def test_an_incomplete_save_lists_saved_conflicting_rejected_and_unknown() -> None:
+def test_incomplete_save_lists_saved_conflicting_rejected_and_unknown() -> None:
     error = outcome(written(id=5, live=CONFLICT))
     assert isinstance(error, SaveIncomplete)
     assert (error.saved, error.conflicting, error.rejected, error.unknown) == ({"profile": 5}, {"profile": 4}, {}, ())
@@ -100,17 +100,17 @@ def test_an_incomplete_save_lists_saved_conflicting_rejected_and_unknown() -> No
     assert all(part in str(error) for part in (f"rejected by id: {DISK_FULL}", "unknown at live"))
 
 
-def test_a_conflict_that_does_not_say_what_is_there_is_a_rejection() -> None:
-    error = outcome(written(id=Rejection("other versions", RejectionCode.CONFLICT), live=REFUSED))
+def test_conflict_without_found_versions_is_rejection() -> None:
+    error = outcome(written(id=Rejection("other versions", RejectionCode.CONFLICT), live=REJECTED))
     assert isinstance(error, SaveRejected)
     assert error.rejected == {"id": "other versions", "live": "too large"}
 
 
-def test_a_rejection_of_a_code_that_is_not_known_yet_is_a_rejection() -> None:
-    assert isinstance(outcome(written(id=Rejection("new", 99), live=REFUSED)), SaveRejected)
+def test_rejection_with_unknown_code_is_rejection() -> None:
+    assert isinstance(outcome(written(id=Rejection("new", 99), live=REJECTED)), SaveRejected)
 
 
-def test_an_agent_erased_whole_names_every_kind() -> None:
+def test_deleted_agent_lists_every_kind() -> None:
     write = AgentWrite("a", b"a", TOKEN, {"id": [DeleteAgent()], "live": [DeleteAgent()]})
     write.handle_result("id", 5)
     write.handle_result("live", 0)
@@ -119,7 +119,7 @@ def test_an_agent_erased_whole_names_every_kind() -> None:
     assert saved.versions == {"profile": 5, "preference": 5, "session": 0}
 
 
-answers = st.sampled_from([None, 0, 5, CONFLICT, REFUSED, INDETERMINATE, DISK_FULL])
+answers = st.sampled_from([None, 0, 5, CONFLICT, REJECTED, INDETERMINATE, DISK_FULL])
 
 
 @given(st.fixed_dictionaries({"id": answers, "live": answers}))
@@ -137,10 +137,10 @@ def test_no_outcome_is_more_certain_than_the_answers(given_: dict[str, int | Rej
         )
 
 
-# --- sending it, and sending it again ---
+# --- sending and retrying ---
 
 
-def test_a_stores_message_has_its_part_alone() -> None:
+def test_message_contains_only_operations_of_its_store() -> None:
     write = AgentWrite("a", b"a", TOKEN, OPERATIONS, {"id": {"profile": 3}})
     assert write.to_message("id", repeated=False) == Write(
         b"a", b"\x01\x02", 7, [Put("profile", 0, 1, b"v")], {"profile": 3}, False
@@ -148,7 +148,7 @@ def test_a_stores_message_has_its_part_alone() -> None:
     assert write.to_message("live", repeated=True) == Write(b"a", b"\x01\x02", 0, [DeleteKind("session")], None, True)
 
 
-def test_a_save_sent_again_keeps_its_name_and_goes_where_it_is_not_known_to_be() -> None:
+def test_retried_save_keeps_token_and_skips_acknowledged_stores() -> None:
     first = AgentWrite("a", b"a", TOKEN, OPERATIONS, {"id": {"profile": 3}})
     first.handle_result("id", 5)
     second = first.again()
@@ -163,15 +163,15 @@ def test_a_save_sent_again_keeps_its_name_and_goes_where_it_is_not_known_to_be()
     assert outcome(first) is not saved and first.unknown == ("live",), "the first stays as it was"
 
 
-def test_what_a_store_rejected_is_asked_again() -> None:
-    again = written(id=REFUSED, live=CONFLICT).again()
+def test_retry_asks_rejecting_stores_again() -> None:
+    again = written(id=REJECTED, live=CONFLICT).again()
     assert set(again.unknown) == {"id", "live"}
     assert not again.rejected
     assert not again.conflicts
     assert not again.repeated, "it was not applied: that is no doubt that a repetition could have"
 
 
-def test_a_rejection_unsent_stays_one_when_tried_again_and_an_unknown_stays_unknown() -> None:
+def test_unsent_retry_keeps_rejected_and_unknown_stores() -> None:
     again = written(id=DISK_FULL).again()
     again.reject("id", DISK_FULL, transient=False)
     again.reject("live", DISK_FULL, transient=False)
@@ -185,7 +185,7 @@ def test_a_rejection_unsent_stays_one_when_tried_again_and_an_unknown_stays_unkn
     assert isinstance(outcome(once_more), SaveRejected)
 
 
-def test_an_error_tried_again_twice_knows_no_more_of_the_first_time() -> None:
+def test_two_retries_of_one_error_leave_both_uncertain() -> None:
     first = written(id=DISK_FULL, live=DISK_FULL)
     second = first.again()
     assert not second.repeated
@@ -196,10 +196,10 @@ def test_an_error_tried_again_twice_knows_no_more_of_the_first_time() -> None:
     assert set(second.again().repeated) == {"id", "live"}
 
 
-def test_a_repeated_write_that_its_node_rejects_was_not_applied_before_either() -> None:
+def test_rejected_repeated_write_was_never_applied() -> None:
     again = written().again()
     assert set(again.repeated) == {"id", "live"}
-    again.handle_result("id", REFUSED)
+    again.handle_result("id", REJECTED)
     again.handle_result("live", CONFLICT)
     assert not again.unknown
     assert not again.again().repeated
@@ -208,7 +208,7 @@ def test_a_repeated_write_that_its_node_rejects_was_not_applied_before_either() 
 # --- deletions ---
 
 
-def test_a_deletion_says_where_nothing_was() -> None:
+def test_deletion_reports_version_zero_for_absent_kinds() -> None:
     write = AgentWrite(
         "a", b"a", TOKEN, {"id": [Put("profile", 0, 1, b"v"), DeleteKind("preference")], "live": [DeleteAgent()]}
     )
@@ -226,10 +226,10 @@ def test_a_deletion_says_where_nothing_was() -> None:
     assert saved.versions.deleted == {"preference", "session"}
 
 
-# --- the end of its cluster ---
+# --- closing the cluster ---
 
 
-def test_a_save_interrupted_says_what_is_known_of_it() -> None:
+def test_interrupted_save_reports_known_results() -> None:
     closed = "the cluster was closed"
     write = written(id=5)
     error = write.interrupted(KINDS.__getitem__, closed)

@@ -1,4 +1,4 @@
-"""What a save is told of each store, whatever a node answers or fails to: never more certain than it is."""
+"""The results of saves, for every answer and failure of a node: never more certain than they are."""
 
 import asyncio
 
@@ -36,7 +36,7 @@ from dawnchorus.wire.protocol.messages import (
     encode,
 )
 from tests.support.clusters import eventually
-from tests.support.fake_nodes import FakeNode, connect, fake_client, refusing
+from tests.support.fake_nodes import FakeNode, connect, fake_client, rejecting
 from tests.support.internals import is_up, leftovers
 
 LONG_S = 20.0
@@ -57,7 +57,7 @@ def answering(node: FakeNode, status: int, *results: int | Rejection, detail: st
     node.answer = answer
 
 
-async def test_a_save_is_acknowledged_with_the_version_of_each_kind() -> None:
+async def test_acknowledged_save_returns_version_of_each_kind() -> None:
     async with fake_client() as (cluster, nodes):
         saved = await cluster.save("a", {"profile": 1, "session": 2})
         assert saved.agent_id == "a"
@@ -71,7 +71,7 @@ async def test_a_save_is_acknowledged_with_the_version_of_each_kind() -> None:
         assert not leftovers(cluster)
 
 
-async def test_saves_of_many_agents_travel_in_few_messages() -> None:
+async def test_saves_of_many_agents_share_one_commit() -> None:
     async with fake_client() as (cluster, nodes):
         results = await cluster.save_many({f"agent-{number}": {"profile": number} for number in range(100)})
         assert all(isinstance(result, Saved) for result in results.values())
@@ -79,7 +79,7 @@ async def test_saves_of_many_agents_travel_in_few_messages() -> None:
         assert len(nodes["id"].asked(Commit)) == 1
 
 
-async def test_a_large_batch_is_cut_into_messages_that_a_node_takes() -> None:
+async def test_large_batch_is_split_into_commits_within_limit() -> None:
     async with fake_client() as (cluster, nodes):
         results = await cluster.save_many({f"agent-{number}": {"profile": bytes(MIB // 3)} for number in range(10)})
         assert all(isinstance(result, Saved) for result in results.values())
@@ -98,11 +98,11 @@ async def test_a_large_batch_is_cut_into_messages_that_a_node_takes() -> None:
 
 
 def puts(operations: list[Put | DeleteKind | DeleteAgent]) -> list[Put]:
-    """The operations that set something."""
+    """Return the operations that set a value."""
     return [operation for operation in operations if isinstance(operation, Put)]
 
 
-async def test_a_rejected_write_says_why_and_that_nothing_was_written() -> None:
+async def test_rejected_write_raises_save_rejected_with_reason() -> None:
     async with fake_client() as (cluster, nodes):
         answering(nodes["id"], SectionStatus.OK, Rejection("too large for this shard"))
         with pytest.raises(SaveRejected, match="too large for this shard") as raised:
@@ -112,7 +112,7 @@ async def test_a_rejected_write_says_why_and_that_nothing_was_written() -> None:
         assert raised.value.agent_id == "a"
 
 
-async def test_some_stores_saved_and_some_rejected_is_incomplete() -> None:
+async def test_saved_rejected_and_unknown_stores_raise_save_incomplete() -> None:
     async with fake_client() as (cluster, nodes):
         answering(nodes["live"], SectionStatus.DISK_FULL, detail="no space left")
         answering(nodes["old"], SectionStatus.INTERNAL)
@@ -126,7 +126,7 @@ async def test_some_stores_saved_and_some_rejected_is_incomplete() -> None:
 
 
 @pytest.mark.parametrize("status", [SectionStatus.MOVED, SectionStatus.SEALED, SectionStatus.TOO_LATE])
-async def test_a_section_that_was_not_begun_is_rejected(status: SectionStatus) -> None:
+async def test_section_not_begun_is_rejected_as_transient(status: SectionStatus) -> None:
     async with fake_client() as (cluster, nodes):
         answering(nodes["id"], status)
         with pytest.raises(SaveRejected, match=status.name) as raised:
@@ -135,7 +135,7 @@ async def test_a_section_that_was_not_begun_is_rejected(status: SectionStatus) -
 
 
 @pytest.mark.parametrize("status", [SectionStatus.INTERNAL, 99])
-async def test_a_section_that_failed_in_a_way_nobody_can_tell_is_unknown(status: int) -> None:
+async def test_section_of_indeterminate_status_leaves_save_unknown(status: int) -> None:
     async with fake_client() as (cluster, nodes):
         answering(nodes["id"], status)
         with pytest.raises(DeadlineExceeded):
@@ -150,15 +150,15 @@ async def test_a_section_that_failed_in_a_way_nobody_can_tell_is_unknown(status:
         (FaultCode.INTERNAL, DeadlineExceeded),
     ],
 )
-async def test_a_fault_is_a_rejection_unless_the_node_failed_at_it(code: FaultCode, error: type[Exception]) -> None:
+async def test_fault_rejects_save_unless_node_failed_internally(code: FaultCode, error: type[Exception]) -> None:
     async with fake_client() as (cluster, nodes):
-        nodes["id"].answer = refusing(code, Commit)
+        nodes["id"].answer = rejecting(code, Commit)
         with pytest.raises(error) as raised:
             await cluster.save("a", {"profile": 1}, deadline_s=LONG_S)
         assert getattr(raised.value, "transient", ()) == (("id",) if code == FaultCode.OVERLOADED else ())
 
 
-async def test_wrong_numbers_of_results_leave_the_save_unknown() -> None:
+async def test_wrong_number_of_results_leaves_save_unknown() -> None:
     async with fake_client() as (cluster, nodes):
         for results in ([], [1, 2]):
             answering(nodes["id"], SectionStatus.OK, *results)
@@ -167,7 +167,7 @@ async def test_wrong_numbers_of_results_leave_the_save_unknown() -> None:
         assert not leftovers(cluster)
 
 
-async def test_no_answer_by_the_deadline_is_unknown() -> None:
+async def test_save_without_answer_by_deadline_is_unknown() -> None:
     async with fake_client() as (cluster, nodes):
         nodes["id"].hold.add(Commit)
         with pytest.raises(DeadlineExceeded) as raised:
@@ -178,7 +178,7 @@ async def test_no_answer_by_the_deadline_is_unknown() -> None:
         assert (await cluster.wake("a"))["profile"] == 1
 
 
-async def test_a_save_that_could_not_be_sent_is_rejected() -> None:
+async def test_save_to_unreachable_node_is_rejected() -> None:
     async with fake_client() as (cluster, nodes):
         nodes["id"].stop()
         await eventually(lambda: not is_up(cluster, "id-1"))
@@ -191,7 +191,7 @@ async def test_a_save_that_could_not_be_sent_is_rejected() -> None:
         assert not leftovers(cluster)
 
 
-async def test_a_save_waits_for_a_node_that_comes_up_in_time() -> None:
+async def test_save_waits_for_node_coming_up_in_time() -> None:
     async with fake_client() as (cluster, nodes):
         nodes["id"].stop()
         await eventually(lambda: not is_up(cluster, "id-1"))
@@ -202,11 +202,11 @@ async def test_a_save_waits_for_a_node_that_comes_up_in_time() -> None:
 
 
 def the_writes(node: FakeNode) -> list[Write]:
-    """Every write that a node was sent, in order."""
+    """Return every write that was sent to a node, in order."""
     return [write for commit in node.asked(Commit) for section in commit.sections for write in section.writes]
 
 
-async def test_a_save_whose_connection_broke_is_sent_again_and_applied_once() -> None:
+async def test_save_resent_after_broken_connection_is_applied_once() -> None:
     async with fake_client() as (cluster, nodes):
         nodes["id"].hold.add(Commit)
         saving = asyncio.ensure_future(cluster.save("a", {"profile": 1, "session": 2}, deadline_s=LONG_S))
@@ -224,7 +224,7 @@ async def test_a_save_whose_connection_broke_is_sent_again_and_applied_once() ->
 
 
 @pytest.mark.parametrize("status", [SectionStatus.DISK_FULL, SectionStatus.MOVED, SectionStatus.TOO_LATE])
-async def test_a_rejection_of_what_was_sent_before_says_nothing_of_the_first_time(status: SectionStatus) -> None:
+async def test_rejection_of_resent_save_leaves_it_unknown(status: SectionStatus) -> None:
     async with fake_client() as (cluster, nodes):
         nodes["id"].hold.add(Commit)
         saving = asyncio.ensure_future(cluster.save("a", {"profile": 1}, deadline_s=LONG_S))
@@ -238,7 +238,7 @@ async def test_a_rejection_of_what_was_sent_before_says_nothing_of_the_first_tim
         nodes["id"].answer = nodes["id"].serve
 
 
-async def test_a_save_of_unknown_outcome_is_repeated_under_its_name_where_it_is_unknown() -> None:
+async def test_retry_keeps_write_id_and_asks_unknown_stores() -> None:
     async with fake_client() as (cluster, nodes):
         nodes["id"].hold.add(Commit)
         with pytest.raises(SaveIncomplete) as raised:
@@ -259,7 +259,7 @@ async def test_a_save_of_unknown_outcome_is_repeated_under_its_name_where_it_is_
         assert not leftovers(cluster)
 
 
-async def test_another_client_repeats_a_save_by_its_name() -> None:
+async def test_another_client_repeats_save_by_write_id() -> None:
     async with fake_client() as (cluster, nodes):
         nodes["id"].hold.add(Commit)
         with pytest.raises(DeadlineExceeded) as raised:
@@ -273,7 +273,7 @@ async def test_another_client_repeats_a_save_by_its_name() -> None:
         assert second == msgspec.structs.replace(first, repeated=True)
 
 
-async def test_a_save_carries_the_version_that_was_known_when_it_was_first_sent() -> None:
+async def test_save_carries_shard_version_known_when_first_sent() -> None:
     async with fake_client(shards={"id": 1}) as (cluster, nodes):
         await cluster.save("a", {"profile": 1})
         known = nodes["id"].version
@@ -284,7 +284,7 @@ async def test_a_save_carries_the_version_that_was_known_when_it_was_first_sent(
         assert known < nodes["id"].version - 2
 
 
-async def test_a_conflict_says_what_is_there() -> None:
+async def test_conflict_reports_found_versions() -> None:
     async with fake_client() as (cluster, nodes):
         answering(nodes["id"], SectionStatus.OK, Rejection("other", RejectionCode.CONFLICT, {"profile": 9}))
         with pytest.raises(VersionConflict) as raised:
@@ -300,14 +300,14 @@ async def test_a_conflict_says_what_is_there() -> None:
         assert [type(result).__name__ for result in results.values()] == ["VersionConflict", "Saved"]
 
 
-async def test_a_save_that_is_repeated_too_late_is_undecidable() -> None:
+async def test_save_repeated_too_late_is_indeterminate() -> None:
     async with fake_client() as (cluster, nodes):
         answering(nodes["id"], SectionStatus.OK, Rejection("the log reaches back to 9", RejectionCode.INDETERMINATE))
         with pytest.raises(SaveIndeterminate, match="id: the log reaches back to 9"):
             await cluster.save("a", {"profile": 1}, write_id="01.id:5")
 
 
-async def test_what_a_save_expects_goes_to_the_store_that_keeps_it() -> None:
+async def test_expected_versions_are_sent_to_their_store() -> None:
     async with fake_client() as (cluster, nodes):
         saved = await cluster.save("a", {"profile": 1, "session": 2})
         state = await cluster.wake("a")
@@ -327,7 +327,7 @@ async def test_what_a_save_expects_goes_to_the_store_that_keeps_it() -> None:
         assert [write.expect for write in the_writes(nodes["old"])] == [{"history": 0}, {"history": 0}]
 
 
-async def test_a_lifetime_comes_from_the_save_or_from_the_kind() -> None:
+async def test_ttl_comes_from_save_or_kind() -> None:
     kinds = {"a": KindSpec("id"), "b": KindSpec("id", ttl_s=60.0)}
     async with fake_client(kinds) as (cluster, nodes):
         await cluster.save("agent", {"a": 1, "b": 2})
@@ -337,7 +337,7 @@ async def test_a_lifetime_comes_from_the_save_or_from_the_kind() -> None:
         assert lives == [{"a": 0, "b": 60_000}, {"a": 250, "b": 250}, {"a": 0, "b": 60_000}]
 
 
-async def test_one_agents_error_leaves_the_others_saved() -> None:
+async def test_one_agents_error_leaves_others_saved() -> None:
     kinds = {f"k{number}": KindSpec("id") for number in range(5)}
     async with fake_client(kinds) as (cluster, _nodes):
         results = await cluster.save_many(
@@ -361,7 +361,7 @@ async def test_one_agents_error_leaves_the_others_saved() -> None:
         assert len(names) == 7
 
 
-async def test_what_cannot_be_sent_is_rejected_before_anything_is() -> None:
+async def test_invalid_arguments_are_rejected_before_sending() -> None:
     async with fake_client() as (cluster, nodes):
         with pytest.raises(UnknownKindError, match="profile, session, history"):
             await cluster.save("a", {"profile": 1, "nonsense": 2})
@@ -386,7 +386,7 @@ async def test_what_cannot_be_sent_is_rejected_before_anything_is() -> None:
         assert not any(node.asked(Commit) for node in nodes.values())
 
 
-async def test_required_kinds_come_first_in_a_write() -> None:
+async def test_required_kinds_come_first_in_write() -> None:
     kinds = {"a": KindSpec("id"), "b": KindSpec("id", required=True)}
     async with fake_client(kinds) as (cluster, nodes):
         await cluster.save("agent", {"a": 1, "b": 2})
@@ -394,7 +394,7 @@ async def test_required_kinds_come_first_in_a_write() -> None:
         assert [put.kind for put in puts(commit.sections[0].writes[0].operations)] == ["b", "a"]
 
 
-async def test_a_closed_cluster_saves_nothing() -> None:
+async def test_closing_cluster_ends_saves_and_rejects_calls() -> None:
     async with fake_client() as (cluster, nodes):
         nodes["id"].hold.add(Commit)
         under_way = asyncio.ensure_future(cluster.save("a", {"profile": 1}, deadline_s=LONG_S))
@@ -412,16 +412,16 @@ async def test_a_closed_cluster_saves_nothing() -> None:
         assert isinstance((await many)["b"], ClusterUnavailable)
         with pytest.raises(ClusterUnavailable):
             await raised.value.retry()
-        await rejects_everything(cluster)
+        await rejects_every_call(cluster)
 
 
-async def test_a_cluster_that_was_never_opened_rejects_everything() -> None:
+async def test_cluster_never_opened_rejects_every_call() -> None:
     async with fake_client() as (cluster, _):
-        await rejects_everything(Cluster(cluster.topology, ValueRules(), 1.0))
+        await rejects_every_call(Cluster(cluster.topology, ValueRules(), 1.0))
 
 
-async def rejects_everything(cluster: Cluster) -> None:
-    """Every call of a cluster that is not open raises ClusterUnavailable."""
+async def rejects_every_call(cluster: Cluster) -> None:
+    """Check that every call of a cluster that is not open raises ClusterUnavailable."""
     with pytest.raises(ClusterUnavailable):
         await cluster.save("a", {"profile": 1})
     with pytest.raises(ClusterUnavailable):

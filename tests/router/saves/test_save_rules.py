@@ -1,4 +1,4 @@
-"""The rules of saves, whatever becomes of their messages: their order, each applied once, none surer than it is."""
+"""The rules of saves, under any fate of their messages: order, at most one application, no false certainty."""
 
 import asyncio
 from collections import defaultdict
@@ -39,7 +39,7 @@ nodes = st.sampled_from(["one-1", "two-1"])
 
 
 class Call:
-    """One save, and what came of it."""
+    """One save and its result."""
 
     def __init__(self, write: AgentWrite, future: asyncio.Future[Saved]) -> None:
         self.write = write
@@ -47,7 +47,7 @@ class Call:
 
 
 class SaveRules(RuleBasedStateMachine):
-    """One client's saves to two nodes of two shards; a test's every step is one thing that may happen."""
+    """One client's saves to two nodes of two shards; each step of a test is one event."""
 
     LOG_ROWS_MAX = 1_000
 
@@ -66,7 +66,7 @@ class SaveRules(RuleBasedStateMachine):
         self.saved: dict[str, Saved] = {}
         self.keyed: dict[tuple[str, str], Any] = {}
 
-    # --- what a user does ---
+    # --- calls of a user ---
 
     @rule(agent=agents, kinds=chosen, budget_s=budgets, expects=st.sampled_from([None, 0, "saved"]))
     def save(self, agent: str, kinds: set[str], budget_s: float, expects: Any) -> None:
@@ -108,7 +108,7 @@ class SaveRules(RuleBasedStateMachine):
         self.tokens.append(write.token)
         self.numbers[id(write.token), attempt] = len(self.numbers)
 
-    # --- what happens ---
+    # --- events ---
 
     @rule()
     def the_turn_ends(self) -> None:
@@ -163,7 +163,7 @@ class SaveRules(RuleBasedStateMachine):
     def a_breaker_opens_or_closes(self, node: str) -> None:
         self.router.open ^= {node}
 
-    # --- what must hold ---
+    # --- invariants ---
 
     @invariant()
     def saves_of_an_agent_are_applied_in_the_order_of_their_calls(self) -> None:
@@ -203,7 +203,7 @@ class SaveRules(RuleBasedStateMachine):
             assert found == model
 
     def _look(self) -> None:
-        """Take in the results that are there."""
+        """Receive the results of completed calls."""
         for call in [call for call in self.calls if call.future.done()]:
             self.calls.remove(call)
             error = call.future.exception()
@@ -215,7 +215,7 @@ class SaveRules(RuleBasedStateMachine):
                 self._is_no_surer_than_it_is(call.write, error)
 
     def _applied(self, write: AgentWrite) -> Mapping[str, int]:
-        """The version of a write in each store that has applied it."""
+        """Return the version of a write in each store that has applied it."""
         return {
             store: one.version
             for (store, _), shard in self.router.shards.items()
@@ -251,7 +251,7 @@ class SaveRules(RuleBasedStateMachine):
             assert stores <= set(applied)
 
     def teardown(self) -> None:
-        """Close it: every call ends, and nothing is kept."""
+        """Close the client, and check that every call ends and nothing is kept."""
         if not hasattr(self, "saver"):
             return
         self._look()
@@ -269,7 +269,7 @@ class SaveRules(RuleBasedStateMachine):
 
 
 class SaveRulesShortLog(SaveRules):
-    """The same with a log that forgets soon."""
+    """The same rules with a short log."""
 
     LOG_ROWS_MAX = 3
 

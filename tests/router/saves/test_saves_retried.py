@@ -14,11 +14,11 @@ from tests.support.timing import loop_time
 
 LONG_S = 20.0
 LASTS = BreakerSpec(requests_min=1_000_000, consecutive_timeouts=1, retry_after_s=3_600.0)
-"""Opens at once, and stays so for longer than any test."""
+"""A breaker that opens at once, and stays open for longer than any test."""
 
 
 async def open_breaker(cluster: Cluster, node: FakeNode) -> DeadlineExceeded:
-    """Let a client take a node for dead; return the error of the save that it left unknown."""
+    """Let a client mark a node down; return the error of the save whose outcome is unknown."""
     node.hold.add(Commit)
     with pytest.raises(DeadlineExceeded) as caught:
         await cluster.save("a", {"session": 1}, deadline_s=0.3)
@@ -26,7 +26,7 @@ async def open_breaker(cluster: Cluster, node: FakeNode) -> DeadlineExceeded:
     return caught.value
 
 
-async def test_a_save_that_was_never_sent_stays_rejected_when_it_is_tried_again() -> None:
+async def test_retry_of_unsent_save_stays_rejected() -> None:
     async with fake_client(breaker=LASTS) as (cluster, nodes):
         await open_breaker(cluster, nodes["live"])
         asked = len(nodes["live"].asked(Commit))
@@ -44,14 +44,14 @@ async def test_a_save_that_was_never_sent_stays_rejected_when_it_is_tried_again(
         assert not leftovers(cluster)
 
 
-async def test_a_save_of_unknown_outcome_stays_unknown_when_it_cannot_be_sent_again() -> None:
+async def test_unsent_retry_of_unknown_save_stays_unknown() -> None:
     async with fake_client(breaker=LASTS) as (cluster, nodes):
         unknown = await open_breaker(cluster, nodes["live"])
         with pytest.raises(DeadlineExceeded):
             await unknown.retry()
 
 
-async def test_a_retry_that_waits_ends_when_its_cluster_is_closed() -> None:
+async def test_waiting_retry_ends_when_cluster_closes() -> None:
     async with fake_client(breaker=LASTS) as (cluster, nodes):
         unknown = await open_breaker(cluster, nodes["live"])
         with pytest.raises(SaveRejected) as rejected:

@@ -1,4 +1,4 @@
-"""Saves called in one turn: they travel together, and those of one agent are applied in the order of their calls."""
+"""Saves of one turn: sent together, those of one agent applied in the order of their calls."""
 
 import asyncio
 from collections.abc import Mapping
@@ -9,25 +9,25 @@ import pytest
 from dawnchorus import Cluster, InvalidRequestError, Saved, SaveRejected, VersionConflict
 from dawnchorus.wire.protocol.messages import Commit, FaultCode, Write
 from tests.support.clusters import eventually
-from tests.support.fake_nodes import FakeNode, fake_client, refusing
+from tests.support.fake_nodes import FakeNode, fake_client, rejecting
 from tests.support.internals import leftovers
 
 LONG_S = 20.0
 
 
 def the_writes(node: FakeNode) -> list[Write]:
-    """Every write that a node was sent, in order."""
+    """Return every write that was sent to a node, in order."""
     return [write for commit in node.asked(Commit) for section in commit.sections for write in section.writes]
 
 
 def versions(result: object) -> dict[str, int]:
-    """What a save says that it saved."""
+    """Return the versions of a successful save."""
     assert isinstance(result, Saved), result
     return result.versions
 
 
 @pytest.mark.parametrize("deadlines", [[None, 15.0, None], [19.0, None, 19.0, 18.0], [None, None, None]])
-async def test_saves_of_an_agent_in_one_turn_keep_their_order_whatever_their_deadlines(
+async def test_saves_of_one_agent_keep_order_despite_deadlines(
     deadlines: list[float | None],
 ) -> None:
     async with fake_client() as (cluster, _):
@@ -40,9 +40,11 @@ async def test_saves_of_an_agent_in_one_turn_keep_their_order_whatever_their_dea
         assert not leftovers(cluster)
 
 
-async def test_save_save_many_and_delete_in_one_turn_keep_their_order() -> None:
+async def test_save_save_many_and_delete_keep_call_order() -> None:
     async with fake_client() as (cluster, nodes):
-        many = {f"agent-{number}": {"session": number} for number in range(600)}  # more than travel with others
+        many = {
+            f"agent-{number}": {"session": number} for number in range(600)
+        }  # more than share a batch with other saves
         await asyncio.gather(
             cluster.save("agent-7", {"session": "first"}),
             cluster.save_many(many),
@@ -53,9 +55,9 @@ async def test_save_save_many_and_delete_in_one_turn_keep_their_order() -> None:
         assert len([write for write in the_writes(nodes["live"]) if write.agent == b"agent-7"]) == 4
 
 
-async def test_a_later_save_does_not_overtake_one_that_its_node_had_no_room_for() -> None:
+async def test_later_save_does_not_overtake_overloaded_one() -> None:
     async with fake_client() as (cluster, nodes):
-        nodes["live"].answer = refusing(FaultCode.OVERLOADED, Commit, retry_after_s=0.05)
+        nodes["live"].answer = rejecting(FaultCode.OVERLOADED, Commit, retry_after_s=0.05)
         first = asyncio.ensure_future(cluster.save("a", {"session": 1}, deadline_s=LONG_S))
         await eventually(lambda: len(nodes["live"].asked(Commit)) == 1)
         nodes["live"].answer = nodes["live"].serve
@@ -67,7 +69,7 @@ async def test_a_later_save_does_not_overtake_one_that_its_node_had_no_room_for(
         assert not leftovers(cluster)
 
 
-async def test_another_agents_save_and_another_stores_do_not_wait_for_one_that_hangs() -> None:
+async def test_hanging_save_blocks_only_its_agent_and_store() -> None:
     async with fake_client(shards={"live": 1}) as (cluster, nodes):
         nodes["live"].hold.add(Commit)
         first = asyncio.ensure_future(cluster.save("a", {"session": 1}, deadline_s=LONG_S))
@@ -85,7 +87,7 @@ async def test_another_agents_save_and_another_stores_do_not_wait_for_one_that_h
         assert not leftovers(cluster)
 
 
-async def test_two_hundred_save_manys_of_one_turn_are_one_message_a_node() -> None:
+async def test_save_many_calls_of_one_turn_share_commit() -> None:
     async with fake_client() as (cluster, nodes):
         asked = [{f"{number}-a": {"session": 1}, f"{number}-b": {"session": 2}} for number in range(200)]
         results = await asyncio.gather(*map(cluster.save_many, asked))
@@ -94,7 +96,7 @@ async def test_two_hundred_save_manys_of_one_turn_are_one_message_a_node() -> No
         assert len(nodes["live"].asked(Commit)) == 1
 
 
-async def test_a_mapping_that_changes_meanwhile_loses_no_result() -> None:
+async def test_mapping_changed_during_save_many_loses_no_result() -> None:
     async with fake_client() as (cluster, nodes):
         nodes["live"].hold.add(Commit)
         agents = {"a": {"session": 1}, "b": {"session": 2}}
@@ -106,7 +108,7 @@ async def test_a_mapping_that_changes_meanwhile_loses_no_result() -> None:
         assert list(await saving) == ["a", "b"]
 
 
-async def test_a_bad_argument_costs_its_call_alone() -> None:
+async def test_invalid_argument_fails_only_its_own_call() -> None:
     async with fake_client() as (cluster, _):
         bad: list[Any] = [1.0, {"session": 1.0}, {"session": None}, {"session": True}, object()]
         calls = [cluster.save("a", {"session": 1})]
@@ -124,14 +126,14 @@ async def test_a_bad_argument_costs_its_call_alone() -> None:
 
 
 class Unreadable(dict[str, Any]):
-    """Values that a caller's own class fails to give."""
+    """Values that cannot be read, from a caller's own class."""
 
     def __getitem__(self, kind: str) -> Any:
         raise RuntimeError(f"{kind} cannot be read")
 
 
-@pytest.mark.parametrize("others", [20, 600])  # fewer and more than travel with the saves of their turn
-async def test_unreadable_values_cost_their_agent_alone(others: int) -> None:
+@pytest.mark.parametrize("others", [20, 600])  # fewer and more than share a batch with the saves of their turn
+async def test_unreadable_values_fail_only_their_agent(others: int) -> None:
     async with fake_client() as (cluster, _):
         many = {f"agent-{number}": {"session": number} for number in range(others)}
         results = await cluster.save_many({**many, "odd": Unreadable(session=1), "last": {"session": 1}})
@@ -143,7 +145,7 @@ async def test_unreadable_values_cost_their_agent_alone(others: int) -> None:
         assert not leftovers(cluster)
 
 
-async def test_many_saves_have_what_one_has(cluster: Cluster) -> None:
+async def test_save_many_supports_every_option_of_save(cluster: Cluster) -> None:
     both = {"many-a": {"session": 1, "history": 1}, "many-b": {"session": 1}}
     first = await cluster.save_many(both, write_id="job-17", deadline_s=LONG_S)
     again = await cluster.save_many(both, write_id="job-17", deadline_s=LONG_S)
@@ -177,7 +179,7 @@ async def test_many_saves_have_what_one_has(cluster: Cluster) -> None:
         await cluster.delete_many("agent-42")
 
 
-async def test_the_result_of_a_delete_says_what_was_there_and_can_be_expected(cluster: Cluster) -> None:
+async def test_delete_result_lists_kinds_and_can_be_expected(cluster: Cluster) -> None:
     await cluster.save("gone", {"session": 1, "history": 1}, deadline_s=LONG_S)
     deleted = await cluster.delete("gone", write_id="the end", deadline_s=LONG_S)
     assert {kind for kind, version in deleted.versions.items() if version} == {"session", "history"}
@@ -192,7 +194,7 @@ async def test_the_result_of_a_delete_says_what_was_there_and_can_be_expected(cl
         await cluster.save("gone", everything, expect=deleted, deadline_s=LONG_S)
 
 
-async def test_a_key_is_for_one_save_alone(cluster: Cluster) -> None:
+async def test_idempotency_key_rejects_other_kinds_or_values(cluster: Cluster) -> None:
     first = await cluster.save("keyed", {"context": {"a": 1, "b": 2}}, write_id="order 17", deadline_s=LONG_S)
     assert first.write_id == "order 17"
     again = await cluster.save("keyed", {"context": {"b": 2, "a": 1}}, write_id="order 17", deadline_s=LONG_S)
@@ -209,7 +211,7 @@ async def test_a_key_is_for_one_save_alone(cluster: Cluster) -> None:
         await cluster.save("keyed", {"context": 6}, write_id=ours.write_id, deadline_s=LONG_S)
 
 
-async def test_agents_of_a_prefix_are_listed_alone(cluster: Cluster) -> None:
+async def test_agents_with_prefix_are_listed_alone(cluster: Cluster) -> None:
     ids = ["prefix", "prefix\0", "prefix/a", "prefix/b", "prefix/b/c", "prefix0", "prefiy"]
     await cluster.save_many({agent_id: {"profile": 1} for agent_id in ids}, deadline_s=LONG_S)
 

@@ -1,4 +1,4 @@
-"""A save's name: ours, with what its client had seen, or any text that a caller chose."""
+"""The token of a save: the client's own, with the versions that it had seen, or a key that the caller chose."""
 
 from typing import cast
 
@@ -26,7 +26,7 @@ keys = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=WR
 
 
 @given(tokens)
-def test_a_token_comes_back_from_its_text(token: WriteToken) -> None:
+def test_token_is_parsed_from_its_text(token: WriteToken) -> None:
     assert parse_token(str(token), token.seen) == token
 
 
@@ -49,18 +49,18 @@ def test_a_token_comes_back_from_its_text(token: WriteToken) -> None:
         "order 17 \N{SNOWMAN}",
     ],
 )
-def test_any_other_text_is_a_key(text: str) -> None:
+def test_other_text_is_parsed_as_key(text: str) -> None:
     assert parse_token(text, STORES) is None
 
 
 @pytest.mark.parametrize("text", ["", "x" * (WRITE_KEY_BYTES_MAX + 1), "\N{SNOWMAN}" * 86, "\ud800"])
-def test_what_can_be_no_key_is_rejected(text: str) -> None:
+def test_text_outside_key_limits_is_rejected(text: str) -> None:
     with pytest.raises(InvalidRequestError, match="write_id"):
         parse_token(text, STORES)
 
 
 @given(keys, keys, st.binary(min_size=1, max_size=256), st.binary(min_size=1, max_size=256))
-def test_a_key_names_one_save_of_its_agent(key: str, other: str, agent: bytes, neighbour: bytes) -> None:
+def test_key_names_one_save_of_its_agent(key: str, other: str, agent: bytes, neighbour: bytes) -> None:
     token = key_token(agent, key, {"live": 3})
     assert str(token) == key
     assert token.write_id == key_token(agent, key, {"live": 9}).write_id
@@ -77,7 +77,7 @@ mappings = st.recursive(
 
 
 def backwards(value: object) -> object:
-    """The same mapping, made in another order."""
+    """Return an equal mapping with its keys in reverse order."""
     if not isinstance(value, dict):
         return value
     made = cast("dict[str, object]", value)
@@ -85,12 +85,12 @@ def backwards(value: object) -> object:
 
 
 def encode_value(kind: str, value: object) -> Put:
-    """The operation that saves a value."""
+    """Return the operation that saves a value."""
     return Put(kind, 0, *ValueCodec(kind).encode(value))
 
 
 @given(st.dictionaries(st.sampled_from(["a", "b", "c"]), mappings, min_size=1))
-def test_equal_values_have_one_digest_in_whatever_order_they_were_made(made: dict[str, object]) -> None:
+def test_digest_ignores_mapping_order_and_detects_changed_values(made: dict[str, object]) -> None:
     first = [encode_value(kind, value) for kind, value in made.items()]
     again = [encode_value(kind, backwards(made[kind])) for kind in reversed(made)]
     assert key_digest(first) == key_digest(again)
@@ -98,7 +98,7 @@ def test_equal_values_have_one_digest_in_whatever_order_they_were_made(made: dic
     assert key_digest(changed) != key_digest(first)
 
 
-def test_a_digest_tells_kinds_values_encodings_and_operations_apart() -> None:
+def test_digest_distinguishes_kinds_values_encodings_and_operations() -> None:
     made: list[list[Operation]] = [
         [Put("a", 0, 0, b"v")],
         [Put("b", 0, 0, b"v")],
@@ -117,7 +117,7 @@ def test_a_digest_tells_kinds_values_encodings_and_operations_apart() -> None:
     )
 
 
-def test_the_digest_stays_what_logs_on_disk_have() -> None:
+def test_digest_matches_logs_on_disk() -> None:
     operations: list[Operation] = [Put("session", 0, 1, b"v"), DeleteKind("context"), DeleteAgent()]
     assert operations_digest(operations) == DIGEST
 

@@ -1,4 +1,4 @@
-"""Acknowledged versions against a model: a fetch is held against all that was acknowledged while it was under way."""
+"""Acknowledged versions against a model: a fetch is compared with all acknowledgements while it was under way."""
 
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ AGENTS = [b"a", b"b", b"c"]
 STORES = ["live", "archive"]
 
 
-def test_a_save_acknowledged_during_a_fetch_is_its_floor() -> None:
+def test_save_acknowledged_during_fetch_is_its_minimum_version() -> None:
     acknowledged = AcknowledgedVersions()
     acknowledged.begin_fetch(10.0)
     assert not acknowledged
@@ -23,7 +23,7 @@ def test_a_save_acknowledged_during_a_fetch_is_its_floor() -> None:
     assert acknowledged.of(b"b", ["live"]) == [0]
 
 
-def test_nothing_is_kept_while_no_fetch_is_under_way() -> None:
+def test_nothing_is_kept_without_a_fetch() -> None:
     acknowledged = AcknowledgedVersions()
     acknowledged.note("live", b"a", 7, 1.0)
     assert len(acknowledged) == 0
@@ -36,7 +36,7 @@ def test_nothing_is_kept_while_no_fetch_is_under_way() -> None:
     assert len(acknowledged) == 0
 
 
-def test_a_floor_never_sinks() -> None:
+def test_acknowledged_version_never_decreases() -> None:
     acknowledged = AcknowledgedVersions()
     acknowledged.begin_fetch(10.0)
     acknowledged.note("live", b"a", 9, 1.0)
@@ -44,7 +44,7 @@ def test_a_floor_never_sinks() -> None:
     assert acknowledged.of(b"a", ["live"]) == [9]
 
 
-def test_notes_that_no_fetch_can_need_any_more_go() -> None:
+def test_notes_no_fetch_needs_are_dropped() -> None:
     acknowledged = AcknowledgedVersions()
     acknowledged.begin_fetch(10.0)
     acknowledged.note("live", b"a", 1, 1.0)
@@ -56,14 +56,14 @@ def test_notes_that_no_fetch_can_need_any_more_go() -> None:
 
 @dataclass
 class Fetch:
-    """A fetch under way, and what it has to be held against."""
+    """A fetch under way, and the versions that it has to be compared with."""
 
     deadline: float
     acknowledged: dict[tuple[str, bytes], int] = field(default_factory=dict)
 
 
 class AgainstModel(RuleBasedStateMachine):
-    """Time goes on; fetches begin and end by their deadlines; saves of growing versions are acknowledged."""
+    """Passing time, fetches that end by their deadlines, and acknowledged saves of growing versions."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What an agent shows of itself: values, versions, and an honest word for everything else."""
+"""An agent's state as its owner sees it: values, versions, and an outcome for everything else."""
 
 import asyncio
 import copy
@@ -38,7 +38,7 @@ FALLBACK = {"language": "en", "tags": ["a"]}
 
 
 def never_again(agent_id: str, kinds: tuple[str, ...], deadline_s: float | timedelta | None) -> asyncio.Future[Any]:
-    """States made by hand have no cluster to ask again."""
+    """Fail: states made by hand have no cluster to ask again."""
     raise AssertionError(f"{agent_id} is asked for {kinds} again")
 
 
@@ -49,7 +49,7 @@ def state_of(
     fallbacks: Mapping[str, Any] | None = None,
     context: WakeContext | None = None,
 ) -> AgentState:
-    """An agent with these images in three stores."""
+    """Return the state of an agent with these images in three stores."""
     views = {
         kind: KindView(
             store,
@@ -62,7 +62,7 @@ def state_of(
 
 
 def image(version: int = 5, *, expires_ms: int = 0, encoding: int = ENCODING_MSGPACK, **values: object) -> bytes:
-    """An image of these kinds; bytes are taken as encoded already."""
+    """Return an image of these kinds; bytes are taken as encoded already."""
     return encode_image(
         version,
         {
@@ -79,7 +79,7 @@ def image(version: int = 5, *, expires_ms: int = 0, encoding: int = ENCODING_MSG
     )
 
 
-def test_a_value_is_decoded_and_the_same_object_each_time() -> None:
+def test_value_is_decoded_once_and_kept() -> None:
     state = state_of([image(profile={"name": "Ada"}), None, None])
     first = state["profile"]
     assert first == {"name": "Ada"}
@@ -93,7 +93,7 @@ def test_bytes_come_back_as_they_were_given() -> None:
     assert state["profile"] == raw
 
 
-def test_bytes_are_what_the_registered_type_makes_of_them_or_as_they_are() -> None:
+def test_bytes_become_registered_type_or_stay_bytes() -> None:
     images = [image(encoding=ENCODING_BYTES, profile=b"raw", preference=b"raw"), None, None]
     state = state_of(images, types={"profile": bytearray, "preference": Profile})
     assert type(state["profile"]) is bytearray
@@ -131,7 +131,7 @@ def test_nothing_is_decoded_before_it_is_looked_at() -> None:
     "encoded",
     [b"", b"\xc1", b"\x81\xa1a", msgspec.msgpack.encode({"name": 5}), b"\x81\xa4name\xa1\xff", b"\x91" * 5000],
 )
-def test_bytes_that_do_not_fit_the_type_are_undecodable_and_said_to_be_there(encoded: bytes) -> None:
+def test_bytes_not_fitting_type_are_undecodable_but_present(encoded: bytes) -> None:
     state = state_of([image(profile=encoded), None, None], types={"profile": Profile})
     for _ in range(2):
         with pytest.raises(FragmentUndecodable, match="agent 'agent': profile"):
@@ -143,7 +143,7 @@ def test_bytes_that_do_not_fit_the_type_are_undecodable_and_said_to_be_there(enc
     assert state.complete
 
 
-def test_text_that_is_no_utf8_is_undecodable_without_a_type_too() -> None:
+def test_invalid_utf8_is_undecodable_even_without_type() -> None:
     state = state_of([image(profile=b"\xa1\xff"), None, None])
     with pytest.raises(FragmentUndecodable):
         state["profile"]
@@ -156,10 +156,10 @@ def test_an_encoding_of_a_later_version_is_undecodable() -> None:
 
 
 @pytest.mark.parametrize(
-    "damaged", [b"short", b"\0" * 8, b"\0" * 8 + b"\xc1", b"\0" * 8 + b"\x81\xa1\xff\x01", b"x" * 50]
+    "corrupt", [b"short", b"\0" * 8, b"\0" * 8 + b"\xc1", b"\0" * 8 + b"\x81\xa1\xff\x01", b"x" * 50]
 )
-def test_a_damaged_image_is_a_fault_of_all_its_kinds(damaged: bytes) -> None:
-    state = state_of([damaged, image(session=1), None])
+def test_corrupt_image_is_fault_of_all_its_kinds(corrupt: bytes) -> None:
+    state = state_of([corrupt, image(session=1), None])
     assert state.outcome("profile") is state.outcome("preference") is Outcome.FAULT
     assert state["session"] == 1
     assert state.degraded == ("profile", "preference")
@@ -169,13 +169,13 @@ def test_a_damaged_image_is_a_fault_of_all_its_kinds(damaged: bytes) -> None:
         state.version("profile")
 
 
-def test_a_torn_image_is_a_fault_wherever_it_is_torn() -> None:
+def test_torn_image_is_fault_wherever_torn() -> None:
     whole = image(profile={"name": "Ada"}, preference={"language": "de"})
     for length in range(len(whole)):
         assert state_of([whole[:length] or b"\0", None, None]).outcome("profile") is Outcome.FAULT
 
 
-def test_a_degraded_kind_shows_its_fallback_and_says_why() -> None:
+def test_degraded_kind_shows_fallback_and_says_why() -> None:
     state = state_of([Outcome.TIMEOUT, None, None], fallbacks={"preference": FALLBACK})
     assert state["preference"] == FALLBACK
     assert state.get("preference") == FALLBACK
@@ -187,7 +187,7 @@ def test_a_degraded_kind_shows_its_fallback_and_says_why() -> None:
     assert "preference" not in state
 
 
-def test_a_fallback_is_not_shown_for_what_is_absent() -> None:
+def test_absent_kind_shows_no_fallback() -> None:
     state = state_of([None, None, None], fallbacks={"preference": FALLBACK})
     with pytest.raises(FragmentAbsent):
         state["preference"]
@@ -209,7 +209,7 @@ def test_an_empty_fallback_is_one(fallback: object) -> None:
     assert state["preference"] == fallback
 
 
-def test_absent_is_a_key_error_and_unavailable_a_lookup_error() -> None:
+def test_absent_raises_key_error_unavailable_lookup_error() -> None:
     state = state_of([image(profile=1), None, Outcome.SHED])
     with pytest.raises(FragmentAbsent) as absent:
         state["session"]
@@ -231,7 +231,7 @@ def test_get_gives_the_default_for_absent_only() -> None:
         state.get("session", 7)
 
 
-def test_a_kind_that_was_not_asked_for_is_unavailable_but_nothing_is_degraded() -> None:
+def test_unrequested_kind_is_unavailable_but_not_degraded() -> None:
     state = state_of([image(profile=1), None, None])
     for look in (state.outcome, state.version, state.get, state.__getitem__):
         with pytest.raises(FragmentUnavailable, match="not asked for"):
@@ -240,7 +240,7 @@ def test_a_kind_that_was_not_asked_for_is_unavailable_but_nothing_is_degraded() 
     assert "unasked" not in repr(state)
 
 
-def test_an_unknown_kind_is_named_with_the_known_ones() -> None:
+def test_unknown_kind_is_named_with_known_ones() -> None:
     state = state_of([None, None, None])
     for look in (state.outcome, state.version, state.get, state.__getitem__):
         with pytest.raises(UnknownKindError, match=r"'nonsense'.*profile, preference, session"):
@@ -248,7 +248,7 @@ def test_an_unknown_kind_is_named_with_the_known_ones() -> None:
     assert "nonsense" not in state
 
 
-def test_versions_are_the_fragments_own_and_0_where_there_is_none() -> None:
+def test_version_is_fragments_own_or_0_without_one() -> None:
     state = state_of([image(5, profile=1, preference=2), None, Outcome.FAULT])
     assert state.version("profile") == 5
     assert state.version("preference") == 6
@@ -257,7 +257,7 @@ def test_versions_are_the_fragments_own_and_0_where_there_is_none() -> None:
         state.version("history")
 
 
-def test_expiry_goes_by_the_nodes_clock_and_this_hosts_time_since(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_expiry_counts_nodes_clock_plus_hosts_time_since(monkeypatch: pytest.MonkeyPatch) -> None:
     monotonic_ms = 50_000
     monkeypatch.setattr("time.monotonic", lambda: monotonic_ms / 1_000)
     context = state_of([])._context  # pyright: ignore[reportPrivateUsage]
@@ -276,7 +276,7 @@ def test_expiry_goes_by_the_nodes_clock_and_this_hosts_time_since(monkeypatch: p
         state["session"]
 
 
-def test_when_a_kind_expires_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_expires_at_is_time_of_expiry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.monotonic", lambda: 0.0)
     state = state_of([image(profile=1, preference=2), image(session=1, expires_ms=1_767_323_045_678), Outcome.TIMEOUT])
     assert state.expires_at("session") == datetime(2026, 1, 2, 3, 4, 5, 678_000, tzinfo=UTC)
@@ -287,8 +287,8 @@ def test_when_a_kind_expires_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnknownKindError):
         state.expires_at("nonsense")
     assert state_of([None, image(session=1, expires_ms=1), None]).expires_at("session") is not None, "by the clock: 0"
-    damaged = state_of([None, image(session=1, expires_ms=1 << 62), None])
-    assert damaged.expires_at("session") == datetime(9999, 12, 31, 23, 59, 59, 999_000, tzinfo=UTC)
+    corrupt = state_of([None, image(session=1, expires_ms=1 << 62), None])
+    assert corrupt.expires_at("session") == datetime(9999, 12, 31, 23, 59, 59, 999_000, tzinfo=UTC)
 
 
 def test_the_furthest_clock_of_a_stores_nodes_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +300,7 @@ def test_the_furthest_clock_of_a_stores_nodes_counts(monkeypatch: pytest.MonkeyP
     assert context.now_ms(0) == 0, "stores have clocks of their own"
 
 
-def test_each_agent_goes_by_the_clock_of_its_own_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_agent_expires_by_clock_of_own_shard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.monotonic", lambda: 0.007)
     context = state_of([])._context  # pyright: ignore[reportPrivateUsage]
     made = image(session=1, expires_ms=1_500)
@@ -318,7 +318,7 @@ def test_each_agent_goes_by_the_clock_of_its_own_shard(monkeypatch: pytest.Monke
     assert outcomes == [Outcome.OK, Outcome.EXPIRED]
 
 
-async def test_wake_ended_by_its_deadline_goes_by_its_own_shard() -> None:
+async def test_wake_ended_by_deadline_uses_own_shards_clock() -> None:
     agents = ["agent-0", "agent-1"]
     assert len({shard_of(agent_id.encode(), 2) for agent_id in agents}) == 2
     expires_ms = 1 << 41
@@ -329,7 +329,7 @@ async def test_wake_ended_by_its_deadline_goes_by_its_own_shard() -> None:
             nodes["live"].images["live", agent_id.encode()] = image(session=1, expires_ms=expires_ms)
 
         def answer(request: Request) -> list[bytes]:
-            """Let the clock of each shard be in its own place."""
+            """Move the clock of each shard by an offset of its own."""
             if not isinstance(request, Fetch):
                 return nodes["live"].serve(request)
             frames: list[bytes] = []
@@ -349,7 +349,7 @@ async def test_wake_ended_by_its_deadline_goes_by_its_own_shard() -> None:
         longer.cancel()
 
 
-async def test_a_fragment_that_a_node_says_has_expired_is_expired() -> None:
+async def test_fragment_reported_expired_by_node_is_expired() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1)
         nodes["live"].images["live", b"a"] = image(session=1, expires_ms=1)
@@ -360,13 +360,13 @@ async def test_a_fragment_that_a_node_says_has_expired_is_expired() -> None:
         assert state.complete
 
 
-async def test_an_agent_whose_required_kind_expired_was_written_once() -> None:
+async def test_agent_with_expired_required_kind_was_written() -> None:
     async with fake_client() as (cluster, nodes):
         nodes["id"].images["id", b"a"] = image(profile=1, expires_ms=1)
         assert (await cluster.wake("a")).outcome("profile") is Outcome.EXPIRED
 
 
-def test_repr_says_how_each_kind_ended_and_shows_no_value() -> None:
+def test_repr_shows_each_kinds_outcome_and_no_value() -> None:
     state = state_of([image(profile="secret"), Outcome.TIMEOUT, None])
     assert repr(state) == "AgentState('agent', profile=OK, preference=ABSENT, session=TIMEOUT, history=ABSENT)"
 

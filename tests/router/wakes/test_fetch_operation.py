@@ -1,4 +1,4 @@
-"""One fetch from its requests to its states: breaks on the way, and never older than acknowledged."""
+"""One fetch from its requests to its states: broken connections, and no state older than acknowledged."""
 
 import asyncio
 
@@ -14,21 +14,21 @@ LONG_S = 20.0
 
 
 async def answered_by(nodes: FakeNodes, *stores: str, fetches: int = 1) -> None:
-    """Wait until these nodes have answered so many fetches, and the client has taken the answers in."""
+    """Wait until these nodes have answered so many fetches, and the client has received the answers."""
     await eventually(lambda: all(len(nodes[store].asked(Fetch)) >= fetches for store in stores))
-    for _ in range(20):  # what a node sent is with the client within a few turns of the loop
+    for _ in range(20):  # the client receives frames within a few turns of the loop
         await asyncio.sleep(0.001)
 
 
 # --- never older than acknowledged ---
 
 
-async def test_a_read_older_than_a_save_acknowledged_meanwhile_is_read_again() -> None:
+async def test_read_older_than_acknowledged_save_is_repeated() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1, session="old")
         nodes["live"].hold.add(Fetch)
         waking = asyncio.ensure_future(cluster.wake_many(["a"], deadline_s=LONG_S))
-        await eventually(lambda: len(nodes["live"].held) == 1)  # its answer is made, with the old session in it
+        await eventually(lambda: len(nodes["live"].held) == 1)  # its answer is ready, with the old session in it
         saved = await cluster.save("a", {"session": "new"})
         nodes["live"].release()
         (state,) = await waking
@@ -39,13 +39,13 @@ async def test_a_read_older_than_a_save_acknowledged_meanwhile_is_read_again() -
         assert not leftovers(cluster)
 
 
-async def test_a_read_at_least_as_new_as_the_save_is_not_read_again() -> None:
+async def test_read_as_new_as_save_is_not_repeated() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1)
         nodes["old"].hold.add(Fetch)
         saving = asyncio.ensure_future(cluster.save("a", {"session": "new"}))
         for _ in range(3):
-            await asyncio.sleep(0)  # the turn of its start is over: it is on its way, before the fetch
+            await asyncio.sleep(0)  # the turn of its start has ended: it is sent before the fetch
         waking = asyncio.ensure_future(cluster.wake_many(["a"], deadline_s=LONG_S))
         await saving
         await eventually(lambda: len(nodes["old"].held) == 1)
@@ -56,7 +56,7 @@ async def test_a_read_at_least_as_new_as_the_save_is_not_read_again() -> None:
         assert len(nodes["old"].asked(Fetch)) == 1
 
 
-async def test_an_agent_deleted_meanwhile_is_gone_and_read_again_once() -> None:
+async def test_agent_deleted_meanwhile_is_read_again_once() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1, session="old", history="old")
         nodes["live"].hold.add(Fetch)
@@ -69,7 +69,7 @@ async def test_an_agent_deleted_meanwhile_is_gone_and_read_again_once() -> None:
         assert len(nodes["live"].asked(Fetch)) == 2
 
 
-async def test_a_save_acknowledged_during_the_second_read_is_not_missed() -> None:
+async def test_save_acknowledged_during_second_read_is_not_missed() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1, session=0)
         live = nodes["live"]
@@ -86,7 +86,7 @@ async def test_a_save_acknowledged_during_the_second_read_is_not_missed() -> Non
         assert not leftovers(cluster)
 
 
-async def test_at_the_deadline_a_read_older_than_a_save_counts_as_not_come() -> None:
+async def test_read_older_than_save_is_timeout_at_deadline() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1, session="old")
         nodes["old"].hold.add(Fetch)
@@ -104,7 +104,7 @@ async def test_at_the_deadline_a_read_older_than_a_save_counts_as_not_come() -> 
         assert not leftovers(cluster)
 
 
-async def test_a_required_kind_saved_meanwhile_is_never_shown_as_it_was() -> None:
+async def test_required_kind_saved_meanwhile_is_never_shown_stale() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile="old")
         nodes["old"].hold.add(Fetch)
@@ -116,7 +116,7 @@ async def test_a_required_kind_saved_meanwhile_is_never_shown_as_it_was() -> Non
         assert raised.value.state.outcome("profile") is Outcome.TIMEOUT
 
 
-async def test_wake_many_shows_no_agent_older_than_a_save_acknowledged_while_it_waited_for_others() -> None:
+async def test_wake_many_shows_no_state_older_than_acknowledged() -> None:
     async with fake_client(shards={"id": 8, "live": 8, "old": 8}) as (cluster, nodes):
         ids = [f"agent-{number}" for number in range(40)]
         for agent_id in ids:
@@ -138,7 +138,7 @@ async def test_wake_many_shows_no_agent_older_than_a_save_acknowledged_while_it_
         assert not leftovers(cluster)
 
 
-async def test_wake_many_shows_no_agent_older_than_acknowledged_at_its_deadline_either() -> None:
+async def test_wake_many_at_deadline_shows_no_older_state() -> None:
     async with fake_client(shards={"id": 8, "live": 8, "old": 8}) as (cluster, nodes):
         ids = [f"agent-{number}" for number in range(40)]
         for agent_id in ids:
@@ -174,7 +174,7 @@ def hold_answers_about(node: FakeNode, agent: bytes) -> None:
     node.answer = answer
 
 
-async def test_a_cancelled_wake_gives_up_its_second_read_too() -> None:
+async def test_cancelled_wake_gives_up_its_second_read() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1, session=0)
         live = nodes["live"]
@@ -190,7 +190,7 @@ async def test_a_cancelled_wake_gives_up_its_second_read_too() -> None:
         assert not leftovers(cluster)
 
 
-async def test_an_expired_wake_gives_up_its_second_and_third_read_too() -> None:
+async def test_expired_wake_gives_up_its_later_reads() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1, session=0)
         live = nodes["live"]
@@ -224,7 +224,7 @@ async def test_a_fetch_goes_again_after_the_connection_broke() -> None:
         assert len(set(numbers)) == len(numbers) == 2
 
 
-async def test_after_a_break_only_what_did_not_come_whole_is_asked_for_again() -> None:
+async def test_broken_connection_repeats_only_incomplete_parts() -> None:
     async with fake_client(shards={"id": 4, "live": 4, "old": 4}) as (cluster, nodes):
         ids = [f"agent-{number}" for number in range(40)]
         for agent_id in ids:
@@ -248,7 +248,7 @@ async def test_after_a_break_only_what_did_not_come_whole_is_asked_for_again() -
 
 
 def half_answer(node: FakeNode, fetch: Fetch) -> bytes:
-    """Answer a fetch's first section whole and its second in part, and say that more is to come."""
+    """Answer a fetch's first section completely and its second in part, and say that more is to come."""
     sections: list[tuple[int, int, int, list[bytes | None]]] = []
     for index, section in enumerate(fetch.sections[:2]):
         images = [node.images.get((section.store, agent)) for agent in section.agents]
@@ -256,7 +256,7 @@ def half_answer(node: FakeNode, fetch: Fetch) -> bytes:
     return images_frame(fetch.request, sections, last=False)
 
 
-async def test_a_state_shows_the_node_that_is_not_connected_as_unavailable() -> None:
+async def test_disconnected_nodes_kinds_show_as_unavailable() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1)
         nodes["old"].stop()
@@ -268,7 +268,7 @@ async def test_a_state_shows_the_node_that_is_not_connected_as_unavailable() -> 
         assert not leftovers(cluster)
 
 
-async def test_agents_that_are_all_absent_do_not_disturb_later_wakes() -> None:
+async def test_absent_agents_do_not_disturb_later_wakes() -> None:
     async with fake_client() as (cluster, nodes):
         for _ in range(3):
             states = await cluster.wake_many(["nobody", "no one"], deadline_s=LONG_S)
@@ -291,7 +291,7 @@ async def test_a_stream_left_early_leaves_nothing_behind() -> None:
         assert not leftovers(cluster)
 
 
-async def test_a_stream_ends_at_its_deadline_with_the_rest_degraded() -> None:
+async def test_stream_ends_at_deadline_with_rest_degraded() -> None:
     async with fake_client(shards={"id": 4, "live": 4, "old": 4}) as (cluster, nodes):
         for number in range(40):
             nodes.put(f"agent-{number}", profile=number)

@@ -1,4 +1,4 @@
-"""Which agents are asked of which node: properties over any ids, stores, shard counts and limits."""
+"""Fetch plans, which agents are asked of which node: properties over any ids, stores, shard counts and limits."""
 
 from collections import Counter
 
@@ -17,7 +17,7 @@ ids = st.lists(st.text(min_size=1, max_size=12).map(lambda text: text.encode()),
 
 @st.composite
 def routes(draw: st.DrawFn) -> Routes:
-    """One to four stores of one to six shards each, on up to four nodes."""
+    """Draw one to four stores of one to six shards each, on up to four nodes."""
     nodes = st.sampled_from(["a", "b", "c", "d"])
     stores: list[StoreRoute] = []
     for number in range(draw(st.integers(1, 4))):
@@ -27,7 +27,7 @@ def routes(draw: st.DrawFn) -> Routes:
 
 
 def agents_of(planned: Plan, part: Part) -> list[bytes]:
-    """The agents that a part asks for."""
+    """Return the agents that a part asks for."""
     group = planned.groups[part.group]
     return planned.agents[group.start : group.stop]
 
@@ -44,16 +44,14 @@ def test_every_agent_is_in_exactly_one_group(agents: list[bytes], routes: Routes
 
 
 @given(agents=ids, routes=routes())
-def test_the_order_leads_every_agent_back_to_its_place(agents: list[bytes], routes: Routes) -> None:
+def test_plan_order_restores_every_agents_place(agents: list[bytes], routes: Routes) -> None:
     planned = plan(agents, routes)
     assert sorted(planned.order) == list(range(len(agents)))
     assert [agents[index] for index in planned.order] == planned.agents
 
 
 @given(agents=ids, routes=routes(), group_max=st.integers(1, 20))
-def test_every_store_is_asked_for_every_agent_at_its_shards_owner(
-    agents: list[bytes], routes: Routes, group_max: int
-) -> None:
+def test_every_store_is_asked_at_shards_owner(agents: list[bytes], routes: Routes, group_max: int) -> None:
     planned = plan(agents, routes, group_max)
     asked = Counter[tuple[int, bytes]]()
     for group in planned.groups:
@@ -70,7 +68,7 @@ def test_every_store_is_asked_for_every_agent_at_its_shards_owner(
 
 
 @given(agents=ids, routes=routes(), group_max=st.integers(1, 20), message_max=st.integers(1, 40))
-def test_messages_carry_every_part_once_to_one_node_within_their_limit(
+def test_messages_carry_every_part_once_within_limit(
     agents: list[bytes], routes: Routes, group_max: int, message_max: int
 ) -> None:
     planned = plan(agents, routes, group_max)
@@ -96,12 +94,12 @@ def test_messages_go_round_robin_over_the_nodes(
     assert turn_of == sorted(turn_of), "a node had its next turn before another that still had work"
 
 
-def test_slots_are_the_least_common_multiple_of_the_shard_counts() -> None:
+def test_slots_are_least_common_multiple_of_shard_counts() -> None:
     stores = [StoreRoute(str(count), tuple(Owner("n", 1) for _ in range(count))) for count in (4, 6, 1)]
     assert Routes(stores).slots == 12
 
 
-def test_routes_of_a_placement_name_its_owners_and_epochs() -> None:
+def test_routes_of_placement_name_owners_and_epochs() -> None:
     topology = Topology(
         "t",
         stores={"one": StoreSpec(shards=3), "other": StoreSpec(shards=2)},
@@ -114,7 +112,7 @@ def test_routes_of_a_placement_name_its_owners_and_epochs() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_a_plan_of_none_or_one_is_no_special_case(count: int) -> None:
+def test_plan_of_none_or_one_is_ordinary(count: int) -> None:
     routes = Routes([StoreRoute("s", (Owner("n", 1),))])
     planned = plan([b"agent"][:count], routes)
     assert len(list(planned.messages())) == len(planned.groups) == count

@@ -36,7 +36,7 @@ class Fill(NamedTuple):
 
 
 def state_of(snapshot: Snapshot | Outcome, asked: tuple[str, ...]) -> AgentState:
-    """What a wake of some kinds gives; each value is a list with its version in it."""
+    """Return the state that a wake of some kinds gives; each value is a list with its version in it."""
     views = {
         kind: KindView(
             0 if kind in asked else -1,
@@ -71,7 +71,7 @@ class FilledState(RuleBasedStateMachine):
         self.history = [Snapshot({}, 0, 1), Snapshot({"session": 2, "context": 2}, 2, 2)]
         self.fills: list[Fill] = []
         self.shown: dict[str, Any] = {}
-        """What the owner was shown last of each kind, the object itself; None for absence."""
+        """The object that the owner was shown last of each kind; None for absence."""
         self.fallbacks: set[str] = set()
         """Kinds of which the owner was shown a fallback, or nothing, and nothing since."""
         self.owed: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Gathering, pure: whatever the order and cut of replies, each agent gets its own images, and garbage gets nowhere."""
+"""Gathering, pure: in any order of replies each agent gets its own images, and malformed frames none."""
 
 import random
 from collections.abc import Sequence
@@ -20,42 +20,42 @@ Section = tuple[int, int, int, Sequence[bytes | None]]
 
 
 def small_plan(agents: int = 4, stores: int = 2, shards: int = 1, group_max: int = 100) -> Plan:
-    """Some agents of a few stores, each store on a node of its own."""
+    """Return a plan of some agents of a few stores, each store on a node of its own."""
     routes = Routes([StoreRoute(f"s{n}", tuple(Owner(f"n{n}", 1) for _ in range(shards))) for n in range(stores)])
     return plan([b"agent-%d" % number for number in range(agents)], routes, group_max)
 
 
 def image(store: int, agent: bytes) -> bytes | None:
-    """The image that an agent has in a store: unlike every other, of another length, and every fifth has none."""
+    """Return an agent's image in a store: unlike any other, also in length, and None for every fifth agent."""
     digest = sum(agent) + store
     return None if digest % 5 == 0 else (7).to_bytes(8, "big") + agent * (1 + digest % 3) + b"/%d" % store
 
 
 def images(*sections: Section, last: bool = True, status: int = SectionStatus.OK) -> FetchReply:
-    """A reply as the router gets it."""
+    """Return a reply as the router receives it."""
     reply = decode_reply(images_frame(1, sections, last=last, status=status))
     assert isinstance(reply, FetchReply)
     return reply
 
 
 def asked(planned: Plan, part: Part) -> list[bytes]:
-    """The agents that a part asks for."""
+    """Return the agents that a part asks for."""
     group = planned.groups[part.group]
     return planned.agents[group.start : group.stop]
 
 
 def right(planned: Plan, index: int, part: Part) -> Section:
-    """The whole answer to a part."""
+    """Return the complete answer to a part."""
     return index, 0, 9, [image(part.store, agent) for agent in asked(planned, part)]
 
 
 def shown(planned: Plan) -> list[tuple[Item, ...]]:
-    """What every agent of the plan shows."""
+    """Return what every agent of the plan shows."""
     return [group.images(number) for group in planned.groups for number in range(group.stop - group.start)]
 
 
 def expected(planned: Plan) -> list[tuple[Item, ...]]:
-    """What every agent shows when all is said."""
+    """Return what every agent shows once all replies have come."""
     return [tuple(image(store, agent) for store in range(len(planned.routes.stores))) for agent in planned.agents]
 
 
@@ -67,14 +67,14 @@ def expected(planned: Plan) -> list[tuple[Item, ...]]:
     message_max=st.integers(1, 20),
     seed=st.integers(),
 )
-def test_replies_of_any_order_and_cut_give_the_same_result(
+def test_replies_in_any_order_give_same_result(
     agents: int, stores: int, shards: int, group_max: int, message_max: int, seed: int
 ) -> None:
     planned = small_plan(agents, stores, shards, group_max)
     gather = Gather(planned)
     chance = random.Random(seed)
     completed: list[Group] = []
-    # Of each part, pieces in order; parts of one message and messages themselves in any.
+    # Pieces of one part come in order; parts of one message, and messages, in any.
     pieces: list[tuple[list[Part], int, list[Section]]] = []
     for parts in planned.messages(message_max):
         for index, part in enumerate(parts):
@@ -139,7 +139,7 @@ def test_what_was_not_asked_for_is_an_error(sections: list[Section], why: str) -
     assert completed == []
 
 
-def test_a_reply_said_twice_is_an_error_and_completes_nothing_twice() -> None:
+def test_repeated_reply_is_error_and_completes_nothing_twice() -> None:
     planned = small_plan()
     first, second = planned.groups[0].parts
     gather = Gather(planned)
@@ -156,7 +156,7 @@ def test_a_reply_said_twice_is_an_error_and_completes_nothing_twice() -> None:
     assert shown(planned) == expected(planned)
 
 
-def test_a_size_below_zero_makes_no_room_for_an_image_that_is_cut_short() -> None:
+def test_negative_size_makes_no_room_for_truncated_image() -> None:
     planned = small_plan(agents=2, stores=1, group_max=1)
     parts = [group.parts[0] for group in planned.groups]
     sound = images((0, 0, 9, [b"x" * 9]))
@@ -168,7 +168,7 @@ def test_a_size_below_zero_makes_no_room_for_an_image_that_is_cut_short() -> Non
 
 
 @pytest.mark.parametrize("sizes", [[-1, 20], [-1, 21], [21, -1], [10, 20], [1 << 62, 20], [0, 19], [0, 0]])
-def test_sizes_that_do_not_fill_the_body_show_nothing(sizes: list[int]) -> None:
+def test_sizes_not_filling_the_body_show_nothing(sizes: list[int]) -> None:
     planned = small_plan(agents=2, stores=1)
     (part,) = planned.groups[0].parts
     sound = images((0, 0, 9, [b"x" * 10, b"y" * 10]))
@@ -178,7 +178,7 @@ def test_sizes_that_do_not_fill_the_body_show_nothing(sizes: list[int]) -> None:
     assert shown(planned) == [(Outcome.TIMEOUT,)] * 2
 
 
-def test_images_of_a_failed_section_never_move_those_of_another() -> None:
+def test_failed_sections_images_never_move_another_sections() -> None:
     planned = small_plan(12, stores=1, shards=2)
     first, second = (group.parts[0] for group in planned.groups)
     sound = images(right(planned, 0, first), right(planned, 1, second))
@@ -202,7 +202,7 @@ def test_images_of_a_failed_section_never_move_those_of_another() -> None:
         (99, Outcome.FAULT),
     ],
 )
-def test_a_failed_section_says_why_and_leaves_what_came(status: int, outcome: Outcome) -> None:
+def test_failed_section_says_why_and_keeps_received(status: int, outcome: Outcome) -> None:
     planned = small_plan()
     first, second = planned.groups[0].parts
     gather = Gather(planned)
@@ -227,7 +227,7 @@ def test_a_part_given_up_takes_nothing_more() -> None:
     assert shown(planned) == [(Outcome.UNAVAILABLE,)] * 4
 
 
-def test_the_end_gives_up_the_rest_by_who_is_connected() -> None:
+def test_end_marks_missing_by_whether_node_is_connected() -> None:
     planned = small_plan(12, stores=2, shards=2)
     gather = Gather(planned)
     done, open_ = planned.groups
@@ -246,7 +246,7 @@ def test_the_end_gives_up_the_rest_by_who_is_connected() -> None:
     assert gather.handle_end(lambda _node: True) == []
 
 
-def test_images_now_says_who_is_missing_without_giving_up() -> None:
+def test_images_now_names_missing_without_giving_up() -> None:
     planned = small_plan(stores=3)
     gather = Gather(planned)
     first = planned.groups[0].parts[0]
@@ -281,7 +281,7 @@ def test_a_part_asked_for_again_begins_anew() -> None:
     assert shown(planned) == expected(planned)
 
 
-def test_an_image_is_older_than_a_floor_only_if_its_snapshot_and_itself_are() -> None:
+def test_image_is_older_only_if_snapshot_is_too() -> None:
     planned = small_plan(agents=3, stores=1)
     (group,) = planned.groups
     (part,) = group.parts
@@ -293,7 +293,7 @@ def test_an_image_is_older_than_a_floor_only_if_its_snapshot_and_itself_are() ->
     assert group.images_from(1, [9]) == [made[1]]
 
 
-def test_a_part_that_came_in_pieces_is_as_old_as_the_oldest_of_their_snapshots() -> None:
+def test_part_in_pieces_has_oldest_snapshots_age() -> None:
     planned = small_plan(agents=2, stores=1)
     (group,) = planned.groups
     gather = Gather(planned)
@@ -303,7 +303,7 @@ def test_a_part_that_came_in_pieces_is_as_old_as_the_oldest_of_their_snapshots()
     assert group.is_older(0, [11]), "it was read when the shard had version 9"
 
 
-def test_an_image_newer_than_its_snapshots_version_is_not_older() -> None:
+def test_image_newer_than_its_snapshot_is_not_older() -> None:
     planned = small_plan(agents=1, stores=1)
     (group,) = planned.groups
     image = (12).to_bytes(8, "big") + b"rest"
@@ -322,7 +322,7 @@ def test_an_image_newer_than_its_snapshots_version_is_not_older() -> None:
         ([b"\0" * 8 + b"\x81", b"\xa1p345678\x81\xa1p123"], False),
     ],
 )
-def test_only_agents_with_an_image_that_begins_so_are_surely_there(found: list[bytes | None], all_begin: bool) -> None:
+def test_part_begins_so_only_if_every_image_does(found: list[bytes | None], all_begin: bool) -> None:
     planned = small_plan(agents=len(found), stores=1)
     (part,) = planned.groups[0].parts
     Gather(planned).handle_images([part], images((0, 0, 9, found)), [])

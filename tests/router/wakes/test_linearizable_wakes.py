@@ -1,8 +1,8 @@
 """Wakes while several clients save: each fragment is a linearizable register, as docs/consistency.md says.
 
 Fake nodes answer late, in another order and with faults, as each example decides. The values of an agent's kind grow by
-one with each save. A wake that begins after anybody was told of a value (by a save's acknowledgement, a conflict, or a
-wake) shows that or a newer one; and none older than what its own client was told by a save of it before it ended.
+one with each save. A wake that begins after any client learned a value (by a save's acknowledgement, a conflict, or a
+wake) shows that value or a newer one, and none older than its own client learned by a save before the wake ended.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from dawnchorus import AgentState, Cluster, VersionConflict
 from dawnchorus.wire.cluster.topology import KindSpec
 from dawnchorus.wire.protocol.messages import Fetch
 from dawnchorus.wire.protocol.status_codes import FaultCode
-from tests.support.fake_nodes import FakeNodes, connect, fake_cluster, fake_topology, refusing
+from tests.support.fake_nodes import FakeNodes, connect, fake_cluster, fake_topology, rejecting
 from tests.support.virtual_time import VirtualLoop
 
 KINDS = {"profile": KindSpec("id"), "session": KindSpec("live"), "mood": KindSpec("live"), "history": KindSpec("old")}
@@ -62,12 +62,12 @@ class Asked(NamedTuple):
     agent_id: str
     kinds: tuple[str, ...]
     at_least: dict[str, int]
-    """By kind what it must not show less than."""
+    """The least version that it may show, by kind."""
     future: "asyncio.Future[Any]"
 
 
 class Clients(RuleBasedStateMachine):
-    """Several clients, and what each was told."""
+    """Several clients, and the values that each was shown or acknowledged."""
 
     bench: ClassVar[Bench]
 
@@ -76,9 +76,9 @@ class Clients(RuleBasedStateMachine):
         self.bench.examples += 1
         self.agents = [f"{name}-{self.bench.examples}" for name in AGENTS]
         self.saved = {(agent_id, kind): 0 for agent_id in self.agents for kind in KINDS}
-        self.told = dict(self.saved)
-        """What anybody was told, at least."""
-        self.told_to = [dict(self.saved) for _ in range(CLIENTS)]
+        self.known = dict(self.saved)
+        """The least value that any client was shown or acknowledged."""
+        self.known_to = [dict(self.saved) for _ in range(CLIENTS)]
         self.under_way: list[Asked] = []
         self.degraded: list[tuple[int, AgentState]] = []
         self.states: list[AgentState] = []
@@ -104,14 +104,14 @@ class Clients(RuleBasedStateMachine):
         for kind, value in values.items():
             self.saved[agent_id, kind] = value
         self.run(self.bench.clients[client].save(agent_id, values, deadline_s=LONG_S))
-        self.tell(client, agent_id, values)
+        self.learn(client, agent_id, values)
 
     @rule(client=st.integers(0, CLIENTS - 1), agent=st.sampled_from((0, 1)))
     def meet_a_conflict(self, client: int, agent: int) -> None:
         agent_id = self.agents[agent]
         with pytest.raises(VersionConflict):
             self.run(self.bench.clients[client].save(agent_id, {"session": -1}, expect=0, deadline_s=LONG_S))
-        self.tell(client, agent_id, {kind: self.saved[agent_id, kind] for kind in ("session", "mood")})
+        self.learn(client, agent_id, {kind: self.saved[agent_id, kind] for kind in ("session", "mood")})
 
     @rule(
         client=st.integers(0, CLIENTS - 1),
@@ -144,7 +144,7 @@ class Clients(RuleBasedStateMachine):
         self.follow(client, state.agent_id, state.degraded, begin())
 
     def follow(self, client: int, agent_id: str, kinds: tuple[str, ...], begin: Any) -> None:
-        at_least = {kind: self.told[agent_id, kind] for kind in kinds}
+        at_least = {kind: self.known[agent_id, kind] for kind in kinds}
         future = self.run(begin)
         asked = Asked(client, agent_id, kinds, at_least, future)
         self.under_way.append(asked)
@@ -169,16 +169,16 @@ class Clients(RuleBasedStateMachine):
         shown: dict[str, int] = {kind: copied[kind] for kind in asked.kinds if kind not in missing}
         for kind, value in shown.items():
             key = asked.agent_id, kind
-            least = max(asked.at_least[kind], self.told_to[asked.client][key])
+            least = max(asked.at_least[kind], self.known_to[asked.client][key])
             if not least <= value <= self.saved[key]:
-                self.wrong.append(f"{asked.agent_id}: {kind} {value}, told of {least}, saved {self.saved[key]}")
-        self.tell(None, asked.agent_id, shown)
+                self.wrong.append(f"{asked.agent_id}: {kind} {value}, known {least}, saved {self.saved[key]}")
+        self.learn(None, asked.agent_id, shown)
 
-    def tell(self, client: int | None, agent_id: str, values: dict[str, int]) -> None:
-        """Take note of values that somebody was told of; the client of a wake may still end older ones."""
-        for told in (self.told, *([] if client is None else [self.told_to[client]])):
+    def learn(self, client: int | None, agent_id: str, values: dict[str, int]) -> None:
+        """Note values that a client has learned; the client of a wake may still end older ones."""
+        for known in (self.known, *([] if client is None else [self.known_to[client]])):
             for kind, value in values.items():
-                told[agent_id, kind] = max(told[agent_id, kind], value)
+                known[agent_id, kind] = max(known[agent_id, kind], value)
 
     # --- what the nodes do ---
 
@@ -198,8 +198,8 @@ class Clients(RuleBasedStateMachine):
         node = self.bench.nodes[store]
         node.answer = node.serve
         if faulty:
-            refuse = refusing(FaultCode.INTERNAL, Fetch)
-            node.answer = lambda request: refuse(request) if isinstance(request, Fetch) else node.serve(request)
+            reject = rejecting(FaultCode.INTERNAL, Fetch)
+            node.answer = lambda request: reject(request) if isinstance(request, Fetch) else node.serve(request)
 
     @rule(turns=st.integers(1, 4))
     def let_time_pass(self, turns: int) -> None:
@@ -221,7 +221,7 @@ class Clients(RuleBasedStateMachine):
         assert not self.under_way
 
 
-def test_wakes_are_linearizable_whatever_nodes_and_other_clients_do() -> None:
+def test_wakes_are_linearizable_despite_faults_and_clients() -> None:
     Clients.bench = Bench()
     try:
         run_state_machine_as_test(Clients, settings=settings(max_examples=60, stateful_step_count=30))

@@ -1,4 +1,4 @@
-"""Settling and lazy stores: what a wake did not give is asked for again, and put into the state that it gave."""
+"""Settling and lazy stores: missing kinds are asked for again, and put into the state of their wake."""
 
 import asyncio
 import copy
@@ -20,7 +20,7 @@ from dawnchorus import (
 from dawnchorus.wire.cluster.topology import KindSpec, StoreSpec
 from dawnchorus.wire.protocol.messages import FaultCode, Fetch, Put, Write
 from tests.support.clusters import eventually
-from tests.support.fake_nodes import FakeNodes, fake_client, refusing, wake_lacking
+from tests.support.fake_nodes import FakeNodes, fake_client, rejecting, wake_lacking
 from tests.support.internals import leftovers
 
 KINDS = {
@@ -67,7 +67,7 @@ async def test_settle_ends_at_its_deadline_and_stays_honest() -> None:
         assert (await state.settle(LONG_S)).complete
 
 
-async def test_settle_asks_only_for_what_is_missing_and_many_states_travel_together() -> None:
+async def test_settled_states_share_one_fetch_for_missing_kinds() -> None:
     agents = [f"agent-{number}" for number in range(50)]
     async with fake_client(KINDS, {"id": 1, "live": 1, "old": 1}) as (cluster, nodes):
         put(nodes, *agents)
@@ -82,7 +82,7 @@ async def test_settle_asks_only_for_what_is_missing_and_many_states_travel_toget
         assert asked == {"id": 0, "live": 1, "old": 0}
 
 
-async def test_a_required_kind_that_could_not_be_had_can_be_settled_too() -> None:
+async def test_required_kind_that_failed_can_be_settled() -> None:
     async with fake_client(KINDS) as (cluster, nodes):
         put(nodes, "a")
         nodes["id"].hold.add(Fetch)
@@ -95,18 +95,18 @@ async def test_a_required_kind_that_could_not_be_had_can_be_settled_too() -> Non
         assert state["profile"] == "p a"
 
 
-async def test_a_callback_is_told_though_nobody_awaits() -> None:
-    told: list[AgentState] = []
+async def test_callback_is_called_though_nobody_awaits() -> None:
+    called: list[AgentState] = []
     async with fake_client(KINDS) as (cluster, nodes):
         put(nodes, "a", "b")
         nodes["live"].hold.add(Fetch)
         state = await wake_lacking(cluster, "a", "session")
-        state.settle(LONG_S, callback=told.append)
+        state.settle(LONG_S, callback=called.append)
         nodes["live"].release()
         whole = await cluster.wake("b", deadline_s=LONG_S)
-        assert told == [state] and state.complete
-        whole.settle(callback=told.append)
-        assert told == [state, whole], "nothing to wait for: it is told at once"
+        assert called == [state] and state.complete
+        whole.settle(callback=called.append)
+        assert called == [state, whole], "nothing to wait for: the callback is called at once"
 
 
 async def test_settle_says_that_the_cluster_was_closed() -> None:
@@ -120,7 +120,7 @@ async def test_settle_says_that_the_cluster_was_closed() -> None:
             await settling
 
 
-async def test_a_lazy_store_is_asked_only_for_kinds_that_are_named() -> None:
+async def test_lazy_store_is_asked_only_for_named_kinds() -> None:
     async with fake_client(KINDS, **LAZY) as (cluster, nodes):
         put(nodes, "a")
         state = await cluster.wake("a", deadline_s=LONG_S)
@@ -152,7 +152,7 @@ async def test_fetch_says_what_it_could_not_bring() -> None:
         assert (await other.settle(LONG_S)).complete
 
 
-async def test_a_kind_fetched_later_counts_in_an_expected_state() -> None:
+async def test_kind_fetched_later_counts_in_expected_state() -> None:
     async with fake_client(KINDS, **LAZY) as (cluster, nodes):
         put(nodes, "a")
         state = await cluster.wake("a", deadline_s=LONG_S)
@@ -161,13 +161,13 @@ async def test_a_kind_fetched_later_counts_in_an_expected_state() -> None:
         assert "history=OK" in repr(state)
 
 
-# --- what a save vouches for, and kinds of one store: the rule is held by test_fills ---
+# --- versions that a save expects, and kinds of one store; test_fills has the rule ---
 
 
-async def test_a_version_that_came_after_a_fallback_was_shown_lets_no_save_pass() -> None:
+async def test_version_arriving_after_shown_fallback_blocks_expecting_save() -> None:
     async with fake_client(KINDS) as (cluster, nodes):
         put(nodes, "a")
-        nodes["live"].answer = refusing(FaultCode.INTERNAL, Fetch)
+        nodes["live"].answer = rejecting(FaultCode.INTERNAL, Fetch)
         state = await cluster.wake("a", deadline_s=LONG_S)
         derived = {**state["session"], "more": 1}
         nodes["live"].answer = nodes["live"].serve
@@ -182,13 +182,13 @@ async def test_a_version_that_came_after_a_fallback_was_shown_lets_no_save_pass(
 async def asked_again_twice(
     cluster: Cluster, nodes: FakeNodes, newer: object
 ) -> tuple[AgentState, list[asyncio.Future[AgentState]], int]:
-    """A state without its session, and two fills of it under way; the second will bring what was saved between them.
+    """Return a state without its session, two fills of it under way, and the version saved between them.
 
-    Returns also the version of that.
+    The second fill will bring that version.
     """
     put(nodes, "a")
     live = nodes["live"]
-    live.answer = refusing(FaultCode.INTERNAL, Fetch)
+    live.answer = rejecting(FaultCode.INTERNAL, Fetch)
     state = await cluster.wake("a", deadline_s=LONG_S)
     live.answer = live.serve
     live.hold.add(Fetch)
@@ -200,7 +200,7 @@ async def asked_again_twice(
     return state, fills, version
 
 
-async def test_the_version_of_what_was_looked_at_is_expected_though_a_second_fill_brought_another() -> None:
+async def test_save_expects_shown_version_despite_second_fill() -> None:
     async with fake_client(KINDS) as (cluster, nodes):
         state, fills, version = await asked_again_twice(cluster, nodes, ["newer"])
         live = nodes["live"]
@@ -213,7 +213,7 @@ async def test_the_version_of_what_was_looked_at_is_expected_though_a_second_fil
         assert state.version("session") == state.vouched_version("session") < version
 
 
-async def test_a_second_fill_brings_what_is_newer_in_place_of_what_nobody_looked_at() -> None:
+async def test_second_fill_replaces_unshown_values_with_newer() -> None:
     async with fake_client(KINDS) as (cluster, nodes):
         state, fills, _ = await asked_again_twice(cluster, nodes, "newer")
         nodes["live"].release()
@@ -240,7 +240,7 @@ async def test_absence_shown_by_iterating_is_vouched_for(look: Callable[[AgentSt
         assert state.vouched_version("context") == 0
 
 
-async def test_fetch_reads_what_was_not_looked_at_of_the_same_store_anew() -> None:
+async def test_fetch_rereads_unshown_kinds_of_same_store() -> None:
     async with fake_client(TWO_IN_LIVE) as (cluster, nodes):
         nodes.put("a", profile=1, session=1, context=1)
         state = await cluster.wake("a", ["profile", "session"], LONG_S)
@@ -252,7 +252,7 @@ async def test_fetch_reads_what_was_not_looked_at_of_the_same_store_anew() -> No
         assert {section.store for section in nodes.fetches()[-1].sections} == {"live"}
 
 
-async def test_fetch_says_which_kinds_of_its_store_are_not_of_one_moment() -> None:
+async def test_fetch_names_skewed_kinds_of_its_store() -> None:
     async with fake_client(TWO_IN_LIVE) as (cluster, nodes):
         nodes.put("a", profile=1, session=1, context=1)
         state = await cluster.wake("a", ["session"], LONG_S)
@@ -268,7 +268,7 @@ async def test_fetch_says_which_kinds_of_its_store_are_not_of_one_moment() -> No
         assert copy.copy(state).skewed == ("session", "context")
 
 
-async def test_kinds_of_one_store_fetched_at_once_are_of_one_moment_or_named() -> None:
+async def test_concurrently_fetched_kinds_match_or_are_named_skewed() -> None:
     async with fake_client(TWO_IN_LIVE) as (cluster, nodes):
         nodes.put("a", profile=1, session=1, context=1)
         live = nodes["live"]

@@ -1,4 +1,4 @@
-"""A host whose loop stands still: what came in time meanwhile is used, however late the loop looks."""
+"""A host whose loop stalls: answers that arrived in time are used, however late the loop looks."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ DEADLINE_S = 1.0
 
 
 def stall(*nodes: FakeNode, seconds: float = 1.1 * DEADLINE_S) -> None:
-    """Let the loop stand still while these nodes give all their answers, and until deadlines are over."""
+    """Stall the loop while these nodes send all their answers, and until deadlines have passed."""
     loop = asyncio.get_running_loop()
     for node in nodes:
         node.release_while_stalled()
@@ -45,7 +45,7 @@ async def wakes_under_way(cluster: Cluster, nodes: FakeNodes, count: int) -> lis
     raise AssertionError("no wake is under way as long as it takes to begin them")
 
 
-async def test_a_stall_costs_none_of_hundreds_of_wakes_what_came_in_time() -> None:
+async def test_stalled_wakes_keep_what_arrived_in_time() -> None:
     async with fake_client(admission=AdmissionSpec(in_flight_max=1_000)) as (cluster, nodes):
         waking = await wakes_under_way(cluster, nodes, 250)
         stall(*nodes.values())
@@ -53,7 +53,7 @@ async def test_a_stall_costs_none_of_hundreds_of_wakes_what_came_in_time() -> No
         assert not leftovers(cluster)
 
 
-async def test_a_stall_costs_no_call_its_answer_that_came_in_time() -> None:
+async def test_stalled_call_keeps_answer_that_arrived_in_time() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1, session=1, history=1)
         live = nodes["live"]
@@ -75,7 +75,7 @@ async def test_a_stall_costs_no_call_its_answer_that_came_in_time() -> None:
         assert not leftovers(cluster)
 
 
-async def test_a_deadline_that_comes_while_nothing_has_come_ends_the_wake() -> None:
+async def test_deadline_without_any_answer_ends_wake() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1, session=1, history=1)
         nodes["live"].hold.add(Fetch)

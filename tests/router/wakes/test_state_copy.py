@@ -24,7 +24,7 @@ from dawnchorus.router.wakes.outcomes import Item
 from dawnchorus.wire.cluster.topology import KindSpec
 from dawnchorus.wire.protocol.messages import FaultCode, Fetch
 from tests.router.wakes.test_agent_state import image, state_of
-from tests.support.fake_nodes import FakeNodes, connect, fake_client, fake_cluster, fake_topology, refusing
+from tests.support.fake_nodes import FakeNodes, connect, fake_client, fake_cluster, fake_topology, rejecting
 from tests.support.internals import leftovers
 
 LONG_S = 20.0
@@ -42,7 +42,7 @@ def taken_apart(state: AgentState) -> list[Any]:
 # --- a mapping of its kinds ---
 
 
-def test_a_state_iterates_like_a_mapping_of_the_kinds_that_are_there() -> None:
+def test_state_iterates_as_mapping_of_present_kinds() -> None:
     state = state_of([image(profile=1), image(session=2), Outcome.TIMEOUT], fallbacks={"history": 3})
     assert list(state) == state.keys() == ["profile", "session"]
     assert len(state) == 2
@@ -54,7 +54,7 @@ def test_a_state_iterates_like_a_mapping_of_the_kinds_that_are_there() -> None:
         assert "unasked" in state
 
 
-def test_as_dict_shows_what_the_state_shows_and_never_leaves_out_what_could_not_be_had() -> None:
+def test_as_dict_shows_state_and_omits_no_failure() -> None:
     images: list[Item] = [image(profile={"name": "Ada"}), None, Outcome.TIMEOUT]
     state = state_of(images, fallbacks={"history": ["none"]})
     assert state.as_dict() == {"profile": {"name": "Ada"}, "history": ["none"]}
@@ -64,7 +64,7 @@ def test_as_dict_shows_what_the_state_shows_and_never_leaves_out_what_could_not_
     assert state_of([None, None, None]).as_dict() == {}
 
 
-def test_a_state_without_any_kind_is_still_a_state() -> None:
+def test_state_without_any_kind_is_true() -> None:
     state = state_of([None, None, None])
     assert len(state) == 0
     assert state
@@ -73,7 +73,7 @@ def test_a_state_without_any_kind_is_still_a_state() -> None:
 # --- one view of expiry ---
 
 
-def test_every_view_of_a_kind_agrees_that_it_expired_also_after_it_was_looked_at(
+def test_all_views_agree_on_expiry_after_looking(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now_ms = 1_000
@@ -103,7 +103,7 @@ COPIES: list[Callable[[AgentState], AgentState]] = [copy.copy, copy.deepcopy, pi
 
 
 @pytest.mark.parametrize("copied", COPIES)
-def test_a_copy_shows_what_was_stored_and_shares_nothing_that_can_be_changed(
+def test_copy_shows_stored_values_and_shares_nothing_mutable(
     copied: Callable[[AgentState], AgentState],
 ) -> None:
     images: list[Item] = [image(profile={"name": "Ada"}, preference=b"raw"), image(session=[1]), Outcome.SHED]
@@ -121,13 +121,13 @@ def test_a_copy_shows_what_was_stored_and_shares_nothing_that_can_be_changed(
     assert repr(copied(other)) == repr(state)
 
 
-def test_a_copy_of_a_damaged_image_is_a_fault_too() -> None:
+def test_copy_of_corrupt_image_is_fault() -> None:
     other = pickle.loads(pickle.dumps(state_of([b"short", None, None])))
     assert other.outcome("profile") is Outcome.FAULT
     assert other.outcome("session") is Outcome.ABSENT
 
 
-def test_a_fragment_goes_on_to_expire_in_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fragment_still_expires_in_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     wall_s, monotonic_ms = 1_000, 50_000
     monkeypatch.setattr("time.monotonic", lambda: monotonic_ms / 1_000)
     monkeypatch.setattr("time.time_ns", lambda: wall_s * 1_000_000_000)
@@ -144,7 +144,7 @@ def test_a_fragment_goes_on_to_expire_in_a_copy(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.real
-async def test_a_state_goes_through_a_process_pool_and_is_expected_from_there() -> None:
+async def test_state_from_process_pool_can_be_expected() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile={"name": "Ada"}, session=1)
         state = await cluster.wake("a", deadline_s=LONG_S)
@@ -156,16 +156,16 @@ async def test_a_state_goes_through_a_process_pool_and_is_expected_from_there() 
         await cluster.save("a", {"session": 2}, expect=other, deadline_s=LONG_S)
 
 
-async def test_a_copy_says_that_it_belongs_to_no_cluster() -> None:
+async def test_copy_says_it_belongs_to_no_cluster() -> None:
     async with fake_client() as (cluster, nodes):
-        nodes["live"].answer = refusing(FaultCode.INTERNAL, Fetch)
+        nodes["live"].answer = rejecting(FaultCode.INTERNAL, Fetch)
         nodes.put("a", profile=1, session=1)
         state = copy.copy(await cluster.wake("a", deadline_s=LONG_S))
         nodes["live"].answer = nodes["live"].serve
-        told: list[AgentState] = []
+        called: list[AgentState] = []
         with pytest.raises(ClusterUnavailable, match="copy"):
-            await state.settle(LONG_S, callback=told.append)
-        assert told == [state]
+            await state.settle(LONG_S, callback=called.append)
+        assert called == [state]
         with pytest.raises(ClusterUnavailable, match="copy"):
             await state.fetch("session", LONG_S)
         assert state["profile"] == 1
@@ -175,7 +175,7 @@ async def test_a_copy_says_that_it_belongs_to_no_cluster() -> None:
 @pytest.mark.real
 async def test_copy_says_so_where_no_loop_runs_too() -> None:
     async with fake_client() as (cluster, nodes):
-        nodes["live"].answer = refusing(FaultCode.INTERNAL, Fetch)
+        nodes["live"].answer = rejecting(FaultCode.INTERNAL, Fetch)
         nodes.put("a", profile=1, session=1)
         state = copy.copy(await cluster.wake("a", deadline_s=LONG_S))
         with pytest.raises(ClusterUnavailable, match="copy"):
@@ -185,7 +185,7 @@ async def test_copy_says_so_where_no_loop_runs_too() -> None:
 async def test_wake_incomplete_takes_its_state_along() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1, session=[2])
-        nodes["id"].answer = refusing(FaultCode.INTERNAL, Fetch)
+        nodes["id"].answer = rejecting(FaultCode.INTERNAL, Fetch)
         with pytest.raises(WakeIncomplete) as raised:
             await cluster.wake("a", deadline_s=LONG_S)
         other = pickle.loads(pickle.dumps(raised.value))
@@ -202,11 +202,11 @@ async def faulty_state(types: dict[str, Any], fallback: object) -> AgentState:
     nodes: FakeNodes
     async with fake_cluster(topology) as nodes, connect(topology, types=types) as cluster:
         nodes.put("a", session=1)
-        nodes["id"].answer = refusing(FaultCode.INTERNAL, Fetch)
+        nodes["id"].answer = rejecting(FaultCode.INTERNAL, Fetch)
         return await cluster.wake("a", deadline_s=LONG_S)
 
 
-async def test_a_fallback_is_of_the_type_that_is_registered_for_its_kind() -> None:
+async def test_fallback_has_registered_type_of_its_kind() -> None:
     state = await faulty_state({"profile": Profile}, {"name": "nobody"})
     assert state["profile"] == Profile("nobody")
     assert state["profile"] is state["profile"] is state.get("profile", "default")
@@ -216,12 +216,12 @@ async def test_a_fallback_is_of_the_type_that_is_registered_for_its_kind() -> No
 
 
 @pytest.mark.parametrize("fallback", [{}, {"name": 5}, "nobody", None])
-async def test_a_fallback_that_does_not_fit_its_type_is_refused_when_the_cluster_is_opened(fallback: object) -> None:
+async def test_misfitting_fallback_is_rejected_when_cluster_opens(fallback: object) -> None:
     with pytest.raises(TopologyError, match=r"fragments\.profile: fallback does not fit"):
         await faulty_state({"profile": Profile}, fallback)
 
 
-async def test_get_gives_the_default_for_no_kind_that_could_not_be_had() -> None:
+async def test_get_gives_no_default_for_failed_kind() -> None:
     with_one = await faulty_state({}, {"name": "nobody"})
     assert with_one.get("profile", "default") == {"name": "nobody"}
     without = await faulty_state({}, msgspec.UNSET)

@@ -1,4 +1,4 @@
-"""`create_task(cluster.wake(...))`, a slip that many make: the error says what to do, and the rest works as it is."""
+"""`create_task(cluster.wake(...))`, a common error: its message says what to do, and all other uses work."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,7 +13,7 @@ LOOPS = ["asyncio", "uvloop"]
 
 @pytest.fixture(params=LOOPS)
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    """Both event loops: each makes tasks in its own way."""
+    """Both event loops, as each makes tasks in its own way."""
     return "asyncio", {"use_uvloop": request.param == "uvloop"}
 
 

@@ -1,4 +1,4 @@
-"""One wake of many agents: it keeps nothing once its caller has let go of the states."""
+"""One wake of many agents: it keeps nothing once its caller has released the states."""
 
 import gc
 
@@ -11,7 +11,7 @@ def kept() -> int:
     return sum(isinstance(one, WakeMany) for one in gc.get_objects())
 
 
-async def test_ended_wake_needs_no_garbage_collector() -> None:
+async def test_ended_wake_leaves_no_reference_cycle() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1)
         gc.collect()

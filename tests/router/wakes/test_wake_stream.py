@@ -1,4 +1,4 @@
-"""A stream of wakes whose caller saves while states wait for it: none is older than what was acknowledged."""
+"""A stream of wakes whose caller saves while states wait: none is older than acknowledged."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ LONG_S = 20.0
 AGENTS = [f"agent-{number}" for number in range(50)]
 
 
-async def test_no_state_that_waited_while_its_agent_was_saved_is_older_than_that() -> None:
+async def test_waiting_state_is_never_older_than_acknowledged_save() -> None:
     async with fake_client() as (cluster, nodes):
         for agent_id in AGENTS:
             nodes.put(agent_id, profile=0, session=0)
@@ -31,7 +31,7 @@ async def test_no_state_that_waited_while_its_agent_was_saved_is_older_than_that
         assert not leftovers(cluster)
 
 
-async def test_a_state_whose_agent_was_deleted_while_it_waited_shows_so() -> None:
+async def test_waiting_state_of_deleted_agent_shows_deletion() -> None:
     async with fake_client() as (cluster, nodes):
         for agent_id in AGENTS[:3]:
             nodes.put(agent_id, profile=0, session=0)
@@ -44,7 +44,7 @@ async def test_a_state_whose_agent_was_deleted_while_it_waited_shows_so() -> Non
         assert not leftovers(cluster)
 
 
-async def test_a_state_taken_after_the_deadline_shows_timeout_for_what_is_older_than_acknowledged() -> None:
+async def test_state_older_than_acknowledged_shows_timeout_after_deadline() -> None:
     async with fake_client() as (cluster, nodes):
         for agent_id in AGENTS:
             nodes.put(agent_id, profile=0, session=0)
@@ -65,7 +65,7 @@ async def test_a_state_taken_after_the_deadline_shows_timeout_for_what_is_older_
         assert not leftovers(cluster)
 
 
-async def test_a_stream_that_its_caller_leaves_gives_up_what_it_reads_again_too() -> None:
+async def test_stream_left_early_gives_up_its_rereads() -> None:
     async with fake_client() as (cluster, nodes):
         for agent_id in AGENTS:
             nodes.put(agent_id, profile=0, session=0)

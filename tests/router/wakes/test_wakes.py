@@ -1,4 +1,4 @@
-"""Who shares a fetch, who waits how long, and what a wake raises: a client against nodes that answer as told."""
+"""Wakes: shared fetches, deadlines and errors, with a client against nodes that answer as each test says."""
 
 import asyncio
 import enum
@@ -19,7 +19,7 @@ from dawnchorus import (
 from dawnchorus.wire.cluster.topology import KindSpec
 from dawnchorus.wire.protocol.messages import FaultCode, Fetch, Reply
 from tests.support.clusters import eventually
-from tests.support.fake_nodes import fake_client, refusing, wake_lacking
+from tests.support.fake_nodes import fake_client, rejecting, wake_lacking
 from tests.support.internals import break_next_fetch, kept_choices, leftovers
 from tests.support.timing import loop_time
 
@@ -48,7 +48,7 @@ async def test_tasks_that_each_wake_one_agent_travel_together() -> None:
         assert nodes.agents_fetched("id") == [b"a"]
 
 
-async def test_many_wakes_of_one_turn_begin_to_travel_before_it_is_over() -> None:
+async def test_many_wakes_begin_before_their_turn_ends() -> None:
     async with fake_client() as (cluster, nodes):
         ids = [f"agent-{number}" for number in range(3_000)]
         for agent_id in ids:
@@ -67,7 +67,7 @@ async def test_many_wakes_of_one_turn_begin_to_travel_before_it_is_over() -> Non
         assert not leftovers(cluster)
 
 
-async def test_wakes_of_different_kinds_do_not_share_a_fetch() -> None:
+async def test_wakes_of_different_kinds_share_no_fetch() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1, session=2)
         whole, part = await asyncio.gather(cluster.wake("a"), cluster.wake("a", kinds=["session"]))
@@ -77,8 +77,8 @@ async def test_wakes_of_different_kinds_do_not_share_a_fetch() -> None:
         assert len(nodes.agents_fetched("id")) == 1
 
 
-async def test_a_wake_joins_no_fetch_that_was_sent_before_it() -> None:
-    """One slow store keeps a fetch open; the save of another client meanwhile was acknowledged to that one alone."""
+async def test_wake_joins_no_fetch_sent_before_it() -> None:
+    """Assert that a wake joins no open fetch if another client's save was acknowledged meanwhile."""
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1, session="old")
         nodes["old"].hold.add(Fetch)
@@ -94,15 +94,15 @@ async def test_a_wake_joins_no_fetch_that_was_sent_before_it() -> None:
         await eventually(lambda: not leftovers(cluster))
 
 
-async def test_settle_joins_no_fetch_that_was_sent_before_it() -> None:
+async def test_settle_joins_no_fetch_sent_before_it() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1, history="old")
-        nodes["old"].answer = refusing(FaultCode.INTERNAL, Fetch)
+        nodes["old"].answer = rejecting(FaultCode.INTERNAL, Fetch)
         states = [await cluster.wake("a", deadline_s=LONG_S) for _ in range(2)]
         nodes["old"].answer = nodes["old"].serve
         nodes["old"].hold.add(Fetch)
         settling = [states[0].settle(LONG_S)]
-        await eventually(lambda: len(nodes["old"].held) == 1)  # its answer is made
+        await eventually(lambda: len(nodes["old"].held) == 1)  # its answer is ready
         nodes["old"].put("a", history="new")
         settling.append(states[1].settle(LONG_S))
         await eventually(lambda: len(nodes["old"].held) == 2)
@@ -111,7 +111,7 @@ async def test_settle_joins_no_fetch_that_was_sent_before_it() -> None:
         assert states[1]["history"] == "new"
 
 
-async def test_wakes_of_one_agent_while_its_fetches_hang_do_not_each_become_a_fetch() -> None:
+async def test_many_wakes_during_hanging_fetches_need_few_fetches() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=0)
         nodes["old"].hold.add(Fetch)
@@ -131,7 +131,7 @@ async def test_wakes_of_one_agent_while_its_fetches_hang_do_not_each_become_a_fe
         await eventually(lambda: not leftovers(cluster))
 
 
-async def test_gathered_wakes_go_off_after_a_share_of_their_time_though_the_fetches_before_them_hang() -> None:
+async def test_gathered_wakes_start_in_time_despite_hanging_fetches() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1)
         nodes["old"].hold.add(Fetch)
@@ -145,7 +145,7 @@ async def test_gathered_wakes_go_off_after_a_share_of_their_time_though_the_fetc
         await eventually(lambda: not leftovers(cluster))
 
 
-async def test_gathered_wakes_of_a_short_time_take_those_of_a_long_time_not_with_them() -> None:
+async def test_gathered_short_wakes_leave_long_ones_waiting() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1)
         nodes["old"].hold.add(Fetch)
@@ -178,17 +178,17 @@ async def test_wakes_that_share_a_fetch_share_no_state() -> None:
             state["session"].append(number)
 
 
-async def test_wakes_that_end_at_their_deadline_share_no_fallback() -> None:
+async def test_wakes_ended_by_deadline_share_no_fallback() -> None:
     kinds = {"profile": KindSpec("id", required=True), "session": KindSpec("live", fallback={"cart": []})}
     async with fake_client(kinds) as (cluster, nodes):
         nodes.put("a", profile=1)
-        nodes["live"].answer = refusing(FaultCode.INTERNAL, Fetch)
+        nodes["live"].answer = rejecting(FaultCode.INTERNAL, Fetch)
         for state in await asyncio.gather(*[cluster.wake("a", deadline_s=LONG_S) for _ in range(3)]):
             assert state["session"] == {"cart": []}
             state["session"]["cart"].append(1)
 
 
-async def test_a_wake_after_the_fetch_is_over_fetches_anew() -> None:
+async def test_wake_after_ended_fetch_fetches_anew() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1)
         assert (await cluster.wake("a"))["profile"] == 1
@@ -196,7 +196,7 @@ async def test_a_wake_after_the_fetch_is_over_fetches_anew() -> None:
         assert (await cluster.wake("a"))["profile"] == 2
 
 
-async def test_a_wake_never_joins_a_fetch_that_began_before_its_agents_save_was_acknowledged() -> None:
+async def test_wake_joins_no_fetch_older_than_acknowledged_save() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1, session="old")
         nodes["old"].hold.add(Fetch)
@@ -210,7 +210,7 @@ async def test_a_wake_never_joins_a_fetch_that_began_before_its_agents_save_was_
         assert (await first)["session"] == "new", "its answer was older than the save, so it is read again"
 
 
-async def test_each_wake_of_a_batch_ends_at_its_own_deadline() -> None:
+async def test_batched_wake_ends_at_its_own_deadline() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1)
         nodes.put("b", profile=1)
@@ -240,7 +240,7 @@ async def test_each_wake_of_a_batch_ends_at_its_own_deadline() -> None:
         assert len(nodes.fetches()) == 3
 
 
-async def test_cancelling_one_wake_leaves_the_others_of_its_agent_alone() -> None:
+async def test_cancelled_wake_leaves_others_of_its_agent() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1)
         nodes["old"].hold.add(Fetch)
@@ -254,7 +254,7 @@ async def test_cancelling_one_wake_leaves_the_others_of_its_agent_alone() -> Non
         assert all(future.cancelled() for future in cancelled)
 
 
-async def test_a_wake_whose_waiters_are_all_gone_leaves_nothing_behind() -> None:
+async def test_abandoned_wake_leaves_nothing_behind() -> None:
     async with fake_client() as (cluster, nodes):
         nodes["old"].hold.add(Fetch)
         cancelled = cluster.wake("a", deadline_s=0.2)
@@ -263,7 +263,7 @@ async def test_a_wake_whose_waiters_are_all_gone_leaves_nothing_behind() -> None
         await eventually(lambda: not leftovers(cluster))
 
 
-async def test_agent_not_found_where_no_required_kind_was_ever_written() -> None:
+async def test_agent_without_required_kind_is_not_found() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", session=1)  # of it there is something, but nothing that is required
         with pytest.raises(AgentNotFound) as raised:
@@ -275,7 +275,7 @@ async def test_agent_not_found_where_no_required_kind_was_ever_written() -> None
 
 
 @pytest.mark.parametrize("kinds", [["session"], ["history"], ["session", "history"]])
-async def test_kinds_that_are_not_required_say_nothing_of_the_agent(kinds: list[str]) -> None:
+async def test_optional_kinds_never_decide_agents_existence(kinds: list[str]) -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1)
         state = await cluster.wake("a", kinds=kinds)
@@ -283,14 +283,14 @@ async def test_kinds_that_are_not_required_say_nothing_of_the_agent(kinds: list[
         assert state.complete
 
 
-async def test_a_wake_of_the_required_kind_alone_can_find_no_agent() -> None:
+async def test_wake_of_required_kind_can_miss_agent() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", session=1)
         with pytest.raises(AgentNotFound):
             await cluster.wake("a", kinds=["profile"])
 
 
-async def test_one_of_two_required_kinds_is_enough_of_an_agent() -> None:
+async def test_one_of_two_required_kinds_is_enough() -> None:
     kinds = {"one": KindSpec("id", required=True), "two": KindSpec("live", required=True)}
     async with fake_client(kinds) as (cluster, nodes):
         nodes["live"].put("a", two=2)
@@ -301,7 +301,7 @@ async def test_one_of_two_required_kinds_is_enough_of_an_agent() -> None:
             await cluster.wake("b")
 
 
-async def test_without_required_kinds_any_fragment_is_enough_of_an_agent() -> None:
+async def test_any_fragment_is_enough_without_required_kinds() -> None:
     kinds = {"one": KindSpec("id"), "two": KindSpec("live")}
     async with fake_client(kinds) as (cluster, nodes):
         nodes["live"].put("a", two=2)
@@ -309,7 +309,7 @@ async def test_without_required_kinds_any_fragment_is_enough_of_an_agent() -> No
         with pytest.raises(AgentNotFound):
             await cluster.wake("b")
         nodes["live"].hold.add(Fetch)
-        state = await wake_lacking(cluster, "b", "two")  # it cannot be said that there is no such agent
+        state = await wake_lacking(cluster, "b", "two")  # it is unknown whether there is such an agent
         assert state.outcome("one") is Outcome.ABSENT
 
 
@@ -325,11 +325,11 @@ async def test_wake_incomplete_carries_what_there_is() -> None:
         assert state.degraded == ("profile",)
 
 
-async def test_a_fault_of_one_node_degrades_its_kinds_at_once() -> None:
+async def test_node_fault_degrades_its_kinds_at_once() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1, session=2, history=3)
         for code, outcome in ((FaultCode.OVERLOADED, Outcome.SHED), (FaultCode.INTERNAL, Outcome.FAULT)):
-            nodes["old"].answer = refusing(code, Fetch)
+            nodes["old"].answer = rejecting(code, Fetch)
             state = await cluster.wake("a", deadline_s=LONG_S)
             assert state.outcome("history") is outcome
             assert (state["profile"], state["session"]) == (1, 2)
@@ -349,7 +349,7 @@ async def test_closing_the_cluster_ends_every_wake() -> None:
             cluster.wake("a")
 
 
-# --- what breaks, and what is no argument ---
+# --- internal errors and invalid arguments ---
 
 
 class Kind(enum.StrEnum):
@@ -358,12 +358,12 @@ class Kind(enum.StrEnum):
 
 
 class Subclass(str):
-    """A string to whoever looks, and nothing that msgspec encodes."""
+    """A string that msgspec does not encode."""
 
     __slots__ = ()
 
 
-async def test_kinds_and_ids_of_a_subclass_of_str_are_taken_as_what_they_equal() -> None:
+async def test_kinds_and_ids_may_be_str_subclasses() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1, session=2)
         for kinds in ([Kind.SESSION, Kind.PROFILE], [Subclass("profile")], ["session"], ["profile", "session"]):
@@ -381,7 +381,7 @@ async def test_kinds_and_ids_of_a_subclass_of_str_are_taken_as_what_they_equal()
 
 
 @pytest.mark.parametrize("kinds", ["session", 5, [["session"]], [5], []])
-async def test_what_names_no_kinds_is_refused_at_once_and_nothing_is_left_behind(kinds: Any) -> None:
+async def test_invalid_kinds_are_rejected_and_leave_nothing(kinds: Any) -> None:
     async with fake_client() as (cluster, _):
         for _ in range(2):
             with pytest.raises((InvalidRequestError, UnknownKindError)):
@@ -391,7 +391,7 @@ async def test_what_names_no_kinds_is_refused_at_once_and_nothing_is_left_behind
         assert not leftovers(cluster)
 
 
-async def test_a_list_among_the_ids_is_refused_and_nothing_is_left_behind() -> None:
+async def test_list_among_ids_is_rejected_and_leaves_nothing() -> None:
     async with fake_client() as (cluster, nodes):
         ids: list[Any] = [*[f"agent-{number}" for number in range(1_000)], []]
         with pytest.raises(InvalidRequestError, match="id number 1000"):
@@ -403,7 +403,7 @@ async def test_a_list_among_the_ids_is_refused_and_nothing_is_left_behind() -> N
         assert not leftovers(cluster)
 
 
-async def test_an_exception_at_the_end_of_a_turn_ends_its_wakes_and_no_others() -> None:
+async def test_exception_at_turns_end_ends_only_its_wakes() -> None:
     async with fake_client() as (cluster, nodes):
         nodes.put("a", profile=1, session=1)
         break_next_fetch(cluster)
@@ -419,7 +419,7 @@ async def test_an_exception_at_the_end_of_a_turn_ends_its_wakes_and_no_others() 
         await eventually(lambda: not leftovers(cluster))
 
 
-async def test_what_breaks_when_replies_come_ends_the_wakes_that_it_leaves_waiting(
+async def test_exception_in_reply_handling_ends_its_wakes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def break_off(_state: AgentState) -> AgentState:
@@ -435,7 +435,7 @@ async def test_what_breaks_when_replies_come_ends_the_wakes_that_it_leaves_waiti
         await eventually(lambda: not leftovers(cluster))
 
 
-async def test_no_wake_outlives_its_deadline_though_replies_cannot_be_taken_in(
+async def test_wake_ends_by_deadline_despite_receiving_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def break_off(_frame: object) -> Reply:
@@ -456,7 +456,7 @@ async def test_no_wake_outlives_its_deadline_though_replies_cannot_be_taken_in(
         await eventually(lambda: not leftovers(cluster))
 
 
-async def test_what_is_kept_of_choices_of_kinds_is_bounded_and_knows_no_order() -> None:
+async def test_cached_kind_choices_are_bounded_and_unordered() -> None:
     kinds = {f"kind-{number}": KindSpec(("id", "live", "old")[number % 3]) for number in range(12)}
     async with fake_client(kinds) as (cluster, nodes):
         nodes.put("a", **dict.fromkeys(kinds, 1))

@@ -37,7 +37,7 @@ def values(life: Life) -> dict[str, dict[bytes, bytes]]:
 
 
 def dying(step: int, monkeypatch: pytest.MonkeyPatch, function: str) -> None:
-    """Let the restore die when it is about to do something on disk for the `step`-th time; nothing is cleaned up."""
+    """Let the restore die before its `step`-th action on the disk; nothing is cleaned up."""
     real: Callable[..., object] = getattr(os, function)
     done = 0
 

@@ -35,7 +35,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 @pytest.fixture
 def topology(up: Up) -> tuple[str, str]:
-    """The cluster, as every command is told of it."""
+    """The options that name the cluster to every command."""
     return "--topology", str(up.topology)
 
 

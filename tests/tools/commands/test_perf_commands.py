@@ -26,7 +26,7 @@ Perf = Callable[..., str]
 
 
 class Measurement:
-    """A stand-in for a measurement: it takes note of the options, and gives a report."""
+    """A stand-in for a measurement: it notes its options, and returns a report."""
 
     def __init__(self, report: msgspec.Struct) -> None:
         self._report = report
@@ -50,7 +50,7 @@ def perf(capsys: pytest.CaptureFixture[str]) -> Perf:
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, name: str, report: msgspec.Struct) -> Measurement:
-    """Put something in the place of a measurement."""
+    """Replace a measurement."""
     measurement = Measurement(report)
     monkeypatch.setattr(perf_commands, name, measurement)
     return measurement

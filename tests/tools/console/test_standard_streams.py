@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full, stuck or somebody's who has gone; and signals that are to be ignored."""
+"""Standard streams that are closed, full, stuck or abandoned; and signals that are to be ignored."""
 
 import asyncio
 import contextlib
@@ -47,7 +47,7 @@ def shell(line: str, topology: Path) -> subprocess.CompletedProcess[bytes]:
 
 @contextmanager
 def full_pipe() -> Generator[tuple[int, int], None, None]:
-    """Yield a pipe that holds no byte more; what was put into it are zeros."""
+    """Yield a full pipe; it holds zeros."""
     reading, writing = os.pipe()
     try:
         os.set_blocking(writing, False)
@@ -76,7 +76,7 @@ def nodes_of(up: subprocess.Popen[bytes]) -> list[int]:
 
 
 def require_supervised(up: subprocess.Popen[bytes], topology: Path) -> None:
-    """Make sure that saves are taken, a dead node is started again, and a signal ends everything."""
+    """Assert that saves are accepted, a dead node is started again, and a signal ends everything."""
     save(topology, 1)
     killed, kept = nodes_of(up)
     os.kill(killed, signal.SIGKILL)
@@ -87,7 +87,7 @@ def require_supervised(up: subprocess.Popen[bytes], topology: Path) -> None:
     assert up.wait(PATIENCE_S) == 0
 
 
-# --- what nobody reads ---
+# --- streams that nobody reads ---
 
 
 def test_up_with_unread_output_supervises_and_ends(tmp_path: Path) -> None:

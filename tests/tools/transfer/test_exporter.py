@@ -1,4 +1,4 @@
-"""Exports of a cluster in memory: order, chunks, and agents that cannot be had whole."""
+"""Exports of a cluster in memory: order, chunks, and agents that cannot be read completely."""
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import UTC, datetime
@@ -29,7 +29,7 @@ async def listed(ids: Iterable[str]) -> AsyncIterator[str]:
 
 
 class Export:
-    """One export of all agents of a cluster, and what came of it."""
+    """One export of all agents of a cluster, and its result."""
 
     def __init__(self, cluster: KeptCluster, directory: Path, expiring: Sequence[str] = ()) -> None:
         self.cluster = cluster

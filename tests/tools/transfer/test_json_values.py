@@ -1,4 +1,4 @@
-"""Values as JSON: what goes out comes back, tagged if JSON has no such thing; what cannot be kept is rejected."""
+"""Values as JSON: a round trip, with tags for types that JSON lacks, and rejection of all other values."""
 
 import json
 import math

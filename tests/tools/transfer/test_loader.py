@@ -1,4 +1,4 @@
-"""Loads into a cluster in memory: order, copies, limits, what is named by its line, what is tried again."""
+"""Loads into a cluster in memory: order, copies, limits, errors named by line, repeated saves."""
 
 import asyncio
 from pathlib import Path
@@ -37,7 +37,7 @@ def line_of(agent_id: object, **fragments: object) -> bytes:
 
 
 class Load:
-    """One load of these lines, and what came of it."""
+    """One load of these lines, and its result."""
 
     def __init__(self, cluster: Any, directory: Path, lines: list[bytes], copies: int = 1) -> None:
         self.path = directory / "agents.ndjson"

@@ -1,4 +1,4 @@
-"""Agents as lines of JSON: what goes out comes back, and what cannot be kept exactly is rejected by name."""
+"""Agents as lines of JSON: an exact round trip, or a rejection that names the value."""
 
 from datetime import UTC, datetime, timedelta
 

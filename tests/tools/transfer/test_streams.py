@@ -1,4 +1,4 @@
-"""Lines in pieces of any size, and files that appear whole or not at all."""
+"""Lines in pieces of any size, and files that appear complete or not at all."""
 
 import os
 import stat

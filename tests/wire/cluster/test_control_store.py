@@ -1,4 +1,4 @@
-"""The control store: one winner per revision, nothing torn by a death, and no placement computed twice."""
+"""The control store: one winner per revision, nothing torn by a crash, and no placement computed twice."""
 
 import asyncio
 import os

@@ -159,7 +159,7 @@ async def test_swap_waits_for_the_present_lock(control: FileControlStore, monkey
     lock = hold(lock_path)
     swap = asyncio.create_task(control.compare_and_swap(1, FIRST))
     assert await asyncio.to_thread(waited.wait, 60)
-    # Somebody tidies up: whoever locks the deleted file excludes nobody, and has to see it.
+    # The file is deleted by a cleanup: a lock on it excludes no other process, and its holder has to notice.
     lock_path.unlink()
     os.close(lock)
     released.set()

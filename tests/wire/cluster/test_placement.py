@@ -1,4 +1,4 @@
-"""Placements: the first one, bringing it up to date, what contradicts it, and an encoding that notices damage."""
+"""Placements: the first one, bringing it up to date, what contradicts it, and an encoding that detects corruption."""
 
 from typing import Any
 

@@ -123,7 +123,7 @@ def test_digest_does_not_depend_on_writing() -> None:
 
 
 def test_the_digest_never_changes_for_the_same_topology() -> None:
-    # Nodes and clients of different versions compare it: a new field must leave it as it is where it has its default.
+    # Nodes and clients of different versions compare it: a new field must leave it unchanged if it has its default.
     assert load_topology(ROOT / "topology.toml").digest == "927cb80d9994d045"
 
 
@@ -152,7 +152,7 @@ def test_endpoints_are_parsed(endpoint: str, parsed: tuple[str, int]) -> None:
         *("tcp://[fe80::1%eth0]:1", "tcp://" + "a." * 200 + "a:1", "tcp://a:*", "tcp://a:!"),
     ],
 )
-def test_what_is_no_endpoint_is_rejected(endpoint: str) -> None:
+def test_malformed_endpoint_is_rejected(endpoint: str) -> None:
     with pytest.raises(ValueError, match=r"is not an endpoint|no usable|wildcard"):
         parse_endpoint(endpoint)
 

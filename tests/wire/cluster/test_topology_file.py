@@ -67,7 +67,7 @@ NODE_1 = '(node "archive-1")'
 
 # Each: what to replace in GOOD, by what, the key that the message names, and what else it says.
 INVALID: list[tuple[str, str, str, tuple[str, ...]]] = [
-    # whole sections
+    # entire sections
     ("[cluster]", "[clusters]", "clusters: unknown key", ('did you mean "cluster"?', SECTIONS)),
     ("[cluster]", "name = 1\n[cluster]", "name: unknown key", (SECTIONS,)),
     ("[cluster]", '"a b" = 1\n[cluster]', '"a b": unknown key', (SECTIONS,)),

@@ -1,4 +1,4 @@
-"""Looking into frames that wait."""
+"""Peeks into waiting frames."""
 
 from typing import get_args
 
@@ -50,16 +50,14 @@ def test_every_request_begins_with_the_declared_header() -> None:
 
 
 @given(numbers, numbers, st.sampled_from(REQUESTS))
-def test_tag_number_and_budget_of_a_request_are_seen_without_decoding_it(
-    number: int, budget_us: int, request: RequestHeader
-) -> None:
+def test_request_header_is_peeked_without_decoding(number: int, budget_us: int, request: RequestHeader) -> None:
     frame = encode(msgspec.structs.replace(request, request=number, budget_us=budget_us))
     assert peek_request(frame) == (request.__struct_config__.tag, number, budget_us)
     assert not is_cancel(frame)
 
 
 @given(st.binary(max_size=20))
-def test_any_bytes_can_be_looked_into(frame: bytes) -> None:
+def test_any_bytes_can_be_peeked(frame: bytes) -> None:
     seen = peek_request(frame)
     assert seen is None or (0 <= seen[0] < 256 and min(seen[1:]) >= 0 and max(seen[1:]) < 1 << 64)
     assert is_cancel(frame) in (True, False)

@@ -1,4 +1,4 @@
-"""The image: its bytes never change, and what is no image is refused."""
+"""The image: its bytes never change, and other bytes are rejected."""
 
 import random
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def test_the_constants_of_the_format_never_change() -> None:
 
 
 @given(versions, contents)
-def test_an_image_comes_out_as_it_went_in(version: int, kinds: dict[str, Fragment]) -> None:
+def test_image_survives_encoding(version: int, kinds: dict[str, Fragment]) -> None:
     image = encode_image(version, kinds)
     assert version_of(image) == version_of(memoryview(image)) == version
     for given_image in (image, memoryview(image)):
@@ -71,7 +71,7 @@ def test_images_sort_by_their_versions(one: int, other: int) -> None:
 
 
 @given(versions, contents, st.sets(st.text(max_size=20)), st.randoms(use_true_random=False))
-def test_an_image_cut_down_keeps_its_version_and_the_bytes_of_its_fragments(
+def test_image_cut_to_kinds_keeps_version_and_bytes(
     version: int, kinds: dict[str, Fragment], others: set[str], source: random.Random
 ) -> None:
     chosen = {kind for kind in kinds if source.random() < 0.5} | others
@@ -81,14 +81,14 @@ def test_an_image_cut_down_keeps_its_version_and_the_bytes_of_its_fragments(
     assert select_kinds(memoryview(image), frozenset(chosen)) == encode_image(version, left)
 
 
-def test_an_image_cut_down_keeps_what_a_newer_writer_put_into_its_fragments() -> None:
+def test_image_cut_to_kinds_keeps_newer_writers_fields() -> None:
     newer = msgspec.msgpack.encode({"session": [5, 0, 1, 7, 0, b"v", "new"], "context": [6, 0, 1, 7, 0, b"w", "new"]})
     cut = select_kinds(b"\x00" * 8 + newer, {"context"})
     assert msgspec.msgpack.decode(cut[8:]) == {"context": [6, 0, 1, 7, 0, b"w", "new"]}
     assert decode_image(cut) == {"context": Fragment(6, 0, 1, 7, 0, b"w")}
 
 
-def test_values_do_not_keep_the_bytes_that_they_were_decoded_from() -> None:
+def test_decoded_values_do_not_keep_their_image_alive() -> None:
     memory = bytearray(GOLDEN)
     decoded = decode_image(memoryview(memory))
     memory[:] = bytes(len(memory))
@@ -97,7 +97,7 @@ def test_values_do_not_keep_the_bytes_that_they_were_decoded_from() -> None:
 
 
 @pytest.mark.parametrize("length", range(len(GOLDEN)))
-def test_an_image_cut_short_is_refused(length: int) -> None:
+def test_truncated_image_is_rejected(length: int) -> None:
     with pytest.raises(ProtocolError, match="not an image"):
         decode_image(GOLDEN[:length])
     with pytest.raises(ProtocolError, match="not an image"):
@@ -117,16 +117,16 @@ def test_an_image_cut_short_is_refused(length: int) -> None:
     ],
     ids=["an array", "no fragment", "not UTF-8", "a number for a kind", "a field short", "long map", "more behind it"],
 )
-def test_what_is_no_image_is_refused(body: bytes) -> None:
+def test_bytes_of_no_image_are_rejected(body: bytes) -> None:
     with pytest.raises(ProtocolError, match="not an image"):
         decode_image(b"\x00" * 8 + body)
 
 
-def test_damaged_images_raise_protocol_errors_and_nothing_else() -> None:
+def test_corrupt_images_raise_only_protocol_errors() -> None:
     seed = 1
     source = random.Random(seed)
     looks: list[Callable[[bytes], object]] = [decode_image, partial(select_kinds, kinds={"session"})]
-    refused = 0
+    rejected = 0
     for number in range(20_000):
         image = bytearray(GOLDEN)
         for _ in range(source.randrange(1, 4)):
@@ -135,10 +135,10 @@ def test_damaged_images_raise_protocol_errors_and_nothing_else() -> None:
             try:
                 look(bytes(image))
             except ProtocolError:
-                refused += 1
+                rejected += 1
             except Exception as error:
                 pytest.fail(f"seed {seed}, image {number}, {image.hex()}: {error!r}")
-    assert refused > 5_000
+    assert rejected > 5_000
 
 
 def test_the_fields_of_a_fragment_never_move() -> None:

@@ -1,4 +1,4 @@
-"""The messages: what goes in comes out, peers of other versions are understood, and garbage is never more than that."""
+"""The messages: each survives its encoding, peers of other versions are understood, malformed frames are errors."""
 
 import random
 from typing import Any, get_args
@@ -183,7 +183,7 @@ FIELDS = {
     "Pong": "",
 }
 
-# What peers sent before fields were appended: read as ever, with the defaults of what they do not say.
+# Frames that peers sent before fields were appended: read as ever, with defaults for the fields that are missing.
 OLDER: list[tuple[Message, str]] = [
     (
         StatusReply(10, "live-1", 4, 5, 6, [], {"fetches": 1}, 7, 8, 9, False, "ff"),
@@ -335,13 +335,13 @@ def decode(frame: bytes, like: Message) -> Message:
 
 
 def as_arrays(message: Message) -> list[Any]:
-    """The message as the bare arrays that it is on the wire."""
+    """Return the message as the bare arrays that it is on the wire."""
     arrays: list[Any] = msgspec.msgpack.decode(encode(message))
     return arrays
 
 
 @given(anything)
-def test_a_message_comes_out_as_it_went_in(message: Message) -> None:
+def test_message_survives_encoding(message: Message) -> None:
     assert decode(encode(message), message) == message
 
 
@@ -358,7 +358,7 @@ def test_the_bytes_of_a_message_never_change(message: Message, golden: str) -> N
 
 
 @pytest.mark.parametrize(("message", "frame"), OLDER, ids=lambda value: type(value).__name__)
-def test_what_older_peers_send_is_read(message: Message, frame: str) -> None:
+def test_messages_of_older_peers_are_read(message: Message, frame: str) -> None:
     assert decode(bytes.fromhex(frame), message) == message
 
 
@@ -395,7 +395,7 @@ def test_the_numbers_on_the_wire_never_change() -> None:
 
 
 @given(numbers, numbers, st.lists(st.lists(st.binary(min_size=1, max_size=200), max_size=5), max_size=3), st.booleans())
-def test_a_head_and_images_are_the_message_that_the_encoder_would_make(
+def test_head_with_images_equals_the_encoders_message(
     request_number: int, now_ms: int, images: list[list[bytes]], last: bool
 ) -> None:
     sections = [ImageSection(index, 0, 0, 9, list(map(len, some))) for index, some in enumerate(images)]
@@ -404,7 +404,7 @@ def test_a_head_and_images_are_the_message_that_the_encoder_would_make(
     assert reply == FetchReply(request_number, now_ms, sections, last, memoryview(body))
 
 
-def test_images_of_more_than_64_kib_are_framed_whole() -> None:
+def test_images_beyond_64_kib_are_framed_completely() -> None:
     body = b"a" * 70_000 + b"b" * 300
     reply = decode_reply(
         encode_fetch_reply_head(1, 2, [ImageSection(0, 0, 0, 9, [70_000, 0, 300])], True, 70_300) + body
@@ -414,7 +414,7 @@ def test_images_of_more_than_64_kib_are_framed_whole() -> None:
 
 
 @pytest.mark.parametrize("sizes", [[-5, 25], [25, -5], [-2], [-(1 << 62), 20]])
-def test_images_of_less_than_no_bytes_are_no_message(sizes: list[int]) -> None:
+def test_images_of_negative_size_are_no_message(sizes: list[int]) -> None:
     with pytest.raises(ProtocolError):
         decode_reply(encode(FetchReply(1, 2, [ImageSection(0, 0, 0, 9, sizes)], True, memoryview(b"x" * 20))))
 
@@ -423,7 +423,7 @@ def test_images_of_less_than_no_bytes_are_no_message(sizes: list[int]) -> None:
 
 
 @pytest.mark.parametrize("message", [message for message, _ in EXAMPLES], ids=lambda value: type(value).__name__)
-def test_fields_that_a_newer_peer_appends_are_passed_over(message: Message) -> None:
+def test_fields_appended_by_newer_peer_are_ignored(message: Message) -> None:
     arrays = as_arrays(message)
     names = ("tag", *message.__struct_fields__)
     for nested in {"sections", "shards"} & set(names):
@@ -433,7 +433,7 @@ def test_fields_that_a_newer_peer_appends_are_passed_over(message: Message) -> N
     assert decode(msgspec.msgpack.encode(arrays), message) == message
 
 
-def test_fields_that_a_newer_peer_appends_to_writes_and_operations_are_passed_over() -> None:
+def test_fields_appended_to_writes_and_operations_are_ignored() -> None:
     write = Write(b"a", b"w", 0, [Put("session", 0, 1, b"v"), DeleteAgent()])
     commit = Commit(1, 2, 0, None, [CommitSection("live", 0, 1, [write])])
     arrays = as_arrays(commit)
@@ -450,14 +450,14 @@ def test_fields_that_a_newer_peer_appends_to_writes_and_operations_are_passed_ov
         (Fault(1, 2, "", 0), 2),
     ],
 )
-def test_trailing_fields_that_an_older_peer_leaves_out_are_filled_in(message: Message, missing: int) -> None:
+def test_trailing_fields_missing_from_older_peer_get_defaults(message: Message, missing: int) -> None:
     arrays = as_arrays(message)
     assert decode(msgspec.msgpack.encode(arrays[:-missing]), message) == message
     with pytest.raises(ProtocolError):
         decode(msgspec.msgpack.encode(arrays[: -missing - 1]), message)
 
 
-def test_trailing_fields_of_sections_are_filled_in_too() -> None:
+def test_trailing_fields_missing_from_sections_get_defaults() -> None:
     fetch = as_arrays(Fetch(1, 2, 0, None, [FetchSection("live", 0, 1, [b"a"])]))
     del fetch[-2][0][-1]
     committed = as_arrays(CommitReply(1, [CommitReplySection(0, 0, 1, [1])]))
@@ -466,7 +466,7 @@ def test_trailing_fields_of_sections_are_filled_in_too() -> None:
     assert decode_reply(msgspec.msgpack.encode(committed)) == CommitReply(1, [CommitReplySection(0, 0, 1, [1])])
 
 
-# --- garbage ---
+# --- malformed frames ---
 
 
 def mutations(source: random.Random, frames: list[bytes]) -> bytes:
@@ -487,18 +487,18 @@ def mutations(source: random.Random, frames: list[bytes]) -> bytes:
     return bytes(frame)
 
 
-def test_a_hundred_thousand_damaged_frames_raise_protocol_errors_and_nothing_else() -> None:
+def test_mutated_frames_raise_only_protocol_errors() -> None:
     seed = 1
     source = random.Random(seed)
     frames = [encode(message) for message, _ in EXAMPLES]
-    refused = 0
+    rejected = 0
     for number in range(100_000):
         frame = mutations(source, frames)
         for decoder in (decode_request, decode_reply):
             try:
                 decoder(frame)
             except ProtocolError:
-                refused += 1
+                rejected += 1
             except Exception as error:
                 pytest.fail(f"seed {seed}, frame {number}, {frame.hex()}: {decoder.__name__} raised {error!r}")
         try:
@@ -506,7 +506,7 @@ def test_a_hundred_thousand_damaged_frames_raise_protocol_errors_and_nothing_els
         except Exception as error:
             pytest.fail(f"seed {seed}, frame {number}, {frame.hex()}: read_request_number raised {error!r}")
         assert read is None or read >= 0
-    assert 100_000 < refused < 200_000, "the mutations are all garbage, or none is"
+    assert 100_000 < rejected < 200_000, "all mutations are malformed, or none is"
 
 
 @pytest.mark.parametrize(
@@ -532,7 +532,7 @@ def test_frames_that_lie_about_themselves_are_protocol_errors(frame: bytes) -> N
 
 
 @pytest.mark.parametrize("field", [1, 2])
-def test_negative_request_numbers_and_budgets_are_refused(field: int) -> None:
+def test_negative_request_numbers_and_budgets_are_rejected(field: int) -> None:
     arrays = as_arrays(Status(1, 1, 0, None))
     arrays[field] = -1
     with pytest.raises(ProtocolError):
@@ -555,18 +555,18 @@ NUMBERED: list[tuple[list[Any], int | None]] = [
 
 
 @pytest.mark.parametrize(("fields", "number"), NUMBERED)
-def test_the_request_number_of_a_bad_frame_is_read_where_there_is_one(fields: list[Any], number: int | None) -> None:
+def test_request_number_of_malformed_frame_is_read(fields: list[Any], number: int | None) -> None:
     assert read_request_number(msgspec.msgpack.encode(fields)) == number
 
 
-def test_the_request_number_of_what_is_no_array_is_unknown() -> None:
+def test_request_number_of_no_array_is_unknown() -> None:
     assert read_request_number(b"") is None
     assert read_request_number(msgspec.msgpack.encode({1: 7})) is None
     assert read_request_number(msgspec.msgpack.encode([3, 7])[:-1]) is None
     assert read_request_number(msgspec.msgpack.encode([3, 7]) + b"\x00") is None
 
 
-def test_a_decoded_image_body_is_a_view_and_what_else_is_decoded_owns_its_bytes() -> None:
+def test_decoded_image_body_is_the_only_view() -> None:
     frame = bytearray(encode(ScanReply(1, 0, [b"agent"], True)))
     scanned = decode_reply(bytes(frame))
     assert isinstance(scanned, ScanReply)

@@ -1,4 +1,4 @@
-"""Which shard an agent belongs to can never change: data on disk was placed by it."""
+"""The shard of an agent: it never changes, because data on disk was placed by it."""
 
 from collections import Counter
 

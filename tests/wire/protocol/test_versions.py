@@ -23,12 +23,12 @@ def test_a_version_says_its_generation_and_sequence(generation: int, sequence: i
 
 
 @given(st.integers(1, GENERATION_MAX - 1))
-def test_a_new_generation_is_newer_than_every_version_before(generation: int) -> None:
+def test_new_generation_is_newer_than_earlier_versions(generation: int) -> None:
     newest = first_version(generation) + (1 << SEQUENCE_BITS) - 1
     assert first_version(generation + 1) > newest
 
 
 @pytest.mark.parametrize("generation", [-1, 0, GENERATION_MAX + 1])
-def test_a_generation_outside_its_24_bits_is_refused(generation: int) -> None:
+def test_generation_outside_24_bits_is_rejected(generation: int) -> None:
     with pytest.raises(ValueError, match=f"generation {generation} is outside 1 to 16777215"):
         first_version(generation)

@@ -1,4 +1,4 @@
-"""A node takes routers as long as it has descriptors to spare, and again once it has."""
+"""Acceptance of routers: as long as a node has descriptors to spare, and again once it has."""
 
 import heapq
 import socket
@@ -18,7 +18,7 @@ LIMIT = 1_024
 
 
 KEPT = RESERVE + 64
-"""Descriptors that those who come do not get."""
+"""Descriptors that newcomers do not get."""
 
 
 class Descriptors(Reserve):
@@ -41,7 +41,7 @@ class Descriptors(Reserve):
         )
 
     def _note(self, shut: bool) -> None:
-        assert shut is not self.shut, "the kernel is told when it changes"
+        assert shut is not self.shut, "the kernel is notified of changes only"
         self.shut = shut
 
     def lowest(self) -> int:
@@ -64,14 +64,14 @@ class Descriptors(Reserve):
         heapq.heappush(self.free, number)
 
     def accept(self, count: int) -> int:
-        """Let the kernel and libzmq take so many in, as far as there are descriptors; return how many."""
+        """Let the kernel and libzmq accept so many, as far as there are descriptors; return how many."""
         count = min(count, len(self.free))
         for _ in range(count):
             self.taken.add(heapq.heappop(self.free))
         return count
 
     def greet(self, count: int) -> int:
-        """Let so many of those that were accepted say Hello; return how many may stay, the others go."""
+        """Let so many of the accepted say Hello; return how many may stay, the others are disconnected."""
         stayed = 0
         for _ in range(count):
             if self.acceptance.admits(self.clients):
@@ -82,16 +82,16 @@ class Descriptors(Reserve):
         return stayed
 
 
-def test_a_node_is_open_until_its_margin_is_reached() -> None:
+def test_node_is_open_until_margin_is_reached() -> None:
     made = Descriptors()
     stayed = sum(made.greet(made.accept(1)) for _ in range(LIMIT))
     assert stayed == LIMIT - KEPT
     assert made.acceptance.doors is Doors.FULL
-    assert not made.shut, "who comes is told why"
+    assert not made.shut, "newcomers are given the reason"
     assert "832 of its 1,024 descriptors" in made.acceptance.why()
 
 
-def test_of_many_that_come_at_once_only_as_many_are_sent_away_as_have_to_and_none_takes_what_is_held() -> None:
+def test_burst_rejects_only_excess_and_spares_held_descriptors() -> None:
     made = Descriptors()
     came = made.accept(5_000)
     assert came == LIMIT - RESERVE
@@ -102,7 +102,7 @@ def test_of_many_that_come_at_once_only_as_many_are_sent_away_as_have_to_and_non
     assert len(made.held) == RESERVE
 
 
-def test_who_comes_without_a_word_is_counted_at_the_next_tick() -> None:
+def test_silent_newcomer_is_counted_at_next_tick() -> None:
     made = Descriptors()
     made.accept(LIMIT)
     made.acceptance.handle_tick(made.clients)
@@ -110,7 +110,7 @@ def test_who_comes_without_a_word_is_counted_at_the_next_tick() -> None:
     assert made.acceptance.used == LIMIT - RESERVE
 
 
-def test_doors_open_again_when_enough_have_gone_and_not_at_each_that_goes() -> None:
+def test_listener_reopens_only_once_enough_have_left() -> None:
     made = Descriptors()
     made.accept(LIMIT)
     made.acceptance.handle_tick(made.clients)
@@ -127,7 +127,7 @@ def test_doors_open_again_when_enough_have_gone_and_not_at_each_that_goes() -> N
     assert not made.shut
 
 
-def test_a_router_is_sent_to_ipc_only_where_there_is_much_room() -> None:
+def test_router_gets_ipc_only_with_ample_room() -> None:
     # libzmq ends a process that has no descriptor for a connection over ipc.
     assert not Descriptors(IPC_DESCRIPTORS_MIN - 1).acceptance.offers_ipc()
     made = Descriptors(IPC_DESCRIPTORS_MIN)
@@ -139,7 +139,7 @@ def test_a_router_is_sent_to_ipc_only_where_there_is_much_room() -> None:
 
 @settings(max_examples=60)
 @given(st.integers(16, 120), st.lists(st.tuples(st.integers(0, 40), st.booleans()), max_size=15))
-def test_whoever_comes_and_goes_what_is_held_stays_held(limit: int, steps: list[tuple[int, bool]]) -> None:
+def test_held_descriptors_stay_held_under_any_churn(limit: int, steps: list[tuple[int, bool]]) -> None:
     made = Descriptors(limit)
     to_give = limit - limit // 8 - limit // 16
     for count, leaving in steps:
@@ -157,7 +157,7 @@ def test_whoever_comes_and_goes_what_is_held_stays_held(limit: int, steps: list[
             assert made.acceptance.doors is Doors.OPEN
 
 
-def test_a_shut_listener_lets_nobody_in_and_connections_that_stand_go_on() -> None:
+def test_shut_listener_accepts_none_and_keeps_connections() -> None:
     port = free_ports(1)[0]
     with SocketOwner() as owner, SocketOwner() as other:
         replies, monitor = owner.monitored_router()

@@ -1,4 +1,4 @@
-"""Pauses grow, are drawn by chance, and only a Welcome makes them short again."""
+"""Pauses: they grow, are drawn at random, and only a Welcome makes them short again."""
 
 import random
 import statistics
@@ -16,7 +16,7 @@ def test_pauses_grow_to_the_longest_and_stay_there() -> None:
     assert set(pauses[longest:]) == {PAUSE_MAX_S}
 
 
-def test_a_node_that_was_away_is_found_after_a_quarter_of_that_again_at_most() -> None:
+def test_returned_node_is_found_within_quarter_of_outage() -> None:
     chance = random.Random(1)
     for _ in range(1_000):
         backoff, away_s = Backoff(chance.random), 0.0
@@ -36,7 +36,7 @@ def test_only_a_welcome_makes_pauses_short_again() -> None:
     assert backoff.next_pause_s() == first
 
 
-def test_a_thousand_hosts_that_lose_a_node_together_do_not_come_back_together() -> None:
+def test_hosts_that_lose_a_node_return_spread_out() -> None:
     chance = random.Random(1)
     hosts = [Backoff(chance.random) for _ in range(1_000)]
     tried = [0.0] * len(hosts)

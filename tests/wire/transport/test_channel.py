@@ -13,13 +13,13 @@ from dawnchorus.wire.transport.channel import DRAIN_BYTES_MAX, Channel, Sent, re
 from dawnchorus.wire.transport.sockets import NODE_SEND_FRAMES_MAX, SocketOwner, bind
 
 PATIENCE_MS = 30_000
-"""How long a test waits for what has to happen; nothing is measured with it."""
+"""The longest wait for an event that has to come; nothing is measured with it."""
 
 Messages = list[list[bytes]]
 
 
 class Ends:
-    """A node's and a router's socket, each with a channel that collects what it is handed."""
+    """A node's and a router's socket, each with a channel that collects the messages that it delivers."""
 
     def __init__(self, owner: SocketOwner, endpoint: str) -> None:
         self.owner = owner
@@ -50,9 +50,9 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 @asynccontextmanager
-async def connected(folder: Path) -> AsyncGenerator[Ends]:
+async def connected(directory: Path) -> AsyncGenerator[Ends]:
     with SocketOwner() as owner:
-        ends = Ends(owner, f"ipc://{folder}/x")
+        ends = Ends(owner, f"ipc://{directory}/x")
         try:
             yield ends
         finally:
@@ -66,11 +66,11 @@ async def ends(short_directory: Path) -> AsyncGenerator[Ends]:
         yield made
 
 
-def count(handed: list[Messages]) -> int:
-    return sum(len(messages) for messages in handed)
+def count(delivered: list[Messages]) -> int:
+    return sum(len(messages) for messages in delivered)
 
 
-async def test_ten_thousand_frames_arrive_in_order_gathered_in_bounded_turns(ends: Ends) -> None:
+async def test_many_frames_arrive_in_order_in_bounded_turns(ends: Ends) -> None:
     sent = 0
     while sent < 10_000:
         if ends.router.send(b"%d" % sent) is Sent.OK:
@@ -81,11 +81,11 @@ async def test_ten_thousand_frames_arrive_in_order_gathered_in_bounded_turns(end
     frames = [message[1] for messages in ends.at_node for message in messages]
     assert frames == [b"%d" % number for number in range(10_000)]
     assert max(map(len, ends.at_node)) <= 256
-    assert len(ends.at_node) < 5_000, "what has gathered is handed over together"
+    assert len(ends.at_node) < 5_000, "gathered frames are delivered together"
     assert len({message[0] for messages in ends.at_node for message in messages}) == 1
 
 
-async def test_large_frames_are_handed_over_before_many_have_gathered(ends: Ends) -> None:
+async def test_large_frames_are_delivered_before_many_gather(ends: Ends) -> None:
     sent = 0
     while sent < 40:
         if ends.router.send(b"x" * (1 << 20)) is Sent.OK:
@@ -103,11 +103,11 @@ async def test_timers_run_between_the_turns_of_a_drain(short_directory: Path) ->
         bind(replies, f"ipc://{short_directory}/x")
         requests = owner.dealer(f"ipc://{short_directory}/x")
         loop = asyncio.get_running_loop()
-        handed = 0
+        delivered = 0
 
         def refill(messages: Messages) -> None:
-            nonlocal handed
-            handed += len(messages)
+            nonlocal delivered
+            delivered += len(messages)
             for _ in messages:
                 router.send(b"again")
 
@@ -115,12 +115,12 @@ async def test_timers_run_between_the_turns_of_a_drain(short_directory: Path) ->
         node = Channel(loop, replies, receive_parts, refill)
         for _ in range(200):
             router.send(b"first")
-        await until(lambda: handed > 2_000)
+        await until(lambda: delivered > 2_000)
         node.close()
         router.close()
 
 
-async def test_nothing_waits_for_an_edge_that_a_send_has_swallowed(ends: Ends) -> None:
+async def test_nothing_waits_for_an_edge_lost_to_send(ends: Ends) -> None:
     # Both sides answer from inside their handlers, where every send and receive may take the edge.
     identity = await ends.identity()
     left = 2_000
@@ -150,21 +150,21 @@ async def test_nothing_waits_for_an_edge_that_a_send_has_swallowed(ends: Ends) -
     assert identity
 
 
-async def test_frames_that_came_before_the_channel_was_made_are_handed_over(short_directory: Path) -> None:
+async def test_frames_before_the_channel_was_made_are_delivered(short_directory: Path) -> None:
     with SocketOwner() as owner:
         replies = owner.router()
         bind(replies, f"ipc://{short_directory}/x")
         requests = owner.dealer(f"ipc://{short_directory}/x")
         requests.send(b"early")
         assert replies.poll(PATIENCE_MS)
-        handed: list[Messages] = []
-        channel = Channel(asyncio.get_running_loop(), replies, receive_parts, handed.append)
-        await until(lambda: handed)
+        delivered: list[Messages] = []
+        channel = Channel(asyncio.get_running_loop(), replies, receive_parts, delivered.append)
+        await until(lambda: delivered)
         channel.close()
-    assert handed[0][0][1] == b"early"
+    assert delivered[0][0][1] == b"early"
 
 
-async def test_large_frames_arrive_whole_although_their_sender_lets_go_of_them(ends: Ends) -> None:
+async def test_large_frames_arrive_complete_after_sender_releases_them(ends: Ends) -> None:
     identity = await ends.identity()
     sizes = [0, 1, (1 << 16) - 1, 1 << 16, 3 << 20]
     for number, size in enumerate(sizes):
@@ -172,21 +172,21 @@ async def test_large_frames_arrive_whole_although_their_sender_lets_go_of_them(e
         assert ends.node.send_to(identity, bytes([number]) * size) is Sent.OK
     gc.collect()
     await until(lambda: count(ends.at_node) == count(ends.at_router) == len(sizes))
-    for handed in (ends.at_node, ends.at_router):
-        frames = [message[-1] for messages in handed for message in messages]
+    for delivered in (ends.at_node, ends.at_router):
+        frames = [message[-1] for messages in delivered for message in messages]
         assert frames == [bytes([number]) * size for number, size in enumerate(sizes)]
 
 
-async def test_a_peer_that_does_not_read_is_full_and_gets_everything_once_it_reads(short_directory: Path) -> None:
+async def test_full_peer_gets_everything_once_it_reads(short_directory: Path) -> None:
     with SocketOwner() as owner:
         replies = owner.router()
         bind(replies, f"ipc://{short_directory}/x")
         requests = owner.dealer(f"ipc://{short_directory}/x")
-        handed: list[Messages] = []
-        node = Channel(asyncio.get_running_loop(), replies, receive_parts, handed.append)
+        delivered: list[Messages] = []
+        node = Channel(asyncio.get_running_loop(), replies, receive_parts, delivered.append)
         requests.send(b"hello")
-        await until(lambda: handed)
-        identity = handed[0][0][0]
+        await until(lambda: delivered)
+        identity = delivered[0][0][0]
         # The kernel's buffers, the peer's queue and this one's take some; then it is full.
         frame = b"x" * (1 << 20)
         taken = 0
@@ -207,18 +207,18 @@ async def test_a_peer_that_does_not_read_is_full_and_gets_everything_once_it_rea
         router.close()
 
 
-async def test_a_peer_that_is_not_there_is_gone(ends: Ends) -> None:
+async def test_absent_peer_is_gone(ends: Ends) -> None:
     assert ends.node.send_to(b"\x00nobody", b"frame") is Sent.GONE
 
 
-async def test_a_peer_that_has_left_is_gone(ends: Ends) -> None:
+async def test_departed_peer_is_gone(ends: Ends) -> None:
     identity = await ends.identity()
     ends.router.close()
     ends.owner.close_socket(ends.requests)
     await until(lambda: ends.node.send_to(identity, b"frame") is Sent.GONE)
 
 
-async def test_a_closed_channel_hands_nothing_over(ends: Ends) -> None:
+async def test_closed_channel_delivers_nothing(ends: Ends) -> None:
     identity = await ends.identity()
     ends.router.send(b"before")
     assert ends.replies.poll(PATIENCE_MS)
@@ -231,63 +231,63 @@ async def test_a_closed_channel_hands_nothing_over(ends: Ends) -> None:
     assert [ends.replies.recv_multipart() for _ in range(2)] == [[identity, b"before"], [identity, b"after"]]
 
 
-async def test_a_channel_closed_by_its_own_handler_is_left_alone(short_directory: Path) -> None:
+async def test_channel_closed_by_its_handler_is_left_alone(short_directory: Path) -> None:
     with SocketOwner() as owner:
         replies = owner.router()
         bind(replies, f"ipc://{short_directory}/x")
         requests = owner.dealer(f"ipc://{short_directory}/x")
-        handed: list[Messages] = []
+        delivered: list[Messages] = []
 
         def close(messages: Messages) -> None:
-            handed.append(messages)
+            delivered.append(messages)
             channel.close()
             owner.close_socket(replies)
 
         channel = Channel(asyncio.get_running_loop(), replies, receive_parts, close)
         requests.send(b"end")
-        await until(lambda: handed)
+        await until(lambda: delivered)
         await asyncio.sleep(0.01)
-        assert len(handed) == 1
+        assert len(delivered) == 1
 
 
-async def test_what_is_left_in_the_socket_is_handed_over_although_the_handler_fails(short_directory: Path) -> None:
+async def test_rest_of_socket_is_delivered_after_handler_fails(short_directory: Path) -> None:
     with SocketOwner() as owner:
         replies = owner.router()
         bind(replies, f"ipc://{short_directory}/x")
         requests = owner.dealer(f"ipc://{short_directory}/x")
         for number in range(600):
             requests.send(b"%d" % number)
-        handed = 0
+        delivered = 0
 
         def fail(messages: Messages) -> None:
-            nonlocal handed
-            handed += len(messages)
+            nonlocal delivered
+            delivered += len(messages)
             raise RuntimeError("a bug")
 
         failures: list[dict[str, Any]] = []
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: failures.append(context))
         channel = Channel(loop, replies, receive_parts, fail)
-        await until(lambda: handed == 600)
+        await until(lambda: delivered == 600)
         channel.close()
         loop.set_exception_handler(None)
     assert failures
     assert all(isinstance(context["exception"], RuntimeError) for context in failures)
 
 
-async def test_a_frame_received_uncopied_stays_whole_when_others_follow(short_directory: Path) -> None:
+async def test_uncopied_frame_stays_intact_when_others_follow(short_directory: Path) -> None:
     with SocketOwner() as owner:
         replies = owner.router()
         bind(replies, f"ipc://{short_directory}/x")
         requests = owner.dealer(f"ipc://{short_directory}/x")
-        handed: list[Messages] = []
+        delivered: list[Messages] = []
         views: list[memoryview] = []
         loop = asyncio.get_running_loop()
-        node = Channel(loop, replies, receive_parts, handed.append)
+        node = Channel(loop, replies, receive_parts, delivered.append)
         router = Channel(loop, requests, receive_frame, views.extend)
         requests.send(b"hello")
-        await until(lambda: handed)
-        identity = handed[0][0][0]
+        await until(lambda: delivered)
+        identity = delivered[0][0][0]
         for number in range(10):
             assert node.send_to(identity, bytes([number]) * 100_000) is Sent.OK
         await until(lambda: len(views) == 10)

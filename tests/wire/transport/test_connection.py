@@ -1,6 +1,6 @@
-"""One link: what becomes of a node that is silent, and how often one is tried that does not take this router.
+"""One link: its handling of a silent node, and its attempts to reach a node that rejects this router.
 
-The ticks by which it judges are given by hand; a node in memory says what it is told to.
+The test makes the ticks by which the link judges; a node in memory sends what the test has it send.
 """
 
 import asyncio
@@ -40,17 +40,17 @@ _ports = itertools.count(10_001)
 
 
 def free_endpoint() -> str:
-    """An endpoint where nobody listens."""
+    """Return an endpoint on which nothing listens."""
     return f"tcp://127.0.0.1:{next(_ports)}"
 
 
 def transport() -> Transport:
-    """Connections in memory, or sockets on a real loop."""
+    """Return connections in memory, or sockets on a real loop."""
     return network() or SocketTransport()
 
 
 class Node:
-    """Welcomes whoever says Hello, and otherwise says what a test has it say."""
+    """A node that welcomes every Hello, and otherwise sends what a test has it send."""
 
     def __init__(self, endpoint: str) -> None:
         memory = network()
@@ -59,9 +59,9 @@ class Node:
         self.welcomes = True
         self.ipc = ""
         self.peers: list[bytes] = []
-        """Who said Hello."""
+        """The peers that said Hello."""
         self.frames: list[bytes] = []
-        """What came beside Hellos."""
+        """The frames that came beside Hellos."""
 
     def _handle(self, messages: list[list[bytes]]) -> None:
         for peer, frame in messages:
@@ -79,8 +79,8 @@ class Node:
         self.channel.close()
 
 
-class Told:
-    """A link's owner: what it was told, in order."""
+class Owner:
+    """A link's owner: its notifications, in order."""
 
     def __init__(self) -> None:
         self.words: list[str] = []
@@ -98,8 +98,8 @@ class Told:
     def handle_heard(self, link: Link) -> None:
         self.words.append("heard")
 
-    def handle_refused(self, link: Link, reason: str) -> None:
-        self.words.append(f"refused: {reason}")
+    def handle_rejected(self, link: Link, reason: str) -> None:
+        self.words.append(f"rejected: {reason}")
 
     def handle_frames(self, link: Link, frames: list[memoryview]) -> None:
         self.frames += [bytes(frame) for frame in frames]
@@ -111,18 +111,18 @@ class Linked:
     def __init__(self, endpoint: str) -> None:
         self.node = Node(endpoint)
         self.sockets = transport()
-        self.told = Told()
-        self.link = Link(self.sockets, endpoint, HELLO, self.told, "n")
+        self.owner = Owner()
+        self.link = Link(self.sockets, endpoint, HELLO, self.owner, "n")
 
     def tick(self, times: int = 1) -> None:
         for _ in range(times):
             self.link.handle_tick()
 
     def tick_until_silent(self) -> None:
-        """Let the node say nothing for as long as it takes; it welcomes nobody meanwhile."""
+        """Let the node say nothing for as long as it takes; it welcomes no router meanwhile."""
         self.node.welcomes = False
         self.tick(SILENT_TICKS + 1)
-        assert self.told.words == ["up", "silent"]
+        assert self.owner.words == ["up", "silent"]
 
 
 @contextlib.asynccontextmanager
@@ -137,7 +137,7 @@ async def linked() -> AsyncGenerator[Linked]:
         made.node.close()
 
 
-async def test_socket_that_cannot_be_looked_at_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_socket_that_cannot_be_inspected_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
     for path, line in (("nothing", []), ("file/socket", ["unix socket cannot be used: TCP is"])):
         caplog.clear()
@@ -156,55 +156,55 @@ async def test_nothing_is_asked_while_the_node_says_something() -> None:
     async with linked() as made:
         for number in range(5):
             made.node.say(made.node.peers[0], PONG)
-            await eventually(lambda number=number: len(made.told.frames) == number + 1)  # type: ignore[misc]
+            await eventually(lambda number=number: len(made.owner.frames) == number + 1)  # type: ignore[misc]
             made.tick()
         made.link.send(REQUEST)
         await eventually(lambda: made.node.frames == [REQUEST])
         made.tick()
         await eventually(lambda: made.node.frames == [REQUEST, PING])
-        assert made.told.words == ["up"]
+        assert made.owner.words == ["up"]
 
 
-async def test_a_node_that_was_busy_goes_on_where_it_was() -> None:
+async def test_busy_node_resumes_on_its_old_connection() -> None:
     async with linked() as made:
         made.link.send(REQUEST)
         made.tick_until_silent()
         assert made.link.up, "what is on its way is still waited for"
         await eventually(lambda: len(made.node.peers) == 2)  # tried beside, and not answered
         made.node.say(made.node.peers[0], PONG)
-        await eventually(lambda: made.told.words == ["up", "silent", "heard"])
+        await eventually(lambda: made.owner.words == ["up", "silent", "heard"])
         made.node.welcomes = True
         made.node.say(made.node.peers[0], b"the answer")
-        await eventually(lambda: made.told.frames == [PONG, b"the answer"])
+        await eventually(lambda: made.owner.frames == [PONG, b"the answer"])
         assert made.node.frames.count(REQUEST) == 1
         made.tick()
-        assert made.told.words == ["up", "silent", "heard"]
+        assert made.owner.words == ["up", "silent", "heard"]
 
 
-async def test_a_node_that_takes_up_both_connections_in_one_turn_is_kept_on_the_old_one() -> None:
+async def test_node_answering_both_connections_keeps_the_old() -> None:
     async with linked() as made:
         made.tick_until_silent()
         await eventually(lambda: len(made.node.peers) == 2)
         made.node.say(made.node.peers[1], encode(Welcome("n", "u", b"", b"", "", 1)))
         await asyncio.sleep(0.05)
         made.node.say(made.node.peers[0], PONG)
-        await eventually(lambda: "heard" in made.told.words)
+        await eventually(lambda: "heard" in made.owner.words)
         await asyncio.sleep(0.3)
-        assert made.told.words == ["up", "silent", "heard"]
+        assert made.owner.words == ["up", "silent", "heard"]
 
 
-async def test_a_connection_that_leads_nowhere_any_more_is_replaced_without_anybody_being_told_that_it_broke() -> None:
+async def test_dead_connection_is_replaced_without_report_of_down() -> None:
     async with linked() as made:
         made.node.frames.clear()
         made.tick_until_silent()
         made.node.welcomes = True
-        await eventually(lambda: made.told.words == ["up", "silent", "down", "up"])
+        await eventually(lambda: made.owner.words == ["up", "silent", "down", "up"])
         assert len(made.node.peers) == 2
         made.link.send(REQUEST)
         await eventually(lambda: REQUEST in made.node.frames)
 
 
-async def test_a_silent_node_that_refuses_anew_keeps_its_old_connection() -> None:
+async def test_silent_node_rejecting_hello_keeps_old_connection() -> None:
     async with linked() as made:
         made.tick_until_silent()
         await eventually(lambda: len(made.node.peers) == 2)
@@ -212,14 +212,14 @@ async def test_a_silent_node_that_refuses_anew_keeps_its_old_connection() -> Non
         await asyncio.sleep(0.1)
         assert made.link.up
         made.node.say(made.node.peers[0], PONG)
-        await eventually(lambda: made.told.words == ["up", "silent", "heard"])
+        await eventually(lambda: made.owner.words == ["up", "silent", "heard"])
 
 
-async def test_a_hello_that_is_never_answered_is_said_again_on_a_fresh_connection() -> None:
+async def test_unanswered_hello_is_repeated_on_fresh_connection() -> None:
     endpoint = free_endpoint()
-    node, sockets, told = Node(endpoint), transport(), Told()
+    node, sockets, owner = Node(endpoint), transport(), Owner()
     node.welcomes = False
-    link = Link(sockets, endpoint, HELLO, told, "n")
+    link = Link(sockets, endpoint, HELLO, owner, "n")
     try:
         await eventually(lambda: len(node.peers) == 1)
         for _ in range(5):
@@ -228,7 +228,7 @@ async def test_a_hello_that_is_never_answered_is_said_again_on_a_fresh_connectio
         node.welcomes = True
         for _ in range(5):
             link.handle_tick()
-        await eventually(lambda: told.words == ["up"])
+        await eventually(lambda: owner.words == ["up"])
     finally:
         link.close()
         sockets.close()
@@ -236,7 +236,7 @@ async def test_a_hello_that_is_never_answered_is_said_again_on_a_fresh_connectio
 
 
 @pytest.mark.real
-async def test_a_peer_that_accepts_and_hangs_up_at_once_is_not_tried_every_moment() -> None:
+async def test_peer_that_hangs_up_is_retried_with_pauses() -> None:
     accepted = 0
 
     async def hang_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -245,11 +245,11 @@ async def test_a_peer_that_accepts_and_hangs_up_at_once_is_not_tried_every_momen
         writer.close()
 
     server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
-    sockets, told = transport(), Told()
-    link = Link(sockets, f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}", HELLO, told)
+    sockets, owner = transport(), Owner()
+    link = Link(sockets, f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}", HELLO, owner)
     try:
         await asyncio.sleep(2.0)
-        # At 20 ms each it would be a hundred; the shortest pauses that may be drawn add up to it after 25.
+        # At 20 ms each there would be a hundred; the shortest pauses that may be drawn make 25 attempts.
         assert 3 <= accepted <= most_attempts(2.0)
         before = accepted
         await eventually(lambda: accepted > before)
@@ -257,19 +257,19 @@ async def test_a_peer_that_accepts_and_hangs_up_at_once_is_not_tried_every_momen
         link.close()
         sockets.close()
         server.close()
-    assert told.words == []
+    assert owner.words == []
 
 
-async def test_a_peer_that_refuses_is_not_tried_every_moment_and_found_when_it_is_there() -> None:
+async def test_absent_peer_is_retried_with_pauses_until_found() -> None:
     endpoint = free_endpoint()
-    sockets, told = WatchedTransport(), Told()
-    link = Link(sockets, endpoint, HELLO, told, "n")
+    sockets, owner = WatchedTransport(), Owner()
+    link = Link(sockets, endpoint, HELLO, owner, "n")
     try:
         await asyncio.sleep(1.5)
         assert 3 <= sockets.attempts <= most_attempts(1.5)
         node = Node(endpoint)
         try:
-            await eventually(lambda: told.words == ["up"])
+            await eventually(lambda: owner.words == ["up"])
         finally:
             node.close()
     finally:
@@ -286,7 +286,7 @@ def most_attempts(seconds: float) -> int:
 
 
 class WatchedTransport:
-    """Connections, counted; none while there are said to be no descriptors."""
+    """Connections, counted; none can be made while descriptors are said to be used up."""
 
     def __init__(self) -> None:
         self._sockets = transport()
@@ -308,27 +308,27 @@ class WatchedTransport:
 
 
 @pytest.mark.parametrize("when", ["at first", "again"])
-async def test_a_link_that_got_no_descriptor_heals_when_there_are_some(when: str) -> None:
+async def test_link_without_descriptor_recovers_once_available(when: str) -> None:
     endpoint = free_endpoint()
-    sockets, told = WatchedTransport(), Told()
+    sockets, owner = WatchedTransport(), Owner()
     sockets.descriptors = when == "again"
     node = Node(endpoint)
-    link = Link(sockets, endpoint, HELLO, told, "n")
+    link = Link(sockets, endpoint, HELLO, owner, "n")
     try:
         if when == "again":
-            await eventually(lambda: told.words == ["up"])
+            await eventually(lambda: owner.words == ["up"])
             sockets.descriptors = False
             node.close()
-        await eventually(lambda: told.words.count("refused: cannot connect: no descriptors") > 2)
+        await eventually(lambda: owner.words.count("rejected: cannot connect: no descriptors") > 2)
         sockets.descriptors = True
         if when == "again":
             node = Node(endpoint)
-        await eventually(lambda: told.words[-1] == "up")
+        await eventually(lambda: owner.words[-1] == "up")
     finally:
         link.close()
         sockets.close()
         node.close()
 
 
-def test_what_a_node_of_these_tests_takes_for_a_hello_is_one() -> None:
+def test_hello_of_the_test_node_is_valid() -> None:
     assert isinstance(decode_request(HELLO), Hello)

@@ -1,4 +1,4 @@
-"""A client's present connection: with its first request the node forgets the earlier one, and what waits there."""
+"""A client's present connection: its first request makes the node forget the earlier one and the work queued there."""
 
 from hypothesis import example, given
 from hypothesis import strategies as st

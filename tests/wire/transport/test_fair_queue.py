@@ -1,4 +1,4 @@
-"""The fair queue: everybody's turn comes, in order, and nobody's queue grows without bound."""
+"""The fair queue: every peer has its turn, in order, and no peer's queue grows without bound."""
 
 from collections import deque
 
@@ -18,21 +18,21 @@ def queue_of(*peers: bytes) -> FairQueue[str]:
 
 
 def taken(queue: FairQueue[str]) -> list[str]:
-    """Everything that is left, in the order of service."""
+    """Take everything that is left, in the order of service."""
     found: list[str] = []
     while (piece := queue.take()) is not None:
         found.append(piece[1])
     return found
 
 
-def test_work_comes_out_as_it_went_in() -> None:
+def test_work_comes_out_unchanged() -> None:
     queue = queue_of(b"a")
     assert queue.put(b"a", "work", 7)
     assert queue.take() == (b"a", "work", 7)
     assert queue.take() is None
 
 
-def test_a_storm_does_not_hold_up_anothers_single_piece() -> None:
+def test_storm_does_not_delay_another_peers_piece() -> None:
     queue = queue_of(b"storm", b"single")
     for number in range(1_000):
         queue.put(b"storm", f"storm {number}", 1)
@@ -40,7 +40,7 @@ def test_a_storm_does_not_hold_up_anothers_single_piece() -> None:
     assert taken(queue)[:3] == ["storm 0", "single", "storm 1"]
 
 
-def test_peers_take_turns_and_each_is_served_in_order() -> None:
+def test_peers_take_turns_each_in_its_order() -> None:
     queue = queue_of(b"a", b"b", b"c")
     for number in range(3):
         for peer in (b"a", b"b", b"c"):
@@ -48,7 +48,7 @@ def test_peers_take_turns_and_each_is_served_in_order() -> None:
     assert taken(queue) == ["a0", "b0", "c0", "a1", "b1", "c1", "a2", "b2", "c2"]
 
 
-def test_work_that_is_not_done_goes_on_before_the_rest_of_its_peer_and_after_the_others() -> None:
+def test_unfinished_work_is_first_of_its_peers_turn() -> None:
     queue = queue_of(b"a", b"b")
     queue.put(b"a", "a0", 5)
     queue.put(b"a", "a1", 5)
@@ -66,7 +66,7 @@ def test_work_put_back_alone_is_found_again() -> None:
     assert taken(queue) == ["rest"]
 
 
-def test_a_blocked_peer_waits_and_nobody_else_does() -> None:
+def test_blocked_peer_waits_alone() -> None:
     queue = queue_of(b"a", b"b")
     for number in range(2):
         queue.put(b"a", f"a{number}", 1)
@@ -79,8 +79,8 @@ def test_a_blocked_peer_waits_and_nobody_else_does() -> None:
     assert taken(queue) == ["a0", "a1", "a2"]
 
 
-def test_a_peer_unblocked_within_its_turn_has_one_turn_a_round_still() -> None:
-    # As a node does that sends a frame, finds the peer's pipe full, and can go on a millisecond later.
+def test_peer_unblocked_within_turn_keeps_one_per_round() -> None:
+    # As a node does that sends a frame, finds the peer's pipe full, and can continue a millisecond later.
     queue = queue_of(b"a", b"b")
     for number in range(4):
         queue.put(b"a", f"a{number}", 1)
@@ -91,7 +91,7 @@ def test_a_peer_unblocked_within_its_turn_has_one_turn_a_round_still() -> None:
     assert taken(queue) == ["a0", "b0", "a1", "b1", "a2", "b2", "a3", "b3"]
 
 
-def test_a_peer_that_comes_again_has_one_turn_a_round() -> None:
+def test_returning_peer_has_one_turn_a_round() -> None:
     queue = queue_of(b"a", b"b")
     queue.put(b"a", "old", 1)
     assert queue.remove_peer(b"a") == 1
@@ -125,7 +125,7 @@ def test_a_queue_is_bounded_in_bytes() -> None:
     assert not queue.put(b"a", "too much", 1)
 
 
-def test_work_put_back_is_never_refused() -> None:
+def test_work_put_back_is_never_rejected() -> None:
     queue = queue_of(b"a")
     for number in range(PEER_QUEUE_LENGTH_MAX):
         queue.put(b"a", f"a{number}", PEER_QUEUE_BYTES_MAX // PEER_QUEUE_LENGTH_MAX)
@@ -152,7 +152,7 @@ def test_work_held_elsewhere_counts_until_released() -> None:
     assert not queue.put(b"a", "too many", 0)
 
 
-def test_work_of_a_peer_that_left_goes_with_it() -> None:
+def test_work_of_departed_peer_is_dropped() -> None:
     queue = queue_of(b"a", b"b")
     queue.put(b"a", "a0", 1)
     queue.put(b"a", "a1", 1)
@@ -169,7 +169,7 @@ def test_work_of_a_peer_that_left_goes_with_it() -> None:
         queue.put(b"a", "late", 1)
 
 
-def test_a_peer_that_says_hello_again_keeps_its_work() -> None:
+def test_peer_repeating_hello_keeps_its_work() -> None:
     queue = queue_of(b"a")
     queue.put(b"a", "a0", 1)
     queue.add_peer(b"a")
@@ -255,7 +255,7 @@ class FairQueueMachine(RuleBasedStateMachine):
     def knows_its_peers(self) -> None:
         assert len(self.queue) == len(self.pieces)
         assert all((peer in self.queue) == (peer in self.pieces) for peer in PEERS)
-        # Whoever does not wait any more begins to count anew.
+        # A peer that no longer waits begins to count anew.
         ready = self.ready()
         self.served_while_waiting = {peer: s for peer, s in self.served_while_waiting.items() if peer in ready}
 

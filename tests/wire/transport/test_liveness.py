@@ -1,10 +1,10 @@
-"""Silence is told in whole ticks, and any word ends it."""
+"""Silence: reported in full ticks, and ended by any frame."""
 
 from dawnchorus.wire.transport.liveness import LIVENESS_TICK_S, SILENT_TICKS, Silence, is_asked
 
 
-def test_silence_is_told_within_four_seconds_and_not_before_the_other_end_was_asked_and_had_time() -> None:
-    # The last word may have come right before a tick, or right after one.
+def test_silence_is_reported_within_four_seconds_after_asking() -> None:
+    # The last frame may have come right before a tick, or right after one.
     assert 2.5 < SILENT_TICKS * LIVENESS_TICK_S < (SILENT_TICKS + 1) * LIVENESS_TICK_S < 4.0
     silence = Silence()
     asked = [is_asked(silence.handle_tick()) for _ in range(SILENT_TICKS + 1)]
@@ -12,7 +12,7 @@ def test_silence_is_told_within_four_seconds_and_not_before_the_other_end_was_as
     assert silence.ticks == SILENT_TICKS
 
 
-def test_a_word_ends_silence() -> None:
+def test_any_frame_ends_silence() -> None:
     silence = Silence()
     for _ in range(5):
         silence.handle_tick()
@@ -20,7 +20,7 @@ def test_a_word_ends_silence() -> None:
     assert [silence.handle_tick() for _ in range(3)] == [0, 1, 2]
 
 
-def test_an_end_that_is_silent_for_an_hour_is_asked_some_hundred_times() -> None:
+def test_long_silent_end_is_asked_some_hundred_times() -> None:
     silence = Silence()
     asked = sum(is_asked(silence.handle_tick()) for _ in range(int(3_600 / LIVENESS_TICK_S)))
     assert 100 < asked < 1_000

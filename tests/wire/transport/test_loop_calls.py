@@ -1,4 +1,4 @@
-"""Calls of threads reach the loop in order while it lives, and are dropped without a word after that."""
+"""Calls of threads: they reach the loop in order while it lives, and are dropped silently after that."""
 
 import asyncio
 import threading
@@ -26,7 +26,7 @@ async def test_calls_of_a_thread_come_in_order() -> None:
     assert called == [(number, threading.get_ident()) for number in range(1_000)]
 
 
-async def test_what_waits_when_calls_are_closed_is_dropped() -> None:
+async def test_pending_calls_are_dropped_on_close() -> None:
     calls = LoopCalls(asyncio.get_running_loop())
     called: list[int] = []
     calls.call(lambda: called.append(1))
@@ -36,7 +36,7 @@ async def test_what_waits_when_calls_are_closed_is_dropped() -> None:
     assert called == []
 
 
-def test_thread_that_calls_a_loop_that_ended_is_not_disturbed() -> None:
+def test_call_to_an_ended_loop_is_dropped_silently() -> None:
     async def make() -> LoopCalls:
         calls = LoopCalls(asyncio.get_running_loop())
         calls.close()

@@ -1,4 +1,4 @@
-"""How long requests lay in the sockets, told from two clocks that have nothing to do with each other."""
+"""The delay of requests queued in sockets, measured by two unrelated clocks."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +12,7 @@ def sent(at_s: float) -> int:
     return int(at_s * 1e6)
 
 
-def test_what_took_longer_than_the_quickest_was_late_by_the_difference() -> None:
+def test_delay_is_the_difference_from_the_quickest_request() -> None:
     delays = TransitDelays()
     assert delays.queued_s(ROUTER, sent(5_000.0), 100.0) == 0.0
     assert abs(delays.queued_s(ROUTER, sent(5_001.0), 101.5) - 0.5) < 1e-6
@@ -42,16 +42,14 @@ def test_clocks_that_drift_apart_are_followed() -> None:
     assert delays.queued_s(ROUTER, sent(3_601.0), 3_600 * 1.0001 + 2.0) >= 1.9
 
 
-def test_after_an_idle_hour_the_clocks_are_compared_anew() -> None:
+def test_clocks_are_compared_anew_after_idle_hour() -> None:
     delays = TransitDelays()
     delays.queued_s(ROUTER, sent(1.0), 0.0)
     assert delays.queued_s(ROUTER, sent(3_601.0), 3_600.18) == 0.0  # they drifted apart by 50 us a second
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.floats(0, 0.5)), min_size=1, max_size=50), st.floats(1, 1e6))
-def test_it_never_says_more_than_was_and_less_by_the_quickest_at_most(
-    requests: list[tuple[float, float]], offset_s: float
-) -> None:
+def test_delay_is_underestimated_by_the_quickest_at_most(requests: list[tuple[float, float]], offset_s: float) -> None:
     delays, now = TransitDelays(), 0.0
     for passed_s, on_its_way_s in requests:
         now += passed_s

@@ -1,4 +1,4 @@
-"""Peers: replies in order, nobody waits for another, and what one peer can make a node hold is bounded."""
+"""Reply queues: replies in order, no peer waits for another, and the bytes held for one peer are bounded."""
 
 from collections import defaultdict, deque
 
@@ -38,7 +38,7 @@ class Made:
             self.peers.add(peer)
 
 
-def test_replies_go_out_at_once_where_there_is_room() -> None:
+def test_replies_are_sent_at_once_given_room() -> None:
     made = Made(b"a")
     assert made.peers.reply(b"a", b"1") is Sent.OK
     assert made.peers.reply(b"a", b"2") is Sent.OK
@@ -46,13 +46,13 @@ def test_replies_go_out_at_once_where_there_is_room() -> None:
     assert not made.peers.blocked
 
 
-def test_replies_wait_in_order_for_a_peer_that_does_not_read() -> None:
+def test_replies_wait_in_order_for_blocked_peer() -> None:
     made = Made(b"a", b"b")
     made.pipes.room[b"a"] = 1
     assert [made.peers.reply(b"a", b"%d" % number) for number in range(4)] == [Sent.OK, Sent.FULL, Sent.FULL, Sent.FULL]
     assert made.peers.blocked == {b"a"}
     assert made.peers.reply(b"b", b"other") is Sent.OK
-    # Room again, and still nothing overtakes what waits.
+    # There is room again, and still nothing overtakes the waiting replies.
     made.pipes.room[b"a"] = 2
     assert made.peers.reply(b"a", b"4") is Sent.FULL
     assert made.peers.retry() == ([], [])
@@ -65,7 +65,7 @@ def test_replies_wait_in_order_for_a_peer_that_does_not_read() -> None:
     assert made.peers.retry() == ([], [])
 
 
-def test_hundreds_of_small_replies_wait_for_a_peer_and_none_is_dropped() -> None:
+def test_hundreds_of_small_replies_wait_without_loss() -> None:
     # The writer answers all saves of a group at once.
     made = Made(b"a")
     made.pipes.room[b"a"] = 16
@@ -77,7 +77,7 @@ def test_hundreds_of_small_replies_wait_for_a_peer_and_none_is_dropped() -> None
     assert list(made.pipes.sent[b"a"]) == [b"%d" % number for number in range(10_000)]
 
 
-def test_waiting_replies_beyond_a_number_of_bytes_are_dropped_and_counted() -> None:
+def test_replies_beyond_byte_limit_are_dropped_and_counted() -> None:
     made = Made(b"a")
     frame = bytes((1 << 20) - 64)
     for _ in range(2):
@@ -90,7 +90,7 @@ def test_waiting_replies_beyond_a_number_of_bytes_are_dropped_and_counted() -> N
     assert len(made.pipes.sent[b"a"]) == 64
 
 
-def test_what_waits_for_a_peer_that_left_is_dropped_and_counted() -> None:
+def test_replies_to_departed_peer_are_dropped_and_counted() -> None:
     made = Made(b"a", b"b")
     made.pipes.room[b"a"] = made.pipes.room[b"b"] = 0
     for number in range(3):
@@ -103,7 +103,7 @@ def test_what_waits_for_a_peer_that_left_is_dropped_and_counted() -> None:
     assert made.counters.dropped_replies == 3
 
 
-def test_a_peer_found_gone_when_it_is_answered_is_forgotten() -> None:
+def test_peer_found_gone_when_answered_is_forgotten() -> None:
     made = Made(b"a")
     made.pipes.gone.add(b"a")
     assert made.peers.reply(b"a", b"0") is Sent.GONE
@@ -113,7 +113,7 @@ def test_a_peer_found_gone_when_it_is_answered_is_forgotten() -> None:
     assert made.counters.dropped_replies == 2
 
 
-def test_strangers_are_answered_if_they_can_be_and_nothing_is_kept_for_them() -> None:
+def test_strangers_are_answered_but_nothing_is_kept() -> None:
     made = Made()
     assert made.peers.reply(b"x", b"fault") is Sent.OK
     made.pipes.room[b"x"] = 0
@@ -123,7 +123,7 @@ def test_strangers_are_answered_if_they_can_be_and_nothing_is_kept_for_them() ->
     assert len(made.peers) == 0
 
 
-def test_beyond_the_limit_who_is_silent_has_to_go_and_else_there_is_no_room() -> None:
+def test_silent_peer_makes_room_beyond_the_limit() -> None:
     made = Made(b"a", b"b", b"c", peers_max=3)
     assert made.peers.make_room() is None
     assert len(made.peers) == 3, "who is there stays: thousands would send each other away all the time"
@@ -137,7 +137,7 @@ def test_beyond_the_limit_who_is_silent_has_to_go_and_else_there_is_no_room() ->
     assert "takes no more clients: it has 3" in made.peers.why_full()
 
 
-def test_the_named_number_of_bytes_is_what_the_documents_say() -> None:
+def test_byte_limit_matches_the_documents() -> None:
     assert PEER_BYTES_MAX == 154 << 20
 
 
@@ -150,7 +150,7 @@ def tick(made: Made, times: int, *heard: bytes) -> list[bytes]:
     return gone
 
 
-def test_who_says_something_is_asked_nothing_and_who_is_silent_is() -> None:
+def test_only_silent_peers_are_asked() -> None:
     made = Made(b"a", b"b")
     assert tick(made, SILENT_TICKS + 3, b"a") == []
     assert made.peers.silent == 1
@@ -160,7 +160,7 @@ def test_who_says_something_is_asked_nothing_and_who_is_silent_is() -> None:
     assert made.peers.silent == 0
 
 
-def test_a_silent_peer_that_is_gone_is_found_out_and_forgotten() -> None:
+def test_silent_peer_that_is_gone_is_forgotten() -> None:
     made = Made(b"a", b"b")
     made.pipes.gone.add(b"a")
     assert tick(made, SILENT_TICKS + 1, b"b") == []
@@ -169,7 +169,7 @@ def test_a_silent_peer_that_is_gone_is_found_out_and_forgotten() -> None:
     assert b"b" in made.peers
 
 
-def test_what_waits_for_a_silent_peer_that_takes_nothing_is_forgotten() -> None:
+def test_replies_to_silent_blocked_peer_are_forgotten() -> None:
     made = Made(b"a")
     made.pipes.room[b"a"] = 2
     for number in range(5):
@@ -177,10 +177,10 @@ def test_what_waits_for_a_silent_peer_that_takes_nothing_is_forgotten() -> None:
     assert tick(made, SILENT_TICKS + 1) == [b"a"]
     assert made.counters.dropped_replies == 3
     assert not made.peers.blocked
-    assert list(made.pipes.sent[b"a"]) == [b"0", b"1"], "nothing more is pressed on who takes nothing"
+    assert list(made.pipes.sent[b"a"]) == [b"0", b"1"], "nothing more is sent to a peer that takes nothing"
 
 
-def test_a_silent_peer_that_takes_its_replies_is_only_busy_and_keeps_them() -> None:
+def test_silent_peer_taking_its_replies_keeps_them() -> None:
     made = Made(b"a")
     made.pipes.room[b"a"] = 0
     for number in range(50):
@@ -195,7 +195,7 @@ def test_a_silent_peer_that_takes_its_replies_is_only_busy_and_keeps_them() -> N
     assert len(made.pipes.sent[b"a"]) == 50
 
 
-def test_a_peer_that_asks_and_takes_nothing_is_not_silent() -> None:
+def test_peer_that_asks_without_reading_is_not_silent() -> None:
     made = Made(b"a")
     made.pipes.room[b"a"] = 0
     made.peers.reply(b"a", b"0")

@@ -1,4 +1,4 @@
-"""Requests of peers: which may wait, which are cancelled or parked, and when their deadline is."""
+"""Requests of peers: queued, cancelled or parked, and their deadlines."""
 
 from collections.abc import Sequence
 
@@ -38,7 +38,7 @@ def frames_left(queue: RequestQueue) -> Sequence[bytes]:
     return frames
 
 
-def test_what_is_cancelled_before_its_turn_is_dropped_and_counted() -> None:
+def test_request_cancelled_before_its_turn_is_dropped() -> None:
     scan, commit = Scan(3, 9, 0, None, "s", 0, 1, b"", 5), Commit(4, 9, 0, None, [])
     queue, counters = queue_of(fetch(1), fetch(2), scan, commit)
     cancel(queue, 1, 3, 4, 99)
@@ -46,7 +46,7 @@ def test_what_is_cancelled_before_its_turn_is_dropped_and_counted() -> None:
     assert counters.cancelled == 2
 
 
-def test_a_read_with_frames_to_come_can_be_cancelled() -> None:
+def test_read_with_frames_to_come_can_be_cancelled() -> None:
     queue, counters = queue_of()
     reading = Call(PEER, encode(fetch(7)), 1.0)
     queue.put_back(reading)
@@ -62,7 +62,7 @@ def test_one_peer_cannot_cancel_anothers_requests() -> None:
     assert counters.cancelled == 0
 
 
-def test_a_cancel_that_is_none_is_counted_as_malformed() -> None:
+def test_invalid_cancel_is_counted_as_malformed() -> None:
     queue, counters = queue_of(fetch(1))
     assert queue.put(PEER, b"\x92\x0e\xc1", 0.0) is None
     assert queue.put(PEER, encode(Cancel(list(range(1, 5_000)))), 0.0) is None  # far more than a router names
@@ -71,7 +71,7 @@ def test_a_cancel_that_is_none_is_counted_as_malformed() -> None:
     assert frames_left(queue) == [encode(fetch(1))]
 
 
-def test_a_peer_is_told_at_once_what_would_come_too_late() -> None:
+def test_request_that_would_be_late_is_shed_immediately() -> None:
     queue, _counters = queue_of(fetch(1), fetch(2), fetch(3))
     queue.take(0.4)  # the first waited 0.4 s for its turn
     shed = queue.put(PEER, encode(fetch(4, budget_us=300_000)), 0.4)
@@ -80,7 +80,7 @@ def test_a_peer_is_told_at_once_what_would_come_too_late() -> None:
     assert queue.put(OTHER, encode(fetch(6, budget_us=1_000)), 0.4) is None, "other peers have turns of their own"
 
 
-def test_a_peer_whose_work_is_all_cancelled_is_not_behind() -> None:
+def test_peer_with_all_work_cancelled_is_not_behind() -> None:
     queue, _counters = queue_of(fetch(1), fetch(2))
     queue.take(2.0)
     cancel(queue, 2)
@@ -93,7 +93,7 @@ def test_a_peer_without_work_is_not_behind() -> None:
     assert queue.put(PEER, encode(fetch(2, budget_us=1_000)), 5.0) is None
 
 
-def test_a_full_queue_is_told_with_a_time_to_stay_away() -> None:
+def test_full_queue_sheds_with_a_retry_time() -> None:
     queue, _counters = queue_of()
     shed = None
     for number in range(2_000):
@@ -103,7 +103,7 @@ def test_a_full_queue_is_told_with_a_time_to_stay_away() -> None:
     assert shed is not None and shed.retry_after_s > 0
 
 
-def test_the_budget_counts_from_when_a_request_was_sent_not_from_when_it_was_drained() -> None:
+def test_budget_counts_from_sending_instead_of_draining() -> None:
     queue, _counters = queue_of()
     frame = encode(fetch(1))
     prompt, late = Call(PEER, frame, 10.0), Call(PEER, frame, 13.0)

@@ -236,7 +236,7 @@ def test_first_request_without_hello_is_rejected() -> None:
     assert (served.counters.hellos, served.counters.faults) == (2, 3)
 
 
-def test_peers_beyond_the_limit_are_turned_away_until_one_is_gone() -> None:
+def test_peers_beyond_limit_are_rejected_until_one_leaves() -> None:
     served = Served(peers_max=2)
     served.welcome(b"a", b"b")
     served.come(b"c", HELLO)
@@ -297,7 +297,7 @@ def test_malformed_frames_are_counted_and_answered_by_number(served: Served) -> 
     assert served.counters.malformed_frames == 5
 
 
-def test_frames_of_one_answer_take_turns_with_other_peers(served: Served) -> None:
+def test_frames_of_answer_take_turns_with_other_peers(served: Served) -> None:
     served.scans = {1: Script("a1", "a2", "a3"), 2: Script("never before a3"), 3: Script("b")}
     served.pipes.in_order.clear()
     served.pipes.handle_messages([[b"a", encode(scan(1))], [b"a", encode(scan(2))], [b"b", encode(scan(3))]])
@@ -312,7 +312,7 @@ def test_handler_answers_later_by_reply(served: Served) -> None:
     assert served.answer(b"a") == CommitReply(4, [])
 
 
-def test_quiet_peer_is_forgotten_soon_after_its_connection_ended(served: Served) -> None:
+def test_quiet_peer_is_forgotten_after_its_connection_ended(served: Served) -> None:
     for peer in (b"a", b"b"):
         served.come(peer, HELLO)
     served.loop.run(3 * LIVENESS_TICK_S)
@@ -328,7 +328,7 @@ def test_quiet_peer_is_forgotten_soon_after_its_connection_ended(served: Served)
 # --- deadlines, cancels, shedding, peers that do not read ---
 
 
-def test_late_request_is_dropped_unless_its_handler_is_always_asked(served: Served) -> None:
+def test_late_request_is_dropped_unless_always_asked(served: Served) -> None:
     def stall() -> None:
         served.loop.now += 0.5
 
@@ -341,7 +341,7 @@ def test_late_request_is_dropped_unless_its_handler_is_always_asked(served: Serv
     assert call.deadline < served.loop.now
 
 
-def test_rest_of_an_answer_is_dropped_after_the_deadline(served: Served) -> None:
+def test_rest_of_answer_is_dropped_after_deadline(served: Served) -> None:
     def stall() -> None:
         served.loop.now += 0.6
 
@@ -359,7 +359,7 @@ def test_cancelled_requests_are_not_begun(served: Served) -> None:
     assert served.counters.cancelled == 1
 
 
-def test_requests_beyond_a_peers_queue_are_told_so(served: Served) -> None:
+def test_requests_beyond_a_peers_queue_are_shed(served: Served) -> None:
     served.come(b"a", *[scan(number) for number in range(2_000)])
     replies = [decode_reply(frame) for frame in served.raw(b"a")]
     faults = [reply for reply in replies if isinstance(reply, Fault)]
@@ -405,7 +405,7 @@ def test_parked_call_may_park_again(served: Served) -> None:
     assert len(set(script.calls)) == 1
 
 
-def test_resumed_call_of_blocked_peer_waits_until_it_reads(served: Served) -> None:
+def test_resumed_call_of_blocked_peer_waits_for_reading(served: Served) -> None:
     call = served.park(b"a", 1, "cold")
     served.scans[2] = Script("1", "2")
     served.pipes.room[b"a"] = 1

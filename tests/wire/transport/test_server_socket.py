@@ -1,4 +1,4 @@
-"""The socket of a server: what it says of connections that end, and that closing it leaves nothing."""
+"""The socket of a server: its reports of ended connections, and that closing it leaves nothing."""
 
 import asyncio
 import socket
@@ -14,11 +14,11 @@ from dawnchorus.wire.transport.sockets import SocketOwner, bind
 PATIENCE_S = 20.0
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(48)
-"""How a peer of ZeroMQ begins (ZMTP 3.0, rfc.zeromq.org/spec/23)."""
+"""The greeting of a ZeroMQ peer (ZMTP 3.0, rfc.zeromq.org/spec/23)."""
 
 
 @pytest.mark.parametrize("way", ["tcp", "ipc"])
-async def test_end_of_connection_is_told_once_peer_left(way: str, tmp_path: Path) -> None:
+async def test_end_of_connection_is_reported_once_peer_left(way: str, tmp_path: Path) -> None:
     came, ended = asyncio.Event(), asyncio.Event()
     endpoints = {"tcp": f"tcp://127.0.0.1:{free_ports(1)[0]}", "ipc": f"ipc://{tmp_path}/s"}
     serving = ServerSocket(endpoints["tcp"], endpoints["ipc"])
@@ -51,7 +51,7 @@ async def test_taken_endpoint_leaves_nothing_bound(tmp_path: Path) -> None:
         first.close()
 
 
-def test_unread_news_of_connections_hold_up_nobody() -> None:
+def test_unread_connection_events_delay_no_peer() -> None:
     # While a node's loop is busy: a monitor with libzmq's usual limits is full by then, and its thread waits for room.
     port = free_ports(1)[0]
     with SocketOwner() as owner, SocketOwner() as other:

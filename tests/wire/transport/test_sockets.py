@@ -1,4 +1,4 @@
-"""Sockets have their limits set, and none outlives its owner, however far the making had got."""
+"""Sockets: their limits are set, and none outlives its owner, even if its making failed halfway."""
 
 import contextlib
 import threading
@@ -25,14 +25,14 @@ PATIENCE_MS = 30_000
 
 
 def end_within_patience(action: Callable[[], None]) -> None:
-    """Run what must not hang: a context that cannot end would hang the whole run."""
+    """Run a function that must not hang: a context that cannot end would hang the entire run."""
     thread = threading.Thread(target=action, daemon=True)
     thread.start()
     thread.join(PATIENCE_MS / 1_000)
     assert not thread.is_alive(), "it does not end"
 
 
-def test_both_sockets_bound_what_a_peer_can_make_them_hold(short_directory: Path) -> None:
+def test_both_sockets_limit_memory_of_one_peer(short_directory: Path) -> None:
     with SocketOwner() as owner:
         router, dealer = owner.router(), owner.dealer(f"ipc://{short_directory}/x")
         for made in (router, dealer):
@@ -45,20 +45,20 @@ def test_both_sockets_bound_what_a_peer_can_make_them_hold(short_directory: Path
         assert router.getsockopt(zmq.RCVHWM) == NODE_RECEIVE_FRAMES_MAX
         assert dealer.getsockopt(zmq.SNDHWM) == 4_096
         assert router.getsockopt(zmq.TCP_MAXRT) == 3_000
-        assert dealer.getsockopt(zmq.TCP_MAXRT) == 60_000, "longer than a node is busy that takes in nothing meanwhile"
+        assert dealer.getsockopt(zmq.TCP_MAXRT) == 60_000, "longer than a busy node receives nothing"
 
 
-def test_no_socket_uses_heartbeats_of_libzmq_or_lets_it_connect_again(short_directory: Path) -> None:
+def test_no_socket_uses_libzmqs_heartbeats_or_reconnects(short_directory: Path) -> None:
     with SocketOwner() as owner:
         dealer, monitor = owner.monitored_dealer(f"ipc://{short_directory}/x")
         for made in (owner.router(), owner.dealer(f"ipc://{short_directory}/x"), dealer, monitor):
-            # What ends a process by libzmq's own assertions: docs/decisions/0009.
+            # These can end a process by libzmq's own assertions: docs/decisions/0009.
             assert made.getsockopt(zmq.HEARTBEAT_IVL) == 0
             assert made.getsockopt(zmq.HEARTBEAT_TTL) == 0
         assert dealer.getsockopt(zmq.RECONNECT_IVL) == -1
 
 
-def test_a_frame_over_the_limit_costs_its_sender_the_connection_and_nobody_else(short_directory: Path) -> None:
+def test_oversized_frame_costs_only_its_senders_connection(short_directory: Path) -> None:
     endpoint = f"ipc://{short_directory}/x"
     with SocketOwner() as owner, SocketOwner() as other:
         replies = owner.router()
@@ -79,7 +79,7 @@ def test_a_frame_over_the_limit_costs_its_sender_the_connection_and_nobody_else(
                 break
 
 
-def test_a_router_is_told_of_peers_that_it_cannot_reach() -> None:
+def test_sending_to_unreachable_peer_is_an_error() -> None:
     with SocketOwner() as owner, pytest.raises(zmq.ZMQError, match="Host unreachable"):
         owner.router().send_multipart([b"nobody", b"frame"])
 
@@ -94,14 +94,14 @@ def test_an_endpoint_in_use_is_one_clear_error(short_directory: Path) -> None:
             bind(owner.router(), endpoint)
 
 
-@pytest.mark.parametrize("endpoint", ["tcp://192.0.2.1:9", "ipc:///no/such/folder/x", "x"])
-def test_an_endpoint_that_is_not_to_be_had_is_one_clear_error(endpoint: str) -> None:
+@pytest.mark.parametrize("endpoint", ["tcp://192.0.2.1:9", "ipc:///no/such/directory/x", "x"])
+def test_unavailable_endpoint_is_one_clear_error(endpoint: str) -> None:
     with SocketOwner() as owner, pytest.raises(DataDirectoryError, match=r"cannot bind .* in topology\.toml"):
         bind(owner.router(), endpoint)
 
 
 @pytest.mark.parametrize("kind", ["tcp", "ipc"])
-def test_an_endpoint_can_be_had_again_once_its_owner_is_closed(kind: str, short_directory: Path) -> None:
+def test_endpoint_is_available_after_its_owner_closed(kind: str, short_directory: Path) -> None:
     endpoint = f"tcp://127.0.0.1:{free_ports(1)[0]}" if kind == "tcp" else f"ipc://{short_directory}/x"
     for _ in range(3):
         with SocketOwner() as owner:
@@ -111,7 +111,7 @@ def test_an_endpoint_can_be_had_again_once_its_owner_is_closed(kind: str, short_
         assert not list(short_directory.iterdir())
 
 
-def test_an_endpoint_that_cannot_be_connected_to_is_told_and_its_socket_closed() -> None:
+def test_failing_connect_is_reported_and_its_socket_closed() -> None:
     def make() -> None:
         with SocketOwner() as owner, pytest.raises(ClusterUnavailable, match="cannot connect to nonsense"):
             owner.dealer("nonsense")
@@ -134,7 +134,7 @@ def test_an_owner_ends_with_everything_still_unsent(short_directory: Path) -> No
     end_within_patience(make)
 
 
-def test_frames_on_their_way_are_sent_before_a_socket_closes(short_directory: Path) -> None:
+def test_frames_in_flight_are_sent_before_socket_closes(short_directory: Path) -> None:
     with SocketOwner() as node:
         replies = node.router()
         bind(replies, f"ipc://{short_directory}/x")
@@ -143,14 +143,14 @@ def test_frames_on_their_way_are_sent_before_a_socket_closes(short_directory: Pa
             requests.send(b"first")
             assert replies.poll(PATIENCE_MS)
             replies.recv_multipart()
-            for number in range(14):  # as many as the node's socket takes in although nobody receives
+            for number in range(14):  # as many as the node's socket buffers while nothing receives
                 requests.send(bytes([number]) * 50_000)
         for number in range(14):
             assert replies.poll(PATIENCE_MS)
             assert replies.recv_multipart()[1] == bytes([number]) * 50_000
 
 
-def test_a_monitor_tells_of_an_attempt_that_failed(short_directory: Path) -> None:
+def test_monitor_reports_failed_attempt(short_directory: Path) -> None:
     for endpoint in (f"ipc://{short_directory}/nobody", f"tcp://127.0.0.1:{free_ports(1)[0]}"):
         with SocketOwner() as owner:
             requests, monitor = owner.monitored_dealer(endpoint)
@@ -160,7 +160,7 @@ def test_a_monitor_tells_of_an_attempt_that_failed(short_directory: Path) -> Non
             owner.close_monitored(requests, monitor)
 
 
-def test_a_monitor_tells_of_a_connection_that_broke(short_directory: Path) -> None:
+def test_monitor_reports_broken_connection(short_directory: Path) -> None:
     endpoint = f"ipc://{short_directory}/x"
     with SocketOwner() as owner:
         with SocketOwner() as node:
